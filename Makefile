@@ -1,0 +1,52 @@
+# make demo   convert, verify and run the example model
+# make test   the whole suite
+# make check  linter, formatter, types, layering
+# make sweep  every architecture of mlx-lm against PyTorch (long); writes docs/architectures.md
+# make bench  conversion beside cp and mlx_lm (makes 2.5 GB files)
+# Each makes .venv and installs what it needs.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UNAME := $(shell uname -s)
+
+# The Linux wheel of MLX is linked to the reference BLAS; OpenBLAS, where it is installed, makes float32 far faster.
+OPENBLAS := $(firstword $(wildcard /usr/lib/*/openblas-pthread/libopenblas.so.0))
+RUN := $(if $(OPENBLAS),env LD_PRELOAD=$(OPENBLAS) )
+
+.PHONY: demo test check sweep bench format clean
+
+$(VENV)/.installed: pyproject.toml constraints/linux.txt
+	$(PYTHON) -m venv $(VENV)
+ifeq ($(UNAME),Linux)
+	$(BIN)/pip install --quiet -c constraints/linux.txt torch
+	$(BIN)/pip install --quiet -c constraints/linux.txt -e ".[torch,dev]"
+else
+	$(BIN)/pip install --quiet -e ".[torch,dev]"
+endif
+	touch $@
+
+demo: $(VENV)/.installed
+	$(RUN)$(BIN)/python examples/demo.py
+
+test: $(VENV)/.installed
+	$(RUN)$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_imports.py
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+sweep: $(VENV)/.installed
+	$(RUN)$(BIN)/python benchmarks/sweep_architectures.py --output docs/architectures.md
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/convert.py
+
+clean:
+	rm -rf $(VENV) demo-output demo-output.partial .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,46 @@
+"""mlxport: port PyTorch models to MLX, with bounded memory and numbers proven against the original.
+
+Everything public is here; nothing heavy is imported until it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from mlxport import errors
+from mlxport._version import __version__
+from mlxport.errors import *
+
+if TYPE_CHECKING:
+    from mlxport.conversion import ConvertReport, convert, verify
+    from mlxport.inspection import Inspection, inspect
+    from mlxport.parity import ParityReport
+    from mlxport.run import AutoModelForCausalLM, AutoTokenizer, generate
+
+# Public name -> the module that is imported when it is first used.
+_LAZY = {
+    "AutoModelForCausalLM": "mlxport.run",
+    "AutoTokenizer": "mlxport.run",
+    "ConvertReport": "mlxport.conversion",
+    "Inspection": "mlxport.inspection",
+    "ParityReport": "mlxport.parity",
+    "convert": "mlxport.conversion",
+    "generate": "mlxport.run",
+    "inspect": "mlxport.inspection",
+    "verify": "mlxport.conversion",
+}
+
+__all__ = sorted([*errors.__all__, *_LAZY, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,0 +1,181 @@
+"""What the stages hand over: frozen dataclasses, no behaviour beyond arithmetic on their own fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+# safetensors dtype name -> bits per element. https://github.com/huggingface/safetensors (format section)
+DTYPE_BITS: Mapping[str, int] = {
+    "BOOL": 8,
+    "U8": 8,
+    "I8": 8,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "F8_E8M0": 8,
+    "I16": 16,
+    "U16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "I32": 32,
+    "U32": 32,
+    "F32": 32,
+    "I64": 64,
+    "U64": 64,
+    "F64": 64,
+    "C64": 64,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRef:
+    """Where one tensor of a checkpoint lies on disk; nothing is read.
+
+    Attributes:
+        name: Key in the checkpoint.
+        dtype: safetensors dtype name, a key of ``DTYPE_BITS``.
+        shape: Dimensions, row-major order.
+        path: File that holds the bytes.
+        offset: Absolute byte offset of the first element in ``path``.
+        strides: Element strides where the tensor is not contiguous (torch files only), else None.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    offset: int
+    strides: tuple[int, ...] | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements, contiguous."""
+        return self.size * DTYPE_BITS[self.dtype] // 8
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened source: config and tensor references; weights stay on disk.
+
+    Attributes:
+        root: Local folder that holds the files (the snapshot folder for a hub repository).
+        config: Parsed config.json.
+        tensors: Name to reference, in the order of the index (or of the file).
+        weight_files: Files that hold the tensors, in order, absolute paths.
+        side_files: Everything else worth carrying (tokenizer, processor, chat template, generation config), absolute.
+        repo_id: Hub repository id, or None for a folder.
+        revision: Commit hash of the hub snapshot, or None.
+        problems: What is wrong but does not stop a conversion (shown by ``inspect``).
+    """
+
+    root: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorRef]
+    weight_files: tuple[Path, ...]
+    side_files: tuple[Path, ...] = ()
+    repo_id: str | None = None
+    revision: str | None = None
+    problems: tuple[str, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(ref.nbytes for ref in self.tensors.values())
+
+    @property
+    def name(self) -> str:
+        """How the source is called in messages and in the record."""
+        return self.repo_id or self.root.name
+
+
+@dataclass(frozen=True, slots=True)
+class QuantSpec:
+    """How one module's weight is quantized: the same three fields that mlx-lm writes into config.json."""
+
+    mode: str
+    bits: int
+    group_size: int
+
+    def as_config(self) -> dict[str, int | str]:
+        """The block that mlx-lm reads."""
+        return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
+
+
+@dataclass(frozen=True, slots=True)
+class OutTensor:
+    """One tensor of the output.
+
+    Attributes:
+        name: Key in the output file.
+        dtype: safetensors dtype name.
+        shape: Dimensions.
+        source: Key of the program output that it is computed from (equal to ``name`` unless quantized).
+        part: ``""`` for the value itself; ``"weight"``, ``"scales"`` or ``"biases"`` of a quantized triple.
+        quant: The quantization of ``source``, or None.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    source: str
+    part: str = ""
+    quant: QuantSpec | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the output file."""
+        return prod(self.shape) * DTYPE_BITS[self.dtype] // 8
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One output file with its tensors, in file order."""
+
+    filename: str
+    tensors: tuple[OutTensor, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors, without the header."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that will be written, known before a byte of weights is read.
+
+    Attributes:
+        shards: Output files.
+        dtype: Name of the floating dtype of what is not quantized (``bfloat16`` …).
+        parameters: Number of parameters, counted before quantization.
+        quantized: Module path to its quantization.
+        kept: Module path to the reason why it is not quantized (only when quantization was asked for).
+        peak_bytes: Estimate of the peak resident memory of the conversion.
+        dropped: Source tensors that the target does not use.
+    """
+
+    shards: tuple[Shard, ...]
+    dtype: str
+    parameters: int
+    quantized: Mapping[str, QuantSpec] = field(default_factory=dict)
+    kept: Mapping[str, str] = field(default_factory=dict)
+    peak_bytes: int = 0
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights that will be written."""
+        return sum(shard.nbytes for shard in self.shards)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits divided by parameters."""
+        return self.nbytes * 8 / max(self.parameters, 1)
