@@ -1,0 +1,94 @@
+"""Open a checkpoint and read from it: a folder or a Hugging Face repository, safetensors or torch files.
+
+Nothing here trusts what it reads, and nothing heavy is imported until it is needed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mlxport.errors import SourceError, UnsupportedError
+from mlxport.source.config import check_consistency, needs_remote_code
+from mlxport.source.folder import open_folder
+from mlxport.source.read import hash_file, read_rows
+from mlxport.types import Checkpoint
+
+__all__ = ["check_consistency", "hash_file", "needs_remote_code", "open_checkpoint", "read_rows"]
+
+# What the hub accepts: https://huggingface.co/docs/huggingface_hub/package_reference/utilities (validate_repo_id)
+_REPO_ID = re.compile(r"(?!.*(?:--|\.\.))(?:[A-Za-z0-9_][\w.-]{0,95}/)?[A-Za-z0-9_](?:[\w.-]{0,94}\w)?", re.ASCII)
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".zip", ".npz", ".ckpt")
+
+
+def open_checkpoint(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    check_config: Callable[[Mapping[str, Any]], None] | None = None,
+    headers_only: bool = False,
+) -> Checkpoint:
+    """Open a checkpoint: read config and headers, check them, leave the weights on disk.
+
+    Args:
+        source: A folder, or the id of a repository on the Hugging Face hub (``org/name``).
+        revision: Branch, tag or commit of the repository; None is its main branch.
+        trust_remote_code: Fetch the repository's Python files too. They are never run here.
+        check_config: Called with the config before any weights are fetched or opened; what it raises goes through.
+        headers_only: Of a repository's weights fetch the headers only: shapes and dtypes are known, reading fails.
+
+    Raises:
+        SourceError: Names the file, what is wrong with it and the remedy. ConfigError, WeightsError, UnsafeError,
+            TokenizerError are the finer classes.
+        UnsupportedError: A format that is not read (GGUF, the original Meta format, diffusers).
+    """
+    path = Path(os.path.abspath(os.path.expanduser(source)))
+    if _is(os.path.isdir, path):
+        if revision is not None:
+            raise SourceError(
+                f"{path} is a folder and has no revisions", hint="leave out the revision, or give a hub id"
+            )
+        return open_folder(path, check_config=check_config)
+    if _is(os.path.lexists, path):
+        raise _not_a_folder(path)
+    if isinstance(source, Path) or not _REPO_ID.fullmatch(source):
+        raise _no_such_folder(str(source))
+    from mlxport.source.hub import open_repository
+
+    return open_repository(source, revision, trust_remote_code, check_config, headers_only)
+
+
+def _is(test: Callable[[Path], bool], path: Path) -> bool:
+    try:
+        return test(path)
+    except (OSError, ValueError):  # a name too long, or one with NUL
+        return False
+
+
+def _not_a_folder(path: Path) -> SourceError | UnsupportedError:
+    if path.suffix == ".gguf":
+        return UnsupportedError(
+            f"{path} is a GGUF file", hint="convert from the original safetensors checkpoint instead"
+        )
+    if path.suffix == ".zip":
+        return SourceError(f"{path} is an archive, not a folder", hint="unpack it and give the folder")
+    if path.suffix in _WEIGHT_SUFFIXES:
+        return SourceError(
+            f"{path} is a single weights file, not a checkpoint",
+            hint="give the folder that also holds config.json and the tokenizer",
+        )
+    return SourceError(f"{path} is not a folder", hint="give the folder that holds config.json and the weights")
+
+
+def _no_such_folder(source: str) -> SourceError:
+    if source.startswith(("http://", "https://", "hf.co/", "huggingface.co/")):
+        return SourceError(f"{source} is an address", hint="give the id of the repository alone: org/name")
+    if "/" in source or "\\" in source or source.startswith((".", "~")):
+        return SourceError(f"{source}: no such folder", hint="check the path; a hub id has the form org/name")
+    return SourceError(
+        f"{source[:200]!r} is neither a folder nor the id of a hub repository", hint="a hub id has the form org/name"
+    )

@@ -1,0 +1,134 @@
+"""config.json: read it, say whether it needs code of its own, and compare it with the weights."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlxport.errors import ConfigError
+from mlxport.source.jsonfile import read_object
+from mlxport.types import TensorRef
+
+# Where composite configs keep the part that describes the language model.
+_TEXT_PARTS = ("text_config", "llm_config", "language_config", "thinker_config")
+_HIDDEN = ("hidden_size", "n_embd", "d_model")
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_EMBEDDING = re.compile(
+    r"(?:.*\.)?(?:embed_tokens|tokens_embed|wte|word_embeddings?|embed_in|embeddings|tok_embeddings|token_embedding|shared)\.weight"
+)
+_EMBEDDING_WIDTH = re.compile(r"emb\w*_(?:size|dim|rank)|d_emb")
+_STACK = re.compile(r"(?P<stack>(?:.*?\.)?(?:layers|layer|h|blocks|block))\.(?P<number>\d{1,6})\.")
+# Parts of a model that have sizes of their own, as words in a tensor's name ("decoder" is not "code").
+_TOWER = re.compile(
+    r"(?:^|[._])(?:vision|visual|image|vit|audio|speech|talker|codec?|depth|mtp|resampler|qformer|projector)(?=[._\d]|$)"
+)
+_NORM = re.compile(r"norm|ln_|layernorm", re.IGNORECASE)
+_FLOATS = {"F16", "BF16", "F32", "F64"}
+# Settings under which layers are legitimately absent from the weights.
+_IRREGULAR = ("block_configs", "block_sizes", "layer_sharing", "share_layers", "num_hidden_groups", "prune_layers")
+
+
+def read_config(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The config and what is odd in it.
+
+    Raises:
+        ConfigError: Not readable, not UTF-8, not JSON, not an object, or without a model_type.
+    """
+    repeated: list[str] = []
+    config = read_object(path, ConfigError, unique=False, repeated=repeated)
+    try:
+        json.dumps(config, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{path} holds text that is not valid Unicode", hint="get config.json again") from error
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or not kind.isprintable() or not kind:
+        found = "is missing" if kind is None else f"is not a name but {str(kind)[:80]!r}"
+        raise ConfigError(
+            f"{path}: model_type {found}", hint='add the model_type that the model\'s documentation gives, e.g. "llama"'
+        )
+    return config, [f"config.json gives {key!r} twice; the last value counts" for key in repeated]
+
+
+def needs_remote_code(config: Mapping[str, Any]) -> bool:
+    """Whether the checkpoint brings code for its model (``auto_map``); whether that is needed the target knows."""
+    auto_map = config.get("auto_map")
+    if not isinstance(auto_map, Mapping):
+        return bool(auto_map)
+    return any(str(key) == "AutoConfig" or str(key).startswith("AutoModel") for key in auto_map)
+
+
+def check_consistency(config: Mapping[str, Any], tensors: Mapping[str, TensorRef]) -> list[str]:
+    """Compare config and weights of the text stack; returns what is odd but not wrong.
+
+    Judges only what cannot be explained otherwise: padded vocabularies, extra prediction layers, factored
+    embeddings, towers of multimodal models, packed (quantized) embeddings and shared layers are all left alone.
+
+    Raises:
+        ConfigError: The hidden size differs, or layers are missing; names both numbers and the tensor.
+    """
+    text: Mapping[str, Any] = config
+    for _ in range(2):  # thinker_config holds a text_config
+        text = next((text[key] for key in _TEXT_PARTS if isinstance(text.get(key), Mapping)), text)
+    embeddings = [ref for name, ref in tensors.items() if _EMBEDDING.fullmatch(name) and not _TOWER.search(name)]
+    if not embeddings:  # not a language model, whose words for sizes we know
+        return []
+    return [*_check_embedding(text, embeddings, tensors), *_check_layers(text, tensors)]
+
+
+def _number(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
+    """The smallest count that the config gives under one of ``keys``; None if there is none."""
+    values = [config.get(key) for key in keys]
+    return min((value for value in values if type(value) is int and value > 0), default=None)
+
+
+def _check_embedding(
+    text: Mapping[str, Any], embeddings: list[TensorRef], tensors: Mapping[str, TensorRef]
+) -> list[str]:
+    found = [ref for ref in embeddings if len(ref.shape) == 2 and ref.dtype in _FLOATS]
+    hidden = _number(text, _HIDDEN)
+    if not found or hidden is None:
+        return []
+    ref = found[0]
+    # A model may embed in another width and project. Then its norms still have the hidden size, or the config says so.
+    told = any(_EMBEDDING_WIDTH.search(key) and value == ref.shape[1] for key, value in text.items())
+    norms = (other.shape for name, other in tensors.items() if _NORM.search(name))
+    if not told and all(other.shape[1] != hidden for other in found) and (hidden,) not in norms:
+        key = next(key for key in _HIDDEN if text.get(key) == hidden)
+        raise ConfigError(
+            f"config.json says {key} {hidden}, but {ref.name} is {ref.shape[0]} x {ref.shape[1]} in {ref.path.name}",
+            hint="config.json and weights are of different models; get both from the same place",
+        )
+    vocabulary = _number(text, ("vocab_size",))
+    if vocabulary is not None and len(found) == 1 and ref.shape[0] < vocabulary:
+        return [f"config.json says vocab_size {vocabulary}, but {ref.name} has {ref.shape[0]} rows"]
+    return []
+
+
+def _check_layers(text: Mapping[str, Any], tensors: Mapping[str, TensorRef]) -> list[str]:
+    expected = _number(text, _LAYERS)
+    if expected is None or text.get("is_encoder_decoder") or any(text.get(key) for key in _IRREGULAR):
+        return []
+    stacks: dict[str, dict[int, str]] = defaultdict(dict)
+    for name in tensors:
+        match = _STACK.match(name)
+        if match and not _TOWER.search(match["stack"]):
+            stacks[match["stack"]].setdefault(int(match["number"]), name)
+    if len(stacks) != 1:  # which of several the number is about cannot be told
+        return []
+    ((stack, layers),) = stacks.items()
+    if not {*range(expected)} <= {*layers}:
+        absent = next(number for number in range(expected) if number not in layers)
+        last = layers[max(layers)]
+        raise ConfigError(
+            f"config.json says {expected} layers, the weights hold {len(layers)}: "
+            f"{stack}.{absent} is missing (the last tensor of the stack is {last})",
+            hint="config.json and weights are of different models, or a part of the weights is missing",
+        )
+    extra = len(layers) - expected - (_number(text, ("num_nextn_predict_layers", "num_mtp_layers")) or 0)
+    if extra > 0:
+        return [f"config.json says {expected} layers, the weights hold {len(layers)}"]
+    return []

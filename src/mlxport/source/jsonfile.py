@@ -1,0 +1,86 @@
+"""JSON as checkpoints hold it, read strictly: UTF-8, an object, no key twice, no NaN."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mlxport.errors import SourceError
+from mlxport.source.files import opened, read_exactly, refuse_placeholder
+
+# The largest index seen in the wild is a few MB; what is larger than this is not a config or an index.
+MAX_JSON_BYTES = 100_000_000
+
+
+class _Refused(ValueError):
+    """Valid JSON that we do not accept."""
+
+
+def parse_object(
+    data: bytes,
+    path: Path,
+    error: type[SourceError],
+    *,
+    what: str = "",
+    unique: bool = True,
+    repeated: list[str] | None = None,
+) -> dict[str, Any]:
+    """The JSON object in ``data``.
+
+    Args:
+        data: The text, UTF-8.
+        path: Named in errors.
+        error: Class of the error raised when ``data`` is anything else.
+        what: Which part of the file it is, for errors.
+        unique: Refuse an object that holds a key twice.
+        repeated: Where not ``unique``: collects keys given twice with different values; the last value counts.
+    """
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in items:
+            key.encode()  # a lone surrogate can be neither printed nor written again
+            if key in found and unique:
+                raise _Refused(f"the key {key!r} is given twice")
+            if key in found and found[key] != value and repeated is not None:
+                repeated.append(key)
+            found[key] = value
+        return found
+
+    def constant(name: str) -> float:
+        # Infinity is legal in practice: Mamba 2 has `"time_step_limit": [0.0, Infinity]`.
+        if name == "NaN":
+            raise _Refused("it holds NaN")
+        return float(name)
+
+    place = f"{path}: {what}" if what else str(path)
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant)
+    except UnicodeDecodeError as cause:
+        _refuse(error, place, f"is not UTF-8 (byte {cause.start})", cause)
+    except UnicodeEncodeError as cause:
+        _refuse(error, place, "holds a key that is not valid Unicode", cause)
+    except json.JSONDecodeError as cause:
+        _refuse(error, place, f"is not JSON: {cause.msg} at line {cause.lineno}, column {cause.colno}", cause)
+    except (ValueError, RecursionError) as cause:
+        _refuse(error, place, f"is not accepted: {cause}", cause)
+    if not isinstance(value, dict):
+        _refuse(error, place, f"is not a JSON object but a {type(value).__name__}", None)
+    return value
+
+
+def _refuse(error: type[SourceError], place: str, why: str, cause: Exception | None) -> NoReturn:
+    raise error(f"{place} {why}", hint="get the file again from where the checkpoint comes from") from cause
+
+
+def read_object(
+    path: Path, error: type[SourceError], *, unique: bool = True, repeated: list[str] | None = None
+) -> dict[str, Any]:
+    """The JSON object in a file; see :func:`parse_object`."""
+    with opened(path, error) as (fd, size):
+        if size > MAX_JSON_BYTES:
+            raise error(f"{path} has {size} bytes; at most {MAX_JSON_BYTES} are expected of such a file")
+        data = read_exactly(fd, size, 0, path)
+    refuse_placeholder(data, path, error)
+    return parse_object(data, path, error, unique=unique, repeated=repeated)
