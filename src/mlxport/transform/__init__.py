@@ -1,0 +1,30 @@
+"""Maps from checkpoint tensors to output tensors, known as a graph before a byte of weights is read.
+
+A target states its map as ordinary MLX code on a dict of arrays (mlx-lm's own ``sanitize`` and ``quantize_model``, for
+one). ``trace`` runs that code once on placeholders and keeps the graph, so that any range of rows of any output can be
+computed from just the bytes that it needs.
+"""
+
+from mlxport.transform.dtypes import mx_dtype, st_dtype, to_bytes, to_mx
+from mlxport.transform.evaluate import BLOCK_BYTES, Evaluator, lazy_arrays, row_blocks, working_bytes
+from mlxport.transform.invert import NotInvertible, invert
+from mlxport.transform.program import Output, Program, Value
+from mlxport.transform.trace import trace
+
+__all__ = [
+    "BLOCK_BYTES",
+    "Evaluator",
+    "NotInvertible",
+    "Output",
+    "Program",
+    "Value",
+    "invert",
+    "lazy_arrays",
+    "mx_dtype",
+    "row_blocks",
+    "st_dtype",
+    "to_bytes",
+    "to_mx",
+    "trace",
+    "working_bytes",
+]

@@ -1,0 +1,176 @@
+"""Run a pipeline once on placeholders and keep the graph (``mx.export_function`` with a callback)."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import mlx.core as mx
+
+from mlxport.quant.modes import make_spec
+from mlxport.transform.dtypes import mx_dtype
+from mlxport.transform.evaluate import lazy_arrays
+from mlxport.transform.ops import ROW_OPS
+from mlxport.transform.program import Call, Output, Pipeline, Program, Value
+from mlxport.types import QuantSpec, TensorRef
+
+# How MLX says that it cannot export a primitive, and that code looked at a placeholder's values.
+_NO_STATE = "Unable to get state for primitive"
+_EVALUATED = "Attempting to eval an array during function transformations"
+# Tracing replaces functions of mlx.core: one thread at a time, and only that thread sees them.
+_lock = threading.RLock()
+
+
+def trace(pipeline: Pipeline, refs: Mapping[str, TensorRef]) -> Program:
+    """Trace ``pipeline`` over placeholders of the shapes and dtypes of ``refs``; nothing is evaluated.
+
+    Outputs that use a primitive outside ``ROW_OPS`` have ``value=None`` and are computed by running the pipeline on
+    lazily loaded arrays. So are all outputs of a pipeline that looks at values (``.item()``, ``mx.eval``): MLX raises
+    when it meets a placeholder there, and the pipeline is run on the real tensors instead, reading what it looks at.
+    Errors that the pipeline raises on purpose pass through.
+    """
+    try:
+        return Program(dict(refs), _traced(pipeline, refs), pipeline)
+    except ValueError as error:
+        if _EVALUATED not in str(error):
+            raise
+    results = pipeline(lazy_arrays(refs))
+    outputs = {name: Output(name, tuple(array.shape), array.dtype, None) for name, array in results.items()}
+    return Program(dict(refs), outputs, pipeline)
+
+
+def _traced(pipeline: Pipeline, refs: Mapping[str, TensorRef]) -> dict[str, Output]:
+    results: dict[str, mx.array] = {}
+    parts: dict[str, tuple[QuantSpec, str]] = {}
+    with _recording() as quantized:
+
+        def traced(*arrays: mx.array) -> list[mx.array]:
+            results.update(pipeline(dict(zip(refs, arrays, strict=True))))
+            roots = []
+            for name, array in results.items():
+                source, spec, part = quantized.get(id(array), (array, None, ""))
+                if spec is not None:
+                    parts[name] = (spec, part)
+                roots.append(source)
+            return roots
+
+        placeholders = [mx.zeros(ref.shape, dtype=mx_dtype(ref)) for ref in refs.values()]
+        records: list[dict[str, Any]] = []
+        values: list[Value | None]
+        try:
+            mx.export_function(records.append, traced, *placeholders)
+            values = _graph(records, tuple(refs.values()))
+        except ValueError as error:
+            if _NO_STATE not in str(error):
+                raise
+            values = [None] * len(results)
+    outputs = {}
+    for (name, array), value in zip(results.items(), values, strict=True):
+        spec, part = parts.get(name, (None, ""))
+        known = value if value is not None and _followed(value) else None
+        kind = (spec, part) if known else (None, "")
+        outputs[name] = Output(name, tuple(array.shape), array.dtype, known, *kind)
+    return outputs
+
+
+def _followed(value: Value) -> bool:
+    """Whether every call in the cone can be computed by rows."""
+    return all(
+        node.call is None or (node.call.op in ROW_OPS and ROW_OPS[node.call.op].accepts(node.call, node))
+        for node in value.cone()
+    )
+
+
+def _graph(records: list[dict[str, Any]], refs: tuple[TensorRef, ...]) -> list[Value | None]:
+    """Build values from the callback's records, in the order of the outputs."""
+    env: dict[str, Value] = {}
+    outputs: list[str] = []
+    for record in records:
+        kind = record["type"]
+        if kind == "inputs":
+            for (key, shape, dtype), ref in zip(record["inputs"], refs, strict=True):
+                env[key] = Value(tuple(shape), dtype, leaf=ref)
+        elif kind == "outputs":
+            outputs = [key for key, _, _ in record["outputs"]]
+        elif kind == "constants":
+            for key, array in record["constants"]:
+                env[key] = Value(tuple(array.shape), array.dtype, constant=array)
+        elif kind == "primitive":
+            call = Call(record["name"], tuple(env[key] for key, _, _ in record["inputs"]), tuple(record["arguments"]))
+            for index, (key, shape, dtype) in enumerate(record["outputs"]):
+                env[key] = _simplified(Value(tuple(shape), dtype, call=call, index=index))
+    return [env[key] for key in outputs]
+
+
+def _simplified(value: Value) -> Value:
+    """Drop calls that change nothing, so that a plain copy is recognised as one."""
+    call = value.call
+    if call is None or len(call.inputs) != 1:
+        return value
+    (source,) = call.inputs
+    same = source.shape == value.shape and source.dtype == value.dtype
+    if same and call.op in ("AsType", "Reshape", "Flatten", "Unflatten", "Broadcast"):
+        return source
+    if same and call.op == "Transpose" and list(call.args[0]) == sorted(call.args[0]):
+        return source
+    return value
+
+
+@contextlib.contextmanager
+def _recording() -> Iterator[dict[int, tuple[mx.array, QuantSpec, str]]]:
+    """Replace three functions of mlx.core while tracing, because their primitives cannot be exported.
+
+    ``mx.contiguous`` changes no value; ``mx.from_fp8`` is a table of 256 values; the results of ``mx.quantize`` are
+    remembered by identity, so that an output that is one of them is known to be a part of a quantized tensor. Other
+    threads go on with the originals.
+    """
+    owner = threading.get_ident()
+    originals: dict[str, Callable[..., Any]] = {}
+    quantized: dict[int, tuple[mx.array, QuantSpec, str]] = {}
+    keep: list[mx.array] = []
+
+    def quantize(w: mx.array, *args: Any, **kwargs: Any) -> Any:
+        result = originals["quantize"](w, *args, **kwargs)
+        spec = _quant_spec(*args, **kwargs)
+        if spec is not None:
+            keep.extend(result)
+            for array, part in zip(result, ("weight", "scales", "biases"), strict=False):
+                quantized[id(array)] = (w, spec, part)
+        return result
+
+    def from_fp8(x: mx.array, dtype: mx.Dtype = mx.bfloat16, **_: Any) -> mx.array:
+        table = originals["from_fp8"](mx.arange(256, dtype=mx.uint8), dtype=dtype)
+        mx.eval(table)  # a constant; its primitive could not be exported
+        return mx.take(table, x.astype(mx.uint32))
+
+    def here(name: str, replacement: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return (replacement if threading.get_ident() == owner else originals[name])(*args, **kwargs)
+
+        return call
+
+    patches: dict[str, Callable[..., Any]] = {
+        "contiguous": lambda a, *_, **__: a,
+        "from_fp8": from_fp8,
+        "quantize": quantize,
+    }
+    with _lock:
+        originals.update((name, getattr(mx, name)) for name in patches)
+        try:
+            for name, replacement in patches.items():
+                setattr(mx, name, here(name, replacement))
+            yield quantized
+        finally:
+            for name, original in originals.items():
+                setattr(mx, name, original)
+
+
+def _quant_spec(
+    group_size: int | None = None, bits: int | None = None, mode: str = "affine", **kwargs: Any
+) -> QuantSpec | None:
+    """The setting of a call of ``mx.quantize``; None where it has an argument that rows cannot honour."""
+    if any(value is not None for key, value in kwargs.items() if key != "stream"):
+        return None
+    return make_spec(mode, bits, group_size)
