@@ -1,0 +1,1 @@
+"""Targets: one module for each layout that a runtime loads."""
