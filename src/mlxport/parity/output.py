@@ -1,0 +1,88 @@
+"""The written folder, loaded by unmodified mlx-lm and run in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from safetensors import safe_open
+
+from mlxport.errors import VerificationError
+from mlxport.parity.stored import Packing
+
+__all__ = ["DTYPE_NAMES", "float_dtypes", "load_output", "logits", "packings", "upcast"]
+
+DTYPE_NAMES: Mapping[str, str] = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+
+
+def load_output(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """The model as mlx-lm builds it, nothing read yet.
+
+    Raises:
+        VerificationError: mlx-lm cannot load the folder.
+    """
+    from mlx_lm.utils import load_model
+
+    try:
+        return load_model(Path(folder), lazy=True, trust_remote_code=trust_remote_code)[0]
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError) as error:
+        raise VerificationError(
+            f"mlx-lm cannot load the output: {type(error).__name__}: {error}",
+            hint="nothing was compared; the folder does not match the architecture in its config.json",
+        ) from error
+
+
+class _Float32Embedding(nn.QuantizedEmbedding):  # type: ignore[misc]
+    """The mx and nv modes dequantize to bfloat16, which would make every activation bfloat16."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        rows: mx.array = super().__call__(x)
+        return rows.astype(mx.float32)
+
+
+def upcast(model: Any) -> Any:
+    """Floating parameters as float32 (lazily); packed weights and integer scales stay as they are."""
+    model.set_dtype(mx.float32)
+    for _, module in model.named_modules():
+        if type(module) is nn.QuantizedEmbedding:
+            module.__class__ = _Float32Embedding
+    return model
+
+
+def logits(model: Any, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Logits of one sequence, float32, [tokens, vocabulary]."""
+    output = model(mx.array(ids)[None])
+    output = getattr(output, "logits", output)
+    return np.array(output[0].astype(mx.float32))
+
+
+def packings(model: Any) -> dict[str, Packing]:
+    """Path of each quantized module -> how MLX reads its weight."""
+    return {
+        path: {"mode": module.mode, "bits": module.bits, "group_size": module.group_size}
+        for path, module in model.named_modules()
+        if hasattr(module, "bits") and hasattr(module, "group_size") and "scales" in module
+    }
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(Path(folder).glob("model*.safetensors"))
+
+
+def float_dtypes(folder: Path) -> tuple[frozenset[str], str]:
+    """Floating safetensors dtypes of what is not part of a packed weight, and the one with most elements."""
+    sizes: dict[str, int] = {}
+    for path in _files(folder):
+        with safe_open(path, framework="numpy") as file:
+            names = set(file.keys())
+            for name in names:
+                module, _, part = name.rpartition(".")
+                packed = f"{module}.scales" in names and part in ("scales", "biases", "weight", "global_scale")
+                view = file.get_slice(name)
+                if view.get_dtype() in ("F16", "BF16", "F32", "F64") and not packed:
+                    sizes[view.get_dtype()] = sizes.get(view.get_dtype(), 0) + int(np.prod(view.get_shape()))
+    return frozenset(sizes), max(sizes, key=lambda dtype: sizes[dtype], default="F32")

@@ -1,0 +1,170 @@
+"""The original, run by transformers in torch: all that depends on its loading code stands here."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from safetensors import safe_open
+
+from mlxport.errors import MlxportError, UnsupportedError
+from mlxport.types import Checkpoint, TensorRef
+
+__all__ = ["load_config", "load_reference", "logits", "model_class", "read_tensor", "state_dict", "text_config"]
+
+TORCH_DTYPES: Mapping[str, torch.dtype] = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the load reports and bars of transformers: missing keys are checked, not printed."""
+    logger = logging.getLogger("transformers")
+    level, bars = logger.level, transformers.utils.logging.is_progress_bar_enabled()
+    logger.setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
+
+
+def load_config(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Any:
+    """The checkpoint's config as transformers reads it.
+
+    Raises:
+        UnsupportedError: transformers does not know it.
+    """
+    try:
+        with quiet():
+            config = transformers.AutoConfig.from_pretrained(
+                checkpoint.root, trust_remote_code=trust_remote_code, local_files_only=True
+            )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UnsupportedError(
+            f"{checkpoint.name}: transformers {transformers.__version__} cannot read its config: {error}",
+            hint="without a reference there is nothing to verify against: convert with --verify none",
+        ) from error
+    # Weights come to the model as float32: it must not look for packed ones.
+    for part in (config, text_config(config)):
+        if getattr(part, "quantization_config", None) is not None:
+            del part.quantization_config
+    return config
+
+
+def text_config(config: Any) -> Any:
+    """The part of a config that describes the language model."""
+    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+
+
+def empty_model(config: Any, *, trust_remote_code: bool = False) -> Any:
+    """The model on meta, no weight in memory, buffers real, eager attention and experts."""
+    from accelerate import init_empty_weights
+
+    errors = []
+    for auto in (transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText):
+        try:
+            with quiet(), init_empty_weights(include_buffers=False):
+                return auto.from_config(
+                    config, trust_remote_code=trust_remote_code, attn_implementation="eager", dtype=torch.float32
+                )
+        except (ValueError, ImportError) as error:
+            errors.append(str(error).splitlines()[0])
+    raise UnsupportedError(
+        f"transformers {transformers.__version__} has no generative model for {config.model_type!r}: {errors[0]}",
+        hint="without a reference there is nothing to verify against: convert with --verify none",
+    )
+
+
+def model_class(config: Any, *, trust_remote_code: bool = False) -> Any:
+    """The class that transformers would build for this config."""
+    return type(empty_model(config, trust_remote_code=trust_remote_code))
+
+
+def read_tensor(ref: TensorRef) -> torch.Tensor:
+    """One checkpoint tensor: by safetensors' own reader where it can, so that ours is not both sides' witness."""
+    if ref.path.suffix == ".safetensors":
+        with safe_open(ref.path, framework="pt") as file:
+            return file.get_tensor(ref.name)
+    from mlxport.source import read_rows
+
+    data = torch.from_numpy(np.array(read_rows(ref), copy=True))
+    return data.view(TORCH_DTYPES[ref.dtype]).reshape(ref.shape)
+
+
+def state_dict(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """Every tensor under its checkpoint name, scaled ones as float32."""
+    from mlxport.parity.fp8 import source_weights
+
+    scaled = source_weights(checkpoint)
+    if scaled is None:
+        return {name: read_tensor(ref) for name, ref in checkpoint.tensors.items()}
+    names = [name for name in checkpoint.tensors if name.removesuffix("_scale_inv") not in scaled or name in scaled]
+    return {name: scaled.rows(name) if name in scaled else read_tensor(checkpoint.tensors[name]) for name in names}
+
+
+def load_reference(
+    checkpoint: Checkpoint, weights: Mapping[str, torch.Tensor] | None = None, *, trust_remote_code: bool = False
+) -> Any:
+    """The torch model in float32, ready to run.
+
+    Args:
+        checkpoint: The original.
+        weights: Tensors under checkpoint names to use instead of the checkpoint's.
+        trust_remote_code: Whether the checkpoint's own model code may run.
+
+    Raises:
+        UnsupportedError: transformers does not have the model, or not all of its weights are there.
+    """
+    config = load_config(checkpoint, trust_remote_code=trust_remote_code)
+    cls = model_class(config, trust_remote_code=trust_remote_code)
+    tensors = dict(weights) if weights is not None else state_dict(checkpoint)
+    with quiet():
+        model, info = cls.from_pretrained(
+            None,
+            config=config,
+            state_dict=tensors,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            experts_implementation="eager",
+            output_loading_info=True,
+        )
+    absent = sorted(info["missing_keys"]) + sorted(str(key[0]) for key in info["mismatched_keys"])
+    if absent:
+        raise UnsupportedError(
+            f"transformers {transformers.__version__} finds no weights for {', '.join(absent[:4])}"
+            f"{' …' if len(absent) > 4 else ''} of {checkpoint.name}: the reference would be partly random",
+            hint="check the checkpoint with: mlxport inspect",
+        )
+    return model.eval()
+
+
+def logits(model: Any, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Logits of one sequence, float32, [tokens, vocabulary]."""
+    with torch.inference_mode():
+        output = model(input_ids=torch.from_numpy(ids.copy())[None], use_cache=False).logits
+    if output is None:
+        raise MlxportError(f"{type(model).__name__} returned no logits")
+    return np.asarray(output[0].to(torch.float32).numpy())

@@ -1,0 +1,112 @@
+"""Choose inputs and mode, then run the verification."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from mlxport.errors import MlxportError
+from mlxport.parity import output as out
+from mlxport.parity import reference as ref
+from mlxport.parity.fp8 import source_weights
+from mlxport.parity.report import ParityReport
+from mlxport.parity.setup import Run
+from mlxport.parity.stored import Invert
+from mlxport.parity.text import probe_ids
+from mlxport.types import Checkpoint
+
+__all__ = ["available_memory", "execute", "full_bytes", "probe_length"]
+
+# Multiply-adds that MLX's slowest build (the Linux CPU wheel: 4 GFLOP/s) does in about 15 s.
+_FLOPS = 60e9
+_LENGTHS = (16, 512)
+
+
+def available_memory() -> int:
+    """Bytes that can be used without swapping."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def probe_length(parameters: int, config: Any) -> tuple[int, list[str]]:
+    """Tokens of the long sequence, by the cost of running them, and what so many tokens cannot show."""
+    limit = getattr(config, "max_position_embeddings", None) or _LENGTHS[1]
+    affordable = int(_FLOPS / (2 * max(parameters, 1)))
+    window = getattr(config, "sliding_window", None) or 0
+    wanted = max(_LENGTHS[1], window + 64 if window <= 1024 else 0)
+    length = max(min(wanted, affordable, int(limit)), min(_LENGTHS[0], int(limit)))
+    notes = []
+    if length < 128:
+        notes.append(f"{length} tokens only, the model is large: errors that grow with the position may stay unseen")
+    if window and length <= window:
+        notes.append(f"the sliding window ({window} tokens) is longer than the input ({length}): its mask is not seen")
+    return length, notes
+
+
+def full_bytes(checkpoint: Checkpoint, tokens: int, vocabulary: int) -> int:
+    """Estimated peak of ``full``: a float32 model beside the tensors that it is loaded from, and the logits."""
+    parameters = sum(prod(r.shape) for r in checkpoint.tensors.values())
+    return 9 * parameters + 3 * 8 * tokens * vocabulary + 500_000_000
+
+
+def own_inverse(checkpoint: Checkpoint) -> Invert | None:
+    """The inverse of mlx-lm's layout for this checkpoint, traced from mlx-lm itself."""
+    from mlxport.target.mlx_lm import open_target
+    from mlxport.transform import invert
+
+    try:
+        return functools.partial(invert, open_target(checkpoint).program)
+    except MlxportError:
+        return None
+
+
+def execute(
+    folder: Path,
+    checkpoint: Checkpoint,
+    mode: str,
+    invert: Invert | None,
+    trust_remote_code: bool,
+    memory_limit: int | None,
+    tokens: int | None,
+    say: Callable[[str], None],
+) -> ParityReport:
+    """Run one verification; see ``mlxport.parity.verify``."""
+    source_weights(checkpoint)  # refuses, before anything is read, what no reference can be made from
+    config = ref.text_config(ref.load_config(checkpoint, trust_remote_code=trust_remote_code))
+    parameters = sum(prod(r.shape) for r in checkpoint.tensors.values())
+    vocabulary = int(config.vocab_size)
+    length, notes = (tokens, []) if tokens else probe_length(parameters, config)
+    ids, more = probe_ids(checkpoint.root, vocabulary, length, trust_remote_code=trust_remote_code)
+    limit = available_memory() // 2 if memory_limit is None else memory_limit
+    if mode == "auto":
+        mode = "full" if full_bytes(checkpoint, length, vocabulary) <= limit else "layerwise"
+    model = out.load_output(folder, trust_remote_code=trust_remote_code)
+    floats, dtype = out.float_dtypes(folder)
+    run = Run(
+        folder=folder,
+        checkpoint=checkpoint,
+        model=model,
+        ids=ids,
+        invert=invert or own_inverse(checkpoint),
+        trust_remote_code=trust_remote_code,
+        say=say,
+        packing=out.packings(model),
+        floats=floats,
+        dtype=dtype,
+        notes=[*notes, *more],
+    )
+    if mode == "full":
+        from mlxport.parity.full import verify_full
+
+        return verify_full(run)
+    from mlxport.parity.layerwise import verify_layerwise
+
+    return verify_layerwise(run)
