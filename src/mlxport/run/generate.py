@@ -1,0 +1,214 @@
+"""Text in, text out, on ``mlx_lm.stream_generate``."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import IO, Any
+
+from mlxport.errors import UsageError
+from mlxport.run.load import LoadedModel, check_ids, load
+from mlxport.run.sampling import Sampling
+
+__all__ = ["GenerationResult", "generate", "read_prompt", "stream"]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationResult:
+    """One answer and how it went.
+
+    Attributes:
+        text: Generated text.
+        tokens: Its token ids, without the one that ends it.
+        prompt_tokens: Number of prompt tokens that were computed.
+        cached_tokens: Number of tokens before them that were in the cache already (chat).
+        generation_tokens: Number of tokens generated, the ending one included.
+        prompt_tps: Prompt tokens per second.
+        generation_tps: Generated tokens per second.
+        peak_memory: Most bytes that MLX arrays took, the weights included.
+        peak_rss: Most bytes of memory that the whole process has held (Python and libraries included).
+        finish_reason: ``"stop"`` (the model ended it), ``"length"`` (max_tokens) or ``"interrupted"``.
+        end_token: Id of the token that ended it, where the reason is ``"stop"``.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    prompt_tokens: int
+    cached_tokens: int
+    generation_tokens: int
+    prompt_tps: float
+    generation_tps: float
+    peak_memory: int
+    peak_rss: int
+    finish_reason: str
+    end_token: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values only."""
+        return {**asdict(self), "tokens": list(self.tokens)}
+
+    def summary(self) -> str:
+        """Lines for a terminal, in mlx-lm's words."""
+        cached = f" ({self.cached_tokens} more in the cache)" if self.cached_tokens else ""
+        return (
+            f"Prompt: {self.prompt_tokens} tokens{cached}, {self.prompt_tps:.3f} tokens-per-sec\n"
+            f"Generation: {self.generation_tokens} tokens, {self.generation_tps:.3f} tokens-per-sec\n"
+            f"Peak memory: {self.peak_memory / 1e9:.3f} GB in MLX arrays, {self.peak_rss / 1e9:.3f} GB in the process"
+        )
+
+
+def generate(
+    path: str | os.PathLike[str] | LoadedModel,
+    prompt: str,
+    *,
+    max_tokens: int = 256,
+    temp: float = 0.0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    top_k: int = 0,
+    seed: int | None = None,
+    system_prompt: str | None = None,
+    ignore_chat_template: bool = False,
+    trust_remote_code: bool = False,
+    on_text: Callable[[str], object] | None = None,
+    on_warning: Callable[[str], object] | None = None,
+) -> GenerationResult:
+    """Continue or answer `prompt`.
+
+    The tokenizer's chat template is applied where it has one, as mlx-lm does.
+
+    Args:
+        path: Folder of an MLX model, a repository id, or what :func:`mlxport.run.load` returned.
+        prompt: The message, or with ``ignore_chat_template`` the text to continue.
+        max_tokens: Most tokens to generate.
+        temp: Temperature; 0 is greedy.
+        top_p: Probability mass to sample from, in (0, 1].
+        min_p: Least probability relative to the most likely token's.
+        top_k: Number of most likely tokens to sample from; 0 is off.
+        seed: Makes sampling reproducible.
+        system_prompt: Put before the message by the chat template.
+        ignore_chat_template: Use the prompt as it is.
+        trust_remote_code: Run code that the folder carries.
+        on_text: Called with each piece of text as it comes.
+        on_warning: Called with each warning; by default :func:`warnings.warn`.
+
+    Raises:
+        UsageError: The prompt is empty or an option is out of range.
+        SourceError: The folder cannot be used; see :func:`mlxport.run.load`.
+    """
+    sampling = Sampling(max_tokens, temp, top_p, min_p, top_k, seed)
+    if not prompt.strip():
+        raise UsageError("the prompt is empty", hint='pass --prompt "Once upon a time", or --prompt - to read stdin')
+    reset_peak_memory()
+    loaded = path if isinstance(path, LoadedModel) else load(path, trust_remote_code=trust_remote_code)
+    tokens = _encode(loaded.tokenizer, prompt, system_prompt, ignore_chat_template)
+    warn = on_warning or _warn
+    if (limit := loaded.context_length) is not None and len(tokens) > limit:
+        warn(f"the prompt has {len(tokens)} tokens, the model was made for {limit}: expect a poor answer")
+    return stream(loaded, tokens, sampling, on_text=on_text)
+
+
+def read_prompt(prompt: str, stdin: IO[str] | None = None) -> str:
+    r"""Read a prompt as ``mlx_lm.generate`` does: ``-`` is stdin, ``\n`` and ``\t`` are a newline and a tab."""
+    if prompt == "-":
+        return (stdin or sys.stdin).read()
+    return prompt.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def stream(
+    loaded: LoadedModel,
+    tokens: Sequence[int],
+    sampling: Sampling,
+    *,
+    on_text: Callable[[str], object] | None = None,
+    prompt_cache: list[Any] | None = None,
+    cached_tokens: int = 0,
+    catch_interrupt: bool = False,
+) -> GenerationResult:
+    """Run mlx-lm's generation on prompt tokens; `prompt_cache` is continued in place.
+
+    With ``catch_interrupt`` a Ctrl-C ends the answer, not the program; the cache is then in no defined state.
+    """
+    import mlx.core as mx
+    from mlx_lm import stream_generate
+
+    check_ids(tokens, loaded.config)
+    sampling.seed_random()
+    sampler = sampling.sampler(loaded.config.get("vocab_size"))
+    pieces: list[str] = []
+    generated: list[int] = []
+    last: Any = None
+    reason = "interrupted"
+    try:
+        options = {"max_tokens": sampling.max_tokens, "sampler": sampler, "prompt_cache": prompt_cache}
+        for last in stream_generate(loaded.model, loaded.tokenizer, list(tokens), **options):
+            if last.finish_reason != "stop":
+                generated.append(int(last.token))
+            pieces.append(last.text)
+            if on_text is not None and last.text:
+                on_text(last.text)
+        reason = last.finish_reason
+    except KeyboardInterrupt:
+        if not catch_interrupt:
+            raise
+    return GenerationResult(
+        text="".join(pieces),
+        tokens=tuple(generated),
+        prompt_tokens=len(tokens),
+        cached_tokens=cached_tokens,
+        generation_tokens=last.generation_tokens if last else 0,
+        prompt_tps=float(last.prompt_tps) if last else 0.0,
+        generation_tps=float(last.generation_tps) if last else 0.0,
+        peak_memory=int(mx.get_peak_memory()),
+        peak_rss=peak_rss(),
+        finish_reason=reason,
+        end_token=int(last.token) if reason == "stop" else None,
+    )
+
+
+def reset_peak_memory() -> None:
+    """Start MLX's peak anew, so that it tells of this model."""
+    import mlx.core as mx
+
+    mx.reset_peak_memory()
+
+
+def peak_rss() -> int:
+    """Return the most bytes that this process has held in memory (getrusage counts KiB on Linux, bytes on macOS)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _encode(tokenizer: Any, prompt: str, system_prompt: str | None, ignore_chat_template: bool) -> list[int]:
+    templated = tokenizer.has_chat_template and not ignore_chat_template
+    if templated:
+        messages = [{"role": "system", "content": system_prompt}] if system_prompt is not None else []
+        prompt = apply_template(tokenizer, [*messages, {"role": "user", "content": prompt}])
+    elif system_prompt is not None:
+        why = "--ignore-chat-template was given" if tokenizer.has_chat_template else "the tokenizer has none"
+        hint = "put the instructions into the prompt"
+        raise UsageError(f"a system prompt needs a chat template, and {why}", hint=hint)
+    return list(tokenizer.encode(prompt, add_special_tokens=not templated))
+
+
+def apply_template(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+    """Return the text of `messages`, ready for the model's answer.
+
+    Raises:
+        UsageError: The template refuses these messages (some know no system prompt).
+    """
+    from jinja2 import TemplateError
+
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    except TemplateError as error:
+        hint = "leave out --system-prompt, or pass --ignore-chat-template to mlxport generate"
+        raise UsageError(f"the model's chat template refuses the messages: {error}", hint=hint) from error
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, UserWarning, stacklevel=3)  # the caller of generate

@@ -1,0 +1,210 @@
+"""Open a converted folder (or a repository that holds one) for use, and refuse what mlx-lm would run wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlxport.errors import ConfigError, SourceError, TokenizerError, UnsafeError, UnsupportedError, WeightsError
+
+__all__ = ["LoadedModel", "check_ids", "is_mlx_format", "load", "load_model", "resolve"]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+# What mlx_lm.load fetches of a repository.
+_HUB_FILES = ["*.json", "model*.safetensors", "*.py", "tokenizer.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja"]
+_CONVERT = "convert it first: mlxport convert {source} {target}"
+_MAX_HEADER = 100_000_000
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to generate.
+
+    Attributes:
+        path: Local folder.
+        config: Its configuration as mlx-lm reads it (``eos_token_id`` of generation_config.json wins).
+        model: The mlx-lm module.
+        tokenizer: mlx-lm's wrapper of the transformers tokenizer.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    model: Any
+    tokenizer: Any
+
+    @property
+    def context_length(self) -> int | None:
+        """Longest sequence that the model was made for, where its config says so."""
+        text = self.config.get("text_config")
+        for section in (self.config, text if isinstance(text, dict) else {}):
+            for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
+                if isinstance(section.get(key), int):
+                    return int(section[key])
+        return None
+
+
+def load(path: str | os.PathLike[str], *, trust_remote_code: bool = False) -> LoadedModel:
+    """Load model and tokenizer of a folder that mlxport or mlx-lm wrote, or of such a repository on the hub.
+
+    Raises:
+        SourceError: No such folder, not a model, or a checkpoint that has not been converted.
+        UnsupportedError: mlx-lm does not know the architecture.
+        UnsafeError: The folder carries code and ``trust_remote_code`` is not given.
+    """
+    folder = resolve(path)
+    model, config = load_model(folder, trust_remote_code=trust_remote_code)
+    return LoadedModel(folder, config, model, _load_tokenizer(folder, config, trust_remote_code))
+
+
+def resolve(path: str | os.PathLike[str]) -> Path:
+    """Return the local folder of `path`, fetched from the hub where it is a repository id; refuse unconverted ones."""
+    text = os.fspath(path)
+    folder = Path(text).expanduser()
+    if os.path.isdir(folder):  # unlike Path.is_dir no error for a name that is too long
+        _check(folder, text)
+        return folder
+    if os.path.exists(folder):
+        hint = "give the folder that contains config.json, or convert the file first: mlxport convert"
+        raise SourceError(f"{text} is a file, expected the folder of a model", hint=hint)
+    if not _HUB_ID.fullmatch(text):
+        hint = "check the path; mlxport convert SOURCE DESTINATION makes one"
+        raise SourceError(f"{text[:200]!r}: no such folder", hint=hint)
+    folder = _fetch(text)
+    _check(folder, text)
+    return folder
+
+
+def _fetch(repo_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    hint = "check the spelling and the network; a gated or private repository needs: hf auth login"
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise SourceError(
+            f"{repo_id[:200]}: no such folder, and not fetched from the hub ({first})", hint=hint
+        ) from error
+
+
+def _check(folder: Path, shown: str) -> None:
+    """Refuse folders whose weights or config are still those of PyTorch.
+
+    mlx-lm loads many of them without a word and computes something else, for instance where transformers 5 nests the
+    rope settings. Converted ones are known by mlxport.json, by mlx-lm's ``quantization`` block, or by the format that
+    both write into each safetensors header.
+    """
+    config = _read_config(folder, shown)
+    weights = sorted(folder.glob("model*.safetensors"))
+    if weights and is_mlx_format(folder, config, weights):
+        return
+    target = re.sub(r"[^\w.-]", "-", Path(shown).name or folder.resolve().name) + "-mlx"
+    hint = _CONVERT.format(source=shown, target=target)
+    if not weights:
+        found = "a PEFT adapter" if (folder / "adapter_config.json").is_file() else "no model*.safetensors"
+        raise WeightsError(f"{shown}: {found}, expected the weights of an MLX model", hint=hint)
+    raise SourceError(f"{shown} is not an MLX model: its weights were not written by MLX", hint=hint)
+
+
+def is_mlx_format(folder: Path, config: Mapping[str, Any], weights: Iterable[Path]) -> bool:
+    """Whether a folder's weights are laid out for MLX, by the marks that mlxport and mlx-lm leave."""
+    if (folder / "mlxport.json").is_file() or isinstance(config.get("quantization"), Mapping):
+        return True
+    files = list(weights)
+    return bool(files) and all(file.suffix == ".safetensors" and _format(file) == "mlx" for file in files)
+
+
+def _read_config(folder: Path, shown: str) -> dict[str, Any]:
+    file = folder / "config.json"
+    if not file.is_file():
+        hint = "give the folder that contains config.json"
+        if (folder / "adapter_config.json").is_file():
+            hint = "this is a PEFT adapter: merge it into its base model, then convert that"
+        raise ConfigError(f"{shown}: no config.json, so not the folder of a model", hint=hint)
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{file}: not JSON ({error})", hint="fetch or convert the model again") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ConfigError(f"{file}: expected an object with a model_type", hint="fetch or convert the model again")
+    return config
+
+
+def _format(file: Path) -> str | None:
+    """Return ``format`` of a safetensors header's metadata, None where there is none."""
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > _MAX_HEADER:
+                raise ValueError(f"header of {length} bytes")
+            header = json.loads(stream.read(length))
+        metadata = header.get("__metadata__") or {}
+        value = metadata.get("format")
+    except (struct.error, ValueError, AttributeError, RecursionError) as error:
+        hint = "fetch or convert the model again; a file of a few hundred bytes is a Git LFS pointer"
+        raise WeightsError(f"{file}: not a safetensors file ({error})", hint=hint) from error
+    return value if isinstance(value, str) else None
+
+
+def load_model(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any, dict[str, Any]]:
+    """Load weights and config of a checked folder with mlx-lm; a tokenizer is not needed."""
+    from mlx_lm.utils import load_model as mlx_lm_load_model
+
+    config = _read_config(folder, str(folder))
+    if config.get("model_file") is not None and not trust_remote_code:
+        raise UnsafeError(
+            f"{folder}: the model is built by its own code, {config['model_file']!r}, which has not been run",
+            hint="read that file, then pass --trust-remote-code (in Python: trust_remote_code=True)",
+        )
+    try:
+        model, loaded = mlx_lm_load_model(folder, trust_remote_code=trust_remote_code)
+    except ValueError as error:
+        if "not supported" in str(error):
+            hint = "pip install -U mlx-lm may know it"
+            raise UnsupportedError(f"{folder}: mlx-lm does not know {config['model_type']!r}", hint=hint) from error
+        raise _load_failed(folder, error) from error
+    except (RuntimeError, OSError, KeyError, TypeError) as error:
+        raise _load_failed(folder, error) from error
+    return model, loaded
+
+
+def check_ids(tokens: Iterable[int], config: dict[str, Any]) -> None:
+    """Refuse token ids that the embedding does not have: MLX would read zeros for them and say nothing.
+
+    Raises:
+        TokenizerError: A token lies outside of the vocabulary.
+    """
+    text = config.get("text_config")
+    size = config.get("vocab_size", text.get("vocab_size") if isinstance(text, dict) else None)
+    for token in tokens:
+        if token < 0 or (isinstance(size, int) and token >= size):
+            hint = "use the tokenizer of this model"
+            raise TokenizerError(f"token id {token} is outside of the vocabulary of {size}", hint=hint)
+
+
+def _load_failed(folder: Path, error: Exception) -> WeightsError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    reason = lines[0] if len(lines[0]) <= 300 else lines[0][:300] + " …"
+    return WeightsError(f"{folder}: mlx-lm cannot load it: {reason}", hint="convert or fetch the model again")
+
+
+def _load_tokenizer(folder: Path, config: dict[str, Any], trust_remote_code: bool) -> Any:
+    from mlx_lm.utils import load_tokenizer
+
+    options = {"trust_remote_code": trust_remote_code}
+    try:
+        return load_tokenizer(folder, options, eos_token_ids=config.get("eos_token_id"))
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        if "trust_remote_code" in str(error):
+            hint = "read that code, then pass --trust-remote-code"
+            raise UnsafeError(f"{folder}: the tokenizer needs code of the folder, not run", hint=hint) from error
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        hint = "copy tokenizer.json and tokenizer_config.json of the original model into the folder"
+        raise TokenizerError(f"{folder}: no tokenizer could be loaded ({first})", hint=hint) from error

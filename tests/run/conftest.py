@@ -1,0 +1,117 @@
+"""Tiny real models: seeded random ones written as mlx-lm folders, and stories260K where it is at hand."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+STORIES = Path(__file__).parents[3] / "shared" / "data" / "stories260K"
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SPECIAL = ["<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"]
+VOCABULARY = 256 + len(SPECIAL)
+LLAMA = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": VOCABULARY,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": False,
+    "eos_token_id": 256,
+}
+MAMBA = {
+    "model_type": "mamba",
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "state_size": 8,
+    "num_hidden_layers": 2,
+    "conv_kernel": 4,
+    "use_bias": False,
+    "use_conv_bias": True,
+    "time_step_rank": 4,
+    "eos_token_id": 256,
+}
+
+
+def write_tokenizer(folder: Path, template: str | None = TEMPLATE) -> None:
+    """Bytes as tokens, the special ones after them; nothing is trained."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Tokenizer(models.BPE(vocab={char: index for index, char in enumerate(alphabet)}, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        eos_token=SPECIAL[0],
+        pad_token=SPECIAL[1],
+        additional_special_tokens=SPECIAL[2:],
+    )
+    if template is not None:
+        tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+
+
+def write_model(folder: Path, config: dict, template: str | None = TEMPLATE, tokenizer: bool = True) -> Path:
+    """A random model as mlx-lm saves it."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+    from mlx_lm.utils import _get_classes
+
+    folder.mkdir(parents=True, exist_ok=True)
+    model_class, args_class = _get_classes(config)
+    model = model_class(args_class.from_dict(config))
+    mx.random.seed(3)
+    weights = {}
+    for name, value in tree_flatten(model.parameters()):
+        random = mx.random.normal(value.shape) * 0.4
+        weights[name] = random if value.ndim > 1 and "A_log" not in name else value
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
+    (folder / "config.json").write_text(json.dumps(config))
+    if tokenizer:
+        write_tokenizer(folder, template)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory) -> Path:
+    return write_model(tmp_path_factory.mktemp("models") / "llama", LLAMA)
+
+
+@pytest.fixture(scope="session")
+def mamba(tmp_path_factory) -> Path:
+    return write_model(tmp_path_factory.mktemp("models") / "mamba", MAMBA)
+
+
+@pytest.fixture(scope="session")
+def stories_source() -> Path:
+    if not STORIES.is_dir():
+        pytest.skip("../shared/data/stories260K is absent")
+    return STORIES
+
+
+@pytest.fixture(scope="session")
+def stories(stories_source, tmp_path_factory) -> Path:
+    """stories260K as an MLX folder: the same tensors, marked as mlx-lm marks them."""
+    import mlx.core as mx
+
+    folder = tmp_path_factory.mktemp("models") / "stories"
+    folder.mkdir()
+    for file in stories_source.glob("*.json"):
+        shutil.copyfile(file, folder / file.name)
+    weights = mx.load(str(stories_source / "model.safetensors"))
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
+    return folder
