@@ -1,0 +1,262 @@
+"""The model card of an output: licence and origin from the source's card, what was done, what was measured.
+
+Format: https://huggingface.co/docs/hub/model-cards. The source's card is hostile input: only known fields of the right
+kind are taken over, and none of its text.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlxport.types import Checkpoint, Plan
+
+__all__ = ["SourceCard", "model_card", "read_source_card"]
+
+_MAX_CARD = 1_000_000
+_MAX_FRONT = 200_000
+_MAX_ITEMS = 100
+_MAX_LENGTH = 300
+_FRONT = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_TEXT_FIELDS = ("license", "license_name", "license_link", "pipeline_tag")
+_LIST_FIELDS = ("language", "base_model", "datasets", "tags")
+
+
+@dataclass(frozen=True)
+class SourceCard:
+    """What is taken over from the source's README.md.
+
+    Attributes:
+        data: Known fields: strings, and lists of strings.
+        problem: What was wrong with the card, empty when nothing was.
+    """
+
+    data: Mapping[str, Any] = field(default_factory=dict)
+    problem: str = ""
+
+
+def read_source_card(root: Path) -> SourceCard:
+    """Read the front matter of ``README.md`` in `root`; never raises for what the file contains."""
+    file = root / "README.md"
+    if not file.is_file():
+        return SourceCard(problem="the source has no model card")
+    try:
+        with file.open("rb") as stream:
+            text = stream.read(_MAX_CARD).decode("utf-8", errors="replace").removeprefix("\ufeff")
+    except OSError as error:
+        return SourceCard(problem=f"the source's model card cannot be read ({error.strerror})")
+    match = _FRONT.match(text)
+    if match is None:
+        return SourceCard(problem="the source's model card has no metadata")
+    return _parse(match.group(1))
+
+
+def _parse(front: str) -> SourceCard:
+    from huggingface_hub import ModelCard
+    from yaml import YAMLError  # type: ignore[import-untyped]
+
+    if len(front) > _MAX_FRONT:
+        return SourceCard(problem=f"the metadata of the source's model card is longer than {_MAX_FRONT} bytes")
+    try:
+        card = ModelCard(f"---\n{front}\n---\n", ignore_metadata_errors=True)
+        raw = {key: getattr(card.data, key, None) for key in (*_TEXT_FIELDS, *_LIST_FIELDS)}
+    # YAML constructors raise ValueError (dates, integers), card classes TypeError and AttributeError for odd keys.
+    except (YAMLError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        return SourceCard(problem=f"the metadata of the source's model card is malformed ({type(error).__name__})")
+    data: dict[str, Any] = {}
+    dropped = []
+    for key, value in raw.items():
+        if value is None:
+            continue
+        kept: Any = _text(value) if key in _TEXT_FIELDS else _texts(value)
+        if kept:
+            data[key] = kept
+        else:
+            dropped.append(key)
+    problem = f"the source's model card has malformed fields: {', '.join(dropped)}" if dropped else ""
+    return SourceCard(data, problem)
+
+
+def _text(value: Any) -> str | None:
+    if value is False:
+        return "no"  # YAML 1.1 reads the language code of Norwegian as a boolean
+    if not isinstance(value, str):
+        return None
+    value = value.strip()
+    return value if 0 < len(value) <= _MAX_LENGTH and value.isprintable() else None
+
+
+def _texts(value: Any) -> list[str]:
+    items = value if isinstance(value, list) else [value]
+    texts = [text for item in items[:_MAX_ITEMS] if (text := _text(item)) is not None]
+    return list(dict.fromkeys(texts))
+
+
+def model_card(checkpoint: Checkpoint, plan: Plan, parity: Mapping[str, Any] | None, version: str) -> str:
+    """Return the text of the output's ``README.md``.
+
+    Args:
+        checkpoint: The opened source.
+        plan: What was written.
+        parity: The parity report as recorded (``ParityReport.to_json()``), None when the output was not verified.
+        version: Version of mlxport.
+    """
+    source = read_source_card(checkpoint.root)
+    bases = base_models(checkpoint, source)
+    front = _front_matter(source.data, bases, bool(plan.quantized))
+    body = [_origin(checkpoint, plan, source, bases, version), _parity(parity), _usage(), _license(source)]
+    return f"---\n{front}\n---\n\n" + "\n\n".join(body) + "\n"
+
+
+def base_models(checkpoint: Checkpoint, source: SourceCard) -> list[str]:
+    """Return hub ids of what the output derives from; a path of the converting machine never gets in."""
+    if checkpoint.repo_id is not None:
+        return [checkpoint.repo_id]
+    return [name for name in source.data.get("base_model", []) if _HUB_ID.fullmatch(name)]
+
+
+def _front_matter(data: Mapping[str, Any], bases: Sequence[str], quantized: bool) -> str:
+    from huggingface_hub import ModelCardData
+
+    languages = data.get("language", [])
+    card = ModelCardData(
+        license=data.get("license"),
+        license_name=data.get("license_name"),
+        license_link=data.get("license_link"),
+        language=(languages[0] if len(languages) == 1 else languages) or None,
+        base_model=(bases[0] if len(bases) == 1 else list(bases)) or None,
+        base_model_relation="quantized" if quantized and bases else None,
+        library_name="mlx",
+        pipeline_tag=data.get("pipeline_tag", "text-generation"),
+        tags=list(dict.fromkeys([*data.get("tags", []), "mlx", "mlxport"])),
+        datasets=data.get("datasets"),
+    )
+    return str(card.to_yaml())
+
+
+def _code(text: str) -> str:
+    """Return `text` as inline code that no name can break out of."""
+    clean = "".join(char if char.isprintable() else " " for char in text).replace("`", "'").strip()
+    return f"`{clean[:_MAX_LENGTH] or 'unnamed'}`"
+
+
+def _origin(checkpoint: Checkpoint, plan: Plan, source: SourceCard, bases: Sequence[str], version: str) -> str:
+    name = checkpoint.name.rpartition("/")[2] or "model"
+    if checkpoint.repo_id is not None:
+        revision = f" at revision {_code(checkpoint.revision)}" if checkpoint.revision else ""
+        origin = f"[{checkpoint.repo_id}](https://huggingface.co/{checkpoint.repo_id}){revision}"
+    else:
+        origin = f"a local folder named {_code(name)}"
+        if bases:
+            origin += f", whose own model card names {', '.join(map(_code, bases))} as its base"
+    lines = [
+        f"# {_code(name)} for MLX",
+        "",
+        f"Converted with mlxport {version} from {origin}.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| architecture | {_code(str(checkpoint.config.get('model_type', 'unknown')))} |",
+        f"| parameters | {plan.parameters:,} |",
+        f"| dtype | {plan.dtype} |",
+        f"| quantization | {_quantization(plan)} |",
+        f"| size | {plan.nbytes:,} bytes in {len(plan.shards)} file{'s' if len(plan.shards) != 1 else ''}, "
+        f"{plan.bits_per_weight:.2f} bits per weight |",
+    ]
+    if source.problem:
+        lines += ["", f"Note: {source.problem}, so licence and origin may be incomplete."]
+    return "\n".join(lines)
+
+
+def _quantization(plan: Plan) -> str:
+    if not plan.quantized:
+        return "none"
+    specs = Counter(plan.quantized.values()).most_common()
+    parts = [f"{spec.mode} {spec.bits} bits, groups of {spec.group_size}: {count} modules" for spec, count in specs]
+    kept = f"; {len(plan.kept)} modules left as they are" if plan.kept else ""
+    return "; ".join(parts) + kept
+
+
+def _parity(parity: Mapping[str, Any] | None) -> str:
+    lines = ["## Parity with the original", ""]
+    if parity is None:
+        return "\n".join([*lines, "This output was not verified: it was not run against the original."])
+    verdict = "passed" if parity.get("passed") else "failed"
+    how = f"{parity.get('mode')} comparison on {parity.get('tokens')} tokens of text"
+    lines.append(f"This output, as mlx-lm loads it, against PyTorch: {verdict} ({how}).")
+    comparisons = [item for item in _list(parity.get("comparisons")) if isinstance(item, Mapping)]
+    if comparisons:
+        lines += [
+            "",
+            "| logits compared | max abs | mean abs | cosine (mean) | same top token | KL, nats |",
+            "|---|---|---|---|---|---|",
+            *map(_comparison, comparisons),
+        ]
+    remarks = []
+    layers = [item.get("relative") for item in _list(parity.get("layers")) if isinstance(item, Mapping)]
+    errors = [error for error in layers if isinstance(error, (int, float))]
+    if errors:
+        remarks.append(f"- hidden states after {len(errors)} modules: relative error at most {_figure(max(errors))}")
+    weights = parity.get("weights")
+    if isinstance(weights, Mapping):
+        worst = f"relative difference at most {_figure(weights.get('relative'))} ({_cell(weights.get('worst'))})"
+        remarks.append(f"- stored weights, {weights.get('tensors')} tensors: {worst}")
+    remarks += [f"- {_cell(note)}" for note in _list(parity.get("notes"))]
+    return "\n".join([*lines, "", *remarks] if remarks else lines)
+
+
+def _comparison(item: Mapping[str, Any]) -> str:
+    figures = [_figure(item.get(key)) for key in ("max_abs", "mean_abs", "cosine_mean")]
+    top1 = item.get("top1")
+    figures += [f"{top1:.1%}" if isinstance(top1, (int, float)) else "-", _figure(item.get("kl_mean"))]
+    return f"| {_cell(item.get('name'))} | {' | '.join(figures)} |"
+
+
+def _list(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (list, tuple)) else ()
+
+
+def _cell(value: Any) -> str:
+    """Return text that stays in its line and its column."""
+    return " ".join(str(value).replace("|", "/").split())
+
+
+def _figure(value: Any) -> str:
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        return "-"
+    return f"{value:.6f}" if 0.001 <= abs(value) <= 1 else f"{value:.3g}"
+
+
+def _usage() -> str:
+    return """\
+## Use
+
+```bash
+pip install mlx-lm
+mlx_lm.generate --model PATH --prompt "Hello" --max-tokens 100
+```
+
+```python
+from mlxport import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("PATH")
+model = AutoModelForCausalLM.from_pretrained("PATH")
+inputs = tokenizer("Hello", return_tensors="np")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))
+```
+
+`PATH` is this folder, or the repository that holds it. The exact options, versions and hashes of source and output are
+in `mlxport.json`."""
+
+
+def _license(source: SourceCard) -> str:
+    stated = source.data.get("license_name") or source.data.get("license")
+    if stated:
+        return f"## Licence\n\n{_code(stated)}, as the source's model card states; conversion does not change it."
+    return "## Licence\n\nThe source's model card states none. The original's licence applies; look it up before use."

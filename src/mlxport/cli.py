@@ -1,0 +1,351 @@
+"""The command line: parse, call, print; nothing else."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from mlxport._version import __version__
+from mlxport.errors import Interrupted, MlxportError, UsageError, VerificationError
+
+app = typer.Typer(
+    name="mlxport",
+    help="Port PyTorch models to MLX: bounded memory, output that mlx-lm loads, numbers proven against the original.",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+# Typer carries its own copy of click, or uses the installed one, by version; what it raises is found from its API.
+_CLICK_ERROR: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+_INTERRUPTED = Interrupted.exit_code
+_state = {"verbose": False, "json": False}
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"mlxport {__version__}")
+        raise typer.Exit()
+
+
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show tracebacks.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Allow code of the checkpoint to run.")]
+Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub repository.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(UsageError.exit_code)
+
+
+@app.command()
+def convert(
+    source: Annotated[str | None, typer.Argument(metavar="SRC", help="A folder or a hub id.")] = None,
+    destination: Annotated[str | None, typer.Argument(metavar="DST", help="The output folder.")] = None,
+    hf_path: Annotated[str | None, typer.Option("--hf-path", "--model", help="SRC, as mlx-lm spells it.")] = None,
+    mlx_path: Annotated[str | None, typer.Option("--mlx-path", help="DST, as mlx-lm spells it.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
+    quantize: Annotated[
+        str | None,
+        typer.Option("-q", "--quantize", help="Bits (2 3 4 5 6 8), mxfp4, nvfp4, mxfp8, or mixed_4_6 …; alone: 4."),
+    ] = None,
+    q_bits: Annotated[int | None, typer.Option("--q-bits", "--bits", help="Bits per weight.")] = None,
+    q_group_size: Annotated[int | None, typer.Option("--q-group-size", "--group-size", help="Group size.")] = None,
+    q_mode: Annotated[str | None, typer.Option("--q-mode", help="affine, mxfp4, nvfp4 or mxfp8.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", "--quant-predicate", help="A TOML file of rules, or mixed_4_6 …"),
+    ] = None,
+    max_shard_size: Annotated[str, typer.Option(help="Limit of an output file.")] = "5GB",
+    shard_by: Annotated[str, typer.Option(help="size, or layer to keep each layer in one file.")] = "size",
+    layout: Annotated[str, typer.Option(help="auto or mlx-lm.")] = "auto",
+    verify: Annotated[str, typer.Option(help="auto, full, layerwise or none.")] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DST, at the very end.")] = False,
+    allow_overflow: Annotated[bool, typer.Option("--allow-overflow", help="Accept infinities after the cast.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
+    revision: Revision = None,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Convert a Hugging Face checkpoint to a folder that mlx-lm loads, and prove it against PyTorch."""
+    from mlxport.conversion import convert as run
+
+    report = run(
+        _one("SRC", source, "--hf-path", hf_path),
+        _one("DST", destination, "--mlx-path", mlx_path),
+        dtype=dtype,
+        quantize=True if quantize == _ALONE else quantize,
+        q_bits=q_bits,
+        q_group_size=q_group_size,
+        q_mode=q_mode,
+        recipe=recipe,
+        max_shard_size=max_shard_size,
+        shard_by=shard_by,
+        layout=layout,
+        verify=verify,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        allow_overflow=allow_overflow,
+        quiet=quiet or as_json,
+    )
+    if as_json:
+        return _print_json(report.to_json())
+    from mlxport.show import show_conversion
+
+    show_conversion(report)
+
+
+@app.command()
+def verify(
+    output: Annotated[str, typer.Argument(metavar="DST", help="The converted folder.")],
+    against: Annotated[str, typer.Option("--against", metavar="SRC", help="The original: a folder or a hub id.")],
+    mode: Annotated[str, typer.Option(help="auto, full or layerwise.")] = "auto",
+    revision: Revision = None,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compare a converted folder with its original; when it differs, name the first module that diverges."""
+    from mlxport.conversion import verify as run
+
+    report = run(
+        output,
+        against,
+        mode=mode,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        quiet=quiet or as_json,
+    )
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        from mlxport.show import show_parity
+
+        show_parity(report)
+    if not report.passed:
+        if as_json:
+            raise typer.Exit(VerificationError.exit_code)
+        raise VerificationError(report.failure_message(), hint="convert it again, or report this architecture")
+
+
+@app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A folder or a hub id (only headers are fetched).")],
+    revision: Revision = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show what is in a checkpoint, and what is wrong with it, from config and headers alone."""
+    from mlxport.inspection import inspect as run
+
+    inspection = run(path, revision=revision)
+    if as_json:
+        return _print_json(inspection.to_json())
+    from mlxport.inspection import print_inspection
+
+    print_inspection(inspection)
+
+
+Prompt = Annotated[str, typer.Option("-p", "--prompt", help='The message; "-" reads standard input.')]
+MaxTokens = Annotated[int, typer.Option("-m", "--max-tokens", help="Most tokens to generate.")]
+Temp = Annotated[float, typer.Option("--temp", help="Temperature; 0 is greedy.")]
+TopP = Annotated[float, typer.Option("--top-p", help="Probability mass to sample from.")]
+MinP = Annotated[float, typer.Option("--min-p", help="Least probability relative to the most likely token's.")]
+TopK = Annotated[int, typer.Option("--top-k", help="Number of most likely tokens to sample from; 0 is off.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Makes sampling reproducible.")]
+System = Annotated[str | None, typer.Option("--system-prompt", help="Put before the message by the chat template.")]
+
+
+@app.command()
+def generate(
+    path: Annotated[str, typer.Argument(metavar="DST", help="A converted model: a folder or a hub id.")],
+    prompt: Prompt,
+    max_tokens: MaxTokens = 256,
+    temp: Temp = 0.0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    top_k: TopK = 0,
+    seed: Seed = None,
+    system_prompt: System = None,
+    ignore_chat_template: Annotated[
+        bool, typer.Option("--ignore-chat-template", help="Continue the prompt as it is.")
+    ] = False,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Stream a completion; tokens per second and peak memory go to stderr."""
+    from mlxport.run import generate as run
+    from mlxport.run import read_prompt
+
+    result = run(
+        path,
+        read_prompt(prompt),
+        max_tokens=max_tokens,
+        temp=temp,
+        top_p=top_p,
+        min_p=min_p,
+        top_k=top_k,
+        seed=seed,
+        system_prompt=system_prompt,
+        ignore_chat_template=ignore_chat_template,
+        trust_remote_code=trust_remote_code,
+        on_text=None if as_json else _stream,
+        on_warning=_warn,
+    )
+    if as_json:
+        return _print_json(result.to_json())
+    typer.echo()
+    if not quiet:
+        typer.echo(result.summary(), err=True)
+
+
+@app.command()
+def chat(
+    path: Annotated[str, typer.Argument(metavar="DST", help="A converted model: a folder or a hub id.")],
+    max_tokens: MaxTokens = 512,
+    temp: Temp = 0.0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    top_k: TopK = 0,
+    seed: Seed = None,
+    system_prompt: System = None,
+    trust_remote_code: Trust = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Talk to a model, one message a line; /reset forgets, /exit leaves."""
+    from mlxport.run import chat as run
+
+    run(
+        path,
+        max_tokens=max_tokens,
+        temp=temp,
+        top_p=top_p,
+        min_p=min_p,
+        top_k=top_k,
+        seed=seed,
+        system_prompt=system_prompt,
+        trust_remote_code=trust_remote_code,
+        quiet=quiet,
+    )
+
+
+_ALONE = "alone"
+
+
+def _with_bare_quantize(arguments: list[str]) -> list[str]:
+    """Let ``-q`` stand alone, as in mlx-lm: give it a value where none follows."""
+    if not {"-q", "--quantize"} & set(arguments):
+        return arguments
+    from mlxport.quant import MIXED, MODES
+
+    bits = {str(number) for mode in MODES.values() for number in mode.bits}
+    values = bits | set(MODES) | set(MIXED)
+    result = []
+    for position, argument in enumerate(arguments):
+        result.append(argument)
+        if argument in ("-q", "--quantize"):
+            following = arguments[position + 1] if position + 1 < len(arguments) else "-"
+            is_path = "/" in following or Path(following).exists()
+            if following.startswith("-") or (is_path and following not in values and not following.isdigit()):
+                result.append(_ALONE)
+    return result
+
+
+def _one(name: str, positional: str | None, option: str, value: str | None) -> str:
+    if (positional is None) == (value is None):
+        found = "neither" if value is None else "both"
+        raise UsageError(f"{name} or {option}: give exactly one, got {found}", hint="mlxport convert SRC DST")
+    return positional if positional is not None else str(value)
+
+
+def _stream(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _warn(message: str) -> None:
+    typer.echo(f"warning: {message}", err=True)
+
+
+def _print_json(data: dict[str, Any]) -> None:
+    typer.echo(json.dumps(_finite(data), indent=2, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null stands for them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _usage(error: Any) -> UsageError:
+    """What is wrong with the arguments, as one of our own errors."""
+    command = error.ctx.command_path if getattr(error, "ctx", None) is not None else "mlxport"
+    return UsageError(error.format_message(), hint=f"see: {command} --help")
+
+
+def _fail(error: MlxportError) -> NoReturn:
+    if _state["verbose"]:
+        import traceback
+
+        traceback.print_exception(error)
+    if _state["json"]:
+        detail = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
+        _print_json({"error": detail})
+    typer.echo(f"error: {error.message}", err=True)
+    if error.hint:
+        typer.echo(f"hint: {error.hint}", err=True)
+    raise SystemExit(error.exit_code)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; exits with 0, 1, 2 or 3 as the design says (130 when interrupted)."""
+    given = sys.argv[1:] if arguments is None else arguments
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _state.update(verbose=bool({"-v", "--verbose"} & {*given}), json="--json" in given)
+    if arguments is None:
+        from mlxport.startup import own_process
+
+        own_process()
+    try:
+        code = app(_with_bare_quantize(given), prog_name="mlxport", standalone_mode=False)
+        if code == _INTERRUPTED:  # Typer's answer to Ctrl-C
+            raise KeyboardInterrupt
+        raise SystemExit(code if isinstance(code, int) else 0)
+    except MlxportError as error:
+        _fail(error)
+    except _CLICK_ERROR as error:
+        _fail(_usage(error))
+    except (KeyboardInterrupt, typer.Abort):
+        _fail(Interrupted("stopped", hint="run the same command again"))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except Exception as error:  # a bug: shown in one line, in full with -v
+        hint = "this is a bug in mlxport; run again with -v and report what it prints"
+        unexpected = MlxportError(f"{type(error).__name__}: {error}", hint=hint)
+        unexpected.__cause__ = error
+        _fail(unexpected)

@@ -1,0 +1,209 @@
+"""The stages composed: source → transform → plan → write → verify, into one folder that appears when it is whole."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlxport.errors import DiskError, Interrupted, SourceError, UnsafeError, UsageError, disk_full
+from mlxport.job import Hashes, Job, make_inverse
+from mlxport.options import DTYPES, MARGIN_BYTES, ConvertReport, Options
+from mlxport.plan import DEFAULT_SHARD_SIZE, make_plan, parse_size
+from mlxport.progress import make_progress
+from mlxport.quant import make_request
+from mlxport.record import fingerprint, read_record
+from mlxport.source import needs_remote_code, open_checkpoint
+from mlxport.startup import leave_torch_out
+from mlxport.tokenizer_files import check_tokenizer_files, embedding_rows
+from mlxport.types import Checkpoint
+from mlxport.workspace import absolute, check_destination, check_space, free_space, open_workspace, space_taken
+
+if TYPE_CHECKING:
+    from mlxport.parity import ParityReport
+
+__all__ = ["ConvertReport", "convert", "verify"]
+
+
+def convert(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    dtype: str = "auto",
+    quantize: int | str | bool | None = None,
+    q_bits: int | None = None,
+    q_group_size: int | None = None,
+    q_mode: str | None = None,
+    recipe: str | Path | None = None,
+    max_shard_size: str | int = DEFAULT_SHARD_SIZE,
+    shard_by: str = "size",
+    layout: str = "auto",
+    verify: str = "auto",
+    overwrite: bool = False,
+    dry_run: bool = False,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    allow_overflow: bool = False,
+    quiet: bool = True,
+) -> ConvertReport:
+    """Convert a Hugging Face checkpoint to a folder that mlx-lm loads, and prove it against PyTorch.
+
+    Args:
+        source: A folder or a hub id.
+        destination: The output folder; it appears only when it is whole and verified.
+        dtype: Of what is not quantized: ``auto`` (as stored, or as the config's torch_dtype says), ``float32``,
+            ``float16`` or ``bfloat16``.
+        quantize: Bits (affine), a mode (``"mxfp4"``), a mixed recipe (``"mixed_4_6"``), True for 4 bits, or None.
+        q_bits: Bits, beside ``quantize=True`` or a mode.
+        q_group_size: Group size; the mode's default if None.
+        q_mode: ``affine``, ``mxfp4``, ``nvfp4`` or ``mxfp8``.
+        recipe: A TOML file of rules, or a mixed recipe's name.
+        max_shard_size: Limit of an output file, such as ``"5GB"``.
+        shard_by: ``size``, or ``layer`` to keep each layer in one file.
+        layout: ``auto`` or ``mlx-lm``.
+        verify: ``auto``, ``full``, ``layerwise`` or ``none``.
+        overwrite: Replace an existing model folder, at the very end.
+        dry_run: Plan only; nothing is written.
+        revision: Branch, tag or commit of a hub repository.
+        trust_remote_code: Allow code of the checkpoint to run (tokenizer, reference model).
+        allow_overflow: Accept values that become infinite in the target dtype.
+        quiet: Show no progress.
+
+    Raises:
+        MlxportError: One of the tree in ``mlxport.errors``; nothing is left under ``destination``.
+    """
+    request = make_request(quantize, bits=q_bits, group_size=q_group_size, mode=q_mode, recipe=recipe)
+    options = Options(
+        dtype, request, max_shard_size, shard_by, layout, verify, overwrite, allow_overflow, trust_remote_code
+    )
+    target = absolute(destination)
+    check_destination(target, str(source), overwrite)
+    if verify in ("full", "layerwise") and (reason := _no_reference()):
+        raise UsageError(f"--verify {verify}: {reason}", hint="pip install 'mlxport[torch]', or use --verify none")
+    if verify == "none":
+        leave_torch_out(str(source))
+    checkpoint = _open(str(source), revision, options)
+    hashes = Hashes(checkpoint)
+    try:
+        if not dry_run:
+            hashes.start()
+        return _planned(str(source), checkpoint, target, options, dry_run, hashes, quiet)
+    finally:
+        hashes.stop()
+
+
+def _planned(
+    source: str,
+    checkpoint: Checkpoint,
+    target: Path,
+    options: Options,
+    dry_run: bool,
+    hashes: Hashes,
+    quiet: bool,
+) -> ConvertReport:
+    from mlxport.target.mlx_lm import open_target
+
+    conversion = open_target(checkpoint, dtype=options.dtype, quant=options.quant)
+    plan = make_plan(
+        conversion.tensors(),
+        max_bytes=parse_size(options.max_shard_size),
+        by=options.shard_by,
+        dtype=conversion.dtype,
+        parameters=conversion.parameters,
+        quantized=conversion.quantized,
+        kept=conversion.kept,
+        dropped=conversion.program.unused(),
+        working_bytes=conversion.working_bytes(),
+    )
+    shapes = {name: output.shape for name, output in conversion.program.outputs.items()}
+    remarks = check_tokenizer_files(checkpoint, embedding_rows(conversion.config, shapes))
+    notes = (*checkpoint.problems, *conversion.notes, *remarks)
+    needed = plan.nbytes + MARGIN_BYTES + sum(path.stat().st_size for path in checkpoint.side_files)
+    report = ConvertReport(target, plan, notes, dry_run=dry_run)
+    if dry_run:
+        return replace(report, free_bytes=free_space(target))
+    report = replace(report, free_bytes=check_space(target, needed, space_taken(target)))
+    job = Job(source, checkpoint, conversion, plan, options, hashes)
+    with open_workspace(target, fingerprint(checkpoint, plan, options.recorded()), options.overwrite) as workspace:
+        try:
+            return job.run(workspace, report, quiet)
+        except KeyboardInterrupt:
+            finished = f"{len(workspace.done)} of {len(plan.shards)} shards are finished in {workspace.folder}"
+            raise Interrupted(f"stopped: {finished}", hint="run the same command again to go on") from None
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise disk_full(workspace.folder) from error
+            where = error.filename or workspace.folder
+            hint = "mend what the system complains of and run the same command again: finished shards are kept"
+            raise DiskError(f"{where}: {error.strerror or error}", hint=hint) from error
+
+
+def _no_reference() -> str:
+    from mlxport import parity
+
+    return parity.unavailable()
+
+
+def _open(source: str, revision: str | None, options: Options) -> Checkpoint:
+    def check(config: Mapping[str, Any]) -> None:
+        if needs_remote_code(config) and not options.trust_remote_code:
+            raise UnsafeError(
+                f"{source} names code of its own in config.json (auto_map), which was not run",
+                hint="read that code, then add --trust-remote-code",
+            )
+        from mlxport.target.mlx_lm import check_supported
+
+        check_supported(config)
+
+    return open_checkpoint(source, revision=revision, trust_remote_code=options.trust_remote_code, check_config=check)
+
+
+def verify(
+    output: str | Path,
+    against: str | Path,
+    *,
+    mode: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    quiet: bool = True,
+) -> ParityReport:
+    """Compare a converted folder with the checkpoint that it was made from, now or long after the conversion.
+
+    Args:
+        output: The converted folder.
+        against: The original: a folder or a hub id.
+        mode: ``auto``, ``full`` or ``layerwise``.
+        revision: Branch, tag or commit of a hub repository.
+        trust_remote_code: Allow code of the checkpoint to run.
+        quiet: Show no progress.
+
+    Returns:
+        The figures; ``passed`` says whether they are within the tolerances.
+
+    Raises:
+        MlxportError: Either folder cannot be used, or torch is not installed.
+    """
+    from mlxport import parity
+
+    if mode not in parity.MODES:
+        raise UsageError(f"--mode {mode!r} does not exist", hint=f"choose one of {', '.join(parity.MODES)}")
+    folder = absolute(output)
+    if not (folder / "config.json").is_file():
+        raise SourceError(
+            f"{output} is not a converted model (no config.json)", hint="give the folder that convert wrote"
+        )
+    options = Options(trust_remote_code=trust_remote_code)
+    checkpoint = _open(str(against), revision, options)
+    asked = read_record(folder).get("options")
+    dtype = asked.get("dtype", "auto") if isinstance(asked, dict) else "auto"
+    with make_progress(0, f"verifying {folder.name}", quiet=quiet) as progress:
+        return parity.verify(
+            folder,
+            checkpoint,
+            mode=mode,
+            invert=make_inverse(checkpoint, dtype if dtype in DTYPES else "auto"),
+            trust_remote_code=trust_remote_code,
+            on_progress=progress.message,
+        )

@@ -1,0 +1,118 @@
+"""What ``convert`` was asked to do, and what it hands back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlxport.errors import UsageError
+from mlxport.plan import DEFAULT_SHARD_SIZE, parse_size
+from mlxport.quant import QuantRequest
+from mlxport.types import Plan
+
+if TYPE_CHECKING:
+    from mlxport.parity import ParityReport
+    from mlxport.write import Findings
+
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+LAYOUTS = ("auto", "mlx-lm")
+VERIFY = ("auto", "full", "layerwise", "none")
+MARGIN_BYTES = 16 << 20  # configs, card, record, headers
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``convert`` was asked to do; ``quant`` is the checked form of the quantization options."""
+
+    dtype: str = "auto"
+    quant: QuantRequest | None = None
+    max_shard_size: str | int = DEFAULT_SHARD_SIZE
+    shard_by: str = "size"
+    layout: str = "auto"
+    verify: str = "auto"
+    overwrite: bool = False
+    allow_overflow: bool = False
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("dtype", self.dtype, DTYPES),
+            ("layout", self.layout, LAYOUTS),
+            ("verify", self.verify, VERIFY),
+            ("shard-by", self.shard_by, ("size", "layer")),
+        ):
+            if value not in allowed:
+                raise UsageError(f"--{name} {value!r} does not exist", hint=f"choose one of {', '.join(allowed)}")
+        if isinstance(self.max_shard_size, float):
+            raise UsageError(f"{self.max_shard_size!r} is not a size", hint="write it like 5GB, or as whole bytes")
+        parse_size(self.max_shard_size)
+
+    def recorded(self) -> dict[str, Any]:
+        """The options that decide the bytes of the output."""
+        quant = asdict(self.quant) if self.quant else None
+        return {
+            "dtype": self.dtype,
+            "quantize": quant,
+            "max_shard_size": self.max_shard_size,
+            "shard_by": self.shard_by,
+            "layout": "mlx-lm",
+        }
+
+
+@dataclass(frozen=True)
+class ConvertReport:
+    """What ``convert`` did, or with ``dry_run`` would do.
+
+    Attributes:
+        destination: The output folder.
+        plan: Shards, bytes, quantization, memory.
+        notes: Changes of the config and other remarks.
+        free_bytes: Space on the destination's disk before the conversion.
+        resumed: Shards that an earlier, interrupted run had finished.
+        findings: Values that are not finite in the source, or not after the cast.
+        parity: The verification, None if there was none.
+        tokenizer: The tokenizer's round trip, None if it was not tested.
+        not_verified: Why there was no verification, empty if there was one.
+        dry_run: Whether nothing was written.
+    """
+
+    destination: Path
+    plan: Plan
+    notes: tuple[str, ...] = ()
+    free_bytes: int = 0
+    resumed: tuple[str, ...] = ()
+    findings: Findings | None = None
+    parity: ParityReport | None = None
+    tokenizer: Any = None
+    not_verified: str = ""
+    dry_run: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values only, for ``--json``."""
+        plan = self.plan
+        return {
+            "destination": str(self.destination),
+            "dry_run": self.dry_run,
+            "plan": {
+                "shards": [{"file": s.filename, "bytes": s.nbytes, "tensors": len(s.tensors)} for s in plan.shards],
+                "bytes": plan.nbytes,
+                "dtype": plan.dtype,
+                "parameters": plan.parameters,
+                "bits_per_weight": round(plan.bits_per_weight, 4),
+                "quantized_modules": len(plan.quantized),
+                "kept": dict(plan.kept),
+                "dropped": list(plan.dropped),
+                "peak_memory_bytes": plan.peak_bytes,
+                "disk_needed_bytes": plan.nbytes + MARGIN_BYTES,
+                "disk_free_bytes": self.free_bytes,
+            },
+            "notes": list(self.notes),
+            "resumed": list(self.resumed),
+            "nonfinite": dict(self.findings.nonfinite) if self.findings else {},
+            "overflowed": dict(self.findings.overflowed) if self.findings else {},
+            "verified": bool(self.parity and self.parity.passed),
+            "not_verified": self.not_verified,
+            "parity": self.parity.to_json() if self.parity else None,
+            "tokenizer": self.tokenizer.to_json() if self.tokenizer else None,
+        }

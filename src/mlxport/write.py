@@ -1,0 +1,361 @@
+"""Stream the tensors of one shard into one safetensors file.
+
+The header is known from the plan, so the file has its final size before a tensor is computed. Worker threads read and
+compute blocks of rows, each on an MLX stream of its own; this thread writes them at their place and feeds the hash.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlxport.errors import disk_full
+from mlxport.source import read_rows
+from mlxport.transform import BLOCK_BYTES, Evaluator, Output, Program, Value, row_blocks, to_bytes
+from mlxport.types import DTYPE_BITS, OutTensor, Shard, TensorRef
+
+# The bits that are all ones in a NaN or an infinity, by safetensors dtype.
+_EXPONENT: Mapping[str, tuple[Any, int]] = {
+    "F16": (np.uint16, 0x7C00),
+    "BF16": (np.uint16, 0x7F80),
+    "F32": (np.uint32, 0x7F800000),
+    "F64": (np.uint64, 0x7FF0000000000000),
+}
+_SCAN_ELEMENTS = 1 << 16
+
+
+@dataclass
+class Findings:
+    """Values that are not finite, by tensor name.
+
+    Attributes:
+        nonfinite: Source tensor to the number of its NaN and infinite values.
+        overflowed: Output tensor to the number of values that were finite before the cast and are not after it.
+    """
+
+    nonfinite: dict[str, int] = field(default_factory=dict)
+    overflowed: dict[str, int] = field(default_factory=dict)
+
+    def merge(self, other: Findings) -> None:
+        """Add the counts of ``other``."""
+        for mine, theirs in ((self.nonfinite, other.nonfinite), (self.overflowed, other.overflowed)):
+            for name, count in theirs.items():
+                mine[name] = mine.get(name, 0) + count
+
+
+@dataclass(frozen=True)
+class Written:
+    """A finished shard: its hash, its size with header, and what was found in it."""
+
+    sha256: str
+    nbytes: int
+    findings: Findings
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Computed rows: the bytes of each part of a group, and where they start within their tensors."""
+
+    parts: tuple[tuple[str, int, np.ndarray[Any, Any]], ...]
+    findings: Findings
+    buffer: np.ndarray[Any, Any] | None = None  # of the pool, to be given back once the block is written and hashed
+
+
+def count_nonfinite(data: np.ndarray[Any, Any], dtype: str) -> int:
+    """Number of NaN and infinite values among the raw bytes of a floating tensor (0 for other dtypes)."""
+    if dtype not in _EXPONENT:
+        return 0
+    kind, mask = _EXPONENT[dtype]
+    words = data.view(kind)
+    scratch = np.empty(min(_SCAN_ELEMENTS, words.size), kind)
+    total = 0
+    for start in range(0, words.size, _SCAN_ELEMENTS):
+        piece = words[start : start + _SCAN_ELEMENTS]
+        masked = np.bitwise_and(piece, kind(mask), out=scratch[: piece.size])
+        total += int(np.count_nonzero(masked == kind(mask)))
+    return total
+
+
+def header(shard: Shard) -> bytes:
+    """The safetensors header of a shard, length prefix included, padded to 8 bytes; metadata as mlx-lm writes it."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
+    offset = 0
+    for tensor in shard.tensors:
+        end = offset + tensor.nbytes
+        entries[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def write_shard(
+    program: Program,
+    shard: Shard,
+    path: Path,
+    *,
+    workers: int | None = None,
+    advance: Callable[[int], None] = lambda n: None,
+) -> Written:
+    """Write ``shard`` to ``path``, which appears only when it is complete and on disk.
+
+    Args:
+        program: Computes the tensors.
+        shard: What to write.
+        path: The file; ``path`` with ``.tmp`` appended is used meanwhile.
+        workers: Threads that read and compute; default one a core, at most 8.
+        advance: Called with the number of bytes just written.
+
+    Raises:
+        DiskError: No space is left; the unfinished file is removed.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    workers = workers or min(8, os.cpu_count() or 1)
+    try:
+        with open(temporary, "wb", buffering=0) as file, ThreadPoolExecutor(workers) as pool:
+            buffers = _Buffers()
+            writer = _Writer(file.fileno(), shard, buffers)
+            try:
+                for block in _in_order(pool, _tasks(program, shard, buffers), ahead=workers + 1):
+                    writer.put(block)
+                    advance(sum(data.nbytes for _, _, data in block.parts))
+                digest = writer.finish()
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise disk_full(path) from error
+        raise
+    return Written(digest, path.stat().st_size, writer.findings)
+
+
+def _in_order(pool: ThreadPoolExecutor, tasks: Iterator[Callable[[], _Block]], ahead: int) -> Iterator[_Block]:
+    """Results of ``tasks`` in their order, at most ``ahead`` of them computed or under way beyond the one wanted."""
+    pending: deque[Future[_Block]] = deque()
+    for task in tasks:
+        pending.append(pool.submit(task))
+        if len(pending) > ahead:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+class _Buffers:
+    """Buffers of one block each that are used again: the pages of a fresh one cost as much as filling it."""
+
+    def __init__(self) -> None:
+        self._free: queue.SimpleQueue[np.ndarray[Any, Any]] = queue.SimpleQueue()
+
+    def take(self) -> np.ndarray[Any, Any]:
+        """A buffer of ``BLOCK_BYTES``; its content is undefined."""
+        try:
+            return self._free.get_nowait()
+        except queue.Empty:
+            return np.empty(BLOCK_BYTES, np.uint8)
+
+    def give_back(self, buffer: np.ndarray[Any, Any] | None) -> None:
+        """Let ``buffer`` be used again."""
+        if buffer is not None:
+            self._free.put(buffer)
+
+
+class _Writer:
+    """Puts blocks at their place and hashes the file in its own order, on a thread beside."""
+
+    def __init__(self, descriptor: int, shard: Shard, buffers: _Buffers) -> None:
+        self._buffers = buffers
+        self._lent: np.ndarray[Any, Any] | None = None
+        self.findings = Findings()
+        self._descriptor = descriptor
+        head = header(shard)
+        self._offsets, position = {}, len(head)
+        for tensor in shard.tensors:
+            self._offsets[tensor.name] = position
+            position += tensor.nbytes
+        os.truncate(descriptor, position)
+        _pwrite(descriptor, head, 0)
+        self._size = position
+        self._hasher = hashlib.sha256(head)
+        self._hashed = len(head)
+        self._waiting: dict[int, np.ndarray[Any, Any]] = {}
+        self._thread = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
+
+    def put(self, block: _Block) -> None:
+        """Write every part of a block; parts ahead of the hash wait in memory until it is their turn."""
+        self.findings.merge(block.findings)
+        for name, start, data in block.parts:
+            if not data.nbytes:
+                continue
+            position = self._offsets[name] + start
+            self._waiting[position] = data
+            previous, lent = self._last, self._lent
+            ready = []
+            while self._hashed in self._waiting:
+                piece = self._waiting.pop(self._hashed)
+                self._hashed += piece.nbytes
+                ready.append(piece)
+            if ready:
+                self._last = self._thread.submit(self._update, ready)
+            self._lent = block.buffer if ready else None
+            _pwrite(self._descriptor, data, position)
+            if previous is not None:
+                previous.result()
+                self._buffers.give_back(lent)
+
+    def _update(self, pieces: list[np.ndarray[Any, Any]]) -> None:
+        for piece in pieces:
+            self._hasher.update(piece.data)
+
+    def finish(self) -> str:
+        """The hash of the whole file."""
+        self._thread.shutdown(wait=True)
+        if self._hashed != self._size or self._waiting:
+            raise RuntimeError(f"wrote {self._hashed} of {self._size} bytes in order")
+        return self._hasher.hexdigest()
+
+
+def _pwrite(descriptor: int, data: bytes | np.ndarray[Any, Any], offset: int) -> None:
+    view = memoryview(data if isinstance(data, bytes) else data.data).cast("B")
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _tasks(program: Program, shard: Shard, buffers: _Buffers) -> Iterator[Callable[[], _Block]]:
+    """One task for each block of rows of each group of tensors that are computed together."""
+    groups: dict[str, list[OutTensor]] = {}
+    for tensor in shard.tensors:
+        groups.setdefault(tensor.source, []).append(tensor)
+    lazy: dict[str, mx.array] | None = None
+    for tensors in groups.values():
+        outputs = [program.outputs[tensor.name] for tensor in tensors]
+        value = outputs[0].value
+        if value is None:
+            if lazy is None:
+                lazy = program.pipeline(_lazy_arrays(program))
+            yield _opaque_task(tensors, lazy)
+            continue
+        starts = dict.fromkeys((tensor.name for tensor in tensors), 0)
+        for start, stop in row_blocks(value, outputs[0].quant):
+            offsets = dict(starts)
+            rows = stop - start
+            for tensor in tensors:
+                starts[tensor.name] += tensor.nbytes * rows // max(value.shape[0] if value.shape else 1, 1)
+            if value.leaf is not None and outputs[0].quant is None and value.leaf.dtype != "F64":
+                yield _copy_task(outputs[0].name, value.leaf, start, stop, offsets, buffers)
+            else:
+                yield _row_task(outputs, value, start, stop, offsets)
+
+
+_local = threading.local()
+
+
+def _stream() -> mx.Stream:
+    """This thread's own stream on the default device."""
+    if not hasattr(_local, "stream"):
+        _local.stream = mx.new_stream(mx.default_device())
+    stream: mx.Stream = _local.stream
+    return stream
+
+
+def _copy_task(
+    name: str, leaf: TensorRef, start: int, stop: int, offsets: Mapping[str, int], buffers: _Buffers
+) -> Callable[[], _Block]:
+    """Rows that reach the output as they are: no MLX in between."""
+
+    def task() -> _Block:
+        buffer = buffers.take()
+        data = read_rows(leaf, start, stop, buffer)
+        findings = Findings()
+        if count := count_nonfinite(data, leaf.dtype):
+            findings.nonfinite[leaf.name] = count
+        return _Block(((name, offsets[name], data),), findings, buffer)
+
+    return task
+
+
+def _row_task(
+    outputs: list[Output], value: Value, start: int, stop: int, offsets: Mapping[str, int]
+) -> Callable[[], _Block]:
+    def task() -> _Block:
+        findings = Findings()
+
+        def seen(ref: TensorRef, data: np.ndarray[Any, Any]) -> None:
+            if count := count_nonfinite(data, ref.dtype):
+                findings.nonfinite[ref.name] = findings.nonfinite.get(ref.name, 0) + count
+
+        with mx.stream(_stream()):
+            rows = Evaluator(on_leaf=seen).rows(value, start, stop)
+            arrays = _parts(outputs, rows)
+            mx.eval(rows, *arrays)
+            _note_overflow(outputs[0], rows, value, findings)
+            parts = tuple(
+                (output.name, offsets[output.name], to_bytes(array))
+                for output, array in zip(outputs, arrays, strict=True)
+            )
+        return _Block(parts, findings)
+
+    return task
+
+
+def _parts(outputs: list[Output], rows: mx.array) -> list[mx.array]:
+    quant = outputs[0].quant
+    if quant is None:
+        return [rows for _ in outputs]
+    triple = mx.quantize(rows, group_size=quant.group_size, bits=quant.bits, mode=quant.mode)
+    named = dict(zip(("weight", "scales", "biases"), triple, strict=False))
+    return [named[output.part] for output in outputs]
+
+
+def _note_overflow(output: Output, rows: mx.array, value: Value, findings: Findings) -> None:
+    """Count what a narrowing cast made infinite: not finite in the result, beyond what was so in the source."""
+    kind = {mx.float16: "F16", mx.bfloat16: "BF16", mx.float32: "F32"}.get(rows.dtype)
+    if kind is None or value.leaf is not None:
+        return
+    extra = count_nonfinite(to_bytes(rows), kind) - sum(findings.nonfinite.values())
+    if extra > 0:
+        findings.overflowed[output.name] = findings.overflowed.get(output.name, 0) + extra
+
+
+def _lazy_arrays(program: Program) -> dict[str, mx.array]:
+    """Every checkpoint tensor as a lazily loaded array (torch files, which MLX cannot load lazily, are read)."""
+    loaded: dict[Path, dict[str, mx.array]] = {}
+    arrays = {}
+    for name, ref in program.refs.items():
+        if ref.path.suffix == ".safetensors" and ref.dtype in DTYPE_BITS and ref.dtype not in ("F64", "F8_E5M2"):
+            if ref.path not in loaded:
+                loaded[ref.path] = mx.load(str(ref.path))  # type: ignore[assignment]
+            arrays[name] = loaded[ref.path][name]
+        else:
+            arrays[name] = Evaluator.whole(ref)
+    return arrays
+
+
+def _opaque_task(tensors: list[OutTensor], lazy: dict[str, mx.array]) -> Callable[[], _Block]:
+    """Evaluate whole outputs of an untraceable pipeline here and now, on this thread's stream, and let go of them."""
+    findings = Findings()
+    parts = []
+    for tensor in tensors:
+        data = to_bytes(lazy.pop(tensor.name))
+        if count := count_nonfinite(data, tensor.dtype):
+            findings.nonfinite[tensor.name] = count
+        parts.append((tensor.name, 0, data))
+    block = _Block(tuple(parts), findings)
+    return lambda: block

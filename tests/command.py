@@ -1,0 +1,53 @@
+"""The command line in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+
+
+class Result(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """That of this process, with the package's sources importable."""
+    path = os.pathsep.join([str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path, **changes}
+
+
+def start(*arguments: str | Path, code: str | None = None, **options: object) -> subprocess.Popen[str]:
+    """The command line in a process of its own; ``code`` runs instead of ``-m mlxport``."""
+    head = ["-m", "mlxport"] if code is None else ["-c", code]
+    command = [sys.executable, *head, *map(str, arguments)]
+    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment()}
+    return subprocess.Popen(command, **{**settings, **options})  # type: ignore[call-overload,no-any-return]
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 120) -> Result:
+    """Wait for the end of a process."""
+    out, err = process.communicate(timeout=timeout)
+    return Result(process.returncode, out or "", err or "")
+
+
+def stop_after(process: subprocess.Popen[str], partial: Path, shards: int = 1) -> None:
+    """Let a conversion run until so many shards are finished, then freeze it (SIGSTOP)."""
+    deadline = time.monotonic() + 120
+    while len(list(partial.glob("model*.safetensors"))) < shards:
+        assert process.poll() is None, f"it ended before: {process.communicate()}"
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+    assert partial.is_dir(), "it was faster than this test"

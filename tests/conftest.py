@@ -1,0 +1,75 @@
+"""What every test of the command line needs: checkpoints made once, and the command itself, in this process or not."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from checkpoints import write_llama
+from command import Result
+
+
+@pytest.fixture
+def mlxport(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """The command line, in this process."""
+    from mlxport.cli import main
+
+    def run(*arguments: str | Path) -> Result:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_info:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Result(int(exit_info.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def _llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_llama(tmp_path_factory.mktemp("checkpoints") / "tiny llama")
+
+
+@pytest.fixture
+def source(_llama: Path, tmp_path: Path) -> Path:
+    """A llama in three shards with an index, to be broken at will."""
+    return Path(shutil.copytree(_llama, tmp_path / "source"))
+
+
+@pytest.fixture(scope="session")
+def converted(_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What becomes of it; not to be written to."""
+    from mlxport import convert
+
+    destination = tmp_path_factory.mktemp("converted") / "out"
+    convert(_llama, destination, verify="none")
+    return destination
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mounts a tmpfs of so many bytes: a disk that is really full when it is full."""
+    mounted: list[Path] = []
+
+    def make(size: int) -> Path:
+        folder = tmp_path / f"disk{len(mounted)}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        if not sys.platform.startswith("linux") or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("mounting a small tmpfs needs root on Linux")
+        mounted.append(folder)
+        return folder
+
+    yield make
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture(scope="session")
+def many_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose conversion to 50 kB shards (`--max-shard-size 50KB`) takes dozens of files."""
+    return write_llama(tmp_path_factory.mktemp("checkpoints") / "deep", layers=12, shards=2)
