@@ -104,6 +104,10 @@ FAULTS = {
         lambda f: edit(f / "tokenizer.json", added_tokens=[{"id": 9000, "content": "x"}]),
         "is for another vocabulary",
     ),
+    "marker without a row": (
+        lambda f: edit(f / "tokenizer.json", added_tokens=[{"id": 512, "content": "<image>", "special": True}]),
+        "<image> (id 512) has no row in the embedding",
+    ),
     "untied without head": (lambda f: edit(f / "config.json", tie_word_embeddings=False), "not tied, and the weights"),
     "architecture": (lambda f: edit(f / "config.json", model_type="zzz"), "mlx-lm has no architecture 'zzz'"),
     "refused setting": (lambda f: edit(f / "config.json", hidden_act="gelu"), "not convertible for mlx-lm"),

@@ -155,7 +155,7 @@ def _open(source: str, revision: str | None, options: Options) -> Checkpoint:
             )
         from mlxport.target.mlx_lm import check_supported
 
-        check_supported(config)
+        check_supported(config, f"{source}/config.json")
 
     return open_checkpoint(source, revision=revision, trust_remote_code=options.trust_remote_code, check_config=check)
 

@@ -199,8 +199,7 @@ def _rope(text: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _runtime(config: Mapping[str, Any], mlx_format: bool | None) -> tuple[str | None, tuple[str, ...], list[str]]:
     """Return mlx-lm's module, what it would misread, and the problems with that."""
-    from huggingface_hub.errors import StrictDataclassError
-
+    from mlxport.errors import ConfigError
     from mlxport.target.mlx_lm_config import ConfigRefused, mlx_lm_architecture, normalize_config
 
     module = None
@@ -209,10 +208,8 @@ def _runtime(config: Mapping[str, Any], mlx_format: bool | None) -> tuple[str | 
         changes = normalize_config(config).changes
     except ConfigRefused as refused:
         return module, (), [f"not convertible for mlx-lm: {refused}" if module else str(refused)]
-    # What transformers and mlx-lm raise for values of a wrong type.
-    except (StrictDataclassError, ValueError, TypeError, LookupError, AttributeError) as error:
-        first = " ".join(str(error).split())[:200]
-        return module, (), [f"config.json is not what transformers expects of {config.get('model_type')!r}: {first}"]
+    except ConfigError as error:
+        return module, (), [f"config.json is {error.message}"]
     if mlx_format and changes:
         return module, changes, [f"mlx-lm computes something else than the original: it needs {'; '.join(changes)}"]
     return module, changes, []

@@ -20,6 +20,7 @@ _VOCABULARIES = (
     "sentencepiece.bpe.model",
 )
 _EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|tok_embeddings|wte|embed_in|word_embeddings|embeddings?)\.weight$")
+_MARKERS = 4
 _HINT = "copy the tokenizer files of the original model beside its config.json"
 
 
@@ -51,10 +52,15 @@ def check_tokenizer_files(checkpoint: Checkpoint, rows: int | None) -> tuple[str
         if not custom:
             message = f"{checkpoint.name} has no tokenizer (looked for {', '.join(_VOCABULARIES)}, *.tiktoken)"
             raise TokenizerError(message, hint=_HINT)
-    sizes = {}
+    sizes: dict[str, int] = {}
+    loose: dict[str, int] = {}
     for name, read in (("tokenizer.json", _fast_ids), ("vocab.json", _vocab_ids)):
         if name in names:
-            ids = list(read(names[name], _load(names[name])))
+            data = _load(names[name])
+            ids = list(read(names[name], data))
+            if rows is not None and name == "tokenizer.json":
+                loose = _markers(data, rows)
+                ids = [i for i in ids if i not in loose.values()] if len(loose) <= _MARKERS else ids
             sizes[name] = max(ids, default=-1) + 1
     for name, size in sizes.items():
         if rows is not None and size > rows:
@@ -62,10 +68,14 @@ def check_tokenizer_files(checkpoint: Checkpoint, rows: int | None) -> tuple[str
                 f"{names[name]} is for another vocabulary: its ids go up to {size - 1}, the embedding has {rows} rows",
                 hint=_HINT,
             )
+    remarks = [
+        f"{token} (id {number}) has no row in the embedding: the text must not hold it"
+        for token, number in loose.items()
+    ]
     size = max(sizes.values(), default=0)
     if rows and size and size * 2 < rows:
-        return (f"the tokenizer has {size} ids, the embedding {rows} rows: is it the right tokenizer?",)
-    return ()
+        remarks.append(f"the tokenizer has {size} ids, the embedding {rows} rows: is it the right tokenizer?")
+    return tuple(remarks)
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -92,6 +102,12 @@ def _fast_ids(path: Path, data: dict[str, Any]) -> Iterable[int]:
     if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
         raise TokenizerError(f"{path}: added_tokens must be a list of objects", hint=_HINT)
     return _checked(path, [*ids, *(token.get("id") for token in added)])
+
+
+def _markers(data: Mapping[str, Any], rows: int) -> dict[str, int]:
+    """Special tokens without a row: text-only releases of models that see carry the marker of an image (gemma 3)."""
+    tokens = [token for token in data.get("added_tokens") or [] if token["id"] >= rows]
+    return {str(token.get("content")): token["id"] for token in tokens if token.get("special") is True}
 
 
 def _vocab_ids(path: Path, data: dict[str, Any]) -> Iterable[int]:

@@ -95,6 +95,11 @@ class Checkpoint:
         """How the source is called in messages and in the record."""
         return self.repo_id or self.root.name
 
+    @property
+    def location(self) -> str:
+        """Where the source is, for errors: the repository, or the folder's whole path."""
+        return self.repo_id or str(self.root)
+
 
 @dataclass(frozen=True, slots=True)
 class QuantSpec:

@@ -24,8 +24,8 @@ import numpy as np
 
 from mlxport.errors import disk_full
 from mlxport.source import read_rows
-from mlxport.transform import BLOCK_BYTES, Evaluator, Output, Program, Value, row_blocks, to_bytes
-from mlxport.types import DTYPE_BITS, OutTensor, Shard, TensorRef
+from mlxport.transform import BLOCK_BYTES, Evaluator, Output, Program, Value, lazy_arrays, row_blocks, to_bytes
+from mlxport.types import OutTensor, Shard, TensorRef
 
 # The bits that are all ones in a NaN or an infinity, by safetensors dtype.
 _EXPONENT: Mapping[str, tuple[Any, int]] = {
@@ -244,12 +244,13 @@ def _tasks(program: Program, shard: Shard, buffers: _Buffers) -> Iterator[Callab
     for tensor in shard.tensors:
         groups.setdefault(tensor.source, []).append(tensor)
     lazy: dict[str, mx.array] | None = None
+    counted = _Counted()
     for tensors in groups.values():
         outputs = [program.outputs[tensor.name] for tensor in tensors]
         value = outputs[0].value
         if value is None:
             if lazy is None:
-                lazy = program.pipeline(_lazy_arrays(program))
+                lazy = program.pipeline(lazy_arrays(program.refs))
             yield _opaque_task(tensors, lazy)
             continue
         starts = dict.fromkeys((tensor.name for tensor in tensors), 0)
@@ -259,9 +260,46 @@ def _tasks(program: Program, shard: Shard, buffers: _Buffers) -> Iterator[Callab
             for tensor in tensors:
                 starts[tensor.name] += tensor.nbytes * rows // max(value.shape[0] if value.shape else 1, 1)
             if value.leaf is not None and outputs[0].quant is None and value.leaf.dtype != "F64":
-                yield _copy_task(outputs[0].name, value.leaf, start, stop, offsets, buffers)
+                yield _copy_task(outputs[0].name, value.leaf, start, stop, offsets, buffers, counted)
             else:
-                yield _row_task(outputs, value, start, stop, offsets)
+                yield _row_task(outputs, value, start, stop, offsets, counted)
+
+
+class _Counted:
+    """The rows of source tensors in which NaN and infinities were counted: tensors may be read several times."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._rows: dict[str, set[tuple[int, int]]] = {}
+
+    def note(self, ref: TensorRef, start: int, data: np.ndarray[Any, Any], findings: Findings) -> None:
+        """Count what is not finite in ``data``, the rows of ``ref`` from ``start`` on, where it was not counted yet."""
+        if not count_nonfinite(data, ref.dtype):
+            return
+        length = max(1, ref.shape[0] if ref.shape else 1)
+        row_bytes = ref.nbytes // length
+        with self._lock:
+            done = self._rows.setdefault(ref.name, set())
+            total = 0
+            for first, last in _uncovered((start, start + data.nbytes // row_bytes), done):
+                done.add((first, last))
+                piece = data[(first - start) * row_bytes : (last - start) * row_bytes]
+                total += count_nonfinite(piece, ref.dtype)
+            if total:
+                findings.nonfinite[ref.name] = findings.nonfinite.get(ref.name, 0) + total
+
+
+def _uncovered(wanted: tuple[int, int], done: set[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The parts of the range ``wanted`` that no range of ``done`` covers."""
+    start, stop = wanted
+    parts = []
+    for first, last in sorted(done):
+        if first >= stop:
+            break
+        if first > start:
+            parts.append((start, first))
+        start = max(start, last)
+    return [*parts, (start, stop)] if start < stop else parts
 
 
 _local = threading.local()
@@ -276,7 +314,13 @@ def _stream() -> mx.Stream:
 
 
 def _copy_task(
-    name: str, leaf: TensorRef, start: int, stop: int, offsets: Mapping[str, int], buffers: _Buffers
+    name: str,
+    leaf: TensorRef,
+    start: int,
+    stop: int,
+    offsets: Mapping[str, int],
+    buffers: _Buffers,
+    counted: _Counted,
 ) -> Callable[[], _Block]:
     """Rows that reach the output as they are: no MLX in between."""
 
@@ -284,28 +328,28 @@ def _copy_task(
         buffer = buffers.take()
         data = read_rows(leaf, start, stop, buffer)
         findings = Findings()
-        if count := count_nonfinite(data, leaf.dtype):
-            findings.nonfinite[leaf.name] = count
+        counted.note(leaf, start, data, findings)
         return _Block(((name, offsets[name], data),), findings, buffer)
 
     return task
 
 
 def _row_task(
-    outputs: list[Output], value: Value, start: int, stop: int, offsets: Mapping[str, int]
+    outputs: list[Output], value: Value, start: int, stop: int, offsets: Mapping[str, int], counted: _Counted
 ) -> Callable[[], _Block]:
     def task() -> _Block:
         findings = Findings()
 
-        def seen(ref: TensorRef, data: np.ndarray[Any, Any]) -> None:
-            if count := count_nonfinite(data, ref.dtype):
-                findings.nonfinite[ref.name] = findings.nonfinite.get(ref.name, 0) + count
+        def seen(ref: TensorRef, first: int, data: np.ndarray[Any, Any]) -> None:
+            counted.note(ref, first, data, findings)
+            if ref.dtype == "F64" and (count := _beyond_float32(data)):
+                findings.overflowed[outputs[0].name] = findings.overflowed.get(outputs[0].name, 0) + count
 
         with mx.stream(_stream()):
             rows = Evaluator(on_leaf=seen).rows(value, start, stop)
             arrays = _parts(outputs, rows)
             mx.eval(rows, *arrays)
-            _note_overflow(outputs[0], rows, value, findings)
+            _note_overflow(outputs[0], rows, value, (start, stop), findings)
             parts = tuple(
                 (output.name, offsets[output.name], to_bytes(array))
                 for output, array in zip(outputs, arrays, strict=True)
@@ -324,28 +368,21 @@ def _parts(outputs: list[Output], rows: mx.array) -> list[mx.array]:
     return [named[output.part] for output in outputs]
 
 
-def _note_overflow(output: Output, rows: mx.array, value: Value, findings: Findings) -> None:
-    """Count what a narrowing cast made infinite: not finite in the result, beyond what was so in the source."""
+def _note_overflow(output: Output, rows: mx.array, value: Value, span: tuple[int, int], findings: Findings) -> None:
+    """Count what a narrowing cast made infinite: not finite in the result, and finite when no cast is done."""
     kind = {mx.float16: "F16", mx.bfloat16: "BF16", mx.float32: "F32"}.get(rows.dtype)
-    if kind is None or value.leaf is not None:
+    if kind is None or value.leaf is not None or not count_nonfinite(to_bytes(rows), kind):
         return
-    extra = count_nonfinite(to_bytes(rows), kind) - sum(findings.nonfinite.values())
-    if extra > 0:
-        findings.overflowed[output.name] = findings.overflowed.get(output.name, 0) + extra
+    wide = Evaluator(widen=True).rows(value, *span)
+    if count := int(np.count_nonzero(np.array(mx.isfinite(wide) & ~mx.isfinite(rows)))):
+        findings.overflowed[output.name] = findings.overflowed.get(output.name, 0) + count
 
 
-def _lazy_arrays(program: Program) -> dict[str, mx.array]:
-    """Every checkpoint tensor as a lazily loaded array (torch files, which MLX cannot load lazily, are read)."""
-    loaded: dict[Path, dict[str, mx.array]] = {}
-    arrays = {}
-    for name, ref in program.refs.items():
-        if ref.path.suffix == ".safetensors" and ref.dtype in DTYPE_BITS and ref.dtype not in ("F64", "F8_E5M2"):
-            if ref.path not in loaded:
-                loaded[ref.path] = mx.load(str(ref.path))  # type: ignore[assignment]
-            arrays[name] = loaded[ref.path][name]
-        else:
-            arrays[name] = Evaluator.whole(ref)
-    return arrays
+def _beyond_float32(data: np.ndarray[Any, Any]) -> int:
+    """Number of finite float64 values that float32, the widest type of MLX's GPU, cannot hold."""
+    words = data.view(np.float64)
+    with np.errstate(over="ignore"):
+        return int(np.count_nonzero(np.isfinite(words) & ~np.isfinite(words.astype(np.float32))))
 
 
 def _opaque_task(tensors: list[OutTensor], lazy: dict[str, mx.array]) -> Callable[[], _Block]:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from mlxport.errors import UnsupportedError
+from mlxport.errors import ConfigError, UnsupportedError
 from mlxport.target.mlx_lm_config import ConfigRefused, mlx_lm_architecture, normalize_config
+from mlxport.target.mlx_lm_rope import yarn_rounding
 
 SIZES: dict[str, Any] = {
     "vocab_size": 96,
@@ -169,7 +170,6 @@ def test_attention_factor_becomes_a_scale() -> None:
     [
         (new_style("llama", hidden_act="gelu"), "computes silu; hidden_act is 'gelu'"),
         (new_style("gemma", hidden_act="relu"), "computes gelu; hidden_act is 'relu'"),
-        (new_style("llama", {**YARN, "truncate": False}), "truncate"),
         (new_style("starcoder2", {"rope_type": "linear", "factor": 2.0}, sliding_window=None), "'linear'"),
         (new_style("glm", {"partial_rotary_factor": 0.5}), "partial_rotary_factor"),
         (new_style("cohere", tie_word_embeddings=False), "tie_word_embeddings"),
@@ -274,3 +274,38 @@ def test_logits_equal_transformers(config: dict[str, Any], tmp_path: Path) -> No
     found = np.array(load_model(tmp_path / "out")[0](mx.array(ids)))
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+ODD: list[dict[str, Any]] = [
+    {"sliding_window": [1]},
+    {"dtype": [None]},
+    {"num_attention_heads": 0},
+    {"rms_norm_eps": "x"},
+    {"rope_parameters": 7},
+    {"rope_parameters": {"rope_type": "linear"}},
+    {"num_hidden_layers": 2**70},
+    {"head_dim": [1]},
+    {"quantization_config": 7},
+]
+
+
+@pytest.mark.parametrize("change", ODD, ids=str)
+def test_odd_values_are_one_clear_error(change: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="expect|no model has"):
+        normalize_config({**new_style("llama"), **change})
+
+
+@pytest.mark.parametrize("change", [{"architectures": True}, {"architectures": [7]}, {"use_cache": "x"}], ids=str)
+def test_what_mlx_lm_does_not_read_is_left_alone(change: dict[str, Any]) -> None:
+    assert normalize_config({**new_style("llama", rms_norm_eps=1e-6), **change}).config["rope_theta"] == 700.0
+
+
+def test_rounded_yarn_is_said_with_its_size() -> None:
+    done = normalize_config(new_style("llama", {**YARN, "truncate": False}))
+    assert done.approximate and "radians a position" in done.warnings[0]
+    assert not normalize_config(new_style("llama", YARN)).approximate
+    main = {"rope_theta": 150000.0, "factor": 32.0, "original_max_position_embeddings": 4096}
+    angles = [(8, 18), (8.0927, 17.398)]  # correction range of gpt-oss, rounded and as it is
+    ramps = [[min(max((i - low) / (high - low), 0), 1) for i in range(32)] for low, high in angles]
+    off = [150000 ** (-i / 32) * abs(a - b) * (1 - 1 / 32) for i, (a, b) in enumerate(zip(*ramps, strict=True))]
+    assert yarn_rounding(main, 64) == pytest.approx(max(off), rel=1e-2)

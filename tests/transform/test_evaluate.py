@@ -74,7 +74,7 @@ def test_a_large_transposed_tensor_is_read_in_column_ranges(name: str, tmp_path:
     if name != "stacked":
         assert len(list(row_blocks(value, block_bytes=128))) > 1
     read: list[int] = []
-    rows = Evaluator(on_leaf=lambda ref, data: read.append(data.nbytes)).rows(value, 0, 1)
+    rows = Evaluator(on_leaf=lambda ref, start, data: read.append(data.nbytes)).rows(value, 0, 1)
     mx.eval(rows)
     assert max(read) <= 128 + 31 * 4  # never the whole tensor at once
 
@@ -88,7 +88,7 @@ def test_equal_requests_are_read_once(tmp_path: Path):
     refs = store_random(tmp_path, a=("F32", (6, 4)))
     value = trace(lambda t: {"o": t["a"] * 2 + t["a"]}, refs).outputs["o"].value
     read: list[str] = []
-    Evaluator(on_leaf=lambda ref, data: read.append(ref.name)).rows(value, 2, 4)
+    Evaluator(on_leaf=lambda ref, start, data: read.append(ref.name)).rows(value, 2, 4)
     assert read == ["a"]
 
 
@@ -96,7 +96,7 @@ def test_rows_ask_only_for_what_they_need(tmp_path: Path):
     refs = store_random(tmp_path, a=("F32", (6, 4)), b=("F32", (6, 4)))
     value = trace(lambda t: {"o": mx.stack([t["a"], t["b"]])[:, 1:].reshape(10, 4)}, refs).outputs["o"].value
     read: list[tuple[str, int]] = []
-    Evaluator(on_leaf=lambda ref, data: read.append((ref.name, data.nbytes))).rows(value, 6, 8)
+    Evaluator(on_leaf=lambda ref, start, data: read.append((ref.name, data.nbytes))).rows(value, 6, 8)
     assert {name for name, _ in read} == {"b"}
 
 

@@ -15,7 +15,7 @@ from mlxport.parity.modules import compare_modules
 from mlxport.parity.record import Array
 from mlxport.parity.report import Comparison, Divergence, ParityReport
 from mlxport.parity.setup import ORIGINAL, SAME_WEIGHTS, Run
-from mlxport.parity.tolerances import ROWS
+from mlxport.parity.tolerances import EQUAL
 
 __all__ = ["verify_full"]
 
@@ -49,13 +49,13 @@ def _compare(run: Run) -> list[Comparison]:
     logits = np.concatenate([out.logits(run.model, ids) for ids in run.ids])
     run.say("running the original in torch")
     comparisons = [compare_logits(ORIGINAL, logits, _reference_logits(run), row)]
-    if row.row == "same weights":
+    if row.row in EQUAL:
         return comparisons
     run.say("running the stored weights in torch")
     same = _same_weights(run)
     if same is None:
         return [*comparisons, compare_modules(run.stored)]
-    return [*comparisons, compare_logits(SAME_WEIGHTS, logits, _reference_logits(run, same), ROWS["same weights"])]
+    return [*comparisons, compare_logits(SAME_WEIGHTS, logits, _reference_logits(run, same), run.equal_row)]
 
 
 def _diverging(run: Run, comparisons: list[Comparison]) -> Divergence | None:

@@ -20,7 +20,7 @@ from mlxport.parity.modules import compare_modules
 from mlxport.parity.record import Array, Record, recording_mlx, recording_torch
 from mlxport.parity.report import Comparison, Divergence, LayerError, ParityReport
 from mlxport.parity.setup import ORIGINAL, SAME_WEIGHTS, Run
-from mlxport.parity.tolerances import ROWS
+from mlxport.parity.tolerances import EQUAL
 
 __all__ = ["verify_layerwise"]
 
@@ -77,7 +77,7 @@ def _same_weights(run: Run, logits: Array) -> tuple[Comparison | None, dict[str,
     if run.layout is not None:
         run.say("running the stored weights in torch, module by module")
         reference, records = _run_torch(run, stored=True)
-        return compare_logits(SAME_WEIGHTS, logits, reference, ROWS["same weights"]), records
+        return compare_logits(SAME_WEIGHTS, logits, reference, run.equal_row), records
     if run.bits is not None:
         return compare_modules(run.stored), {}
     run.note("rounded weights were compared with the original's only")
@@ -112,7 +112,7 @@ def verify_layerwise(run: Run) -> ParityReport:
     run.say("running the original in torch, module by module")
     original, theirs = _run_torch(run)
     comparisons = [compare_logits(ORIGINAL, logits, original, row)]
-    layers, tight = _layer_errors(theirs, ours), row.row == "same weights"
+    layers, tight = _layer_errors(theirs, ours), row.row in EQUAL
     if not tight:
         same, records = _same_weights(run, logits)
         comparisons += [same] if same is not None else []

@@ -68,6 +68,17 @@ def own_inverse(checkpoint: Checkpoint) -> Invert | None:
         return None
 
 
+def _limits(checkpoint: Checkpoint) -> tuple[int | None, bool]:
+    """Up to how many tokens mlx-lm computes the same, and whether it computes a near variant only."""
+    from mlxport.target.mlx_lm_config import normalize_config
+
+    try:
+        normalized = normalize_config(checkpoint.config)
+    except MlxportError:
+        return None, False
+    return normalized.exact_tokens, normalized.approximate
+
+
 def execute(
     folder: Path,
     checkpoint: Checkpoint,
@@ -84,6 +95,10 @@ def execute(
     parameters = sum(prod(r.shape) for r in checkpoint.tensors.values())
     vocabulary = int(config.vocab_size)
     length, notes = (tokens, []) if tokens else probe_length(parameters, config)
+    exact_tokens, near = _limits(checkpoint)
+    if not tokens and exact_tokens is not None and length > exact_tokens:
+        length = exact_tokens
+        notes.append(f"{length} tokens: beyond, mlx-lm computes another attention than the original")
     ids, more = probe_ids(checkpoint.root, vocabulary, length, trust_remote_code=trust_remote_code)
     limit = available_memory() // 2 if memory_limit is None else memory_limit
     if mode == "auto":
@@ -101,6 +116,7 @@ def execute(
         packing=out.packings(model),
         floats=floats,
         dtype=dtype,
+        near=near,
         notes=[*notes, *more],
     )
     if mode == "full":

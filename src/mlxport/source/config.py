@@ -120,8 +120,9 @@ def _check_layers(text: Mapping[str, Any], tensors: Mapping[str, TensorRef]) -> 
     if len(stacks) != 1:  # which of several the number is about cannot be told
         return []
     ((stack, layers),) = stacks.items()
-    if not {*range(expected)} <= {*layers}:
-        absent = next(number for number in range(expected) if number not in layers)
+    # The first gap, found among the layers that exist: the config may name any number.
+    absent = next((index for index, number in enumerate(sorted(layers)) if index != number), len(layers))
+    if absent < expected:
         last = layers[max(layers)]
         raise ConfigError(
             f"config.json says {expected} layers, the weights hold {len(layers)}: "

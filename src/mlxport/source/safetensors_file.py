@@ -61,7 +61,7 @@ def parse_header(header: bytes, size: int, path: Path) -> dict[str, TensorRef]:
         WeightsError: Names the file, and the tensor where there is one.
     """
     entries = parse_object(header, path, WeightsError, what="the header")
-    metadata = entries.pop("__metadata__", {})
+    metadata = entries.pop("__metadata__", None) or {}  # MLX writes null where there is none
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise WeightsError(f"{path}: __metadata__ is not a map of strings", hint=_AGAIN)
     base = 8 + len(header)

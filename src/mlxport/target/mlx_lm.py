@@ -20,11 +20,12 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map_with_path
 
-from mlxport.errors import MlxportError, QuantizationError, UnsupportedError, WeightsError
+from mlxport.errors import ConfigError, MlxportError, QuantizationError, UnsupportedError, WeightsError
 from mlxport.quant import QuantRequest
-from mlxport.target.mlx_lm_config import ConfigRefused, normalize_config
+from mlxport.source import read_rows
+from mlxport.target.mlx_lm_config import ConfigRefused, NormalizedConfig, normalize_config
 from mlxport.target.mlx_lm_quantized import UNQUANTIZED, refuse_raw_fp8, source_quantization
-from mlxport.target.mlx_lm_weights import prepare_weights
+from mlxport.target.mlx_lm_weights import ignored_weights, prepare_weights
 from mlxport.transform import Program, st_dtype, trace, working_bytes
 from mlxport.types import Checkpoint, OutTensor, QuantSpec
 
@@ -83,13 +84,20 @@ class _Built:
     kept: dict[str, str] | None = None
 
 
-def check_supported(config: Mapping[str, Any]) -> None:
+def check_supported(config: Mapping[str, Any], where: str = "config.json") -> None:
     """Refuse a config that the installed mlx-lm cannot load; reads nothing else.
 
+    Args:
+        config: The parsed ``config.json``.
+        where: What to call it in an error.
+
     Raises:
-        UnsupportedError: No such architecture, or mlx-lm would ignore something that the config asks for.
+        UnsupportedError: No such architecture, quantized in a way that mlx-lm cannot read, or mlx-lm would ignore
+            something that the config asks for.
+        ConfigError: A value is of another type, or out of the range, that transformers and mlx-lm expect.
     """
-    _normalized(config)
+    source_quantization(config)
+    _normalized(config, where)
 
 
 def open_target(
@@ -108,13 +116,13 @@ def open_target(
         WeightsError: Tensors are missing, unexpected or of another shape, by name.
         QuantizationError: The setting cannot apply to this model.
     """
-    normalized = _normalized(checkpoint.config)
     method = source_quantization(checkpoint.config)
+    normalized = _normalized(checkpoint.config, f"{checkpoint.location}/config.json")
     built = _Built({})
 
     def pipeline(arrays: dict[str, mx.array]) -> dict[str, mx.array]:
-        weights = prepare_weights(arrays, checkpoint.config)
-        model, config = _load(weights, normalized.config, strict, method)
+        weights = prepare_weights(arrays, normalized.config)
+        model, config = _load(weights, normalized.config, strict, method, checkpoint.location)
         _cast(model, config, dtype)
         if quant is not None:
             config = _quantize(model, config, quant, built)
@@ -129,9 +137,21 @@ def open_target(
     except Exception as error:  # third-party model code on a user's checkpoint: whatever it raises is about that input
         what = f"quantized with {method}" if method else f"model type {checkpoint.config.get('model_type')}"
         hint = UNQUANTIZED if method else "check that config.json belongs to these weights"
-        message = f"mlx-lm cannot load {checkpoint.name} ({what}): {type(error).__name__}: {error}"
+        reason = _shortened(" ".join(str(error).split()))
+        message = f"mlx-lm cannot load {checkpoint.location} ({what}): {type(error).__name__}: {reason}"
         raise UnsupportedError(message, hint=hint) from error
+    _refuse_ignored(checkpoint, normalized.config)
     return _conversion(program, built, dtype, quant, [*normalized.changes, *normalized.warnings])
+
+
+def _refuse_ignored(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
+    """Refuse weights that count and that mlx-lm drops; zeros count for nothing."""
+    for ref in ignored_weights(checkpoint.tensors, config).values():
+        if read_rows(ref).any():
+            raise UnsupportedError(
+                f"{checkpoint.location}: mlx-lm drops {ref.name}, which is not zero and counts",
+                hint="mlxport refuses rather than write a model that computes something else",
+            )
 
 
 def _conversion(
@@ -159,16 +179,17 @@ def _conversion(
     return Conversion(program, config, main, built.parameters, quantized, built.kept or {}, tuple(notes))
 
 
-def _normalized(config: Mapping[str, Any]) -> Any:
+def _normalized(config: Mapping[str, Any], where: str) -> NormalizedConfig:
     try:
         return normalize_config(config)
     except ConfigRefused as error:
-        message, hint = str(error.args[0]), error.args[1] if len(error.args) > 1 else ""
-        raise UnsupportedError(message, hint=getattr(error, "hint", "") or hint) from error
+        raise UnsupportedError(f"{where}: {error.reason}", hint=error.hint) from error
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error.message}", hint=error.hint) from error
 
 
 def _load(
-    weights: dict[str, mx.array], config: dict[str, Any], strict: bool, method: str
+    weights: dict[str, mx.array], config: dict[str, Any], strict: bool, method: str, source: str
 ) -> tuple[nn.Module, dict[str, Any]]:
     """``mlx_lm.utils.load_model`` on arrays in memory: the model with ``weights`` in place, and its config."""
     from mlx_lm.utils import _get_classes, load_model
@@ -182,8 +203,8 @@ def _load(
 
             def load_weights(self, items: list[tuple[str, mx.array]], strict: bool = True) -> nn.Module:
                 if wanted:
-                    _check_names(self, dict(items), model_class.__module__, method)
-                _check_shapes(self, dict(items))
+                    _check_names(self, dict(items), model_class.__module__, method, source)
+                _check_shapes(self, dict(items), source)
                 return super().load_weights(items, strict=wanted)  # type: ignore[no-any-return]
 
         Model.__name__ = model_class.__name__
@@ -196,32 +217,36 @@ def _load(
     return model, loaded
 
 
-def _check_names(model: nn.Module, weights: Mapping[str, mx.array], module: str, method: str) -> None:
+def _check_names(model: nn.Module, weights: Mapping[str, mx.array], module: str, method: str, source: str) -> None:
     """Compare the tensors with what the model expects; raises, naming each that is missing or unexpected."""
     expected = dict(tree_flatten(model.parameters()))
     missing = sorted(set(expected) - set(weights))
     extra = sorted(set(weights) - set(expected))
     where = module.rsplit(".", 1)[-1]
     if extra and method and method != "MLX":
-        message = f"the checkpoint is quantized with {method}, and mlx-lm's {where} has no place for {_listed(extra)}"
+        message = f"{source} is quantized with {method}, and mlx-lm's {where} has no place for {_listed(extra)}"
         raise UnsupportedError(message, hint=UNQUANTIZED)
     if missing:
         hint = "the checkpoint is incomplete, or config.json belongs to another model"
-        raise WeightsError(f"mlx-lm's {where} expects {_listed(missing)}, absent from the checkpoint", hint=hint)
+        raise WeightsError(f"mlx-lm's {where} expects {_listed(missing)}, absent from {source}", hint=hint)
     if extra:
         hint = "config.json does not describe these weights (or this variant of the architecture)"
-        raise WeightsError(f"mlx-lm's {where} has no place for {_listed(extra)}", hint=hint)
+        raise WeightsError(f"{source}: mlx-lm's {where} has no place for {_listed(extra)}", hint=hint)
 
 
-def _check_shapes(model: nn.Module, weights: Mapping[str, mx.array]) -> None:
+def _check_shapes(model: nn.Module, weights: Mapping[str, mx.array], source: str) -> None:
     expected = dict(tree_flatten(model.parameters()))
     for name, array in weights.items():
         if name in expected and tuple(expected[name].shape) != tuple(array.shape):
             raise WeightsError(
-                f"{name}: config.json asks for shape {tuple(expected[name].shape)}, "
+                f"{source}: {name}: config.json asks for shape {tuple(expected[name].shape)}, "
                 f"the checkpoint has {tuple(array.shape)}",
                 hint="config.json belongs to another model, or is damaged",
             )
+
+
+def _shortened(text: str, most: int = 400) -> str:
+    return text if len(text) <= most else f"{text[:most]} … ({len(text)} characters)"
 
 
 def _listed(names: list[str], most: int = 8) -> str:

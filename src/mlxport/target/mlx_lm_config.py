@@ -14,16 +14,21 @@ import importlib
 import importlib.util
 import inspect
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mlxport.errors import ConfigError, MlxportError
 from mlxport.target import mlx_lm_limits as limits
 from mlxport.target import mlx_lm_rules as rules
-from mlxport.target.mlx_lm_rope import ROPE_FIELDS, ConfigRefused, kind_of, knows, read_rope, rope_fields
+from mlxport.target.mlx_lm_rope import ROPE_FIELDS, ConfigRefused, kind_of, knows, read_rope, rope_fields, yarn_rounding
 from mlxport.target.mlx_lm_view import MISSING, View, read
 
 __all__ = ["ConfigRefused", "NormalizedConfig", "mlx_lm_architecture", "normalize_config"]
+
+_MOST = 100_000  # layers, heads, experts
+_MEND = "get config.json again from where the weights are from"
 
 
 @dataclass(frozen=True)
@@ -57,12 +62,26 @@ def normalize_config(config: Mapping[str, Any], *, long_context: bool = False) -
     Raises:
         ConfigRefused: mlx-lm has no such architecture, or its implementation would ignore or compute differently
             something that the config asks for.
+        ConfigError: a value is of another type, or out of the range, that transformers and mlx-lm expect.
     """
+    try:
+        return _normalized(config, long_context)
+    except MlxportError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        # Their classes compute with the values of the config, and fail in their own words where one is odd.
+        reason = " ".join(str(error).split())[:300]
+        kind = config.get("model_type")
+        raise ConfigError(f"not what transformers and mlx-lm expect of {kind!r}: {reason}", hint=_MEND) from error
+
+
+def _normalized(config: Mapping[str, Any], long_context: bool) -> NormalizedConfig:
+    _check_counts(config)
     out = copy.deepcopy(dict(config))
     module = mlx_lm_architecture(out)
     work = _Work([], [], None, False, long_context)
-    reference = _reference(out, work)
     inner = rules.inner_arguments(module, out)
+    reference = _reference(out, _arguments(*(inner or (module, "ModelArgs"))), work)
     if inner is None:
         section = _Section(out, reference, tuple(dict.fromkeys((str(out["model_type"]), module))), "")
         section.normalize(_arguments(module, "ModelArgs"), work)
@@ -81,6 +100,14 @@ def normalize_config(config: Mapping[str, Any], *, long_context: bool = False) -
     return NormalizedConfig(out, tuple(work.changes), tuple(work.warnings), work.exact_tokens, work.approximate)
 
 
+def _check_counts(config: Mapping[str, Any]) -> None:
+    """Refuse a number of layers, heads or experts for which transformers would fill the memory with lists."""
+    for section in (config, config.get("text_config")):
+        for name, value in section.items() if isinstance(section, Mapping) else ():
+            if type(value) is int and value > _MOST and ("layer" in name or name.startswith(("num_", "n_"))):
+                raise ConfigError(f"{name} is {value}, which no model has", hint=_MEND)
+
+
 def mlx_lm_architecture(config: Mapping[str, Any]) -> str:
     """Name the module of ``mlx_lm.models`` that loads this config.
 
@@ -95,9 +122,9 @@ def mlx_lm_architecture(config: Mapping[str, Any]) -> str:
     if (reason := rules.UNRELATED.get(model_type)) is not None:
         raise ConfigRefused(reason)
     by_class: Mapping[tuple[str, str], str] = getattr(utils, "MODEL_ARCHITECTURE_REMAPPING", {})
-    names = config.get("architectures") or ()
-    for name in (names,) if isinstance(names, str) else names:
-        if (model_type, name) in by_class:
+    names = config.get("architectures")
+    for name in names if isinstance(names, list) else [names]:
+        if isinstance(name, str) and (model_type, name) in by_class:
             return by_class[model_type, name]
     module = str(utils.MODEL_REMAPPING.get(model_type, model_type))
     if not module.replace("_", "").replace("-", "").isalnum() or not _is_architecture(module):
@@ -193,15 +220,24 @@ class _Section:
             why = f"mlx-lm's {kind} attends to all tokens, not to the last {window}: exact up to {window} tokens"
             work.limit(window, why)
         if (rope := read_rope(view)) is not None:
-            self._limit_rope(rope.main, longest, arguments, work)
+            self._limit_rope(rope.main, view, longest, arguments, work)
         for field, exact in ((f, e) for name in self.names for f, e in limits.NEAR.get(name, {}).items()):
             if (value := view.get(field, MISSING)) is not MISSING and value not in exact:
                 work.approximate = True
                 work.warnings.append(f"mlx-lm's {kind} computes with {field} {exact[0]}, not {value}")
         self._check_activation(view, work)
 
-    def _limit_rope(self, rope: Mapping[str, Any], longest: float, arguments: Mapping[str, Any], work: _Work) -> None:
+    def _limit_rope(
+        self, rope: Mapping[str, Any], view: View, longest: float, arguments: Mapping[str, Any], work: _Work
+    ) -> None:
         scaling = kind_of(rope)
+        if scaling == "yarn" and rope.get("truncate") is False:
+            work.approximate = True
+            off = yarn_rounding(rope, int(rules.head_dim(view) * (rope.get("partial_rotary_factor") or 1)))
+            work.warnings.append(
+                f"mlx-lm rounds yarn's correction range, the config says truncate: false: "
+                f"angles are off by up to {off:.1g} radians a position"
+            )
         if scaling == "dynamic" and scaling not in knows(self.rule, arguments, rope) and longest < math.inf:
             work.limit(int(longest), f"mlx-lm ignores dynamic rope scaling here: exact up to {longest} tokens")
         if scaling == "longrope" and rope["short_factor"] != rope["long_factor"]:
@@ -244,9 +280,13 @@ def _arguments(module: str, class_name: str) -> dict[str, Any]:
     return {field.name: MISSING if field.default is field.empty else field.default for field in fields}
 
 
-def _reference(config: Mapping[str, Any], work: _Work) -> Any | None:
-    """Return the transformers config object for `config`, or None where transformers has no such class."""
-    from huggingface_hub.errors import StrictDataclassError
+def _reference(config: Mapping[str, Any], arguments: Mapping[str, Any], work: _Work) -> Any | None:
+    """Return the transformers config object for `config`, or None where transformers has no such class.
+
+    Raises:
+        ConfigError: transformers does not accept the values, and not merely one that mlx-lm does not read.
+    """
+    from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
     from transformers import CONFIG_MAPPING
 
     if (model_type := config.get("model_type")) not in CONFIG_MAPPING:
@@ -254,7 +294,11 @@ def _reference(config: Mapping[str, Any], work: _Work) -> Any | None:
     try:
         return CONFIG_MAPPING[model_type].from_dict(_untag(config))
     except (StrictDataclassError, AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split())[:300]
+        field = re.search(r"for field '(\w+)'", reason)
+        unread = field is not None and field[1] not in {*arguments, *ROPE_FIELDS}
+        if not (isinstance(error, StrictDataclassFieldValidationError) and unread):
+            raise ConfigError(f"not what transformers expects of {model_type!r}: {reason}", hint=_MEND) from error
         work.warnings.append(f"transformers cannot read this config, so what it leaves out is not filled in: {reason}")
         return None
 

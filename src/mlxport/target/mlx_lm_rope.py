@@ -23,7 +23,9 @@ class ConfigRefused(UnsupportedError, ValueError):
         hint: what to do instead.
     """
 
-    def __init__(self, reason: str, hint: str = "use the generated layout, which follows transformers") -> None:
+    def __init__(
+        self, reason: str, hint: str = "mlxport refuses rather than write a model that computes something else"
+    ) -> None:
         super().__init__(reason, hint=hint)
         self.reason = reason
 
@@ -119,8 +121,6 @@ def _scaling(
     kept = {key: value for key, value in main.items() if key not in ("rope_theta", "partial_rotary_factor")}
     if kind == "yarn":
         kept.update(_yarn_mscale(main))
-        if main.get("truncate") is False:
-            raise ConfigRefused("mlx-lm rounds the correction range of yarn; the config says truncate: false")
     if kind == "longrope":
         kept.update(_longrope(main, view, long_context))
     return {**kept, "rope_type": kind, "type": kind}
@@ -157,6 +157,29 @@ def _yarn_mscale(main: Mapping[str, Any]) -> dict[str, float]:
     if not (main.get("mscale") and main.get("mscale_all_dim")):
         return {"mscale": 1, "mscale_all_dim": 0}
     return {}
+
+
+def yarn_rounding(main: Mapping[str, Any], dims: int) -> float:
+    """The most that the angle of a token is off, in radians a position, because mlx-lm rounds yarn's correction range.
+
+    Args:
+        main: Settings with ``truncate: false``; transformers then takes the range as it is.
+        dims: Width of the rotated part of a head.
+    """
+    base, factor = float(main.get("rope_theta") or 10000.0), float(main["factor"])
+    original = float(main.get("original_max_position_embeddings") or 4096)
+
+    def place(rotations: float) -> float:
+        return dims * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(base))
+
+    def angle(index: int, low: float, high: float) -> float:
+        low, high = max(low, 0), min(high, dims - 1)
+        ramp = min(max((index - low) / max(high - low, 1e-3), 0.0), 1.0)
+        return float(base ** (-2 * index / dims) * (1 - ramp + ramp / factor))
+
+    low, high = place(float(main.get("beta_fast") or 32)), place(float(main.get("beta_slow") or 1))
+    rounded = (math.floor(low), math.ceil(high))
+    return max(abs(angle(index, *rounded) - angle(index, low, high)) for index in range(dims // 2))
 
 
 def _says_already(section: Mapping[str, Any], name: str, value: Any) -> bool:

@@ -10,11 +10,12 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
+Weight = TypeVar("Weight")
 Part = Callable[["mx.array"], "mx.array"]
 
 
@@ -182,8 +183,11 @@ def prepare_weights(weights: dict[str, mx.array], config: Mapping[str, Any]) -> 
     return {name: array for key, value in out.items() for name, array in _rewritten(key, value, rewrites)}
 
 
-def ignored_weights(weights: Mapping[str, mx.array], config: Mapping[str, Any]) -> dict[str, mx.array]:
-    """Return the weights that mlx-lm drops though transformers uses them: equal output only if all are zero."""
+def ignored_weights(weights: Mapping[str, Weight], config: Mapping[str, Any]) -> dict[str, Weight]:
+    """Return the weights (arrays or references) that mlx-lm drops though transformers uses them.
+
+    The output is equal only if all of them are zero.
+    """
     pattern = IGNORED.get(str(config.get("model_type")))
     return {} if pattern is None else {name: array for name, array in weights.items() if re.fullmatch(pattern, name)}
 

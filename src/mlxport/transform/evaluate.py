@@ -26,14 +26,14 @@ class Evaluator:
 
     Args:
         arrays: Arrays to use instead of reading, by checkpoint name.
-        on_leaf: Called with each tensor reference and the raw bytes read of it.
+        on_leaf: Called with each tensor reference, the first row read and the raw bytes.
         widen: Leave floating casts undone (float32 throughout), for inverting.
     """
 
     def __init__(
         self,
         arrays: Mapping[str, mx.array] | None = None,
-        on_leaf: Callable[[TensorRef, np.ndarray], None] | None = None,
+        on_leaf: Callable[[TensorRef, int, np.ndarray], None] | None = None,
         widen: bool = False,
     ) -> None:
         self._arrays = arrays or {}
@@ -100,7 +100,7 @@ class Evaluator:
             return array[start:stop] if ref.shape else array
         data = read_rows(ref, start, stop)
         if self._on_leaf is not None:
-            self._on_leaf(ref, data)
+            self._on_leaf(ref, start, data)
         return to_mx(data, ref, (stop - start, *ref.shape[1:]) if ref.shape else ())
 
 
