@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -153,9 +154,12 @@ def _open(source: str, revision: str | None, options: Options) -> Checkpoint:
                 f"{source} names code of its own in config.json (auto_map), which was not run",
                 hint="read that code, then add --trust-remote-code",
             )
-        from mlxport.target.mlx_lm import check_supported
+        if not os.path.isdir(
+            os.path.expanduser(source)
+        ):  # before anything is fetched; of a folder, the target checks it
+            from mlxport.target.mlx_lm import check_supported
 
-        check_supported(config, f"{source}/config.json")
+            check_supported(config, f"{source}/config.json")
 
     return open_checkpoint(source, revision=revision, trust_remote_code=options.trust_remote_code, check_config=check)
 

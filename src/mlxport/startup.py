@@ -6,6 +6,7 @@ of the memory of a conversion without verification.
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ def own_process() -> None:
     """Declare that this process runs one mlxport command and nothing else (the command line does)."""
     global _owned
     _owned = True
+    gc.set_threshold(50_000, 20, 20)  # imports make many objects that stay: collecting them takes a tenth of start-up
 
 
 def leave_torch_out(source: str) -> None:

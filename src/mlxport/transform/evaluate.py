@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from pathlib import Path
@@ -16,9 +17,20 @@ from mlxport.transform.program import Value
 from mlxport.types import QuantSpec, TensorRef
 
 # Bytes of rows that one evaluation works on: large enough to keep a core busy, small enough to bound memory.
-BLOCK_BYTES = 16 << 20
+BLOCK_BYTES = 8 << 20
 # A strided read (a transposed tensor) takes the whole tensor at once up to here, column ranges beyond.
 WHOLE_BYTES = 128 << 20
+
+
+_local = threading.local()
+
+
+def _scratch() -> np.ndarray:
+    """This thread's buffer for what is read: the pages of a fresh one cost as much as filling it."""
+    if not hasattr(_local, "scratch"):
+        _local.scratch = np.empty(BLOCK_BYTES, np.uint8)
+    scratch: np.ndarray = _local.scratch
+    return scratch
 
 
 class Evaluator:
@@ -98,7 +110,7 @@ class Evaluator:
         if ref.name in self._arrays:
             array = self._arrays[ref.name]
             return array[start:stop] if ref.shape else array
-        data = read_rows(ref, start, stop)
+        data = read_rows(ref, start, stop, _scratch())  # MLX copies it before anything else is read
         if self._on_leaf is not None:
             self._on_leaf(ref, start, data)
         return to_mx(data, ref, (stop - start, *ref.shape[1:]) if ref.shape else ())
