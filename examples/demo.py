@@ -17,13 +17,18 @@ HERE = Path(__file__).parent
 SOURCE = HERE / "tiny-llama"
 TEXT = (HERE / "heldout.txt").read_text(encoding="utf-8")
 PROMPT = "def read_lines(path):\n"
+SEED = "2"
 
 
 def command(*arguments: str) -> None:
-    """Show a command line and run it."""
+    """Show a command line and run it; ends the demonstration if it fails."""
     print(f"\n$ mlxport {shlex.join(arguments)}")
     sys.stdout.flush()
-    mlxport_command(list(arguments))
+    try:
+        mlxport_command(list(arguments))
+    except SystemExit as exit:
+        if exit.code:
+            raise
 
 
 def main() -> None:
@@ -35,7 +40,19 @@ def main() -> None:
     print(f"\nperplexity on {len(TEXT.encode()):,} bytes of held-out text (examples/heldout.txt)")
     print(f"  original, PyTorch, bfloat16 weights  {before:.3f}")
     print(f"  converted, mlx-lm, 4-bit weights     {after:.3f}")
-    command("generate", str(output), "--prompt", PROMPT, "--max-tokens", "60", "--ignore-chat-template")
+    command(
+        "generate",
+        str(output),
+        "--prompt",
+        PROMPT,
+        "--max-tokens",
+        "100",
+        "--temp",
+        "0.6",
+        "--seed",
+        SEED,
+        "--ignore-chat-template",
+    )
 
 
 if __name__ == "__main__":
