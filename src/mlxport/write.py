@@ -126,7 +126,7 @@ def write_shard(
     temporary = path.with_name(path.name + ".tmp")
     workers = workers or min(8, os.cpu_count() or 1)
     try:
-        with open(temporary, "wb", buffering=0) as file, ThreadPoolExecutor(workers) as pool:
+        with open(temporary, "w+b", buffering=0) as file, ThreadPoolExecutor(workers) as pool:
             buffers = _Buffers()
             writer = _Writer(file.fileno(), shard, buffers)
             try:
@@ -194,39 +194,54 @@ class _Writer:
         self._size = position
         self._hasher = hashlib.sha256(head)
         self._hashed = len(head)
-        self._waiting: dict[int, np.ndarray[Any, Any]] = {}
+        self._waiting: dict[int, int] = {}
         self._thread = ThreadPoolExecutor(1)
         self._last: Future[None] | None = None
 
     def put(self, block: _Block) -> None:
-        """Write every part of a block; parts ahead of the hash wait in memory until it is their turn."""
+        """Write every part of a block; parts ahead of the hash are read back when it is their turn."""
         self.findings.merge(block.findings)
         for name, start, data in block.parts:
             if not data.nbytes:
                 continue
             position = self._offsets[name] + start
-            self._waiting[position] = data
             previous, lent = self._last, self._lent
-            ready = []
-            while self._hashed in self._waiting:
-                piece = self._waiting.pop(self._hashed)
-                self._hashed += piece.nbytes
-                ready.append(piece)
-            if ready:
-                self._last = self._thread.submit(self._update, ready)
-            self._lent = block.buffer if ready else None
+            in_turn = position == self._hashed
+            if in_turn:
+                self._hashed += data.nbytes
+                self._last = self._thread.submit(self._hasher.update, data.data)
+            self._lent = block.buffer if in_turn else None
             _pwrite(self._descriptor, data, position)
+            if in_turn:
+                self._catch_up()
+            else:
+                self._waiting[position] = data.nbytes
+                self._buffers.give_back(block.buffer)
             if previous is not None:
                 previous.result()
                 self._buffers.give_back(lent)
 
-    def _update(self, pieces: list[np.ndarray[Any, Any]]) -> None:
-        for piece in pieces:
-            self._hasher.update(piece.data)
+    def _catch_up(self) -> None:
+        """Hash what was written ahead and whose turn has come."""
+        start = self._hashed
+        while size := self._waiting.pop(self._hashed, 0):
+            self._hashed += size
+        if self._hashed > start:
+            self._last = self._thread.submit(self._read_back, start, self._hashed)
+
+    def _read_back(self, start: int, stop: int) -> None:
+        while start < stop:
+            data = os.pread(self._descriptor, min(stop - start, 4 << 20), start)
+            if not data:
+                raise OSError(errno.EIO, "what was just written cannot be read back")
+            self._hasher.update(data)
+            start += len(data)
 
     def finish(self) -> str:
         """The hash of the whole file."""
         self._thread.shutdown(wait=True)
+        if self._last is not None:
+            self._last.result()
         if self._hashed != self._size or self._waiting:
             raise RuntimeError(f"wrote {self._hashed} of {self._size} bytes in order")
         return self._hasher.hexdigest()

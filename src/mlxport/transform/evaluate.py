@@ -157,6 +157,8 @@ def row_blocks(
         step = rows if strided <= WHOLE_BYTES else max(step, rows * WHOLE_BYTES // (2 * strided))
     if not rows:
         yield 0, 0
+    if rows:  # blocks of one size leave no odd gaps in the heap
+        step = -(-rows // -(-rows // step))
     for start in range(0, rows, max(step, 1)):
         yield start, min(start + step, rows)
 
