@@ -41,24 +41,28 @@ LENGTH = 24
 PREFILL = 14
 
 
-def convert_folder(source: Path, destination: Path) -> NormalizedConfig:
-    """Turn a transformers checkpoint into one that mlx-lm loads."""
-    import mlx.core as mx
+def convert_folder(source: Path, destination: Path, converter: str) -> NormalizedConfig | None:
+    """Turn a transformers checkpoint into one that mlx-lm loads, by mlxport or by mlx-lm alone."""
+    if converter == "mlx_lm":
+        import mlx_lm
 
-    from mlxport.target.mlx_lm_config import ConfigRefused, normalize_config
-    from mlxport.target.mlx_lm_weights import ignored_weights, prepare_weights
+        mlx_lm.convert(str(source), str(destination), dtype="float32")
+        return None
+    import mlxport
+    from mlxport.target.mlx_lm_config import normalize_config
 
-    normalized = normalize_config(json.loads((source / "config.json").read_text()))
-    destination.mkdir()
-    (destination / "config.json").write_text(json.dumps(normalized.config))
-    weights: dict[str, mx.array] = {}
-    for file in sorted(source.glob("*.safetensors")):
-        weights.update(mx.load(str(file)))
-    for name, array in ignored_weights(weights, normalized.config).items():
-        if mx.any(array != 0).item():
-            raise ConfigRefused(f"mlx-lm ignores {name}, which is not zero")
-    mx.save_safetensors(str(destination / "model.safetensors"), prepare_weights(weights, normalized.config))
-    return normalized
+    mlxport.convert(source, destination, dtype="float32", verify="none")
+    return normalize_config(json.loads((source / "config.json").read_text()))
+
+
+def write_tokenizer(folder: Path, tokens: int) -> None:
+    """Any tokenizer that fits: a checkpoint without one is refused."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = {f"w{number}": number for number in range(tokens)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0", eos_token="w1").save_pretrained(folder)
 
 
 def build(config: Any, seed: int) -> Any:
@@ -125,7 +129,7 @@ def compare(expected: Any, got: Any) -> dict[str, float]:
     }
 
 
-def run_case(case: cases.Case, seed: int = 0) -> dict[str, Any]:
+def run_case(case: cases.Case, converter: str = "mlxport", seed: int = 0) -> dict[str, Any]:
     """Build, save, convert and compare one case; what stops it is part of the result."""
     result: dict[str, Any] = {"architecture": case.model_type, "variant": case.name}
     with tempfile.TemporaryDirectory() as folder:
@@ -136,36 +140,39 @@ def run_case(case: cases.Case, seed: int = 0) -> dict[str, Any]:
             ids = cases.token_ids(LENGTH)
             expected = torch_logits(model, ids)
             model.save_pretrained(source)
+            write_tokenizer(source, expected.shape[-1])
             path = source / "config.json"
             path.write_text(json.dumps(cases.edit_saved(case, json.loads(path.read_text()))))
         except Exception as error:  # a tiny config that transformers cannot build says nothing about mlx-lm
             return {**result, "status": "not built", "reason": _brief(error)}
         try:
-            normalized = convert_folder(source, destination)
+            normalized = convert_folder(source, destination, converter)
             whole, stepped = mlx_logits(destination, ids)
         except (Exception, SystemExit) as error:
             if "No Metal back-end" in str(error):
                 return {**result, "status": "not run", "reason": "mlx-lm's code for it runs on Metal only"}
-            refused = type(error).__name__ == "ConfigRefused"
+            refused = type(error).__name__ == "UnsupportedError"
             return {**result, "status": "refused" if refused else "failed", "reason": _brief(error)}
         result.update(compare(expected, whole))
         result["cached_error"] = compare(expected, stepped)["error"]
         worst = max(result["error"], result["cached_error"])
-        if normalized.warnings:
+        if normalized is not None and normalized.warnings:
             result["reason"] = "; ".join(normalized.warnings)
         return {**result, "status": _status(worst, normalized)}
 
 
-def _status(worst: float, normalized: NormalizedConfig) -> str:
+def _status(worst: float, normalized: NormalizedConfig | None) -> str:
     if worst < TOLERANCE:
         return "parity"
+    if normalized is None:
+        return "wrong"
     too_long = normalized.exact_tokens is not None and normalized.exact_tokens < LENGTH
     return "limited" if too_long or (normalized.approximate and worst < NEAR) else "wrong"
 
 
 def _brief(error: BaseException) -> str:
-    if type(error).__name__ == "ConfigRefused":
-        return str(getattr(error, "reason", error))
+    if type(error).__name__ == "UnsupportedError":
+        return str(error).split("config.json: ", 1)[-1]
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
@@ -179,7 +186,7 @@ def refuse_nothing() -> None:
         module.knows = lambda *_: mlx_lm_rules.EVERY_ROPE  # type: ignore[attr-defined]
 
 
-def worker(model_type: str, perturb: bool, only: str, prove: bool, results: Any) -> None:
+def worker(model_type: str, converter: str, perturb: bool, only: str, prove: bool, results: Any) -> None:
     """Run all cases of one architecture and put each result into the queue, None at the end."""
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
@@ -194,7 +201,7 @@ def worker(model_type: str, perturb: bool, only: str, prove: bool, results: Any)
         for case in listed:
             if case.name.startswith(only):
                 started = time.monotonic()
-                result = run_case(case)
+                result = run_case(case, converter)
                 results.put({**result, "seconds": round(time.monotonic() - started, 2)})
                 if result["status"] == "not run":
                     break
@@ -206,7 +213,7 @@ def worker(model_type: str, perturb: bool, only: str, prove: bool, results: Any)
 
 
 def run_all(
-    names: list[str], perturb: bool, only: str, prove: bool, timeout: float, jobs: int
+    names: list[str], converter: str, perturb: bool, only: str, prove: bool, timeout: float, jobs: int
 ) -> Iterator[dict[str, Any]]:
     """Run each architecture in its own process, `jobs` at a time; the slow imports happen once."""
     context = multiprocessing.get_context("forkserver")
@@ -214,7 +221,7 @@ def run_all(
 
     def one(name: str) -> list[dict[str, Any]]:
         results = context.Queue()
-        process = context.Process(target=worker, args=(name, perturb, only, prove, results))
+        process = context.Process(target=worker, args=(name, converter, perturb, only, prove, results))
         process.start()
         found: list[dict[str, Any]] = []
         deadline = time.monotonic() + timeout
@@ -243,6 +250,7 @@ def main() -> None:
     """Run the sweep."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("architectures", nargs="*", help="model types; all that transformers and mlx-lm share if none")
+    parser.add_argument("--converter", choices=("mlxport", "mlx_lm"), default="mlxport", help="whose conversion")
     parser.add_argument("--perturb", action="store_true", help="change each field of the config in turn instead")
     parser.add_argument("--prove", action="store_true", help="convert what would be refused: parity is a false refusal")
     parser.add_argument("--only", default="", help="only variants whose name starts with this")
@@ -256,7 +264,8 @@ def main() -> None:
     arguments = parser.parse_args()
     names = arguments.architectures or cases.shared()
     results = []
-    for result in run_all(names, arguments.perturb, arguments.only, arguments.prove, arguments.timeout, arguments.jobs):
+    settings = (arguments.converter, arguments.perturb, arguments.only, arguments.prove)
+    for result in run_all(names, *settings, arguments.timeout, arguments.jobs):
         results.append(result)
         number = (
             f"{result['error']:.1e} {result['cached_error']:.1e}" if "error" in result else result.get("reason", "")
