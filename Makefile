@@ -43,7 +43,8 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 
 sweep: $(VENV)/.installed
-	$(RUN)$(BIN)/python benchmarks/sweep_architectures.py --output docs/architectures.md
+	$(RUN)$(BIN)/python benchmarks/sweep_architectures.py --converter mlx_lm --json .sweep-mlx-lm.json
+	$(RUN)$(BIN)/python benchmarks/sweep_architectures.py --against .sweep-mlx-lm.json --output docs/architectures.md
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/convert.py

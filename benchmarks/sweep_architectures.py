@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import queue
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -172,7 +173,7 @@ def _status(worst: float, normalized: NormalizedConfig | None) -> str:
 
 def _brief(error: BaseException) -> str:
     if type(error).__name__ == "UnsupportedError":
-        return str(error).split("config.json: ", 1)[-1]
+        return re.sub(r"^/\S+: ", "", str(error))  # without the folder
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
@@ -259,6 +260,7 @@ def main() -> None:
     parser.add_argument(
         "--merge", type=Path, help="results of an earlier run, for architectures that this one leaves out"
     )
+    parser.add_argument("--against", type=Path, help="results of --converter mlx_lm, for the columns beside")
     parser.add_argument("--timeout", type=float, default=300, help="seconds per architecture")
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
@@ -280,9 +282,8 @@ def main() -> None:
     if arguments.output:
         names = ("mlx", "mlx-lm", "torch", "transformers")
         versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names) + "."
-        page = report.table(
-            results, "python benchmarks/sweep_architectures.py --output docs/architectures.md", TOLERANCE, versions
-        )
+        theirs = json.loads(arguments.against.read_text()) if arguments.against else []
+        page = report.table(results, theirs, "make sweep", TOLERANCE, versions)
         arguments.output.write_text(page)
 
 

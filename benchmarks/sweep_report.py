@@ -19,6 +19,8 @@ token by token after the first 14. A number is the larger of the two errors, rel
 - **failed**, **wrong**: not handled yet
 - **not built**: transformers cannot build or run this tiny variant; **not run**: mlx-lm cannot run it on this machine
 - empty: the architecture has no such variant
+- **mlx_lm: base** and **mlx_lm: old-style config**: the same folder converted by `mlx_lm convert` alone; **wrong** is a
+  folder that loads and computes something else, **failed** one that cannot be converted or loaded
 
 {versions}
 
@@ -29,6 +31,25 @@ COLUMNS = (
     "base", "wide window", "tied", "untied", "rope linear", "rope llama3", "rope yarn", "rope dynamic", "rope longrope",
     "old-style config",
 )  # fmt: skip
+
+
+INCUMBENT = ("base", "old-style config")
+
+
+def comparison(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> str:
+    """Return how both converters fare on the base variant of each architecture, and on all variants."""
+    lines = ["| | parity | limited, said so | refused, with the reason | does not convert or load | silently wrong |"]
+    lines += ["|---|---|---|---|---|---|"]
+    for title, only in (
+        ("as transformers 5 saves them", "base"),
+        ("old-style config", "old-style config"),
+        ("all variants", ""),
+    ):
+        for name, results in (("mlxport", ours), ("mlx_lm", theirs)):
+            counts = Counter(r["status"] for r in results if not only or r["variant"] == only)
+            row = " | ".join(str(counts[s]) for s in ("parity", "limited", "refused", "failed", "wrong"))
+            lines.append(f"| {title}: `{name} convert` | {row} |")
+    return "\n".join(lines)
 
 
 def overall(cells: dict[str, dict[str, Any]]) -> str:
@@ -44,8 +65,11 @@ def overall(cells: dict[str, dict[str, Any]]) -> str:
     return "limited" if cells.get("base", {}).get("status") == "limited" else "parity"
 
 
-def table(results: list[dict[str, Any]], command: str, tolerance: float, versions: str) -> str:
-    """Return the page for `results`."""
+def table(
+    results: list[dict[str, Any]], theirs: list[dict[str, Any]], command: str, tolerance: float, versions: str
+) -> str:
+    """Return the page for `results`, beside those of mlx_lm's own conversion."""
+    other = {(result["architecture"], result["variant"]): result for result in theirs}
     rows: dict[str, dict[str, dict[str, Any]]] = {}
     for result in results:
         rows.setdefault(result["architecture"], {})[result["variant"]] = result
@@ -54,9 +78,15 @@ def table(results: list[dict[str, Any]], command: str, tolerance: float, version
     lines = [
         HEAD.format(command=command, tolerance=tolerance, versions=versions, summary=f"{len(rows)} types: {summary}.")
     ]
-    lines.append("| model_type | " + " | ".join(COLUMNS) + " |")
-    lines.append("|---" * (len(COLUMNS) + 1) + "|")
-    lines += [f"| {name} | " + " | ".join(_cell(cells.get(c)) for c in COLUMNS) + " |" for name, cells in rows.items()]
+    if theirs:
+        lines += [comparison(results, theirs), ""]
+    columns = (*COLUMNS, *(f"mlx_lm: {variant}" for variant in INCUMBENT if theirs))
+    lines.append("| model_type | " + " | ".join(columns) + " |")
+    lines.append("|---" * (len(columns) + 1) + "|")
+    for name, cells in rows.items():
+        shown = [cells.get(column) for column in COLUMNS]
+        shown += [other.get((name, variant)) for variant in INCUMBENT if theirs]
+        lines.append(f"| {name} | " + " | ".join(_cell(cell) for cell in shown) + " |")
     lines += ["", "## Why", ""]
     for name, cells in rows.items():
         reasons: dict[str, list[str]] = {}

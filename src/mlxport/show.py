@@ -54,7 +54,7 @@ def show_plan(report: ConvertReport, console: Console) -> None:
         ("dtype", plan.dtype),
         ("bits per weight", f"{plan.bits_per_weight:.3f}"),
         ("quantized", "; ".join(f"{n} modules with {what}" for what, n in settings.items()) or "nothing"),
-        ("peak memory", f"about {format_bytes(plan.peak_bytes)}"),
+        ("peak memory", f"about {format_bytes(plan.peak_bytes)}, verification apart"),
         ("disk", f"{format_bytes(plan.nbytes)} needed, {format_bytes(report.free_bytes)} free"),
     ]
     for name, value in rows:
