@@ -5,6 +5,7 @@ python examples/demo.py [OUTPUT]
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -34,7 +35,7 @@ def command(*arguments: str) -> None:
 def main() -> None:
     """Run the demonstration."""
     output = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE.parent / "demo-output"
-    command("convert", str(SOURCE), str(output), "--quantize", "4", "--overwrite")
+    command("convert", os.path.relpath(SOURCE), os.path.relpath(output), "--quantize", "4", "--overwrite")
     before = perplexity(open_checkpoint(SOURCE), TEXT).value
     after = perplexity(output, TEXT).value
     print(f"\nperplexity on {len(TEXT.encode()):,} bytes of held-out text (examples/heldout.txt)")
@@ -42,7 +43,7 @@ def main() -> None:
     print(f"  converted, mlx-lm, 4-bit weights     {after:.3f}")
     command(
         "generate",
-        str(output),
+        os.path.relpath(output),
         "--prompt",
         PROMPT,
         "--max-tokens",
