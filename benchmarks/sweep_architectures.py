@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sweep_cases as cases
+import sweep_perturbations as perturbations
 import sweep_report as report
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -198,7 +199,7 @@ def worker(model_type: str, converter: str, perturb: bool, only: str, prove: boo
     if prove:
         refuse_nothing()
     try:
-        listed = cases.perturbed(model_type) if perturb else cases.variants(model_type)
+        listed = perturbations.perturbed(model_type) if perturb else cases.variants(model_type)
         for case in listed:
             if case.name.startswith(only):
                 started = time.monotonic()

@@ -188,3 +188,7 @@ def hash_tree(folder: Path) -> dict[str, str]:
             else:
                 found[key] = "folder"
     return found
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name.startswith("out") and path.name != "out")
