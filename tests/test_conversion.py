@@ -167,6 +167,53 @@ def test_a_changed_weight_is_found_later(source, converted, tmp_path, mlxport):
     assert as_json.code == 3 and json.loads(as_json.out)["passed"] is False
 
 
+def swap_ids(folder: Path) -> None:
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["e"] = vocabulary["e"], vocabulary["a"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def edit(name: str, **changes: object):
+    def change(folder: Path) -> None:
+        path = folder / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return change
+
+
+def scale_a_little(folder: Path) -> None:
+    import mlx.core as mx
+
+    path = folder / "model.safetensors"
+    arrays = dict(mx.load(str(path)))
+    mx.eval(arrays)
+    arrays["model.layers.1.mlp.down_proj.scales"] *= 1.03
+    mx.save_safetensors(str(path), arrays, metadata={"format": "mlx"})
+
+
+CHANGES = {
+    "two ids swapped": (swap_ids, "tokenizer"),
+    "no tokenizer": (lambda folder: (folder / "tokenizer.json").write_text("{"), "tokenizer"),
+    "another end of text": (edit("special_tokens_map.json", eos_token="<s>"), "special tokens"),
+    "another template": (edit("tokenizer_config.json", chat_template="{{ messages }}"), "chat template"),
+    "another id": (edit("config.json", eos_token_id=17), "eos_token_id 17"),
+    "scales off by 3%": (scale_a_little, "changed since it was written"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_is_not_the_model_is_verified_too(source, tmp_path, mlxport, name):
+    change, named = CHANGES[name]
+    out = tmp_path / "out"
+    assert mlxport("convert", source, out, *PLAIN, "-q", "4").code == 0
+    assert mlxport("verify", out, "--against", source).code == 0
+    change(out)
+    result = mlxport("verify", out, "--against", source)
+    assert result.code == 3 and named in result.err, result
+    assert named in json.loads(mlxport("verify", out, "--against", source, "--json").out)["problems"][0]
+
+
 def test_a_conversion_that_fails_parity_gets_no_final_name(source, tmp_path, mlxport):
     """The weights of the reference change between reading and verifying: a fault as a broken disk would make it."""
     out = tmp_path / "out"

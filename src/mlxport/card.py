@@ -188,7 +188,7 @@ def _parity(parity: Mapping[str, Any] | None) -> str:
     if parity is None:
         return "\n".join([*lines, "This output was not verified: it was not run against the original."])
     verdict = "passed" if parity.get("passed") else "failed"
-    how = f"{parity.get('mode')} comparison on {parity.get('tokens')} tokens of text"
+    how = f"{parity.get('mode')} comparison on {parity.get('tokens')} tokens"
     lines.append(f"This output, as mlx-lm loads it, against PyTorch: {verdict} ({how}).")
     comparisons = [item for item in _list(parity.get("comparisons")) if isinstance(item, Mapping)]
     if comparisons:

@@ -200,10 +200,12 @@ def verify(
         )
     options = Options(trust_remote_code=trust_remote_code)
     checkpoint = _open(str(against), revision, options)
-    asked = read_record(folder).get("options")
+    record = read_record(folder)
+    asked, made = record.get("options"), record.get("output")
     dtype = asked.get("dtype", "auto") if isinstance(asked, dict) else "auto"
+    written = made.get("files") if isinstance(made, dict) else None
     with make_progress(0, f"verifying {folder.name}", quiet=quiet) as progress:
-        return parity.verify(
+        report = parity.verify(
             folder,
             checkpoint,
             mode=mode,
@@ -211,3 +213,8 @@ def verify(
             trust_remote_code=trust_remote_code,
             on_progress=progress.message,
         )
+        progress.message("comparing the tokenizer and the files")
+        problems = parity.carried_problems(
+            folder, checkpoint, written if isinstance(written, dict) else {}, trust_remote_code=trust_remote_code
+        )
+        return replace(report, problems=problems, passed=report.passed and not problems)

@@ -11,7 +11,7 @@ from typing import Any
 
 from mlxport._version import __version__
 from mlxport.types import Checkpoint, Plan
-from mlxport.write import Written
+from mlxport.write import Findings, Written
 
 _PACKAGES = ("mlx", "mlx-lm", "transformers", "safetensors", "numpy", "torch")
 
@@ -71,11 +71,9 @@ def make_record(
         tokenizer: Figures of the tokenizer's round trip, None if there was none.
         not_verified: Why there was no verification.
     """
-    nonfinite: dict[str, int] = {}
-    overflowed: dict[str, int] = {}
+    findings = Findings()
     for shard in written.values():
-        nonfinite.update(shard.findings.nonfinite)
-        overflowed.update(shard.findings.overflowed)
+        findings.merge(shard.findings)
     files = {
         name: {"sha256": inputs[name], "size": path.stat().st_size}
         for path in checkpoint.weight_files
@@ -96,8 +94,8 @@ def make_record(
             "dropped": list(plan.dropped),
         },
         "config_changes": list(notes),
-        "nonfinite": nonfinite,
-        "overflowed": overflowed,
+        "nonfinite": findings.nonfinite,
+        "overflowed": findings.overflowed,
         "verified": bool(parity and parity.get("passed")),
         "not_verified": not_verified,
         "parity": parity,

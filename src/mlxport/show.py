@@ -89,5 +89,6 @@ def show_parity(report: ParityReport, console: Console | None = None) -> None:
     console.print(table)
     if report.weights is not None:
         console.print(escape(report.weights.summary()))
-    for line in (*(f"warning: {w}" for w in report.warnings), *(f"note: {n}" for n in report.notes)):
+    warnings, notes = (f"warning: {w}" for w in report.warnings), (f"note: {n}" for n in report.notes)
+    for line in (*(f"wrong: {p}" for p in report.problems), *warnings, *notes):
         console.print(escape(line))

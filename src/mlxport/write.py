@@ -366,6 +366,8 @@ def _row_task(
             arrays = _parts(outputs, rows)
             mx.eval(rows, *arrays)
             _note_overflow(outputs[0], rows, value, (start, stop), findings)
+            if outputs[0].quant is not None and not findings.nonfinite:
+                _note_scales(outputs, arrays, findings)
             parts = tuple(
                 (output.name, offsets[output.name], to_bytes(array))
                 for output, array in zip(outputs, arrays, strict=True)
@@ -392,6 +394,14 @@ def _note_overflow(output: Output, rows: mx.array, value: Value, span: tuple[int
     wide = Evaluator(widen=True).rows(value, *span)
     if count := int(np.count_nonzero(np.array(mx.isfinite(wide) & ~mx.isfinite(rows)))):
         findings.overflowed[output.name] = findings.overflowed.get(output.name, 0) + count
+
+
+def _note_scales(outputs: list[Output], arrays: list[mx.array], findings: Findings) -> None:
+    """Count scales and biases that are not finite though all weights are: a group's span overflowed."""
+    for output, array in zip(outputs, arrays, strict=True):
+        kind = {mx.float16: "F16", mx.bfloat16: "BF16", mx.float32: "F32"}.get(array.dtype)
+        if kind is not None and (count := count_nonfinite(to_bytes(array), kind)):
+            findings.overflowed[output.name] = findings.overflowed.get(output.name, 0) + count
 
 
 def _beyond_float32(data: np.ndarray[Any, Any]) -> int:

@@ -9,8 +9,10 @@ from types import SimpleNamespace
 
 import mlx.core as mx
 import pytest
-from verify_models import AGREEING, convert, dequantized, edit_config, edit_weights, to_fp8
+import torch
+from verify_models import AGREEING, SMALL, THETA, convert, dequantized, edit_config, edit_weights, to_fp8
 
+from checkpoints import write_tokenizer
 from mlxport.errors import UnsupportedError, UsageError, VerificationError
 from mlxport.parity import verify
 from mlxport.parity.full import SAME_WEIGHTS
@@ -142,6 +144,38 @@ def test_bf16_to_bf16_is_exact(sources, tmp_path):
     made = convert(sources("llama", dtype=torch.bfloat16), tmp_path / "output")
     report = check(made, mode="full")
     assert report.passed and [c.row for c in report.comparisons] == ["same weights"]
+
+
+def test_a_model_that_cannot_generate_fails(converted, monkeypatch):
+    """mlx-lm's cache of another kind of layer: one pass agrees, single steps do not."""
+    from mlx_lm.models import llama
+    from mlx_lm.models.cache import RotatingKVCache
+
+    made = converted("llama")
+    monkeypatch.setattr(
+        llama.Model, "make_cache", lambda self: [RotatingKVCache(max_size=4) for _ in self.layers], raising=False
+    )
+    report = check(made)
+    assert not report.passed
+    assert [c.passed for c in report.comparisons] == [True, False]
+    assert "token by token" in report.failure_message()
+
+
+@pytest.mark.parametrize("mode", ["full", "layerwise"])
+def test_composite_configs_have_a_reference(tmp_path, mode):
+    import transformers
+
+    from mlxport import convert as whole
+    from mlxport.source import open_checkpoint
+
+    text = {**SMALL, **THETA, "pad_token_id": None, "layer_types": ["linear_attention", "full_attention"]}
+    config = transformers.Qwen3_5Config(text_config={**text, "head_dim": 16, "tie_word_embeddings": False})
+    torch.manual_seed(0)
+    transformers.AutoModelForImageTextToText.from_config(config).save_pretrained(tmp_path / "source")
+    write_tokenizer(tmp_path / "source", SMALL["vocab_size"])
+    whole(tmp_path / "source", tmp_path / "out", verify="none")
+    report = verify(tmp_path / "out", open_checkpoint(tmp_path / "source"), mode=mode)
+    assert report.passed, report.failure_message()
 
 
 def test_the_mode_follows_the_memory_limit(converted):

@@ -17,6 +17,7 @@ from mlxport.types import Checkpoint
 if TYPE_CHECKING:
     import mlx.core as mx
 
+    from mlxport.parity.carried import carried_problems
     from mlxport.parity.likelihood import perplexity
     from mlxport.parity.tokenizer import check_tokenizer
 
@@ -26,13 +27,18 @@ __all__ = [
     "LayerError",
     "ParityReport",
     "WeightCheck",
+    "carried_problems",
     "check_tokenizer",
     "perplexity",
     "unavailable",
     "verify",
 ]
 
-_LAZY = {"check_tokenizer": "mlxport.parity.tokenizer", "perplexity": "mlxport.parity.likelihood"}
+_LAZY = {
+    "carried_problems": "mlxport.parity.carried",
+    "check_tokenizer": "mlxport.parity.tokenizer",
+    "perplexity": "mlxport.parity.likelihood",
+}
 MODES = ("auto", "full", "layerwise")
 
 

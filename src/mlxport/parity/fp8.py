@@ -54,7 +54,8 @@ def source_weights(checkpoint: Checkpoint) -> Fp8Weights | None:
     settings: Mapping[str, Any] | None = checkpoint.config.get("quantization_config")
     if not settings:
         return None
-    method, block = settings.get("quant_method", "unknown"), settings.get("weight_block_size")
+    named = settings.get("quant_method") or ("MLX" if {"bits", "group_size"} <= set(settings) else "unknown")
+    method, block = str(named), settings.get("weight_block_size")
     scaled = any(name.endswith(".weight_scale_inv") for name in checkpoint.tensors)
     if method == "fp8" and scaled and isinstance(block, (list, tuple)) and len(block) == 2:
         return Fp8Weights(checkpoint, (int(block[0]), int(block[1])))

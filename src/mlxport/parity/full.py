@@ -14,7 +14,7 @@ from mlxport.parity.metrics import compare_logits
 from mlxport.parity.modules import compare_modules
 from mlxport.parity.record import Array
 from mlxport.parity.report import Comparison, Divergence, ParityReport
-from mlxport.parity.setup import ORIGINAL, SAME_WEIGHTS, Run
+from mlxport.parity.setup import ORIGINAL, SAME_WEIGHTS, STEPPED, Run
 from mlxport.parity.tolerances import EQUAL
 
 __all__ = ["verify_full"]
@@ -46,9 +46,14 @@ def _compare(run: Run) -> list[Comparison]:
     row = run.row()
     run.say("running the output in MLX")
     out.upcast(run.model)
-    logits = np.concatenate([out.logits(run.model, ids) for ids in run.ids])
+    whole = [out.logits(run.model, ids) for ids in run.ids]
+    logits = np.concatenate(whole)
+    # The order of additions differs between one pass and single steps, so the row is that of equal weights.
+    stepped = compare_logits(STEPPED, out.stepped_logits(run.model, run.ids[-1]), whole[-1], run.equal_row)
     run.say("running the original in torch")
     comparisons = [compare_logits(ORIGINAL, logits, _reference_logits(run), row)]
+    if not stepped.passed:
+        comparisons.append(stepped)
     if row.row in EQUAL:
         return comparisons
     run.say("running the stored weights in torch")
@@ -64,7 +69,7 @@ def _diverging(run: Run, comparisons: list[Comparison]) -> Divergence | None:
     run.say("looking for the first module that diverges")
     # A wrong tensor shows against the original; everything else against the very weights that the output holds.
     wrong = wrong_tensors(run)
-    lossy = any(c.name != ORIGINAL for c in comparisons)
+    lossy = any(c.name not in (ORIGINAL, STEPPED) for c in comparisons)
     weights = _same_weights(run) if lossy and not wrong else None
     model = ref.load_reference(run.checkpoint, weights, trust_remote_code=run.trust_remote_code)
     return bisect(run, model, tight=not lossy or weights is not None, wrong=wrong)

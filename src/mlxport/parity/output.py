@@ -14,7 +14,7 @@ from safetensors import safe_open
 from mlxport.errors import VerificationError
 from mlxport.parity.stored import Packing
 
-__all__ = ["DTYPE_NAMES", "float_dtypes", "load_output", "logits", "packings", "upcast"]
+__all__ = ["DTYPE_NAMES", "float_dtypes", "load_output", "logits", "packings", "stepped_logits", "upcast"]
 
 DTYPE_NAMES: Mapping[str, str] = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 
@@ -54,10 +54,40 @@ def upcast(model: Any) -> Any:
 
 
 def logits(model: Any, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Logits of one sequence, float32, [tokens, vocabulary]."""
-    output = model(mx.array(ids)[None])
-    output = getattr(output, "logits", output)
-    return np.array(output[0].astype(mx.float32))
+    """Logits of one sequence, float32, [tokens, vocabulary].
+
+    Raises:
+        VerificationError: mlx-lm cannot run the model.
+    """
+    return _run(model, ids, None)
+
+
+def stepped_logits(model: Any, ids: np.ndarray[Any, Any], steps: int = 6) -> np.ndarray[Any, Any]:
+    """The same as text is generated: a prompt, then ``steps`` single tokens, with mlx-lm's cache.
+
+    Raises:
+        VerificationError: mlx-lm cannot run the model so.
+    """
+    from mlx_lm.models.cache import make_prompt_cache
+
+    first = max(len(ids) - steps, 1)
+    cache = make_prompt_cache(model)
+    parts = [_run(model, ids[:first], cache)]
+    parts += [_run(model, ids[i : i + 1], cache) for i in range(first, len(ids))]
+    return np.concatenate(parts)
+
+
+def _run(model: Any, ids: np.ndarray[Any, Any], cache: Any) -> np.ndarray[Any, Any]:
+    try:
+        output = model(mx.array(ids)[None], cache=cache) if cache is not None else model(mx.array(ids)[None])
+        output = getattr(output, "logits", output)
+        return np.array(output[0].astype(mx.float32))
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        how = "cannot run the output" if cache is None else "cannot generate with the output"
+        raise VerificationError(
+            f"mlx-lm {how}: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            hint="the config asks mlx-lm for something that its code for this architecture does not do",
+        ) from error
 
 
 def packings(model: Any) -> dict[str, Packing]:

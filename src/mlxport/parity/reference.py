@@ -12,7 +12,7 @@ import torch
 import transformers
 from safetensors import safe_open
 
-from mlxport.errors import MlxportError, UnsupportedError
+from mlxport.errors import ConfigError, MlxportError, UnsupportedError
 from mlxport.types import Checkpoint, TensorRef
 
 __all__ = ["load_config", "load_reference", "logits", "model_class", "read_tensor", "state_dict", "text_config"]
@@ -79,7 +79,7 @@ def text_config(config: Any) -> Any:
     return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
 
-def empty_model(config: Any, *, trust_remote_code: bool = False) -> Any:
+def empty_model(config: Any, *, where: str = "config.json", trust_remote_code: bool = False) -> Any:
     """The model on meta, no weight in memory, buffers real, eager attention and experts."""
     from accelerate import init_empty_weights
 
@@ -92,6 +92,12 @@ def empty_model(config: Any, *, trust_remote_code: bool = False) -> Any:
                 )
         except (ValueError, ImportError) as error:
             errors.append(str(error).splitlines()[0])
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+            # transformers builds with the values of the config, and fails in its own words where one is odd.
+            raise ConfigError(
+                f"{where}: transformers cannot build the model that it describes: {type(error).__name__}: {error}",
+                hint="get config.json again from where the weights are from",
+            ) from error
     raise UnsupportedError(
         f"transformers {transformers.__version__} has no generative model for {config.model_type!r}: {errors[0]}",
         hint="without a reference there is nothing to verify against: convert with --verify none",
@@ -138,8 +144,10 @@ def load_reference(
     Raises:
         UnsupportedError: transformers does not have the model, or not all of its weights are there.
     """
-    config = load_config(checkpoint, trust_remote_code=trust_remote_code)
-    cls = model_class(config, trust_remote_code=trust_remote_code)
+    empty = empty_model(
+        load_config(checkpoint, trust_remote_code=trust_remote_code), trust_remote_code=trust_remote_code
+    )
+    cls, config = type(empty), empty.config  # of a composite config, the part that this class reads
     tensors = dict(weights) if weights is not None else state_dict(checkpoint)
     with quiet():
         model, info = cls.from_pretrained(

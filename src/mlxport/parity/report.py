@@ -159,6 +159,7 @@ class ParityReport:
         layers: Hidden-state errors, in execution order (``layerwise`` only).
         divergence: Where a failing output goes wrong.
         notes: What a reader must know: how inputs were chosen, what was not covered.
+        problems: What is wrong besides the model: files that changed since, another tokenizer.
         seconds: Wall time.
     """
 
@@ -172,6 +173,7 @@ class ParityReport:
     layers: tuple[LayerError, ...] = ()
     divergence: Divergence | None = None
     notes: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
     seconds: float = field(default=0.0, compare=False)
 
     @property
@@ -191,18 +193,23 @@ class ParityReport:
         lines += [f"warning: {line}" for line in self.warnings]
         if self.divergence is not None:
             lines.append(self.divergence.summary())
+        lines += [f"wrong: {line}" for line in self.problems]
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
     def failure_message(self) -> str:
         """What is wrong, for the error's message; empty when the output passed."""
         if self.passed:
             return ""
-        lines = ["the output does not compute what the original computes"]
+        computes = all(c.passed for c in self.comparisons) and (self.weights is None or self.weights.passed)
+        lines = [
+            "the output is not the original's" if computes else "the output does not compute what the original computes"
+        ]
         lines += [f"{c.name}: {failure}" for c in self.comparisons for failure in c.failures]
         if self.weights is not None:
             lines += self.weights.failures
         if self.divergence is not None:
             lines.append(self.divergence.summary())
+        lines += self.problems
         return "\n  ".join(lines)
 
 

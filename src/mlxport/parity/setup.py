@@ -17,10 +17,11 @@ from mlxport.parity.weights import check_weights, differences
 from mlxport.transform import NotInvertible
 from mlxport.types import Checkpoint
 
-__all__ = ["ORIGINAL", "SAME_WEIGHTS", "Run"]
+__all__ = ["ORIGINAL", "SAME_WEIGHTS", "STEPPED", "Run"]
 
 ORIGINAL = "output vs original"
 SAME_WEIGHTS = "output vs the same stored weights in torch"
+STEPPED = "output token by token, with a cache, vs in one pass"
 
 
 @dataclass

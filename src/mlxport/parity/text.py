@@ -99,7 +99,8 @@ def probe_ids(
     if ids and len(kept) < len(ids):
         notes.append(f"{len(ids) - len(kept)} of {len(ids)} token ids of the text lie outside the vocabulary: left out")
     if len(kept) < 8:
-        notes.append("no tokenizer that loads: the inputs are pseudo-random token ids, not text")
+        why = "no tokenizer that loads" if ids is None else f"the tokenizer makes {len(kept)} tokens of the text"
+        notes.append(f"{why}: the inputs are pseudo-random token ids, not text")
         kept = np.random.default_rng(0).integers(0, vocabulary, max(length, 64)).tolist()
     whole = np.resize(np.asarray(kept, dtype=np.int64), max(length, len(kept)))
     short = max(min(length // 2, 19), 1)

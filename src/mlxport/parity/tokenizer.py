@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxport.errors import TokenizerError
+from mlxport.errors import ConfigError, TokenizerError
 from mlxport.parity.text import PROBE_TEXT, TRICKY_TEXT
 from mlxport.types import Checkpoint
 
@@ -50,6 +50,7 @@ class TokenizerReport:
 
 
 def _load(folder: Path, *, trust_remote_code: bool) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoTokenizer
 
     # Without files some classes build an empty tokenizer instead of failing.
@@ -57,6 +58,9 @@ def _load(folder: Path, *, trust_remote_code: bool) -> Any:
         raise TokenizerError(f"{folder} has no tokenizer (looked for {', '.join(_VOCABULARIES)})", hint=_HINT)
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    except StrictDataclassError as error:
+        message = f"{folder / 'config.json'}: {' '.join(str(error).split())[:300]}"
+        raise ConfigError(message, hint="get config.json again from where the weights are from") from error
     except Exception as error:  # third-party parsers on a user's files: whatever they raise is about that input
         message = f"the tokenizer in {folder} does not load: {type(error).__name__}: {str(error).splitlines()[0][:300]}"
         raise TokenizerError(message, hint=_HINT) from error
@@ -75,7 +79,7 @@ def _same(what: str, source: Any, output: Any) -> None:
         )
 
 
-def _check_ids(tokenizer: Any, ids: Sequence[int], rows: int | None, folder: Path) -> list[str]:
+def _check_ids(tokenizer: Any, ids: Sequence[int], rows: int | None, folder: str) -> list[str]:
     """Every id that can occur must have a row in the embedding; notes on what cannot occur in plain text."""
     if rows is None:
         return []
@@ -100,7 +104,15 @@ def _template(tokenizer: Any) -> str | None:
 
     try:
         return str(tokenizer.apply_chat_template(list(_CHAT), tokenize=False, add_generation_prompt=True))
-    except (TemplateError, ValueError, TypeError, KeyError) as error:
+    except (
+        TemplateError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         return f"{type(error).__name__}: {error}"
 
 
@@ -143,7 +155,8 @@ def check_tokenizer(folder: Path, checkpoint: Checkpoint, *, trust_remote_code: 
         _same(f"of {text[:30]!r} it makes", ids, [int(i) for i in output.encode(text)])
         _same("it decodes to", _decode(source, ids), _decode(output, ids))
     ids = [int(i) for i in source.encode(TRICKY_TEXT, add_special_tokens=False)]
-    notes = _check_ids(output, ids, rows, Path(folder))
+    notes = _check_ids(output, ids, rows, checkpoint.location)
+    _same("its special tokens are", source.special_tokens_map, output.special_tokens_map)
     rendered = _template(source)
     _same("its chat template gives", rendered, _template(output))
     encoded, streamed = _streamed(Path(folder), ids, trust_remote_code=trust_remote_code)
