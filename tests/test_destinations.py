@@ -72,6 +72,46 @@ def test_only_model_folders_are_replaced(source, tmp_path, mlxport, content):
     assert hash_tree(other) == before
 
 
+@pytest.mark.parametrize("names", [["config.json", "thesis.tex"], ["config.json"]])
+def test_a_config_alone_makes_no_model_folder(source, tmp_path, mlxport, names):
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in names:
+        (other / name).write_text('{"model_type": "my_app"}')
+    before = hash_tree(other)
+    refused(mlxport, other, source, other, "--overwrite")
+    assert hash_tree(other) == before
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "finetune/lora.safetensors", "train.py", "tokenizer/mine.json"])
+def test_files_of_the_users_in_a_model_folder_are_not_deleted(source, converted, tmp_path, mlxport, name):
+    out = tmp_path / "out"
+    shutil.copytree(converted, out)
+    (out / name).parent.mkdir(exist_ok=True)
+    (out / name).write_text("mine")
+    before = hash_tree(out)
+    refused(mlxport, name, source, out, "--overwrite")
+    assert hash_tree(out) == before
+
+
+def test_a_refused_run_leaves_the_state_of_another_alone(source, tmp_path, mlxport):
+    """``DST.partial`` of an unfinished run, given as a destination."""
+    partial = tmp_path / "out.partial"
+    process = start("convert", source, tmp_path / "out", "--verify", "none", "--max-shard-size", "50KB")
+    stop_after(process, partial)
+    process.kill()
+    process.wait()
+    before = hash_tree(partial)
+    refused(mlxport, partial, source, partial)
+    refused(mlxport, partial, source, partial, "--dry-run")
+    assert hash_tree(partial) == before
+    assert mlxport("convert", source, tmp_path / "out", "--verify", "none", "--max-shard-size", "50KB").code == 0
+
+
+def test_a_name_too_long_is_refused_before_anything_is_read(source, tmp_path, mlxport):
+    refused(mlxport, "too long", source, tmp_path / ("a" * 250))
+
+
 def test_destination_is_a_link(source, converted, tmp_path, mlxport):
     link = tmp_path / "link"
     link.symlink_to(shutil.copytree(converted, tmp_path / "real"))

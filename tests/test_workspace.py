@@ -85,6 +85,7 @@ def test_an_interrupted_replacement_is_undone(tmp_path):
     with open_workspace(out, "one") as workspace:
         (workspace.folder / ".mlxport-replaced").mkdir()
         (workspace.folder / ".mlxport-replaced/config.json").write_text(json.dumps({"model_type": "llama"}))
+        (workspace.folder / ".mlxport-replaced/model.safetensors").write_bytes(b"weights")
     with open_workspace(out, "one", overwrite=True):
         assert (out / "config.json").is_file()
         assert not (partial_folder(out) / ".mlxport-replaced").exists()

@@ -17,15 +17,24 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from mlxport.errors import DestinationError, DiskError, disk_full
+from mlxport.source.layout import SIDE_PATTERNS
 from mlxport.write import Findings, Written
 
 _STATE = ".mlxport-state.json"
 _REPLACED = ".mlxport-replaced"
 RECORD = "mlxport.json"
+# What --overwrite may delete: the files that converters and save_pretrained write.
+_OWN = (
+    *(pattern for pattern in SIDE_PATTERNS if pattern != "*.py"),
+    *(f"{kind}_*.py" for kind in ("configuration", "image_processing", "modeling", "processing", "tokenization")),
+    *("model*.safetensors", "model*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json"),
+    *("config.json", "weights*.npz", "weights*.safetensors", ".gitattributes", ".DS_Store", RECORD, _STATE),
+)
 
 
 def absolute(path: str | Path) -> Path:
@@ -54,6 +63,8 @@ def check_destination(destination: Path, source: str, overwrite: bool) -> None:
         _check_apart(destination, source)
         _finish(destination)
         _check_existing(destination, overwrite)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(partial_folder(destination))  # a name that is too long shows here
         _check_writable(destination)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -87,6 +98,13 @@ def _check_existing(destination: Path, overwrite: bool) -> None:
     if any(destination.iterdir()) and not _is_model(destination):
         hint = "--overwrite replaces only model folders; choose another path"
         raise DestinationError(f"{destination} holds something that is not a model", hint=hint)
+    if foreign := _foreign(destination):
+        more = f" and {len(foreign) - 4} more" if len(foreign) > 4 else ""
+        raise DestinationError(
+            f"{destination} holds files that are not a model's, which --overwrite would delete: "
+            f"{', '.join(foreign[:4])}{more}",
+            hint="move them elsewhere, or choose another path",
+        )
 
 
 def _is_model(folder: Path) -> bool:
@@ -95,7 +113,19 @@ def _is_model(folder: Path) -> bool:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(config, dict) and ("model_type" in config or "architectures" in config)
+    named = isinstance(config, dict) and ("model_type" in config or "architectures" in config)
+    return named and any(path.suffix in (".safetensors", ".bin", ".npz") for path in folder.iterdir())
+
+
+def _foreign(folder: Path) -> list[str]:
+    """What lies in the folder and is none of the files that models consist of."""
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    names = sorted(path.relative_to(folder).as_posix() for path in found if _REPLACED not in path.parts)
+    return [name for name in names if not any(_matches(name, pattern) for pattern in _OWN)]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) and name.count("/") == pattern.count("/")
 
 
 def _check_writable(destination: Path) -> None:
@@ -210,11 +240,20 @@ def _put_back(destination: Path, folder: Path) -> None:
 
 def _finish(destination: Path) -> None:
     """Drop what a conversion leaves in the published folder until it is certain that it is published."""
-    if destination.is_symlink():
-        return
+    if destination.is_symlink() or _made_for(destination) != destination.name:
+        return  # none of ours, or one that is under way: its name is that of another destination's partial folder
     if (destination / _REPLACED).is_dir():
         shutil.rmtree(destination / _REPLACED)
     (destination / _STATE).unlink(missing_ok=True)
+
+
+def _made_for(folder: Path) -> str | None:
+    """The name of the destination that the state in ``folder`` is about, None where there is no such state."""
+    try:
+        name = json.loads((folder / _STATE).read_text(encoding="utf-8"))["destination"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return name if isinstance(name, str) else None
 
 
 @contextlib.contextmanager
@@ -242,7 +281,7 @@ def open_workspace(destination: Path, fingerprint: str, overwrite: bool = False)
             _lock(descriptor, folder, destination)
             _put_back(destination, folder)
             _check_existing(destination, overwrite)
-            workspace = Workspace(destination, folder, _resume(folder, fingerprint))
+            workspace = Workspace(destination, folder, _resume(folder, fingerprint) | {"destination": destination.name})
             workspace._save()
         yield workspace
     finally:
