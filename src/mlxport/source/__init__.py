@@ -37,7 +37,7 @@ def open_checkpoint(
     Args:
         source: A folder, or the id of a repository on the Hugging Face hub (``org/name``).
         revision: Branch, tag or commit of the repository; None is its main branch.
-        trust_remote_code: Fetch the repository's Python files too. They are never run here.
+        trust_remote_code: Fetch a repository's Python files too, and check those of a folder. They are never run here.
         check_config: Called with the config before any weights are fetched or opened; what it raises goes through.
         headers_only: Of a repository's weights fetch the headers only: shapes and dtypes are known, reading fails.
 
@@ -52,7 +52,7 @@ def open_checkpoint(
             raise SourceError(
                 f"{path} is a folder and has no revisions", hint="leave out the revision, or give a hub id"
             )
-        return open_folder(path, check_config=check_config)
+        return open_folder(path, check_config=check_config, trust_remote_code=trust_remote_code)
     if _is(os.path.lexists, path):
         raise _not_a_folder(path)
     if isinstance(source, Path) or not _REPO_ID.fullmatch(source):

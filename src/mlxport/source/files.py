@@ -99,12 +99,14 @@ def read_exactly(fd: int, size: int, offset: int, path: Path) -> bytes:
     return b"".join(chunks)
 
 
-def refuse_placeholder(start: bytes, path: Path, error: type[SourceError] = WeightsError) -> None:
-    """Raise ``error`` if the first bytes are a git-LFS pointer or a web page instead of the file."""
+def refuse_placeholder(
+    start: bytes, path: Path, error: type[SourceError] = WeightsError, *, web_page: bool = True
+) -> None:
+    """Raise ``error`` if the first bytes are a git-LFS pointer or, where that cannot be meant, a web page."""
     if start.startswith(LFS_MAGIC):
         raise error(
             f"{path} is a git-LFS pointer, not the file itself",
             hint="run `git lfs install && git lfs pull` in the folder, or download the repository with `hf download`",
         )
-    if start[:64].lstrip().lower().startswith((b"<!doctype html", b"<html")):
+    if web_page and start[:64].lstrip().lower().startswith((b"<!doctype html", b"<html")):
         raise error(f"{path} is a web page, not the file itself", hint="download it again; a login may be needed")

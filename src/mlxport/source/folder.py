@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mlxport.errors import SourceError, TokenizerError, WeightsError
+from mlxport.errors import SourceError, TokenizerError, UnsafeError, WeightsError
 from mlxport.source.config import check_consistency, read_config
 from mlxport.source.files import inside, opened, read_exactly, refuse_placeholder
-from mlxport.source.layout import Layout, choose_layout, explain_no_config, read_index, side_names
+from mlxport.source.layout import Layout, choose_layout, explain_no_config, is_hidden, read_index, side_names
 from mlxport.source.safetensors_file import read_safetensors
 from mlxport.types import Checkpoint, TensorRef
+
+# A licence may well be a web page, or Markdown that begins like one.
+_LEGAL_TEXT = re.compile(r"(LICENSE|NOTICE|USE_POLICY).*\.(html?|md)", re.IGNORECASE)
 
 CheckConfig = Callable[[Mapping[str, Any]], None]
 # Reads the tensors of one file and what is odd about it; the hub has one that fetches headers only.
@@ -23,6 +27,7 @@ def open_folder(
     root: Path,
     *,
     check_config: CheckConfig | None = None,
+    trust_remote_code: bool = False,
     repo_id: str | None = None,
     revision: str | None = None,
     names: Iterable[str] | None = None,
@@ -33,6 +38,7 @@ def open_folder(
     Args:
         root: The folder.
         check_config: Called with the parsed config before any weights are looked at.
+        trust_remote_code: Whether the folder's Python files are carried, and so checked.
         repo_id: Recorded in the result.
         revision: Recorded in the result.
         names: Files that count; by default those that the folder holds.
@@ -46,17 +52,16 @@ def open_folder(
     counted = present if names is None else sorted(names)
     layout = choose_layout(counted, str(root))
     tensors, files, found = _read_weights(root, layout, read_file or _reader(layout))
-    if layout.kind == "safetensors":
-        named = {file.name for file in files}
-        strays = [n for n in counted if n.endswith(".safetensors") and "/" not in n and n not in named]
-        found += [f"{name} is not part of the checkpoint and is ignored" for name in strays]
+    named = {file.name for file in files}
+    strays = [n for n in counted if n.endswith(".safetensors") and "/" not in n and n not in named]
+    found += [f"{name} is not part of the checkpoint and is ignored" for name in strays]
     problems += found + check_consistency(config, tensors)
     return Checkpoint(
         root=root,
         config=config,
         tensors=tensors,
         weight_files=files,
-        side_files=_side_files(root, counted),
+        side_files=_side_files(root, counted, trust_remote_code),
         repo_id=repo_id,
         revision=revision,
         problems=tuple(problems),
@@ -65,16 +70,28 @@ def open_folder(
 
 def list_folder(root: Path) -> list[str]:
     """Names of the files in ``root`` and, for chat templates, one level below; sorted."""
+    names = _entries(root)
+    templates = root / "additional_chat_templates"
+    if templates.is_dir():
+        names += [f"{templates.name}/{name}" for name in _entries(templates)]
+    return sorted(name for name in names if _counts(root, name))
+
+
+def _entries(folder: Path) -> list[str]:
     try:
-        with os.scandir(root) as entries:
-            names = [entry.name for entry in entries]
-        templates = root / "additional_chat_templates"
-        if templates.is_dir():
-            names += [f"{templates.name}/{name}" for name in os.listdir(templates)]
+        return os.listdir(folder)
     except OSError as error:
-        raise SourceError(f"{root} cannot be read: {error.strerror}", hint="check its permissions") from error
-    # A name that cannot be printed cannot be carried either.
-    return sorted(name for name in names if name.isprintable())
+        raise SourceError(f"{folder} cannot be read: {error.strerror}", hint="check its permissions") from error
+
+
+def _counts(root: Path, name: str) -> bool:
+    """Whether a name can be of a part of the checkpoint: not hidden, no folder, and printable, so that it can be told.
+
+    A config.json that is a folder stays, to be told from one that is absent.
+    """
+    if is_hidden(name) or not name.isprintable():
+        return False
+    return name == "config.json" or not os.path.isdir(root / name)
 
 
 def load_config(
@@ -83,7 +100,7 @@ def load_config(
     """The config of a folder, checked by the caller's function too, and what is odd in it."""
     present = set(present)
     if "config.json" not in present:
-        raise explain_no_config(present, str(root))
+        raise explain_no_config(_entries(root), str(root))
     config, problems = read_config(inside(root, "config.json"))
     if "adapter_config.json" in present and not any(
         name.endswith((".safetensors", ".bin")) and not name.startswith("adapter_model.") for name in present
@@ -153,13 +170,37 @@ def _merge(by_file: Mapping[str, dict[str, TensorRef]]) -> dict[str, TensorRef]:
     return tensors
 
 
-def _side_files(root: Path, present: Iterable[str]) -> tuple[Path, ...]:
-    """Paths of what is to be carried; each is a regular file inside the folder and not a placeholder."""
+def _side_files(root: Path, present: Iterable[str], trust_remote_code: bool) -> tuple[Path, ...]:
+    """Paths of what lies beside the weights; what is to be carried is checked, the rest is not even opened.
+
+    Not carried are the model card, which is written anew, and code that nobody trusts.
+    """
     paths = []
     for name in side_names(present):
-        path = inside(root, name)
-        with opened(path, SourceError) as (fd, size):
-            start = read_exactly(fd, min(size, 512), 0, path)
-        refuse_placeholder(start, path, TokenizerError if "token" in name or "vocab" in name else SourceError)
-        paths.append(path)
+        if name == "README.md" or (name.endswith(".py") and not trust_remote_code):
+            if _is_own_file(root, name):
+                paths.append(root / name)
+        else:
+            paths.append(_checked_side_file(root, name))
     return tuple(paths)
+
+
+def _is_own_file(root: Path, name: str) -> bool:
+    try:
+        return os.path.isfile(inside(root, name))
+    except UnsafeError:
+        return False
+
+
+def _checked_side_file(root: Path, name: str) -> Path:
+    """The path of a regular file inside the folder that is not a placeholder."""
+    path = inside(root, name)
+    with opened(path, SourceError) as (fd, size):
+        start = read_exactly(fd, min(size, 512), 0, path)
+    refuse_placeholder(
+        start,
+        path,
+        TokenizerError if "token" in name or "vocab" in name else SourceError,
+        web_page=not _LEGAL_TEXT.fullmatch(name),
+    )
+    return path

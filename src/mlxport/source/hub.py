@@ -48,7 +48,13 @@ def open_repository(
     listed = repository.list_files()
     if listed is None:
         root = repository.cached_root()
-        return open_folder(root, check_config=check_config, repo_id=repo_id, revision=root.name)
+        return open_folder(
+            root,
+            check_config=check_config,
+            trust_remote_code=trust_remote_code,
+            repo_id=repo_id,
+            revision=root.name,
+        )
     if "config.json" not in listed:
         raise explain_no_config(listed, repo_id)
     root = repository.fetch_config()
@@ -66,6 +72,7 @@ def open_repository(
         repository.fetch(name)
     return open_folder(
         root,
+        trust_remote_code=trust_remote_code,
         repo_id=repo_id,
         revision=repository.commit,
         names=["config.json", *side, *weights, *([layout.index] if layout.index else [])],

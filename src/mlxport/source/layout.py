@@ -16,6 +16,16 @@ from mlxport.source.jsonfile import read_object
 
 Kind = Literal["safetensors", "torch"]
 
+# In the order in which transformers looks for them (modeling_utils._get_resolved_checkpoint_files): safetensors before
+# torch, and of each the single file before the index.
+_CANONICAL: tuple[tuple[Kind, str], ...] = (
+    ("safetensors", "model.safetensors"),
+    ("safetensors", "model.safetensors.index.json"),
+    ("torch", "pytorch_model.bin"),
+    ("torch", "pytorch_model.bin.index.json"),
+)
+_SUFFIXES: tuple[tuple[Kind, str], ...] = (("safetensors", ".safetensors"), ("torch", ".bin"))
+
 # What is worth carrying to the output besides weights and config.json.
 SIDE_PATTERNS = (
     "tokenizer*.json",
@@ -65,7 +75,10 @@ class Layout:
 
 
 def choose_layout(names: Iterable[str], where: str) -> Layout:
-    """Safetensors before torch files, an index before single files; never both formats.
+    """The files that transformers would load, and a guess only where it would load none; never both formats.
+
+    A canonical name of either format comes before every guess: what lies beside it (an old copy, the index of another
+    one) changes nothing.
 
     Args:
         names: Files at the top of the folder.
@@ -75,23 +88,28 @@ def choose_layout(names: Iterable[str], where: str) -> Layout:
         WeightsError: No weights, an incomplete set of shards, or several files that could be meant.
         UnsupportedError: Only formats that are not read.
     """
-    present = sorted(name for name in names if "/" not in name)
-    for kind, suffix, single in (
-        ("safetensors", ".safetensors", ("model.safetensors",)),
-        ("torch", ".bin", ("pytorch_model.bin", "model.pt", "model.pth")),
-    ):
-        layout = _one_kind(present, kind, suffix, single, where)  # type: ignore[arg-type]
+    present = sorted(name for name in names if "/" not in name and not is_hidden(name))
+    for kind, name in _CANONICAL:
+        if name in present:
+            return Layout(kind, index=name) if name.endswith(".json") else Layout(kind, (name,))
+    for kind, suffix in _SUFFIXES:
+        layout = _guess(present, kind, suffix, where)
         if layout is not None:
             return layout
     raise _nothing_to_read(present, where)
 
 
-def _one_kind(present: list[str], kind: Kind, suffix: str, single: tuple[str, ...], where: str) -> Layout | None:
+def is_hidden(name: str) -> bool:
+    """Whether the file is one that a system keeps for itself, such as macOS's ``._model.safetensors``."""
+    return name.rpartition("/")[2].startswith(".")
+
+
+def _guess(present: list[str], kind: Kind, suffix: str, where: str) -> Layout | None:
+    """The weights where no file has a canonical name: one index, one file, or a complete set of shards."""
     indexes = [name for name in present if name.endswith(f"{suffix}.index.json")]
-    usual = {"safetensors": "model.safetensors.index.json", "torch": "pytorch_model.bin.index.json"}[kind]
-    if usual in indexes or len(indexes) == 1:
-        return Layout(kind, index=usual if usual in indexes else indexes[0])
-    for name in single:
+    if len(indexes) == 1:
+        return Layout(kind, index=indexes[0])
+    for name in ("model.pt", "model.pth") if kind == "torch" else ():
         if name in present:
             return Layout(kind, (name,))
     suffixes = (suffix,) if kind == "safetensors" else (suffix, ".pt", ".pth")
@@ -103,9 +121,10 @@ def _one_kind(present: list[str], kind: Kind, suffix: str, single: tuple[str, ..
         return Layout(kind, shards)
     if len(others) == 1:
         return Layout(kind, (others[0],))
+    single, index = (name for known, name in _CANONICAL if known == kind)
     raise WeightsError(
         f"{where} has {len(others)} weight files and no index to say which count: {', '.join(others[:5])}",
-        hint=f"keep one of them, as {single[0]}, or add the index {usual}",
+        hint=f"keep one of them, as {single}, or add the index {index}",
     )
 
 
@@ -185,6 +204,7 @@ def side_names(names: Iterable[str]) -> list[str]:
         name
         for name in names
         if name != "config.json"
+        and not is_hidden(name)
         and not name.endswith(_NOT_SIDE)
         and any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in SIDE_PATTERNS)
     )
