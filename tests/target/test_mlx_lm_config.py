@@ -92,6 +92,8 @@ def test_theta_is_the_class_default_where_the_file_omits_it() -> None:
 )
 def test_fields_that_transformers_omits_are_filled(model_type: str, field: str, expected: Any) -> None:
     config = new_style(model_type, intermediate_size=128) if model_type != "gpt2" else {"model_type": "gpt2"}
+    if model_type == "lfm2":
+        config["layer_types"] = ["conv", "full_attention"]
     if model_type == "nemotron_h":
         config = {"model_type": "nemotron_h", "hidden_size": 32}
     assert normalize_config(config).config[field] == expected
@@ -175,7 +177,7 @@ def test_attention_factor_becomes_a_scale() -> None:
         (new_style("cohere", tie_word_embeddings=False), "tie_word_embeddings"),
         (new_style("olmo"), "ai2-olmo"),
         (new_style("minimax"), "MiniMax-M2"),
-        (new_style("jamba", num_experts=4), "num_experts"),
+        (new_style("jamba", num_experts=4, num_hidden_layers=8), "num_experts"),
         (new_style("bert"), "no architecture 'bert'"),
         (new_style("../llama"), "no architecture"),
         (new_style("base"), "no architecture 'base'"),

@@ -20,10 +20,12 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map_with_path
 
-from mlxport.errors import ConfigError, MlxportError, QuantizationError, UnsupportedError, WeightsError
+from mlxport.errors import ConfigError, MlxportError, QuantizationError, UnsupportedError
 from mlxport.quant import QuantRequest
 from mlxport.source import read_rows
+from mlxport.target.mlx_lm_checks import check_dtypes, check_names, check_shapes
 from mlxport.target.mlx_lm_config import ConfigRefused, NormalizedConfig, normalize_config
+from mlxport.target.mlx_lm_heads import is_head, refuse_other_heads
 from mlxport.target.mlx_lm_quantized import UNQUANTIZED, refuse_raw_fp8, source_quantization
 from mlxport.target.mlx_lm_weights import ignored_weights, prepare_weights
 from mlxport.transform import Program, st_dtype, trace, working_bytes
@@ -96,7 +98,7 @@ def check_supported(config: Mapping[str, Any], where: str = "config.json") -> No
             something that the config asks for.
         ConfigError: A value is of another type, or out of the range, that transformers and mlx-lm expect.
     """
-    source_quantization(config)
+    _source_method(config, where)
     _normalized(config, where)
 
 
@@ -116,13 +118,13 @@ def open_target(
         WeightsError: Tensors are missing, unexpected or of another shape, by name.
         QuantizationError: The setting cannot apply to this model.
     """
-    method = source_quantization(checkpoint.config)
-    normalized = _normalized(checkpoint.config, f"{checkpoint.location}/config.json")
+    where = f"{checkpoint.location}/config.json"
+    method, normalized = _source_method(checkpoint.config, where), _normalized(checkpoint.config, where)
     built = _Built({})
 
     def pipeline(arrays: dict[str, mx.array]) -> dict[str, mx.array]:
         weights = prepare_weights(arrays, normalized.config)
-        model, config = _load(weights, normalized.config, strict, method, checkpoint.location)
+        model, config = _load(weights, normalized, strict, method, checkpoint)
         _cast(model, config, dtype)
         if quant is not None:
             config = _quantize(model, config, quant, built)
@@ -140,13 +142,15 @@ def open_target(
         reason = _shortened(" ".join(str(error).split()))
         message = f"mlx-lm cannot load {checkpoint.location} ({what}): {type(error).__name__}: {reason}"
         raise UnsupportedError(message, hint=hint) from error
-    _refuse_ignored(checkpoint, normalized.config)
+    _refuse_ignored(checkpoint, normalized, program)
     return _conversion(program, built, dtype, quant, [*normalized.changes, *normalized.warnings])
 
 
-def _refuse_ignored(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
-    """Refuse weights that count and that mlx-lm drops; zeros count for nothing."""
-    for ref in ignored_weights(checkpoint.tensors, config).values():
+def _refuse_ignored(checkpoint: Checkpoint, normalized: NormalizedConfig, program: Program) -> None:
+    """Refuse weights that count and that mlx-lm drops; zeros count for nothing, nor does a copy of the embeddings."""
+    if normalized.tied:
+        refuse_other_heads(checkpoint.tensors, program.unused(), normalized.config, checkpoint.location)
+    for ref in ignored_weights(checkpoint.tensors, normalized.config).values():
         if read_rows(ref).any():
             raise UnsupportedError(
                 f"{checkpoint.location}: mlx-lm drops {ref.name}, which is not zero and counts",
@@ -170,13 +174,27 @@ def _conversion(
             f"nothing can be quantized with {_spell(quant.spec)}: {'; '.join(reasons) or 'no module supports it'}",
             hint="choose a smaller group size, or convert without --quantize",
         )
-    floats = [o.dtype for o in program.outputs.values() if mx.issubdtype(o.dtype, mx.floating) and not o.part]
-    names = {value: name for name, value in DTYPES.items()}
-    main = names.get(max(set(floats), key=floats.count), "float32") if floats else dtype
+    main = _main_dtype(program, dtype)
     if any(ref.dtype == "F64" for ref in program.refs.values()):
         notes.append("float64 tensors become float32: MLX has no float64 on the GPU")
     config = _final_config(built, main, bool(quantized))
     return Conversion(program, config, main, built.parameters, quantized, built.kept or {}, tuple(notes))
+
+
+def _main_dtype(program: Program, asked: str) -> str:
+    """Return the name of the dtype of most floating tensors, those of quantized ones only where there are no others."""
+    floating = [output for output in program.outputs.values() if mx.issubdtype(output.dtype, mx.floating)]
+    found = [o.dtype for o in floating if not o.part] or [o.dtype for o in floating]
+    names = {value: name for name, value in DTYPES.items()}
+    default = asked if asked in DTYPES else "float32"
+    return names.get(max(set(found), key=found.count), "float32") if found else default
+
+
+def _source_method(config: Mapping[str, Any], where: str) -> str:
+    try:
+        return source_quantization(config)
+    except (ConfigError, UnsupportedError) as error:
+        raise type(error)(f"{where}: {error.message}", hint=error.hint) from error
 
 
 def _normalized(config: Mapping[str, Any], where: str) -> NormalizedConfig:
@@ -189,7 +207,7 @@ def _normalized(config: Mapping[str, Any], where: str) -> NormalizedConfig:
 
 
 def _load(
-    weights: dict[str, mx.array], config: dict[str, Any], strict: bool, method: str, source: str
+    weights: dict[str, mx.array], normalized: NormalizedConfig, strict: bool, method: str, checkpoint: Checkpoint
 ) -> tuple[nn.Module, dict[str, Any]]:
     """``mlx_lm.utils.load_model`` on arrays in memory: the model with ``weights`` in place, and its config."""
     from mlx_lm.utils import _get_classes, load_model
@@ -202,56 +220,28 @@ def _load(
                 return super().sanitize(weights) if hasattr(super(), "sanitize") else weights
 
             def load_weights(self, items: list[tuple[str, mx.array]], strict: bool = True) -> nn.Module:
+                expected = dict(tree_flatten(self.parameters()))
+                if normalized.tied:  # a copy of the embeddings: open_target refuses another one
+                    items = [item for item in items if item[0] in expected or not is_head(item[0])]
                 if wanted:
-                    _check_names(self, dict(items), model_class.__module__, method, source)
-                _check_shapes(self, dict(items), source)
+                    check_names(expected, dict(items), model_class.__module__, method, source)
+                check_shapes(expected, dict(items), source)
+                if not method:
+                    check_dtypes(expected, dict(items), checkpoint)
                 return super().load_weights(items, strict=wanted)  # type: ignore[no-any-return]
 
         Model.__name__ = model_class.__name__
         return Model, args_class
 
-    wanted = strict
+    wanted, source, config = strict, checkpoint.location, normalized.config
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config))
         model, loaded = load_model(Path(folder), lazy=True, strict=False, get_model_classes=classes)
     return model, loaded
 
 
-def _check_names(model: nn.Module, weights: Mapping[str, mx.array], module: str, method: str, source: str) -> None:
-    """Compare the tensors with what the model expects; raises, naming each that is missing or unexpected."""
-    expected = dict(tree_flatten(model.parameters()))
-    missing = sorted(set(expected) - set(weights))
-    extra = sorted(set(weights) - set(expected))
-    where = module.rsplit(".", 1)[-1]
-    if extra and method and method != "MLX":
-        message = f"{source} is quantized with {method}, and mlx-lm's {where} has no place for {_listed(extra)}"
-        raise UnsupportedError(message, hint=UNQUANTIZED)
-    if missing:
-        hint = "the checkpoint is incomplete, or config.json belongs to another model"
-        raise WeightsError(f"mlx-lm's {where} expects {_listed(missing)}, absent from {source}", hint=hint)
-    if extra:
-        hint = "config.json does not describe these weights (or this variant of the architecture)"
-        raise WeightsError(f"{source}: mlx-lm's {where} has no place for {_listed(extra)}", hint=hint)
-
-
-def _check_shapes(model: nn.Module, weights: Mapping[str, mx.array], source: str) -> None:
-    expected = dict(tree_flatten(model.parameters()))
-    for name, array in weights.items():
-        if name in expected and tuple(expected[name].shape) != tuple(array.shape):
-            raise WeightsError(
-                f"{source}: {name}: config.json asks for shape {tuple(expected[name].shape)}, "
-                f"the checkpoint has {tuple(array.shape)}",
-                hint="config.json belongs to another model, or is damaged",
-            )
-
-
 def _shortened(text: str, most: int = 400) -> str:
     return text if len(text) <= most else f"{text[:most]} … ({len(text)} characters)"
-
-
-def _listed(names: list[str], most: int = 8) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _cast(model: nn.Module, config: Mapping[str, Any], dtype: str) -> None:

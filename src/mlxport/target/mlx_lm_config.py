@@ -28,6 +28,7 @@ from mlxport.target.mlx_lm_view import MISSING, View, read
 __all__ = ["ConfigRefused", "NormalizedConfig", "mlx_lm_architecture", "normalize_config"]
 
 _MOST = 100_000  # layers, heads, experts
+_MOST_ROUNDING = 1e-3  # radians a position; gpt-oss, which runs with it, has 2e-4
 _MEND = "get config.json again from where the weights are from"
 
 
@@ -41,6 +42,7 @@ class NormalizedConfig:
         warnings: conditions under which mlx-lm still deviates from transformers, such as a context length.
         exact_tokens: the length of text up to which mlx-lm computes the same; None for any length.
         approximate: mlx-lm computes a close variant of some function, such as another gelu: visible in float32 only.
+        tied: the output shares the embeddings, as transformers reads the config.
     """
 
     config: dict[str, Any]
@@ -48,6 +50,7 @@ class NormalizedConfig:
     warnings: tuple[str, ...] = ()
     exact_tokens: int | None = None
     approximate: bool = False
+    tied: bool = False
 
 
 def normalize_config(config: Mapping[str, Any], *, long_context: bool = False) -> NormalizedConfig:
@@ -82,22 +85,23 @@ def _normalized(config: Mapping[str, Any], long_context: bool) -> NormalizedConf
     work = _Work([], [], None, False, long_context)
     inner = rules.inner_arguments(module, out)
     reference = _reference(out, _arguments(*(inner or (module, "ModelArgs"))), work)
+    text = None if reference is None else reference.get_text_config()
+    tied = _tied(out, reference, text)
     if inner is None:
         section = _Section(out, reference, tuple(dict.fromkeys((str(out["model_type"]), module))), "")
         section.normalize(_arguments(module, "ModelArgs"), work)
     else:
         nested = isinstance(out.get("text_config"), dict)
         prefix = "text_config." if nested else ""
-        text = None if reference is None else reference.get_text_config()
         values = out["text_config"] if nested else out
         section = _Section(values, text, _names(module, str(values.get("model_type")), inner[0]), prefix)
         arguments = _arguments(*inner)
         if nested and "tie_word_embeddings" in arguments and "tie_word_embeddings" not in section.rule.derived:
-            section.put("tie_word_embeddings", _tied(out, reference, text), work, "as the whole model has it")
+            section.put("tie_word_embeddings", tied, work, "as the whole model has it")
         section.normalize(arguments, work)
         if nested and "vocab_size" in _arguments(module, "ModelArgs"):
             _Section(out, None, (), "").put("vocab_size", section.values["vocab_size"], work, "as text_config has it")
-    return NormalizedConfig(out, tuple(work.changes), tuple(work.warnings), work.exact_tokens, work.approximate)
+    return NormalizedConfig(out, tuple(work.changes), tuple(work.warnings), work.exact_tokens, work.approximate, tied)
 
 
 def _check_counts(config: Mapping[str, Any]) -> None:
@@ -232,12 +236,7 @@ class _Section:
     ) -> None:
         scaling = kind_of(rope)
         if scaling == "yarn" and rope.get("truncate") is False:
-            work.approximate = True
-            off = yarn_rounding(rope, int(rules.head_dim(view) * (rope.get("partial_rotary_factor") or 1)))
-            work.warnings.append(
-                f"mlx-lm rounds yarn's correction range, the config says truncate: false: "
-                f"angles are off by up to {off:.1g} radians a position"
-            )
+            self._round_yarn(rope, view, work)
         if scaling == "dynamic" and scaling not in knows(self.rule, arguments, rope) and longest < math.inf:
             work.limit(int(longest), f"mlx-lm ignores dynamic rope scaling here: exact up to {longest} tokens")
         if scaling == "longrope" and rope["short_factor"] != rope["long_factor"]:
@@ -246,6 +245,18 @@ class _Section:
                 work.warnings.append(f"mlx-lm has one set of longrope factors: exact only beyond {original} tokens")
             else:
                 work.limit(original, f"mlx-lm has one set of longrope factors: exact up to {original} tokens")
+
+    def _round_yarn(self, rope: Mapping[str, Any], view: View, work: _Work) -> None:
+        """Say how far a rounded correction range is off, or refuse where that is far."""
+        dims = view.get("qk_rope_head_dim") or int(rules.head_dim(view) * (rope.get("partial_rotary_factor") or 1))
+        why = (
+            "mlx-lm rounds yarn's correction range, the config says truncate: false: "
+            f"angles are off by up to {(off := yarn_rounding(rope, dims)):.2g} radians a position"
+        )
+        if off > _MOST_ROUNDING:
+            raise ConfigRefused(why)
+        work.approximate = True
+        work.warnings.append(why)
 
     def _check_activation(self, view: View, work: _Work) -> None:
         kind = view.model_type
@@ -305,11 +316,12 @@ def _reference(config: Mapping[str, Any], arguments: Mapping[str, Any], work: _W
 
 def _tied(config: Mapping[str, Any], reference: Any | None, text: Any | None) -> bool:
     """Say whether the output shares the embeddings: the whole model decides, not its text part."""
+    inner = config.get("text_config")
     values = (
         read(reference, "tie_word_embeddings"),
         read(text, "tie_word_embeddings"),
         config.get("tie_word_embeddings", MISSING),
-        config["text_config"].get("tie_word_embeddings", MISSING),
+        inner.get("tie_word_embeddings", MISSING) if isinstance(inner, Mapping) else MISSING,
     )
     return bool(next((value for value in values if value is not MISSING), False))
 

@@ -7,10 +7,11 @@ keyed by model_type or by the module of ``mlx_lm.models`` that loads it; a confi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
+from mlxport.target.mlx_lm_layers import BOTH, FOURTH, FULL, REPEATS, WINDOW, Demand, needs
 from mlxport.target.mlx_lm_view import View
 
 SILU: Final = "silu"
@@ -167,24 +168,67 @@ def _both_kinds(view: View) -> bool:
     return not view.get("sliding_window") or kinds >= {"sliding_attention", "full_attention"}
 
 
+def _fields_set(*names: str) -> Demand:
+    return f"{' and '.join(names)} must not be null or 0", lambda view: all(view.get(name) for name in names)
+
+
 _PLAIN_HEADS: Final = ("head_dim must be hidden_size / num_attention_heads", _plain_heads)
 
-DEMANDS: Final[Mapping[str, tuple[tuple[str, Callable[[View], bool]], ...]]] = MappingProxyType(
+DEMANDS: Final[Mapping[str, tuple[Demand, ...]]] = MappingProxyType(
     {
+        "afmoe": (FULL,),
+        "apertus": (_PLAIN_HEADS,),
         "bitnet": (
             ("weights must be packed, with a quantization_config", lambda v: bool(v.get("quantization_config"))),
         ),
-        "cohere2": (_PLAIN_HEADS,),
+        "cohere": (_PLAIN_HEADS,),
+        "cohere2": (_PLAIN_HEADS, REPEATS),
         "exaone4": (("layers must be of both kinds of attention", _both_kinds),),
+        "exaone_moe": (WINDOW,),
+        # a cap so high that it changes nothing would cost float32 its last digits
+        "gemma2": (_fields_set("attn_logit_softcapping", "final_logit_softcapping"),),
+        "gemma3_text": (REPEATS,),
+        "gemma3n": (BOTH,),
+        "gpt2": (
+            (
+                "n_inner must be null or 4 x n_embd",
+                lambda v: v.get("n_inner") in (None, 4 * v.get("n_embd", 768)),
+            ),
+        ),
         "gpt_neox": (
+            _PLAIN_HEADS,
             (
                 "intermediate_size must be 4 x hidden_size",
                 lambda v: v.get("intermediate_size") == 4 * v.get("hidden_size"),
             ),
         ),
-        "granitemoehybrid": (("its rope is not scaled", _rope_as_it_is),),
+        "gpt_oss": (BOTH,),
+        "granite": (_PLAIN_HEADS,),
+        "granitemoe": (_PLAIN_HEADS,),
+        "granitemoehybrid": (_PLAIN_HEADS, ("its rope is not scaled", _rope_as_it_is)),
         "internlm3": (_PLAIN_HEADS,),
+        "jamba": (_PLAIN_HEADS, needs("full_attention", "linear_attention", field="layers_block_type")),
+        "laguna": (FULL,),
+        "lfm2": (_PLAIN_HEADS, needs("full_attention", "conv")),
+        "lfm2_moe": (_PLAIN_HEADS, needs("full_attention", "conv")),
+        "llama": (FULL,),
+        "llama4": (FOURTH,),
+        "mellum": (FULL,),
+        "mimo_v2_flash": (BOTH,),
+        "ministral3": (FULL,),
         "mixtral": (_PLAIN_HEADS,),
+        "nanochat": (_PLAIN_HEADS,),
+        "nemotron_h": (needs("full_attention", "linear_attention", field="layers_block_type"),),
+        "olmo3": (BOTH,),
+        "phi": (_PLAIN_HEADS,),
+        "phi3": (_PLAIN_HEADS,),
+        "phimoe": (_PLAIN_HEADS,),
+        "qwen2": (_PLAIN_HEADS,),
+        "qwen2_moe": (_PLAIN_HEADS,),
+        "qwen3_5": (REPEATS, needs("linear_attention")),
+        "qwen3_next": (REPEATS, needs("linear_attention")),
+        "stablelm": (_PLAIN_HEADS,),
+        "starcoder2": (_PLAIN_HEADS,),
     }
 )
 """What an architecture takes for granted, and whether a config keeps it."""

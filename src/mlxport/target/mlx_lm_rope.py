@@ -65,8 +65,9 @@ def rope_fields(
     Raises:
         ConfigRefused: the scaling is one that this architecture ignores.
     """
-    if (rule.raw_rope or "rope_scaling" not in arguments) and rope.main.get("attention_factor") is not None:
-        raise ConfigRefused(f"mlx-lm's {view.model_type} does not read attention_factor")
+    if rule.raw_rope or "rope_scaling" not in arguments:
+        for settings in (rope.main, rope.local or {}):
+            _check_factor(settings, view)
     scaling = _scaling(rope.main, view, rule, knows(rule, arguments, rope.main), long_context)
     fields: dict[str, Any] = {"rope_scaling": scaling}
     for name in ("rope_theta", "partial_rotary_factor"):
@@ -150,13 +151,39 @@ def _yarn_mscale(main: Mapping[str, Any]) -> dict[str, float]:
     """Return mscale and mscale_all_dim whose ratio is the attention factor that transformers uses.
 
     transformers: ``attention_factor`` as given, else the ratio if both scales are given, else 0.1 ln(factor) + 1.
-    mlx-lm: always the ratio, of missing scales 1 and 0.
+    mlx-lm: always the ratio, of missing scales 1 and 0. Some architectures scale attention by ``mscale_all_dim`` in
+    both, so it stays as it is and ``mscale`` is solved for.
     """
-    if (wanted := main.get("attention_factor")) is not None and main["factor"] > 1:
-        return {"mscale": (wanted - 1.0) / (0.1 * math.log(main["factor"])), "mscale_all_dim": 0}
-    if not (main.get("mscale") and main.get("mscale_all_dim")):
+    mscale, all_dim, wanted = main.get("mscale"), main.get("mscale_all_dim") or 0, main.get("attention_factor")
+    log = 0.1 * math.log(main["factor"]) if main["factor"] > 1 else 0.0
+    if not log:  # neither scales by anything else than a factor that is given
+        if wanted not in (None, 1):
+            raise ConfigRefused(f"mlx-lm scales yarn with factor {main['factor']} by 1; attention_factor is {wanted}")
+        return {"mscale": mscale or 1, "mscale_all_dim": all_dim}
+    if wanted is None and mscale and all_dim:
+        return {}
+    if wanted is None and not all_dim:
         return {"mscale": 1, "mscale_all_dim": 0}
-    return {}
+    wanted = log + 1.0 if wanted is None else wanted
+    return {"mscale": (wanted * (log * all_dim + 1.0) - 1.0) / log, "mscale_all_dim": all_dim}
+
+
+def _check_factor(settings: Mapping[str, Any], view: View) -> None:
+    """Refuse an attention factor that mlx-lm does not come to where it reads settings as they stand."""
+    if kind_of(settings) == "yarn":
+        given = {"mscale": settings.get("mscale", 1), "mscale_all_dim": settings.get("mscale_all_dim") or 0}
+        log = 0.1 * math.log(max(settings["factor"], 1.0))
+        found, wanted = (
+            (log * scales["mscale"] + 1.0) / (log * scales["mscale_all_dim"] + 1.0)
+            for scales in (given, {**given, **_yarn_mscale(settings)})
+        )
+        if abs(found - wanted) > 1e-6:
+            raise ConfigRefused(
+                f"mlx-lm's {view.model_type} scales yarn by mscale and mscale_all_dim alone, here {found:.6g}; "
+                f"the config asks for an attention_factor of {wanted:.6g}"
+            )
+    elif settings.get("attention_factor") is not None:
+        raise ConfigRefused(f"mlx-lm's {view.model_type} does not read attention_factor")
 
 
 def yarn_rounding(main: Mapping[str, Any], dims: int) -> float:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
 
+from mlxport.target.mlx_lm_layers import period
 from mlxport.target.mlx_lm_view import MISSING, View
 
 Derive = Callable[[View], Any]
@@ -68,12 +69,6 @@ def _window_pattern(view: View) -> Any:
     return (
         "".join("L" if kind == "sliding_attention" else "G" for kind in kinds) if "sliding_attention" in kinds else None
     )
-
-
-def _period(view: View) -> Any:
-    """Return n where every n-th layer is the one with full attention."""
-    kinds = view.get("layer_types") or []
-    return kinds.index("full_attention") + 1 if "full_attention" in kinds else MISSING
 
 
 def _dense_flags(view: View) -> Any:
@@ -142,8 +137,12 @@ def _sliding_flags(view: View) -> Any:
     return [int(kind == "sliding_attention") for kind in view.get("layer_types") or []] or MISSING
 
 
+_INTERVAL: Final[Mapping[str, Derive]] = MappingProxyType({"full_attention_interval": period})
+
 _GEMMA4 = Architecture(
     derived={
+        # None, where the file leaves it out, is not what mlx-lm takes then
+        "final_logit_softcapping": same_as("final_logit_softcapping"),
         "global_head_dim": _of_full_layers("global_head_dim", "head_dim"),
         "hidden_size_per_layer_input": lambda view: view.get("hidden_size_per_layer_input") or 0,
         "num_global_key_value_heads": _of_full_layers("num_global_key_value_heads", "num_key_value_heads"),
@@ -155,18 +154,20 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = MappingProxyType(
         "apertus": Architecture(
             derived={"mlp_bias": constant(False), "post_norm": constant(False), "qk_norm": constant(True)},
         ),
+        "cohere2": Architecture(derived={"sliding_window_pattern": period}),
         "deepseek_v2": Architecture(frozenset({"yarn"}), default_scaling=_flat_yarn),
         "deepseek_v3": Architecture(BUT_LONGROPE),
         "deepseek_v32": Architecture(BUT_LONGROPE),
         "exaone4": Architecture(derived={"sliding_window_pattern": _window_pattern}),
         "exaone_moe": Architecture(derived={"is_moe_layer": lambda view: [bool(flag) for flag in _dense_flags(view)]}),
-        "gemma3_text": Architecture(derived={"sliding_window_pattern": _period}),
+        "gemma3_text": Architecture(derived={"sliding_window_pattern": period}),
         "gemma4": _GEMMA4,
         "gemma4_text": _GEMMA4,
         "glm4_moe": Architecture(NO_ROPE),
         "glm4_moe_lite": Architecture(BUT_LONGROPE),
         "glm_moe_dsa": Architecture(
             BUT_LONGROPE,
+            raw_rope=True,
             derived={
                 "topk_method": constant("noaux_tc"),
                 "scoring_func": constant("sigmoid"),
@@ -227,6 +228,7 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = MappingProxyType(
         "minimax": Architecture(derived={"rotary_dim": _rotary_dim, "shared_intermediate_size": constant(0)}),
         "minimax_m3_vl": Architecture(derived={"rotary_dim": _rotary_dim}),
         "ministral3": Architecture(frozenset({"yarn"})),
+        "mistral4": Architecture(raw_rope=True),
         "mixtral": Architecture(NO_ROPE),
         "muse_glimmer": Architecture(NO_ROPE),
         "nemotron": Architecture(frozenset({"linear"})),
@@ -239,8 +241,9 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = MappingProxyType(
         "phimoe": Architecture(frozenset({"longrope"})),
         "qwen2_moe": Architecture(NO_ROPE),
         "qwen3_moe": Architecture(NO_ROPE),
-        "qwen3_5": Architecture(BUT_LONGROPE, raw_rope=True),
-        "qwen3_5_moe": Architecture(BUT_LONGROPE, raw_rope=True),
+        "qwen3_5": Architecture(BUT_LONGROPE, raw_rope=True, derived=_INTERVAL),
+        "qwen3_5_moe": Architecture(BUT_LONGROPE, raw_rope=True, derived=_INTERVAL),
+        "qwen3_next": Architecture(derived=_INTERVAL),
         # its sanitize takes a head for granted
         "qwen3_vl_moe": Architecture(
             NO_ROPE, derived={"norm_topk_prob": constant(True), "tie_word_embeddings": constant(False)}
