@@ -43,7 +43,7 @@ LENGTH = 24
 PREFILL = 14
 
 
-def convert_folder(source: Path, destination: Path, converter: str) -> NormalizedConfig | None:
+def convert_folder(source: Path, destination: Path, converter: str, verified: bool) -> NormalizedConfig | None:
     """Turn a transformers checkpoint into one that mlx-lm loads, by mlxport or by mlx-lm alone."""
     if converter == "mlx_lm":
         import mlx_lm
@@ -53,7 +53,7 @@ def convert_folder(source: Path, destination: Path, converter: str) -> Normalize
     import mlxport
     from mlxport.target.mlx_lm_config import normalize_config
 
-    mlxport.convert(source, destination, dtype="float32", verify="none")
+    mlxport.convert(source, destination, dtype="float32", verify="full" if verified else "none")
     return normalize_config(json.loads((source / "config.json").read_text()))
 
 
@@ -148,7 +148,7 @@ def run_case(case: cases.Case, converter: str = "mlxport", seed: int = 0) -> dic
         except Exception as error:  # a tiny config that transformers cannot build says nothing about mlx-lm
             return {**result, "status": "not built", "reason": _brief(error)}
         try:
-            normalized = convert_folder(source, destination, converter)
+            normalized = convert_folder(source, destination, converter, case.name == "base")
             whole, stepped = mlx_logits(destination, ids)
         except (Exception, SystemExit) as error:
             if "No Metal back-end" in str(error):

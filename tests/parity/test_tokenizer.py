@@ -170,3 +170,16 @@ def test_a_trained_model_passes_at_every_quality(tmp_path, quantize):
     if quantize is None:
         text = (STORIES / "sample.txt").read_text()
         assert perplexity(made.folder, text).nll == pytest.approx(0.70, abs=0.02)
+
+
+def test_a_token_that_transformers_adds_itself_is_a_note(sources, tmp_path):
+    """qwen2's class adds its own end of text to a vocabulary that fills the embedding."""
+    source = checkpoint_of(Path(shutil.copytree(sources("qwen2").root, tmp_path / "source")))
+    save_tokenizer(source.root, 320)
+    config = source.root / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "tokenizer_class": "Qwen2Tokenizer"}))
+    made = convert(source, tmp_path / "out")
+    for path in source.root.glob("*token*"):
+        shutil.copy(path, made.folder)
+    report = check_tokenizer(made.folder, source)
+    assert report.rows == 320 and "added tokens without a row" in report.notes[0]
