@@ -8,20 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_configs import SIZES, YARN, assert_parity, new_style
 
 from mlxport.errors import ConfigError, UnsupportedError
 from mlxport.target.mlx_lm_config import ConfigRefused, mlx_lm_architecture, normalize_config
 from mlxport.target.mlx_lm_rope import yarn_rounding
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-}
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 4.0,
@@ -29,12 +21,6 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
-
-
-def new_style(model_type: str, rope: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
-    rope_parameters = {"rope_type": "default", "rope_theta": 700.0, **(rope or {})}
-    return {"model_type": model_type, **SIZES, "rope_parameters": rope_parameters, **fields}
 
 
 def old_style(model_type: str, scaling: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
@@ -246,36 +232,7 @@ PARITY: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("config", PARITY, ids=lambda c: c["model_type"])
 def test_logits_equal_transformers(config: dict[str, Any], tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    import mlx.core as mx
-    import numpy as np
-    from mlx_lm.utils import load_model
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
-
-    from mlxport.target.mlx_lm_weights import prepare_weights
-
-    torch.manual_seed(0)
-    fields = {key: value for key, value in copy.deepcopy(config).items() if key != "model_type"}
-    reference = AutoModelForCausalLM.from_config(
-        CONFIG_MAPPING[config["model_type"]](**fields), attn_implementation="eager", dtype=torch.float32
-    ).eval()
-    with torch.no_grad():
-        for value in reference.parameters():
-            value.add_(torch.randn_like(value) * (0.2 if value.ndim < 2 else value.shape[-1] ** -0.5))
-    reference.save_pretrained(tmp_path / "source")
-    ids = [[(7 * i + 3) % 96 for i in range(20)], [(11 * i + 5) % 96 for i in range(20)]]
-    with torch.no_grad():
-        expected = reference(input_ids=torch.tensor(ids), use_cache=False).logits.numpy()
-
-    saved = json.loads((tmp_path / "source/config.json").read_text())
-    done = normalize_config(saved)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/config.json").write_text(json.dumps(done.config))
-    weights = prepare_weights(mx.load(str(tmp_path / "source/model.safetensors")), done.config)
-    mx.save_safetensors(str(tmp_path / "out/model.safetensors"), weights)
-    found = np.array(load_model(tmp_path / "out")[0](mx.array(ids)))
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+    assert_parity(config, tmp_path)
 
 
 ODD: list[dict[str, Any]] = [
