@@ -53,6 +53,26 @@ def test_malformed_config(single: Path, text: bytes, message: str) -> None:
     assert caught.value.hint
 
 
+@pytest.mark.parametrize("value", [0, -1, -(10**400)])
+@pytest.mark.parametrize("key", ["num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "n_layer"])
+@pytest.mark.parametrize("part", ["", "text_config.", "thinker_config.text_config."])
+def test_sizes_of_nothing(single: Path, key: str, value: int, part: str) -> None:
+    config: dict[str, Any] = {key: value}
+    for name in reversed(part.split(".")[:-1]):
+        config = {name: config}
+    (single / "config.json").write_text(json.dumps(CONFIG | config))
+    with pytest.raises(ConfigError) as caught:
+        open_checkpoint(single)
+    assert f"{single / 'config.json'}: {part}{key} is {str(value)[:80]}, expected" in caught.value.message
+    assert caught.value.hint
+
+
+def test_sizes_of_other_parts_are_not_ours(single: Path) -> None:
+    config = {"vision_config": {"num_hidden_layers": 0}, "num_attention_heads": None, "vocab_size": VOCABULARY}
+    (single / "config.json").write_text(json.dumps(CONFIG | config))
+    open_checkpoint(single)
+
+
 def test_what_other_readers_accept_is_accepted(single: Path) -> None:
     config = json.dumps(CONFIG)[:-1] + ', "vocab_size": 3, "vocab_size": 16, "time_step_limit": [0.0, Infinity]}'
     (single / "config.json").write_text(config)

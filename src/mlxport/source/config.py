@@ -16,6 +16,13 @@ from mlxport.types import TensorRef
 # Where composite configs keep the part that describes the language model.
 _TEXT_PARTS = ("text_config", "llm_config", "language_config", "thinker_config")
 _HIDDEN = ("hidden_size", "n_embd", "d_model")
+# Of none of these can a language model have less than one; other spellings mean other things in other models.
+_AT_LEAST_ONE = (
+    *("num_hidden_layers", "n_layer"),
+    *("hidden_size", "n_embd"),
+    *("num_attention_heads", "n_head"),
+    "vocab_size",
+)
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _EMBEDDING = re.compile(
     r"(?:.*\.)?(?:embed_tokens|tokens_embed|wte|word_embeddings?|embed_in|embeddings|tok_embeddings|token_embedding|shared)\.weight"
@@ -36,7 +43,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], list[str]]:
     """The config and what is odd in it.
 
     Raises:
-        ConfigError: Not readable, not UTF-8, not JSON, not an object, or without a model_type.
+        ConfigError: Not readable, not UTF-8, not JSON, not an object, without a model_type, or with a size below one.
     """
     repeated: list[str] = []
     config = read_object(path, ConfigError, unique=False, repeated=repeated)
@@ -50,7 +57,29 @@ def read_config(path: Path) -> tuple[dict[str, Any], list[str]]:
         raise ConfigError(
             f"{path}: model_type {found}", hint='add the model_type that the model\'s documentation gives, e.g. "llama"'
         )
+    _check_sizes(config, path)
     return config, [f"config.json gives {key!r} twice; the last value counts" for key in repeated]
+
+
+def _text_parts(config: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The config, and the parts of it that lead to the language model, each with the keys on the way to it."""
+    parts = [("", config)]
+    for _ in range(2):  # thinker_config holds a text_config
+        where, part = parts[-1]
+        parts += [(f"{where}{key}.", part[key]) for key in _TEXT_PARTS if isinstance(part.get(key), Mapping)][:1]
+    return parts
+
+
+def _check_sizes(config: Mapping[str, Any], path: Path) -> None:
+    """Refuse sizes of zero or less, whose errors later on would name neither file nor field."""
+    for where, part in _text_parts(config):
+        for key in _AT_LEAST_ONE:
+            value = part.get(key)
+            if type(value) is int and value < 1:
+                raise ConfigError(
+                    f"{path}: {where}{key} is {str(value)[:80]}, expected at least 1",
+                    hint="get config.json again from where the weights are from",
+                )
 
 
 def needs_remote_code(config: Mapping[str, Any]) -> bool:
@@ -70,9 +99,7 @@ def check_consistency(config: Mapping[str, Any], tensors: Mapping[str, TensorRef
     Raises:
         ConfigError: The hidden size differs, or layers are missing; names both numbers and the tensor.
     """
-    text: Mapping[str, Any] = config
-    for _ in range(2):  # thinker_config holds a text_config
-        text = next((text[key] for key in _TEXT_PARTS if isinstance(text.get(key), Mapping)), text)
+    text = _text_parts(config)[-1][1]
     embeddings = [ref for name, ref in tensors.items() if _EMBEDDING.fullmatch(name) and not _TOWER.search(name)]
     if not embeddings:  # not a language model, whose words for sizes we know
         return []
