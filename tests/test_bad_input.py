@@ -174,6 +174,17 @@ def small_tokenizer(tokens: int) -> Callable[[Path], object]:
     return lambda folder: write_tokenizer(folder, tokens)
 
 
+def unknown_type(folder: Path) -> None:
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["type"] = "Magic"
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def long_vocabulary(folder: Path) -> None:
+    remove("tokenizer.json")(folder)
+    (folder / "vocab.txt").write_text("".join(f"word{number}\n" for number in range(400)))
+
+
 C = Case
 CHECKPOINTS = [
     C("unsupported model type", change_config(model_type="nonesuch"), ("nonesuch",)),
@@ -221,9 +232,16 @@ CHECKPOINTS = [
     C("config has another vocabulary", change_config(vocab_size=500), ("500",)),
     C("config has no hidden size", write("config.json", '{"model_type": "llama"}'), ("config.json",)),
     C("hidden size is text", change_config(hidden_size="64"), ("config.json",)),
+    C("no layers", change_config(num_hidden_layers=0), ("config.json", "num_hidden_layers is 0")),
+    C("a negative vocabulary", change_config(vocab_size=-1), ("config.json", "vocab_size is -1")),
     C("tokenizer missing", remove("tokenizer.json"), ("source", "tokenizer")),
     C("tokenizer is not JSON", write("tokenizer.json", "nope"), ("tokenizer.json",)),
     C("tokenizer without a model", write("tokenizer.json", "{}"), ("tokenizer.json",)),
+    C("tokenizer of an unknown type", unknown_type, ("tokenizer.json", "'Magic'", "BPE")),
+    C("tokenizer config is not JSON", write("tokenizer_config.json", "{"), ("tokenizer_config.json", "not JSON")),
+    C("tokenizer config is a list", write("tokenizer_config.json", "[]"), ("tokenizer_config.json", "object")),
+    C("junk as a sentencepiece model", write("tokenizer.model", b"junk"), ("tokenizer.model", "sentencepiece")),
+    C("vocab.txt for another vocabulary", long_vocabulary, ("vocab.txt", "another vocabulary", "320")),
     C("tokenizer for another vocabulary", small_tokenizer(400), ("tokenizer.json", "vocabulary")),
     C(
         "adapter only",
