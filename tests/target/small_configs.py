@@ -52,7 +52,7 @@ def assert_parity(config: dict[str, Any], folder: Path) -> None:
         expected = reference(input_ids=torch.tensor(ids), use_cache=False).logits.numpy()
 
     done = normalize_config(json.loads((folder / "source/config.json").read_text()))
-    (folder / "out").mkdir()
+    (folder / "out").mkdir(parents=True)
     (folder / "out/config.json").write_text(json.dumps(done.config))
     weights = prepare_weights(mx.load(str(folder / "source/model.safetensors")), done.config)
     mx.save_safetensors(str(folder / "out/model.safetensors"), weights)

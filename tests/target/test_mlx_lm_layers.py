@@ -142,3 +142,13 @@ def test_yarn_that_is_rounded_far_is_refused_with_the_figure() -> None:
     assert yarn_rounding(rope, 8) > 1e-3
     with pytest.raises(ConfigRefused, match=r"truncate: false: angles are off by up to 0\.\d+ radians a position"):
         normalize_config(new_style("llama", rope))
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v32", "glm_moe_dsa"])
+def test_sparse_attention_limits_the_length(model_type: str, tmp_path: Path) -> None:
+    config = new_style(model_type, **MLA, index_topk=20, index_n_heads=2, index_head_dim=16)
+    done = normalize_config(config)
+    assert done.exact_tokens == 20 and "beyond index_topk" in done.warnings[0]
+    assert_parity(config, tmp_path)  # of 20 tokens
+    with pytest.raises(AssertionError, match="Not equal"):
+        assert_parity({**config, "index_topk": 4}, tmp_path / "fewer")

@@ -223,6 +223,10 @@ class _Section:
         if slides and not limits.IGNORES_WINDOW.isdisjoint(self.names):
             why = f"mlx-lm's {kind} attends to all tokens, not to the last {window}: exact up to {window} tokens"
             work.limit(window, why)
+        for field in (limits.SPARSE[name] for name in self.names if name in limits.SPARSE):
+            if (tokens := view.get(field)) and tokens < longest:
+                why = f"mlx-lm's {kind} takes other tokens than transformers beyond {field}: exact to {tokens} tokens"
+                work.limit(tokens, why)
         if (rope := read_rope(view)) is not None:
             self._limit_rope(rope.main, view, longest, arguments, work)
         for field, exact in ((f, e) for name in self.names for f, e in limits.NEAR.get(name, {}).items()):

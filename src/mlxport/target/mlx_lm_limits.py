@@ -155,6 +155,10 @@ IGNORES_WINDOW: Final = frozenset(
 """Architectures that attend to all tokens where the config asks for a sliding window."""
 
 
+SPARSE: Final[Mapping[str, str]] = MappingProxyType({"deepseek_v32": "index_topk", "glm_moe_dsa": "index_topk"})
+"""field -> the number of tokens up to which attention is dense; of more, mlx-lm chooses others than transformers."""
+
+
 def _plain_heads(view: View) -> bool:
     return view.get("head_dim") in (None, view.get("hidden_size") // view.get("num_attention_heads"))
 
