@@ -79,7 +79,8 @@ def list_folder(root: Path) -> list[str]:
 
 def _entries(folder: Path) -> list[str]:
     try:
-        return os.listdir(folder)
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries]
     except OSError as error:
         raise SourceError(f"{folder} cannot be read: {error.strerror}", hint="check its permissions") from error
 
