@@ -10,6 +10,7 @@ HEAD = """# Architectures
 Every architecture that both mlx-lm and transformers have, converted from a tiny random checkpoint as transformers saves
 it, and compared with transformers in float32: logits of two rows of 24 tokens, once in one pass and once with a cache,
 token by token after the first 14. A number is the larger of the two errors, relative to the largest logit.
+The base variant is also verified by the conversion itself.
 
     {command}
 
