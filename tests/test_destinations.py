@@ -100,7 +100,7 @@ def test_a_refused_run_leaves_the_state_of_another_alone(source, tmp_path, mlxpo
     process = start("convert", source, tmp_path / "out", "--verify", "none", "--max-shard-size", "50KB")
     stop_after(process, partial)
     process.kill()
-    process.wait()
+    finish(process)
     before = hash_tree(partial)
     refused(mlxport, partial, source, partial)
     refused(mlxport, partial, source, partial, "--dry-run")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from little_llama import llama_weights
 from safetensors.numpy import save_file
@@ -33,8 +34,9 @@ def edit(path: Path, change: Callable[[Any], Any]) -> None:
 
 def test_index_is_the_truth(sharded: Path) -> None:
     weights = llama_weights()
-    # An old copy beside the shards changes nothing.
+    # Neither an old copy nor a single file beside the shards changes anything.
     save_file({name: array * 0 for name, array in weights.items()}, sharded / "model-old.safetensors")
+    save_file({"other": np.ones(1)}, sharded / "model.safetensors")
     checkpoint = open_checkpoint(sharded)
     assert [*checkpoint.tensors] == [*weights]
     for name, array in weights.items():
@@ -42,7 +44,7 @@ def test_index_is_the_truth(sharded: Path) -> None:
     assert checkpoint.nbytes == sum(array.nbytes for array in weights.values())
     assert [path.name for path in checkpoint.weight_files] == [FIRST, SECOND]
     assert checkpoint.name == "tiny"
-    assert [problem.split()[0] for problem in checkpoint.problems] == ["model-old.safetensors"]
+    assert [problem.split()[0] for problem in checkpoint.problems] == ["model-old.safetensors", "model.safetensors"]
 
 
 def test_tensors_that_the_index_does_not_name_are_ignored(sharded: Path) -> None:

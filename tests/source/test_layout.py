@@ -34,11 +34,11 @@ STRAYS = [
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        # As transformers prefers them, whatever lies beside.
-        (["model.safetensors", INDEX, TORCH, TORCH_INDEX], Layout("safetensors", ("model.safetensors",))),
-        ([INDEX, TORCH, TORCH_INDEX], Layout("safetensors", index=INDEX)),
-        ([TORCH, TORCH_INDEX], Layout("torch", (TORCH,))),
-        ([TORCH_INDEX], Layout("torch", index=TORCH_INDEX)),
+        # safetensors before torch, the index before a single file, whatever lies beside.
+        (["model.safetensors", INDEX, TORCH, TORCH_INDEX], Layout("safetensors", index=INDEX)),
+        (["model.safetensors", TORCH, TORCH_INDEX], Layout("safetensors", ("model.safetensors",))),
+        ([TORCH, TORCH_INDEX], Layout("torch", index=TORCH_INDEX)),
+        ([TORCH], Layout("torch", (TORCH,))),
     ],
 )
 def test_canonical_names_come_first(names: list[str], expected: Layout) -> None:

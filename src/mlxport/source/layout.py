@@ -16,13 +16,13 @@ from mlxport.source.jsonfile import read_object
 
 Kind = Literal["safetensors", "torch"]
 
-# In the order in which transformers looks for them (modeling_utils._get_resolved_checkpoint_files): safetensors before
-# torch, and of each the single file before the index.
+# safetensors before torch, as transformers looks for them, and of each the index first: it says what belongs to the
+# checkpoint (transformers takes a single model.safetensors beside it, which may be one that an index names, or a stray).
 _CANONICAL: tuple[tuple[Kind, str], ...] = (
-    ("safetensors", "model.safetensors"),
     ("safetensors", "model.safetensors.index.json"),
-    ("torch", "pytorch_model.bin"),
+    ("safetensors", "model.safetensors"),
     ("torch", "pytorch_model.bin.index.json"),
+    ("torch", "pytorch_model.bin"),
 )
 _SUFFIXES: tuple[tuple[Kind, str], ...] = (("safetensors", ".safetensors"), ("torch", ".bin"))
 
