@@ -17,7 +17,7 @@ from mlxport.source.jsonfile import read_object
 Kind = Literal["safetensors", "torch"]
 
 # safetensors before torch, as transformers looks for them, and of each the index first: it says what belongs to the
-# checkpoint (transformers takes a single model.safetensors beside it, which may be one that an index names, or a stray).
+# checkpoint (transformers prefers a single model.safetensors beside it, which may be one of its shards, or a stray).
 _CANONICAL: tuple[tuple[Kind, str], ...] = (
     ("safetensors", "model.safetensors.index.json"),
     ("safetensors", "model.safetensors"),
