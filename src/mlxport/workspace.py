@@ -17,12 +17,11 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from mlxport.errors import DestinationError, DiskError, disk_full
-from mlxport.source.layout import SIDE_PATTERNS
+from mlxport.source.layout import SIDE_PATTERNS, matches
 from mlxport.write import Findings, Written
 
 _STATE = ".mlxport-state.json"
@@ -121,11 +120,7 @@ def _foreign(folder: Path) -> list[str]:
     """What lies in the folder and is none of the files that models consist of."""
     found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     names = sorted(path.relative_to(folder).as_posix() for path in found if _REPLACED not in path.parts)
-    return [name for name in names if not any(_matches(name, pattern) for pattern in _OWN)]
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return fnmatchcase(name, pattern) and name.count("/") == pattern.count("/")
+    return [name for name in names if not any(matches(name, pattern) for pattern in _OWN)]
 
 
 def _check_writable(destination: Path) -> None:

@@ -24,7 +24,17 @@ import numpy as np
 
 from mlxport.errors import disk_full
 from mlxport.source import read_rows
-from mlxport.transform import BLOCK_BYTES, Evaluator, Output, Program, Value, lazy_arrays, row_blocks, to_bytes
+from mlxport.transform import (
+    BLOCK_BYTES,
+    Evaluator,
+    Output,
+    Program,
+    Value,
+    lazy_arrays,
+    row_blocks,
+    st_dtype,
+    to_bytes,
+)
 from mlxport.types import OutTensor, Shard, TensorRef
 
 # The bits that are all ones in a NaN or an infinity, by safetensors dtype.
@@ -53,7 +63,13 @@ class Findings:
         """Add the counts of ``other``."""
         for mine, theirs in ((self.nonfinite, other.nonfinite), (self.overflowed, other.overflowed)):
             for name, count in theirs.items():
-                mine[name] = mine.get(name, 0) + count
+                _add(mine, name, count)
+
+
+def _add(counts: dict[str, int], name: str, count: int) -> None:
+    """Add to what was counted under ``name``; nothing leaves no entry."""
+    if count:
+        counts[name] = counts.get(name, 0) + count
 
 
 @dataclass(frozen=True)
@@ -301,8 +317,7 @@ class _Counted:
                 done.add((first, last))
                 piece = data[(first - start) * row_bytes : (last - start) * row_bytes]
                 total += count_nonfinite(piece, ref.dtype)
-            if total:
-                findings.nonfinite[ref.name] = findings.nonfinite.get(ref.name, 0) + total
+            _add(findings.nonfinite, ref.name, total)
 
 
 def _uncovered(wanted: tuple[int, int], done: set[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -358,8 +373,8 @@ def _row_task(
 
         def seen(ref: TensorRef, first: int, data: np.ndarray[Any, Any]) -> None:
             counted.note(ref, first, data, findings)
-            if ref.dtype == "F64" and (count := _beyond_float32(data)):
-                findings.overflowed[outputs[0].name] = findings.overflowed.get(outputs[0].name, 0) + count
+            if ref.dtype == "F64":
+                _add(findings.overflowed, outputs[0].name, _beyond_float32(data))
 
         with mx.stream(_stream()):
             rows = Evaluator(on_leaf=seen).rows(value, start, stop)
@@ -388,20 +403,21 @@ def _parts(outputs: list[Output], rows: mx.array) -> list[mx.array]:
 
 def _note_overflow(output: Output, rows: mx.array, value: Value, span: tuple[int, int], findings: Findings) -> None:
     """Count what a narrowing cast made infinite: not finite in the result, and finite when no cast is done."""
-    kind = {mx.float16: "F16", mx.bfloat16: "BF16", mx.float32: "F32"}.get(rows.dtype)
-    if kind is None or value.leaf is not None or not count_nonfinite(to_bytes(rows), kind):
+    if value.leaf is not None or not _nonfinite(rows):
         return
     wide = Evaluator(widen=True).rows(value, *span)
-    if count := int(np.count_nonzero(np.array(mx.isfinite(wide) & ~mx.isfinite(rows)))):
-        findings.overflowed[output.name] = findings.overflowed.get(output.name, 0) + count
+    count = int(np.count_nonzero(np.array(mx.isfinite(wide) & ~mx.isfinite(rows))))
+    _add(findings.overflowed, output.name, count)
 
 
 def _note_scales(outputs: list[Output], arrays: list[mx.array], findings: Findings) -> None:
     """Count scales and biases that are not finite though all weights are: a group's span overflowed."""
     for output, array in zip(outputs, arrays, strict=True):
-        kind = {mx.float16: "F16", mx.bfloat16: "BF16", mx.float32: "F32"}.get(array.dtype)
-        if kind is not None and (count := count_nonfinite(to_bytes(array), kind)):
-            findings.overflowed[output.name] = findings.overflowed.get(output.name, 0) + count
+        _add(findings.overflowed, output.name, _nonfinite(array))
+
+
+def _nonfinite(array: mx.array) -> int:
+    return count_nonfinite(to_bytes(array), st_dtype(array.dtype))
 
 
 def _beyond_float32(data: np.ndarray[Any, Any]) -> int:

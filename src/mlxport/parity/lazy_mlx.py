@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ import numpy as np
 from mlx.utils import tree_flatten
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
-from mlxport.errors import WeightsError
 from mlxport.source import read_rows
+from mlxport.source.safetensors_file import read_safetensors
+from mlxport.transform import to_mx
 from mlxport.types import TensorRef
 
 __all__ = ["lazy_array", "output_refs", "read_block", "stream"]
@@ -22,30 +22,16 @@ __all__ = ["lazy_array", "output_refs", "read_block", "stream"]
 BLOCK_BYTES = 48 << 20  # of float32 rows alive at a time
 SMALL_BYTES = 4 << 20  # parameters of other modules up to this size stay once they are read
 
-_NUMPY: Mapping[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "U32": np.uint32, "U8": np.uint8}
-
 
 def output_refs(folder: Path) -> dict[str, TensorRef]:
     """Where each tensor of the output lies, from the headers of its files."""
-    refs: dict[str, TensorRef] = {}
-    for path in sorted(Path(folder).glob("model*.safetensors")):
-        with open(path, "rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            if size > path.stat().st_size:
-                raise WeightsError(f"{path}: the header is longer than the file", hint="convert again")
-            header = json.loads(file.read(size))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                offset = 8 + size + int(entry["data_offsets"][0])
-                refs[name] = TensorRef(name, entry["dtype"], tuple(entry["shape"]), path, offset)
-    return refs
+    files = sorted(Path(folder).glob("model*.safetensors"))
+    return {name: ref for path in files for name, ref in read_safetensors(path).items()}
 
 
 def read_block(ref: TensorRef, start: int, stop: int) -> mx.array:
     """Rows of one tensor; floating ones as float32, packed ones and codes as they are."""
-    data = mx.array(read_rows(ref, start, stop).view(_NUMPY[ref.dtype]).reshape(-1, *ref.shape[1:]))
-    if ref.dtype == "BF16":
-        data = data.view(mx.bfloat16)
+    data = to_mx(read_rows(ref, start, stop), ref, (stop - start, *ref.shape[1:]))
     return data.astype(mx.float32) if ref.dtype in ("F16", "BF16") else data
 
 

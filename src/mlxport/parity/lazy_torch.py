@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map
 
 from mlxport.errors import UnsupportedError
 from mlxport.parity.mapping import Recipe, parameter_recipes
-from mlxport.parity.reference import TORCH_DTYPES, empty_model, load_config
+from mlxport.parity.reference import TORCH_DTYPES, empty_model
 from mlxport.source import read_rows
 from mlxport.types import Checkpoint, TensorRef
 
@@ -162,8 +162,7 @@ def lazy_model(checkpoint: Checkpoint, *, layout: Rows | None = None, trust_remo
     """
     from mlxport.parity.fp8 import source_weights
 
-    config = load_config(checkpoint, trust_remote_code=trust_remote_code)
-    model = empty_model(config, trust_remote_code=trust_remote_code)
+    model = empty_model(checkpoint, trust_remote_code=trust_remote_code)
     model.tie_weights()
     own: Rows = layout or source_weights(checkpoint) or _Nothing()
 

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from mlxport.errors import ConfigError, MlxportError, UnsupportedError
 from mlxport.types import Checkpoint, TensorRef
 
-__all__ = ["load_config", "load_reference", "logits", "model_class", "read_tensor", "state_dict", "text_config"]
+__all__ = ["load_config", "load_reference", "logits", "read_tensor", "state_dict", "text_config"]
 
 TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "BOOL": torch.bool,
@@ -79,10 +79,11 @@ def text_config(config: Any) -> Any:
     return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
 
-def empty_model(config: Any, *, where: str = "config.json", trust_remote_code: bool = False) -> Any:
-    """The model on meta, no weight in memory, buffers real, eager attention and experts."""
+def empty_model(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Any:
+    """The checkpoint's model on meta, no weight in memory, buffers real, eager attention and experts."""
     from accelerate import init_empty_weights
 
+    config = load_config(checkpoint, trust_remote_code=trust_remote_code)
     errors = []
     for auto in (transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText):
         try:
@@ -95,18 +96,14 @@ def empty_model(config: Any, *, where: str = "config.json", trust_remote_code: b
         except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as error:
             # transformers builds with the values of the config, and fails in its own words where one is odd.
             raise ConfigError(
-                f"{where}: transformers cannot build the model that it describes: {type(error).__name__}: {error}",
+                f"{checkpoint.location}/config.json: transformers cannot build the model that it describes: "
+                f"{type(error).__name__}: {error}",
                 hint="get config.json again from where the weights are from",
             ) from error
     raise UnsupportedError(
         f"transformers {transformers.__version__} has no generative model for {config.model_type!r}: {errors[0]}",
         hint="without a reference there is nothing to verify against: convert with --verify none",
     )
-
-
-def model_class(config: Any, *, trust_remote_code: bool = False) -> Any:
-    """The class that transformers would build for this config."""
-    return type(empty_model(config, trust_remote_code=trust_remote_code))
 
 
 def read_tensor(ref: TensorRef) -> torch.Tensor:
@@ -144,9 +141,7 @@ def load_reference(
     Raises:
         UnsupportedError: transformers does not have the model, or not all of its weights are there.
     """
-    empty = empty_model(
-        load_config(checkpoint, trust_remote_code=trust_remote_code), trust_remote_code=trust_remote_code
-    )
+    empty = empty_model(checkpoint, trust_remote_code=trust_remote_code)
     cls, config = type(empty), empty.config  # of a composite config, the part that this class reads
     tensors = dict(weights) if weights is not None else state_dict(checkpoint)
     with quiet():

@@ -41,16 +41,11 @@ def probe_length(parameters: int, config: Any) -> tuple[int, list[str]]:
     limit = getattr(config, "max_position_embeddings", None) or _LENGTHS[1]
     affordable = int(_FLOPS / (2 * max(parameters, 1)))
     window = getattr(config, "sliding_window", None) or 0
-    chosen = getattr(config, "index_topk", None)
-    # Beyond so many tokens sparse attention chooses some, and of equal scores (zeros) each library others.
-    affordable = min(affordable, int(chosen)) if chosen else affordable
     wanted = max(_LENGTHS[1], window + 64 if window <= 1024 else 0)
     length = max(min(wanted, affordable, int(limit)), min(_LENGTHS[0], int(limit)))
     notes = []
     if length < 128:
         notes.append(f"{length} tokens only, the model is large: errors that grow with the position may stay unseen")
-    if chosen and length == chosen:
-        notes.append(f"the first {chosen} tokens only: beyond, of tokens with equal scores sparse attention takes any")
     if window and length <= window:
         notes.append(f"the sliding window ({window} tokens) is longer than the input ({length}): its mask is not seen")
     return length, notes

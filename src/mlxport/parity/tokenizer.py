@@ -79,7 +79,7 @@ def _same(what: str, source: Any, output: Any) -> None:
         )
 
 
-def _check_ids(tokenizer: Any, ids: Sequence[int], rows: int | None, folder: str) -> list[str]:
+def _check_ids(tokenizer: Any, ids: Sequence[int], rows: int | None, source: str) -> list[str]:
     """Every id that a text gives must have a row in the embedding; notes on added tokens, which it need not hold.
 
     transformers adds special tokens of its own to some classes (qwen2), which a small vocabulary has no rows for.
@@ -89,7 +89,7 @@ def _check_ids(tokenizer: Any, ids: Sequence[int], rows: int | None, folder: str
     largest = max([*ids, int(tokenizer.vocab_size) - 1], default=-1)
     if largest >= rows:
         raise TokenizerError(
-            f"the tokenizer in {folder} is for another vocabulary: ids up to {largest}, the embedding has {rows} rows",
+            f"the tokenizer in {source} is for another vocabulary: ids up to {largest}, the embedding has {rows} rows",
             hint=_HINT,
         )
     if len(tokenizer) > rows:

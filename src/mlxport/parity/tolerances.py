@@ -160,7 +160,6 @@ _EXACT_IN: Mapping[str, frozenset[str]] = {
     "F16": frozenset({"F16"}),
     "BF16": frozenset({"BF16"}),
 }
-_NAMES: Mapping[str, str] = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 
 
 def lossless(source: str, stored: str) -> bool:

@@ -206,8 +206,13 @@ def side_names(names: Iterable[str]) -> list[str]:
         if name != "config.json"
         and not is_hidden(name)
         and not name.endswith(_NOT_SIDE)
-        and any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in SIDE_PATTERNS)
+        and any(matches(name, pattern) for pattern in SIDE_PATTERNS)
     )
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a path within the folder is one that ``pattern`` names; ``*`` does not reach into a folder."""
+    return fnmatchcase(name, pattern) and name.count("/") == pattern.count("/")
 
 
 def read_index(root: Path, name: str) -> dict[str, str]:

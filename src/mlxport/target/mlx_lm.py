@@ -27,6 +27,7 @@ from mlxport.target.mlx_lm_checks import check_dtypes, check_names, check_shapes
 from mlxport.target.mlx_lm_config import ConfigRefused, NormalizedConfig, normalize_config
 from mlxport.target.mlx_lm_heads import is_head, refuse_other_heads
 from mlxport.target.mlx_lm_quantized import UNQUANTIZED, refuse_raw_fp8, source_quantization
+from mlxport.target.mlx_lm_rope import REFUSED
 from mlxport.target.mlx_lm_weights import ignored_weights, prepare_weights
 from mlxport.transform import Program, st_dtype, trace, working_bytes
 from mlxport.types import Checkpoint, OutTensor, QuantSpec
@@ -154,7 +155,7 @@ def _refuse_ignored(checkpoint: Checkpoint, normalized: NormalizedConfig, progra
         if read_rows(ref).any():
             raise UnsupportedError(
                 f"{checkpoint.location}: mlx-lm drops {ref.name}, which is not zero and counts",
-                hint="mlxport refuses rather than write a model that computes something else",
+                hint=REFUSED,
             )
 
 

@@ -15,6 +15,9 @@ _LOCAL = "sliding_attention"
 ROPE_FIELDS = ("rope_theta", "rope_scaling", "partial_rotary_factor", "rope_parameters", "rope_local_base_freq")
 
 
+REFUSED = "mlxport refuses rather than write a model that computes something else"
+
+
 class ConfigRefused(UnsupportedError, ValueError):
     """The config asks for something that mlx-lm would ignore or compute differently.
 
@@ -23,9 +26,7 @@ class ConfigRefused(UnsupportedError, ValueError):
         hint: what to do instead.
     """
 
-    def __init__(
-        self, reason: str, hint: str = "mlxport refuses rather than write a model that computes something else"
-    ) -> None:
+    def __init__(self, reason: str, hint: str = REFUSED) -> None:
         super().__init__(reason, hint=hint)
         self.reason = reason
 
