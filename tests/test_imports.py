@@ -13,6 +13,7 @@ SOURCES = Path(__file__).parents[1] / "src" / "mlxport"
 LAYERS = [
     ["errors", "types", "_version"],
     ["progress"],
+    ["graph"],
     ["quant"],
     ["source"],
     ["transform"],
@@ -22,6 +23,7 @@ LAYERS = [
     ["workspace", "record", "tokenizer_files", "card"],
     ["parity"],
     ["run"],
+    ["porting"],
     ["inspection_weights", "inspection"],
     ["startup", "options", "job", "conversion"],
     ["show"],
@@ -30,7 +32,7 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(path for path in SOURCES.rglob("*.py") if path != SOURCES / "__init__.py")
-USE_TORCH = ("parity/", "source/torch_file.py")
+USE_TORCH = ("parity/", "graph/", "porting.py", "source/torch_file.py")
 WITHOUT_TORCH = [path for path in MODULES if not path.relative_to(SOURCES).as_posix().startswith(USE_TORCH)]
 
 

@@ -37,6 +37,8 @@ PUBLIC = [
     "convert",
     "generate",
     "inspect",
+    "port",
+    "register_op",
     "verify",
 ]
 

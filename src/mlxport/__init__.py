@@ -14,8 +14,10 @@ from mlxport.errors import *
 
 if TYPE_CHECKING:
     from mlxport.conversion import ConvertReport, convert, verify
+    from mlxport.graph.registry import register_op
     from mlxport.inspection import Inspection, inspect
     from mlxport.parity import ParityReport
+    from mlxport.porting import port
     from mlxport.run import AutoModelForCausalLM, AutoTokenizer, generate
 
 # Public name -> the module that is imported when it is first used.
@@ -28,6 +30,8 @@ _LAZY = {
     "convert": "mlxport.conversion",
     "generate": "mlxport.run",
     "inspect": "mlxport.inspection",
+    "port": "mlxport.porting",
+    "register_op": "mlxport.graph.registry",
     "verify": "mlxport.conversion",
 }
 

@@ -1,0 +1,1 @@
+"""From a PyTorch program to MLX source: capture, lower, fuse, emit."""

@@ -1,0 +1,371 @@
+"""The stages of the port composed: captured program to source, weights and report."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from mlxport.graph import sizes
+from mlxport.graph.body import Body, build_body
+from mlxport.graph.capture import Captured
+from mlxport.graph.classes import build_classes
+from mlxport.graph.clean import remove_noops
+from mlxport.graph.emit import file_source, format_source
+from mlxport.graph.expr import Expr, to_ast
+from mlxport.graph.flat import MissingOps, is_assertion
+from mlxport.graph.fold import Fold, fold_constants
+from mlxport.graph.fuse import Fusion, fuse
+from mlxport.graph.helpers import inputs as input_helpers
+from mlxport.graph.layers import LayerSpec, Weight, find_layers
+from mlxport.graph.layout import channels_last
+from mlxport.graph.lower import Missing, hint, lower_node, mx_dtype, symbolic
+from mlxport.graph.naming import argument_names
+from mlxport.graph.registry import UnsupportedOp, helper
+from mlxport.graph.tree import Scope, build_tree
+
+__all__ = ["Port", "build"]
+
+
+@dataclass
+class Port:
+    """An emitted port.
+
+    Attributes:
+        source: Text of ``model.py``.
+        weights: Parameter path of the port to how it is made from the module's tensors.
+        folds: Constant expressions that the weights refer to.
+        fields: ``ModelArgs`` with their values.
+        class_name: Name of the root class.
+        ops: Op name to the number of nodes, of the graph as it was captured.
+        fusions: What was fused, and what was not with the reason.
+        notes: What a user should know (float64 that became float32, …).
+        missing: Ops without a lowering; the source is empty then.
+    """
+
+    captured: Captured
+    source: str = ""
+    weights: dict[str, Weight] = field(default_factory=dict)
+    folds: dict[str, Fold] = field(default_factory=dict)
+    fields: dict[str, Any] = field(default_factory=dict)
+    class_name: str = ""
+    ops: dict[str, int] = field(default_factory=dict)
+    fusions: list[Fusion] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def build(captured: Captured, *, title: str = "", model_type: str = "", fusions: bool = True) -> Port:
+    """Port a captured program.
+
+    Raises:
+        MissingOps: with every op that has no lowering.
+    """
+    port = Port(captured)
+    _notes(captured, port)
+    remove_noops(captured.graph)
+    port.ops = _op_counts(captured)
+    port.folds = fold_constants(captured)
+    if fusions:
+        port.fusions = fuse(captured)
+        remove_noops(captured.graph)
+    layers = find_layers(captured)
+    channels_last(captured.graph)
+    lowered = _lower(captured)
+    remaining = [node for node in captured.graph.nodes if node in lowered]
+    root = build_tree(captured, remaining)
+    bodies, layer_paths, names = _bodies(captured, root, lowered)
+    shapes = _shapes(captured, bodies, layers)
+    classes, fields, by_path = build_classes(captured, bodies, layers, shapes)
+    root_class = by_path[""]
+    port.weights = _weights(captured, bodies, layers)
+    port.class_name = root_class.name
+    port.fields = {item.name: item.value for item in fields}
+    name = type(captured.modules[""]).__name__
+    model_type = model_type or name.lower()
+    source = file_source(
+        title or f"{name} in MLX.", classes, fields, root_class, _signature(captured, names), model_type
+    )
+    port.source = format_source(source)
+    return port
+
+
+def _notes(captured: Captured, port: Port) -> None:
+    wide = {str(value.dtype) for value in _values(captured) if value.dtype in (torch.float64, torch.complex128)}
+    if wide:
+        port.notes.append(f"{', '.join(sorted(wide))} is computed in half the width: MLX's GPU has no float64")
+
+
+def _values(captured: Captured) -> list[torch.Tensor]:
+    return [node.meta["val"] for node in captured.graph.nodes if isinstance(node.meta.get("val"), torch.Tensor)]
+
+
+def _op_counts(captured: Captured) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for node in captured.graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload):
+            counts[str(node.target)] = counts.get(str(node.target), 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def _lower(captured: Captured) -> dict[Node, Any]:
+    """The expression of every node that computes something; nodes that give another back are taken out of the graph."""
+    graph = captured.graph
+    lowered: dict[Node, Any] = {}
+    missing: dict[tuple[str, str], Missing] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function" or is_assertion(node) or _is_size(node):
+            continue
+        try:
+            result = _lowered(node, lowered)
+        except UnsupportedOp as error:
+            key = (str(node.target), str(error))
+            missing.setdefault(key, Missing(*key)).nodes.append(node)
+            continue
+        other = _alias(graph, result)
+        if other is not None and not missing:
+            node.replace_all_uses_with(other)
+            graph.erase_node(node)
+        else:
+            lowered[node] = result
+    if missing:
+        raise MissingOps(list(missing.values()))
+    alive = {node for node in graph.nodes}
+    return {node: result for node, result in lowered.items() if node in alive}
+
+
+def _lowered(node: Node, lowered: Mapping[Node, Any]) -> Any:
+    import operator
+
+    if node.target is operator.getitem and isinstance(lowered.get(node.args[0]), tuple):
+        return lowered[node.args[0]][node.args[1]]
+    return lower_node(node, symbolic)
+
+
+def _is_size(node: Node) -> bool:
+    from mlxport.graph.lower import is_read
+
+    value = node.meta.get("val")
+    return isinstance(value, torch.SymInt | torch.SymBool | torch.SymFloat | int | bool) and not is_read(node)
+
+
+def _alias(graph: Any, result: Any) -> Node | None:
+    if isinstance(result, Expr) and isinstance(result.node, ast.Name) and result.node.id.startswith("%"):
+        return next(node for node in graph.nodes if node.name == result.node.id[1:])
+    return None
+
+
+def _bodies(
+    captured: Captured, root: Scope, lowered: Mapping[Node, Any]
+) -> tuple[list[Body], set[str], dict[Node, str]]:
+    """Bodies of all scopes, inner ones first; a module that is called again with other wiring is written in place."""
+    names = {node: name for node, name in _input_names(captured).items()}
+    bodies: dict[str, Body] = {}
+    by_path: dict[str, Body] = {}
+    order: list[Body] = []
+
+    arguments = argument_names(captured, root, names)
+
+    def visit(scope: Scope) -> None:
+        for item in list(scope.items):
+            if isinstance(item, Scope):
+                visit(item)
+        if not scope.path:
+            return
+        body = build_body(captured, scope, lowered, bodies, arguments[scope.key])
+        bodies[scope.key] = body
+        if scope.path not in by_path:
+            by_path[scope.path] = body
+            order.append(body)
+
+    visit(root)
+    result = _result(captured)
+    top = build_body(captured, root, lowered, bodies, names, result=result)
+    order.append(top)
+    return order, set(), names
+
+
+def _result(captured: Captured) -> ast.expr:
+    output = next(node for node in captured.graph.nodes if node.op == "output")
+    (flat,) = output.args
+    leaves = list(flat)[len(captured.mutations) :]
+
+    def leaf(item: Any) -> ast.expr:
+        if isinstance(item, Node):
+            value = item.meta.get("val")
+            return sizes.placeholder(value) if isinstance(value, torch.SymInt) else ast.Name("%" + item.name)
+        return to_ast(item)
+
+    trees = iter([leaf(item) for item in leaves])
+
+    def build_tree_(spec: Any) -> ast.expr:
+        if spec.is_leaf():
+            return next(trees)
+        children = [build_tree_(child) for child in spec.children()]
+        context = spec.context
+        if spec.type is list:
+            return ast.List(children)
+        keys = _keys(spec.type, context, len(children))
+        if keys is not None:
+            return ast.Dict([to_ast(key) for key in keys], children)
+        if not children:
+            return ast.Constant(None) if spec.type is type(None) else ast.Tuple([])
+        return ast.Tuple(children)
+
+    return build_tree_(captured.out_spec)
+
+
+def _keys(kind: Any, context: Any, count: int) -> list[Any] | None:
+    """Names of the parts of a dict, a ModelOutput or a dataclass; None for a tuple."""
+    if kind is tuple or (isinstance(kind, type) and issubclass(kind, tuple)):
+        return None
+    for item in (context, context[0] if isinstance(context, list | tuple) and context else None):
+        if isinstance(item, list | tuple) and len(item) == count and count:
+            if all(isinstance(key, str | int) for key in item):
+                return list(item)
+    return None
+
+
+def _input_leaves(captured: Captured) -> list[tuple[str, tuple[Any, ...], Any]]:
+    """For each leaf of the example inputs: the parameter, the path within its value, and the leaf (node or value)."""
+    found = []
+    placeholder = [Leaf(index) for index in range(len(captured.values))]
+    args, kwargs = pytree.tree_unflatten(placeholder, captured.in_spec)
+    bound = captured.signature.bind(*args, **kwargs)
+    for name, value in bound.arguments.items():
+        kind = captured.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            for key, inner in value.items():
+                found += _leaves(captured, key, (), inner)
+        else:
+            found += _leaves(captured, name, (), value)
+    return found
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """Stands for one leaf of the inputs."""
+
+    index: int
+
+
+def _leaves(captured: Captured, name: str, path: tuple[Any, ...], value: Any) -> list[tuple[str, tuple[Any, ...], Any]]:
+    if isinstance(value, Leaf):
+        node = captured.inputs[value.index] if value.index < len(captured.inputs) else None
+        return [(name, path, node if node is not None else captured.values[value.index])]
+    if isinstance(value, dict):
+        return [leaf for key, inner in value.items() for leaf in _leaves(captured, name, (*path, key), inner)]
+    if isinstance(value, list | tuple):
+        return [leaf for index, inner in enumerate(value) for leaf in _leaves(captured, name, (*path, index), inner)]
+    return [(name, path, value)]
+
+
+def _input_names(captured: Captured) -> dict[Node, str]:
+    names: dict[Node, str] = {}
+    for name, path, leaf in _input_leaves(captured):
+        if isinstance(leaf, Node):
+            last = [str(part) for part in path if isinstance(part, str)]
+            names[leaf] = "_".join([name, *map(str, path)]) if path and not last else (last[-1] if last else name)
+            if list(names.values()).count(names[leaf]) > 1:
+                names[leaf] = "_".join([name, *map(str, path)])
+    return names
+
+
+def _signature(captured: Captured, names: Mapping[Node, str]) -> tuple[str, list[str]]:
+    """The root's ``__call__``: the original's parameters, checks of what was fixed, and the parts of nested inputs."""
+    leaves = _input_leaves(captured)
+    given: dict[str, list[tuple[tuple[Any, ...], Any]]] = {}
+    for name, path, leaf in leaves:
+        given.setdefault(name, []).append((path, leaf))
+    order = [name for name in captured.signature.parameters if name in given]
+    order += [name for name in given if name not in order]
+    parts, optional = ["self"], False
+    before: list[str] = []
+    fixed: list[str] = []
+    for name in order:
+        parameter = captured.signature.parameters.get(name)
+        items = given[name]
+        kind = parameter.kind if parameter is not None else inspect.Parameter.KEYWORD_ONLY
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            parts.append(f"*{name}")
+        elif len(items) == 1 and not items[0][0] and not isinstance(items[0][1], Node):
+            parts.append(f"{name}={items[0][1]!r}")
+            fixed.append(f"{name}=({name}, {items[0][1]!r})")
+            optional = True
+        else:
+            parts.append(f"{name}=None" if optional else name)
+        for path, leaf in items:
+            if path and isinstance(leaf, Node):
+                before.append(f"{names[leaf]} = {name}" + "".join(f"[{part!r}]" for part in path))
+    checks = _shape_check(captured, names)
+    if fixed:
+        checks.append(f"check_fixed({', '.join(fixed)})")
+        helper(input_helpers.check_fixed)
+    return ", ".join(parts), [*before, *checks]
+
+
+def _shape_check(captured: Captured, names: Mapping[Node, str]) -> list[str]:
+    wanted: dict[str, tuple[Any, ...]] = {}
+    letters: dict[Any, str] = {}
+    for node, name in names.items():
+        value = node.meta["val"]
+        if not isinstance(value, torch.Tensor):
+            continue
+        wanted[name] = tuple(
+            size if isinstance(size, int) else _letter(captured, letters, size.node.expr) for size in value.shape
+        )
+    if not wanted:
+        return []
+    helper(input_helpers.check_inputs)
+    text = "{" + ", ".join(f"{name!r}: {shape!r}" for name, shape in wanted.items()) + "}"
+    limits = {}
+    for expr, letter in letters.items():
+        low, high = captured.ranges.get(str(expr), (0, 2**63 - 1))
+        if low > 2 or high < 2**31:
+            limits[letter] = (low if low > 2 else 1, high)
+    extra = f", {limits!r}" if limits else ""
+    return [f"check_inputs({text}{extra}, {', '.join(f'{name}={name}' for name in wanted)})"]
+
+
+def _letter(captured: Captured, letters: dict[Any, str], expr: Any) -> str:
+    if expr not in letters:
+        base = sizes.size_name(captured, expr)
+        name, number = base, 1
+        while name in letters.values():
+            number += 1
+            name = f"{base}{number}"
+        letters[expr] = name
+    return letters[expr]
+
+
+def _shapes(captured: Captured, bodies: list[Body], layers: Mapping[str, LayerSpec]) -> dict[str, ast.expr]:
+    """How each weight that is no layer's is allocated."""
+    shapes: dict[str, ast.expr] = {}
+    for node, name in captured.weights.items():
+        value = node.meta["val"]
+        shape = tuple(hint(size) for size in value.shape)
+        dtype = mx_dtype(value.dtype)
+        arguments: list[Any] = [shape] if str(dtype) == "mlx.core.float32" else [shape, dtype]
+        tree = ast.Call(ast.Attribute(ast.Name("mx"), "zeros"), [to_ast(item) for item in arguments], [])
+        shapes[name] = tree
+    return shapes
+
+
+def _weights(captured: Captured, bodies: list[Body], layers: Mapping[str, LayerSpec]) -> dict[str, Weight]:
+    found: dict[str, Weight] = {}
+    names = set(captured.weights.values())
+    for body in bodies:
+        prefix = body.scope.path + "." if body.scope.path else ""
+        for relative in body.used:
+            full = prefix + relative
+            if full in layers:
+                for key, weight in layers[full].weights.items():
+                    found[f"{full}.{key}"] = weight
+            elif full in names:
+                found[full] = Weight((full,))
+    return found

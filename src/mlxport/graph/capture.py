@@ -1,0 +1,206 @@
+"""Capture a PyTorch module as a functional ATen graph with its module tree: torch.export and what surrounds it."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx import Graph, Node
+from torch.utils import _pytree as pytree
+
+from mlxport.graph import ops as _ops  # noqa: F401  (fills the table)
+from mlxport.graph.registry import LOWERINGS
+
+__all__ = ["Captured", "capture", "decompose", "export"]
+
+
+@dataclass
+class Captured:
+    """A captured program: the graph that the passes rewrite, and what is known of the module that it came from.
+
+    Attributes:
+        graph: Functional ATen graph; placeholders are weights (see ``weights``) and user inputs.
+        weights: Placeholder to the module's name of the parameter, buffer or constant.
+        state: Name to tensor, on meta where the module was.
+        trainable: Names that are parameters.
+        inputs: Leaf placeholders of the user's inputs in the order of ``in_spec``; None for what is no tensor or size.
+        values: Leaf values of the example inputs, in the same order.
+        in_spec: Structure of (args, kwargs).
+        outputs: Leaf outputs: nodes, or constants.
+        out_spec: Structure of what the module returns.
+        mutations: Name of a buffer or input that the module writes, and the node that it becomes.
+        modules: Path to module, for class names and attributes.
+        signature: Signature of the module's forward.
+        ranges: Symbol name to the lowest and highest size that torch.export allows.
+    """
+
+    graph: Graph
+    weights: dict[Node, str]
+    state: dict[str, torch.Tensor]
+    trainable: frozenset[str]
+    inputs: list[Node | None]
+    values: list[Any]
+    in_spec: Any
+    outputs: list[Any]
+    out_spec: Any
+    modules: Mapping[str, torch.nn.Module]
+    signature: inspect.Signature
+    ranges: dict[str, tuple[int, int]] = field(default_factory=dict)
+    mutations: list[tuple[str, Node]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def export(
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None, dynamic: Any = None
+) -> ExportedProgram:
+    """The functional graph of ``module`` on example inputs; ops that the table has stay whole, others are decomposed.
+
+    Args:
+        module: In the mode (eval, train) in which it is to be captured.
+        args: Positional example inputs.
+        kwargs: Keyword example inputs.
+        dynamic: ``dynamic_shapes`` as torch.export takes them, or None for the example's sizes.
+    """
+    with _quiet(), torch.no_grad():
+        program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
+        return decompose(program)
+
+
+def decompose(program: ExportedProgram) -> ExportedProgram:
+    """``program`` functionalised, with the ops that the table lacks taken apart as far as torch can."""
+    with _quiet():
+        program = program.run_decompositions(_table(torch.export.default_decompositions()))
+        rest = {
+            node.target
+            for node in program.graph.nodes
+            if isinstance(node.target, torch._ops.OpOverload) and str(node.target) not in LOWERINGS
+        }
+        table = torch._decomp.decomposition_table
+        if found := {target: table[target] for target in rest if target in table}:
+            program = program.run_decompositions(_table({**torch.export.default_decompositions(), **found}))
+    return program
+
+
+def _table(table: Any) -> dict[Any, Any]:
+    return {target: rule for target, rule in table.items() if str(target) not in LOWERINGS}
+
+
+def dynamic_shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Every axis of every tensor input dynamic where torch.export can prove it (sizes 0 and 1 it takes as fixed)."""
+
+    def axes(leaf: Any) -> Any:
+        if isinstance(leaf, torch.Tensor):
+            return {axis: torch.export.Dim.AUTO for axis in range(leaf.ndim)}
+        return None
+
+    return pytree.tree_map(axes, args), pytree.tree_map(axes, kwargs)
+
+
+def capture(
+    module: torch.nn.Module,
+    args: tuple[Any, ...] = (),
+    kwargs: dict[str, Any] | None = None,
+    *,
+    dynamic: bool | Any = True,
+) -> Captured:
+    """Capture ``module`` on example inputs.
+
+    Args:
+        module: The module, in the mode in which it is to be ported; its tensors may be on ``meta``.
+        args: Positional example inputs.
+        kwargs: Keyword example inputs.
+        dynamic: True: sizes of inputs are dynamic where torch.export proves them; False: the example's sizes; otherwise
+            ``dynamic_shapes`` as torch.export takes them, by parameter name.
+    """
+    kwargs = dict(kwargs or {})
+    signature = inspect.signature(module.forward)
+    shapes = dynamic
+    if dynamic is True:
+        positional, keyword = dynamic_shapes(args, kwargs)
+        bound = signature.bind(*positional, **keyword)
+        shapes = dict(bound.arguments)
+    elif dynamic is False:
+        shapes = None
+    program = export(module, args, kwargs, shapes)
+    return _captured(program, module, signature, args, kwargs)
+
+
+def _captured(
+    program: ExportedProgram,
+    module: torch.nn.Module,
+    signature: inspect.Signature,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Captured:
+    graph = program.graph_module.graph
+    _settle_sizes(graph)
+    named = {node.name: node for node in graph.nodes}
+    weights: dict[Node, str] = {}
+    inputs: list[Node | None] = []
+    for spec in program.graph_signature.input_specs:
+        if spec.kind is InputKind.USER_INPUT:
+            leaf = named.get(getattr(spec.arg, "name", ""))
+            inputs.append(
+                leaf if leaf is not None and isinstance(leaf.meta.get("val"), torch.Tensor | torch.SymInt) else None
+            )
+        elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+            weights[named[spec.arg.name]] = spec.target
+    mutations = [
+        (spec.target, named[spec.arg.name])
+        for spec in program.graph_signature.output_specs
+        if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION)
+    ]
+    (flat,) = next(node for node in graph.nodes if node.op == "output").args
+    state = {**program.state_dict, **program.constants}
+    return Captured(
+        graph=graph,
+        weights=weights,
+        state={name: state[name] for name in weights.values()},
+        trainable=frozenset(program.graph_signature.parameters),
+        inputs=inputs,
+        values=pytree.tree_leaves((args, kwargs)),
+        in_spec=program.call_spec.in_spec,
+        outputs=list(flat)[len(mutations) :],
+        out_spec=program.call_spec.out_spec,
+        modules=dict(module.named_modules(remove_duplicate=False)),
+        signature=signature,
+        ranges={str(symbol): (int(r.lower), _int(r.upper)) for symbol, r in program.range_constraints.items()},
+        mutations=mutations,
+    )
+
+
+def _settle_sizes(graph: Graph) -> None:
+    """Make ints of the symbolic sizes that torch.export has found to be fixed."""
+
+    def settled(size: Any) -> Any:
+        return int(size.node.expr) if isinstance(size, torch.SymInt) and size.node.expr.is_number else size
+
+    def settle(value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and any(settled(size) is not size for size in value.shape):
+            with value.fake_mode:  # type: ignore[attr-defined]
+                return torch.empty([settled(size) for size in value.shape], dtype=value.dtype, device=value.device)
+        if isinstance(value, tuple | list):
+            return type(value)([settle(item) for item in value])
+        return settled(value)
+
+    for node in graph.nodes:
+        if "val" in node.meta:
+            node.meta["val"] = settle(node.meta["val"])
+
+
+def _int(bound: Any) -> int:
+    return int(bound) if getattr(bound, "is_Integer", isinstance(bound, int)) else 2**63 - 1

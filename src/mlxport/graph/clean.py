@@ -1,0 +1,73 @@
+"""Take out of a graph what computes nothing: copies, casts to the same dtype, expansions to the same shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from mlxport.graph.flat import is_assertion
+
+__all__ = ["remove_noops", "same_shape"]
+
+_ALWAYS = frozenset(
+    f"aten.{name}"
+    for name in ("clone.default", "detach.default", "alias.default", "contiguous.default", "lift_fresh_copy.default",
+                 "lift.default", "dropout.default", "positive.default", "lift_fresh.default", "resolve_conj.default",
+                 "resolve_neg.default")
+)  # fmt: skip
+_IF_SAME = frozenset(
+    f"aten.{name}"
+    for name in ("_to_copy.default", "to.dtype", "to.dtype_layout", "to.device", "to.other", "type_as.default",
+                 "expand.default", "slice.Tensor", "view.default", "_unsafe_view.default", "reshape.default",
+                 "repeat.default", "expand_as.default", "feature_dropout.default", "squeeze.dim", "squeeze.dims",
+                 "squeeze.default", "constant_pad_nd.default", "flatten.using_ints", "view_as.default",
+                 "reshape_as.default", "broadcast_to.default", "narrow.default", "unflatten.int")
+)  # fmt: skip
+
+
+def same_shape(a: Any, b: Any) -> bool:
+    """Whether two fake tensors have the same sizes, dynamic ones included."""
+    return len(a.shape) == len(b.shape) and all(_same(x, y) for x, y in zip(a.shape, b.shape, strict=True))
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, int) and isinstance(b, int):
+        return a == b
+    if isinstance(a, int) or isinstance(b, int):
+        return False
+    return bool(a.node.expr == b.node.expr)
+
+
+def remove_noops(graph: Graph) -> None:
+    """Replace each op that gives its input back by that input, and drop assertions and dead nodes."""
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        if is_assertion(node):
+            graph.erase_node(node)
+            continue
+        source = node.args[0] if node.args else None
+        if isinstance(source, Node) and _gives_back(node, source):
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
+def _gives_back(node: Node, source: Node) -> bool:
+    key = str(node.target)
+    if key not in _ALWAYS and key not in _IF_SAME and not (key == "aten.add.Tensor" and _adds_zero(node)):
+        return False
+    result, value = node.meta.get("val"), source.meta.get("val")
+    if key == "aten.dropout.default" and len(node.args) > 2 and node.args[2] and node.args[1] != 0:
+        return False
+    if not isinstance(result, torch.Tensor) or not isinstance(value, torch.Tensor):
+        return False
+    if key == "aten.slice.Tensor" and len(node.args) > 4 and node.args[4] != 1:
+        return False
+    return result.dtype == value.dtype and same_shape(result, value)
+
+
+def _adds_zero(node: Node) -> bool:
+    return len(node.args) > 1 and isinstance(node.args[1], int | float) and node.args[1] == 0

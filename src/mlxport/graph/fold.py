@@ -1,0 +1,148 @@
+"""Fold at conversion what depends on weights alone: weight_norm, spectral_norm, constant expressions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch.fx import Graph, Node
+
+from mlxport.graph.capture import Captured
+from mlxport.graph.tree import module_path
+
+__all__ = ["Fold", "fold_constants"]
+
+_VIEWS = frozenset(
+    """view reshape _unsafe_view unsqueeze squeeze permute transpose t expand slice select alias detach clone _to_copy
+    flatten numpy_T mT movedim unflatten""".split()
+)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A constant expression: names of the tensors that it is computed from, and the graph that computes it."""
+
+    sources: tuple[str, ...]
+    graph: Graph
+
+
+def fold_constants(captured: Captured) -> dict[str, Fold]:
+    """Replace constant expressions by weights of their own; name to expression."""
+    constant: set[Node] = set()
+    weighted: set[Node] = set()
+    for node in captured.graph.nodes:
+        if node in captured.weights:
+            constant.add(node)
+            weighted.add(node)
+        elif node.op == "call_function" and _pure(node) and all(item in constant for item in node.all_input_nodes):
+            constant.add(node)
+            if any(item in weighted for item in node.all_input_nodes):
+                weighted.add(node)
+    folds: dict[str, Fold] = {}
+    for node in list(captured.graph.nodes):
+        if node not in constant or node.op != "call_function" or all(user in constant for user in node.users):
+            continue
+        if not _worth(node, weighted):
+            continue
+        fold = _fold(captured, node)
+        name = _name(captured, node, fold.sources, folds)
+        with captured.graph.inserting_before(_first(captured.graph)):
+            made = captured.graph.placeholder("folded")
+        made.meta = {"val": node.meta["val"]}
+        node.replace_all_uses_with(made)
+        captured.weights[made] = name
+        folds[name] = fold
+    captured.graph.eliminate_dead_code()
+    alive = set(captured.graph.nodes)
+    captured.weights = {node: name for node, name in captured.weights.items() if node in alive}
+    return folds
+
+
+def _first(graph: Graph) -> Node:
+    return next(iter(graph.nodes))
+
+
+def _pure(node: Node) -> bool:
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor | tuple | list):
+        return False
+    values = [value] if isinstance(value, torch.Tensor) else list(value)
+    if any(
+        not isinstance(item, torch.Tensor) or not all(isinstance(size, int) for size in item.shape) for item in values
+    ):
+        return False
+    tags = getattr(node.target, "tags", ())
+    return torch.Tag.nondeterministic_seeded not in tags and not str(node.target).startswith("aten.empty")
+
+
+def _chain(node: Node) -> list[Node]:
+    """The op nodes that ``node`` is computed by, in order."""
+    found: dict[Node, None] = {}
+
+    def visit(item: Node) -> None:
+        if item.op == "call_function" and item not in found:
+            for inner in item.all_input_nodes:
+                visit(inner)
+            found[item] = None
+
+    visit(node)
+    return list(found)
+
+
+def _worth(node: Node, weighted: set[Node]) -> bool:
+    value = node.meta["val"]
+    if not isinstance(value, torch.Tensor):
+        return False
+    chain = _chain(node)
+    computing = [item for item in chain if _short(item) not in _VIEWS]
+    if node in weighted:
+        sources = [item for link in chain for item in link.all_input_nodes if item.op == "placeholder"]
+        size = sum(prod(item.meta["val"].shape) for item in set(sources))
+        return bool(computing) and prod(value.shape) <= max(2 * size, 4096)
+    return len(computing) >= 3 and prod(value.shape) <= 1 << 22
+
+
+def _short(node: Node) -> str:
+    schema = getattr(node.target, "_schema", None)
+    return schema.name.rpartition("::")[2] if schema is not None else ""
+
+
+def _fold(captured: Captured, node: Node) -> Fold:
+    graph = Graph()
+    copies: dict[Node, Node] = {}
+    sources: list[str] = []
+    chain = _chain(node)
+    for link in chain:
+        for item in link.all_input_nodes:
+            if item in captured.weights and item not in copies:
+                copies[item] = graph.placeholder(f"w{len(sources)}")
+                copies[item].meta = {"val": item.meta["val"]}
+                sources.append(captured.weights[item])
+    for link in chain:
+        copies[link] = graph.node_copy(link, lambda item: copies[item])
+        copies[link].meta = dict(link.meta)
+    graph.output((copies[node],))
+    return Fold(tuple(sources), graph)
+
+
+def _name(captured: Captured, node: Node, sources: Sequence[str], taken: object) -> str:
+    """Where the folded value lives: ``conv.weight`` for both spellings of a parametrization, else beside its module."""
+    names = set(captured.weights.values()) | set(taken)  # type: ignore[call-overload]
+    for source in sources:
+        if match := re.fullmatch(r"(.*?)\.?parametrizations\.(\w+)\..*", source):
+            candidate = f"{match[1]}.{match[2]}" if match[1] else match[2]
+            if candidate not in names:
+                return candidate
+        if match := re.fullmatch(r"(.*)_(g|v|orig)", source):
+            if match[1] not in names:
+                return match[1]
+    path = re.sub(r"\.?parametrizations\..*", "", module_path(node).partition("@")[0])
+    base = re.sub(r"_\d+$", "", node.name).strip("_")
+    candidate, number = base, 1
+    while (f"{path}.{candidate}" if path else candidate) in names:
+        number += 1
+        candidate = f"{base}_{number}"
+    return f"{path}.{candidate}" if path else candidate

@@ -1,0 +1,44 @@
+"""Linear maps and embeddings that take more than a line of MLX."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+
+def integer_linear(x, weight, bias=None):
+    """Compute x @ weight.T + bias in integers, which MLX's matmul does not take."""
+    y = (mx.expand_dims(x, -2) * weight).sum(axis=-1) if weight.ndim == 2 else (x * weight).sum(axis=-1)
+    return y.astype(x.dtype) if bias is None else y.astype(x.dtype) + bias
+
+
+def bilinear(x1, x2, weight):
+    """x1 @ weight[o] @ x2 for every o, over all leading axes."""
+    left, right = x1.reshape(-1, x1.shape[-1]), x2.reshape(-1, x2.shape[-1])
+    products = mx.einsum("ni,oij->noj", left, weight)  # (rows, outputs, features of x2)
+    return (products @ right[:, :, None]).reshape(*x1.shape[:-1], weight.shape[0])
+
+
+def embedding_renorm(weight, indices, max_norm, norm_type=2.0):
+    """Return weight with the rows that indices name scaled down to max_norm where their norm exceeds it."""
+    norms = mx.linalg.norm(weight, ord=norm_type, axis=1, keepdims=True)
+    named = mx.zeros((weight.shape[0], 1), dtype=mx.bool_)
+    named[indices.reshape(-1)] = True
+    return mx.where(named & (norms > max_norm), weight * (max_norm / (norms + 1e-7)), weight)
+
+
+def embedding_bag(weight, indices, offsets, mode="sum", weights=None, include_last_offset=False, padding_idx=None):
+    """Sum, mean or max of the rows weight[indices] in each bag, from its offset on. An empty bag gives zeros."""
+    bags = offsets.shape[0] - 1 if include_last_offset else offsets.shape[0]
+    rows = weight[indices]
+    if weights is not None:
+        rows = rows * weights[:, None]
+    # The number of the last bag that starts at or before each index.
+    bag = (mx.arange(indices.shape[0])[:, None] >= offsets[None, :bags]).sum(axis=1) - 1
+    counted = mx.ones(indices.shape, dtype=mx.bool_) if padding_idx is None else indices != padding_idx
+    counts = mx.zeros((bags,), dtype=mx.int32).at[bag].add(counted.astype(mx.int32))[:, None]
+    if mode == "max":
+        rows = mx.where(counted[:, None], rows, -mx.inf)
+        largest = mx.full((bags, weight.shape[1]), -mx.inf, dtype=weight.dtype).at[bag].maximum(rows)
+        return mx.where(counts > 0, largest, 0)
+    sums = mx.zeros((bags, weight.shape[1]), dtype=weight.dtype).at[bag].add(mx.where(counted[:, None], rows, 0))
+    return sums / mx.maximum(counts, 1) if mode == "mean" else sums

@@ -1,0 +1,451 @@
+"""Recognise layers: an op on a module's own parameters becomes the ``mlx.nn`` layer that holds them."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from mlxport.graph.capture import Captured
+from mlxport.graph.registry import bind
+
+__all__ = ["LayerSpec", "Weight", "find_layers", "layer"]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """How one parameter of the port is made from tensors of the module.
+
+    Attributes:
+        sources: Names of the module's tensors (or of folded constants).
+        op: ``""`` as it is; ``"move"`` axis ``args[0]`` to ``args[1]``; ``"transpose"`` of a matrix; ``"add"`` of two;
+            ``"reshape"`` to ``args``; ``"conv_transpose"`` with ``args[0]`` groups; ``"fold"``: see ``fold.Fold``;
+            ``"head"``/``"tail"``: the first or last ``args[0]`` rows of the sum or of the last source.
+        args: Integers of ``op``.
+    """
+
+    sources: tuple[str, ...]
+    op: str = ""
+    args: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One ``mlx.nn`` layer.
+
+    Attributes:
+        path: Where the module has it; the layer's parameters are ``path.weight`` and so on.
+        constructor: ``nn.Linear`` …
+        args: Arguments of the constructor: name to value; ``positional`` of them are written without their names.
+        weights: Name within the layer to how it is made.
+        channels_last: Whether the layer works with its channels in the last axis.
+        result: ``""``: one array; ``lstm``, ``gru``: see ``lower``.
+    """
+
+    path: str
+    constructor: str
+    args: Mapping[str, Any]
+    positional: int = 2
+    weights: Mapping[str, Weight] = field(default_factory=dict)
+    channels_last: bool = False
+    method: str = ""
+    result: str = ""
+
+
+def layer(*args: Any) -> Any:
+    """The target of a node that is a layer; ``node.meta["layer"]`` says which."""
+    raise NotImplementedError
+
+
+@dataclass
+class _Match:
+    node: Node
+    spec: LayerSpec
+    inputs: tuple[Any, ...]
+
+
+class _Finder:
+    """Recognises layers in one captured graph."""
+
+    def __init__(self, captured: Captured) -> None:
+        self.captured = captured
+        self.weights = captured.weights
+
+    def names(self, **nodes: Any) -> tuple[str, dict[str, str]] | None:
+        """The common module path of weights, and argument name to full name; None if they are not one module's own."""
+        found: dict[str, str] = {}
+        for name, node in nodes.items():
+            if node is None:
+                continue
+            if not isinstance(node, Node) or node not in self.weights:
+                return None
+            found[name] = self.weights[node]
+        paths = {full.rpartition(".")[0] for full in found.values()}
+        if len(paths) != 1 or any(full.rpartition(".")[2] != name for name, full in found.items()):
+            return None
+        return paths.pop(), found
+
+    def linear(self, node: Node, input: Node, weight: Node, bias: Node | None) -> _Match | None:
+        owned = self.names(weight=weight, bias=bias)
+        if owned is None or weight.meta["val"].ndim != 2:
+            return None
+        outputs, inputs = weight.meta["val"].shape
+        path, names = owned
+        spec = LayerSpec(path, "nn.Linear", _given(input_dims=inputs, output_dims=outputs, bias=bias is not None), 2,
+                         {key: Weight((full,)) for key, full in names.items()})  # fmt: skip
+        return _Match(node, spec, (input,))
+
+    def embedding(
+        self, node: Node, weight: Node, indices: Node, padding_idx: int, scale_grad_by_freq: bool, sparse: bool
+    ) -> _Match | None:
+        owned = self.names(weight=weight)
+        if owned is None:
+            return None
+        path, names = owned
+        count, dims = weight.meta["val"].shape
+        spec = LayerSpec(
+            path, "nn.Embedding", _given(num_embeddings=count, dims=dims), 2, {"weight": Weight((names["weight"],))}
+        )
+        return _Match(node, spec, (indices,))
+
+    def layer_norm(
+        self,
+        node: Node,
+        input: Node,
+        normalized_shape: list[int],
+        weight: Node | None,
+        bias: Node | None,
+        eps: float,
+        cudnn_enable: bool,
+    ) -> _Match | None:
+        owned = self.names(weight=weight, bias=bias)
+        if owned is None or weight is None or len(normalized_shape) != 1:
+            return None
+        path, names = owned
+        args = _given(dims=normalized_shape[0], eps=eps, bias=bias is not None)
+        return _Match(node, LayerSpec(path, "nn.LayerNorm", args, 1, _plain(names)), (input,))
+
+    def rms_norm(
+        self, node: Node, input: Node, normalized_shape: list[int], weight: Node | None, eps: float | None
+    ) -> _Match | None:
+        owned = self.names(weight=weight)
+        if owned is None or len(normalized_shape) != 1:
+            return None
+        path, names = owned
+        if eps is None:
+            eps = torch.finfo(input.meta["val"].dtype).eps
+        return _Match(
+            node, LayerSpec(path, "nn.RMSNorm", _given(dims=normalized_shape[0], eps=eps), 1, _plain(names)), (input,)
+        )
+
+    def group_norm(
+        self,
+        node: Node,
+        input: Node,
+        num_groups: int,
+        weight: Node | None,
+        bias: Node | None,
+        eps: float,
+        cudnn_enabled: bool,
+    ) -> _Match | None:
+        owned = self.names(weight=weight, bias=bias)
+        if owned is None or weight is None or bias is None:
+            return None
+        path, names = owned
+        args = _given(num_groups=num_groups, dims=weight.meta["val"].shape[0], eps=eps, pytorch_compatible=True)
+        return _Match(node, LayerSpec(path, "nn.GroupNorm", args, 2, _plain(names), channels_last=True), (input,))
+
+    def batch_norm(
+        self,
+        node: Node,
+        input: Node,
+        weight: Node | None,
+        bias: Node | None,
+        running_mean: Node | None,
+        running_var: Node | None,
+        training: bool,
+        momentum: float,
+        eps: float,
+        cudnn_enabled: bool,
+    ) -> _Match | None:
+        owned = self.names(weight=weight, bias=bias, running_mean=running_mean, running_var=running_var)
+        if owned is None or training or running_mean is None or (weight is None) != (bias is None):
+            return None
+        if input.meta["val"].ndim > 4:
+            return None  # nn.BatchNorm takes up to four axes
+        path, names = owned
+        args = _given(num_features=running_mean.meta["val"].shape[0], eps=eps, affine=weight is not None)
+        spec = LayerSpec(path, "nn.BatchNorm", args, 1, _plain(names), channels_last=input.meta["val"].ndim > 2)
+        return _Match(node, spec, (input,))
+
+    def convolution(
+        self,
+        node: Node,
+        input: Node,
+        weight: Node,
+        bias: Node | None,
+        stride: Any,
+        padding: Any,
+        dilation: Any,
+        groups: int,
+    ) -> _Match | None:
+        owned = self.names(weight=weight, bias=bias)
+        shape = weight.meta["val"].shape
+        rank = len(shape) - 2
+        if owned is None or (rank == 3 and groups > 1) or input.meta["val"].ndim != len(shape):
+            return None
+        sizes = _sizes(padding, rank, shape, dilation, stride)
+        if sizes is None:
+            return None
+        path, names = owned
+        args = _given(
+            in_channels=shape[1] * groups,
+            out_channels=shape[0],
+            kernel_size=_one(shape[2:], rank),
+            stride=_one(stride, rank),
+            padding=_one(sizes, rank),
+            dilation=_one(dilation, rank),
+            groups=groups,
+            bias=bias is not None,
+        )
+        weights = {**_plain(names), "weight": Weight((names["weight"],), "move", (1, -1))}
+        return _Match(node, LayerSpec(path, f"nn.Conv{rank}d", args, 3, weights, channels_last=True), (input,))
+
+    def conv_transpose(
+        self,
+        node: Node,
+        input: Node,
+        weight: Node,
+        bias: Node | None,
+        stride: Any,
+        padding: Any,
+        output_padding: Any,
+        groups: int,
+        dilation: Any,
+    ) -> _Match | None:
+        owned = self.names(weight=weight, bias=bias)
+        shape = weight.meta["val"].shape
+        rank = len(shape) - 2
+        if owned is None or groups > 1 or input.meta["val"].ndim != len(shape):
+            return None  # nn.ConvTranspose has no groups
+        path, names = owned
+        args = _given(
+            in_channels=shape[0],
+            out_channels=shape[1],
+            kernel_size=_one(shape[2:], rank),
+            stride=_one(stride, rank),
+            padding=_one(padding, rank),
+            dilation=_one(dilation, rank),
+            output_padding=_one(output_padding, rank),
+            bias=bias is not None,
+        )
+        weights = {**_plain(names), "weight": Weight((names["weight"],), "move", (0, -1))}
+        return _Match(node, LayerSpec(path, f"nn.ConvTranspose{rank}d", args, 3, weights, channels_last=True), (input,))
+
+    def recurrent(
+        self,
+        node: Node,
+        kind: str,
+        input: Node,
+        hx: Any,
+        params: list[Node],
+        has_biases: bool,
+        num_layers: int,
+        train: bool,
+        bidirectional: bool,
+        batch_first: bool,
+    ) -> _Match | None:
+        if num_layers != 1 or bidirectional or input.meta["val"].ndim != 3:
+            return None
+        if any(param not in self.weights for param in params):
+            return None
+        names = [self.weights[param] for param in params]
+        path = names[0].rpartition(".")[0]
+        wanted = ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"][: 4 if has_biases else 2]
+        if names != [f"{path}.{name}" if path else name for name in wanted]:
+            return None
+        shape = params[0].meta["val"].shape
+        hidden = params[1].meta["val"].shape[1]
+        weights = {"Wx": Weight((names[0],)), "Wh": Weight((names[1],))}
+        if has_biases and kind == "LSTM":
+            weights["bias"] = Weight((names[2], names[3]), "add")
+        elif has_biases:
+            weights["b"] = Weight((names[2], names[3]), "gru_bias", (2 * hidden,))
+            weights["bhn"] = Weight((names[3],), "tail", (hidden,))
+        args = _given(input_size=shape[1], hidden_size=hidden, bias=has_biases)
+        states = hx if isinstance(hx, list | tuple) else [hx]
+        inputs = (input, *states)
+        spec = LayerSpec(
+            path, f"nn.{kind}", args, 2, weights, result=f"{kind.lower()}{'_batch_first' if batch_first else ''}"
+        )
+        return _Match(node, spec, inputs)
+
+
+_DEFAULTS: dict[str, Any] = {
+    "bias": True, "affine": True, "stride": 1, "padding": 0, "dilation": 1, "groups": 1, "output_padding": 0,
+    "eps": 1e-5, "pytorch_compatible": False,
+}  # fmt: skip
+
+
+def _given(**args: Any) -> dict[str, Any]:
+    """Constructor arguments without those that are the default."""
+    return {name: value for name, value in args.items() if name not in _DEFAULTS or _DEFAULTS[name] != value}
+
+
+def _plain(names: Mapping[str, str]) -> dict[str, Weight]:
+    return {key: Weight((full,)) for key, full in names.items()}
+
+
+def _one(sizes: Any, rank: int) -> Any:
+    """A size per axis as one int where all are equal, else a tuple."""
+    sizes = (sizes,) if isinstance(sizes, int) else tuple(int(size) for size in sizes)
+    if len(sizes) == 1:
+        sizes *= rank
+    return sizes[0] if len(set(sizes)) == 1 else sizes
+
+
+def _sizes(padding: Any, rank: int, shape: Any, dilation: Any, stride: Any) -> Any:
+    """Padding as numbers: ``same`` in numbers where it is even on both sides; None where it is not."""
+    if not isinstance(padding, str):
+        return padding
+    if padding == "valid":
+        return [0] * rank
+    spread = [d * (k - 1) for d, k in zip(_all(dilation, rank), shape[2:], strict=True)]
+    return [total // 2 for total in spread] if all(total % 2 == 0 for total in spread) else None
+
+
+def _all(sizes: Any, rank: int) -> list[int]:
+    sizes = [sizes] if isinstance(sizes, int) else list(sizes)
+    return sizes * rank if len(sizes) == 1 else sizes
+
+
+def _matcher(finder: _Finder, node: Node) -> Callable[[], _Match | None] | None:
+    """The recogniser for a node's op, with its arguments bound."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return None
+    key = node.target._schema.name.removeprefix("aten::")
+    overloaded = node.target._overloadname
+    table: dict[str, Callable[..., _Match | None]] = {
+        "linear": finder.linear,
+        "embedding": finder.embedding,
+        "layer_norm": finder.layer_norm,
+        "rms_norm": finder.rms_norm,
+        "group_norm": finder.group_norm,
+        "batch_norm": finder.batch_norm,
+    }
+    if str(node.target).partition(".")[0] != "aten":
+        return None
+    if key == "_native_batch_norm_legit_no_training":
+        users = list(node.users)
+        if any(user.args[1] != 0 for user in users):
+            return None
+        bound = bind(node.target, node.args, dict(node.kwargs))
+        return lambda: finder.batch_norm(node, training=False, cudnn_enabled=False, **bound)
+    if key in table:
+        function = table[key]
+    elif key in ("conv1d", "conv2d", "conv3d"):
+        function = finder.convolution
+    elif key in ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"):
+        function = finder.conv_transpose
+    elif key in ("lstm", "gru") and overloaded == "input":
+
+        def function(node: Node, **bound: Any) -> _Match | None:
+            bound.pop("dropout")
+            return finder.recurrent(node, key.upper(), **bound)
+    else:
+        return None
+    bound = bind(node.target, node.args, dict(node.kwargs))
+    return lambda: function(node, **bound)
+
+
+def find_layers(captured: Captured) -> dict[str, LayerSpec]:
+    """Turn every op that works on a module's own parameters into a layer node; path to layer.
+
+    An op stays what it is where its weights have another use that the layer's form of them would not serve.
+    """
+    finder = _Finder(captured)
+    matches: dict[str, list[_Match]] = {}
+    for node in captured.graph.nodes:
+        matcher = _matcher(finder, node) if node.op == "call_function" else None
+        match = matcher() if matcher else None
+        if match is not None:
+            matches.setdefault(match.spec.path, []).append(match)
+    by_name = {name: node for node, name in captured.weights.items()}
+    layers: dict[str, LayerSpec] = {}
+    replaced: dict[Node, Node] = {}
+    for path, found in matches.items():
+        specs = [match.spec for match in found]
+        if any(spec != specs[0] for spec in specs[1:]) or _used_elsewhere(specs[0], found, by_name):
+            continue
+        if not path:
+            continue  # the root itself is the module
+        layers[path] = specs[0]
+        for match in found:
+            inputs = tuple(replaced.get(item, item) for item in match.inputs)
+            if match.spec.result:
+                replaced.update(_rewrite_recurrent(captured, match, inputs))
+                continue
+            if isinstance(match.node.meta["val"], tuple | list):  # the statistics are not used
+                match.node.meta["val"] = match.node.meta["val"][0]
+                for user in list(match.node.users):
+                    replaced[user] = match.node
+                    user.replace_all_uses_with(match.node)
+                    captured.graph.erase_node(user)
+            match.node.target = layer
+            match.node.args, match.node.kwargs = inputs, {}
+            match.node.meta["layer"] = match.spec
+    return layers
+
+
+def _rewrite_recurrent(captured: Captured, match: _Match, inputs: tuple[Any, ...]) -> dict[Node, Node]:
+    """Torch's (output, last states …) from what ``nn.LSTM`` and ``nn.GRU`` give: the states at every step."""
+    graph, node = captured.graph, match.node
+    kind, _, batch_first = match.spec.result.partition("_")
+    x, *states = inputs
+    aten = torch.ops.aten
+
+    def call(target: Any, *args: Any, val: Any) -> Node:
+        made = graph.call_function(target, args)
+        made.meta = {**node.meta, "val": val}
+        return made
+
+    def select(source: Node, axis: int, index: int) -> Node:
+        return call(aten.select.int, source, axis, index, val=source.meta["val"].select(axis, index))
+
+    with graph.inserting_before(node):
+        if not batch_first:
+            x = call(aten.transpose.int, x, 0, 1, val=x.meta["val"].transpose(0, 1))
+        given = [] if all(map(_is_zero, states)) else [select(state, 0, 0) for state in states]
+        values = node.meta["val"]
+        sequence = values[0] if batch_first else values[0].transpose(0, 1)
+        made = call(layer, x, *given, val=sequence if kind == "gru" else (sequence, sequence))
+        made.meta["layer"] = match.spec
+        parts = [made] if kind == "gru" else [call(operator.getitem, made, i, val=sequence) for i in (0, 1)]
+        results = [parts[0] if batch_first else call(aten.transpose.int, parts[0], 0, 1, val=values[0])]
+        for part, value in zip(parts, values[1:], strict=True):
+            results.append(call(aten.unsqueeze.default, select(part, 1, -1), 0, val=value))
+    replaced = {user: results[user.args[1]] for user in node.users}
+    for user, result in replaced.items():
+        user.replace_all_uses_with(result)
+        graph.erase_node(user)
+    graph.erase_node(node)
+    return replaced
+
+
+def _is_zero(node: Any) -> bool:
+    if not isinstance(node, Node):
+        return False
+    if str(node.target) in ("aten.zeros.default", "aten.zeros_like.default", "aten.new_zeros.default"):
+        return True
+    return str(node.target) == "aten.full.default" and node.args[1] == 0
+
+
+def _used_elsewhere(spec: LayerSpec, found: list[_Match], by_name: dict[str, Node]) -> bool:
+    """Whether a weight that the layer stores in another form has a use outside of it."""
+    nodes = {match.node for match in found}
+    changed = [source for weight in spec.weights.values() if weight.op for source in weight.sources]
+    return any(user not in nodes for source in changed if source in by_name for user in by_name[source].users)

@@ -1,0 +1,77 @@
+"""Attention and the softmax variants that belong to it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch.fx import Node
+
+from mlxport.graph.expr import Expr, mx
+from mlxport.graph.helpers import attention as helper
+from mlxport.graph.masks import every_row_sees
+from mlxport.graph.registry import call, op, refuse
+
+
+def _same(a: Any, b: Any) -> bool:
+    return isinstance(a, int) and isinstance(b, int) and a == b
+
+
+@op("aten.scaled_dot_product_attention.default")
+def scaled_dot_product_attention(
+    query: Expr,
+    key: Expr,
+    value: Expr,
+    attn_mask: Expr | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    node: Node | None = None,
+) -> Expr:
+    """``mx.fast.scaled_dot_product_attention``; queries that may see no key give zeros, as in torch."""
+    refuse(dropout_p > 0, "dropout: the result is random")
+    if scale is None:
+        width = query.shape[-1]
+        refuse(not isinstance(width, int), "the head size is dynamic")
+        scale = 1 / math.sqrt(width) if width else 1.0
+    mask: Any = attn_mask
+    sees = is_causal or (node is not None and every_row_sees(_mask_node(node)))
+    if is_causal:
+        lengths = query.shape[-2], key.shape[-2]
+        mask = "causal" if _same(*lengths) else mx.tri(*lengths, dtype=mx.bool_)  # torch aligns to the first key
+    ndims = {item.ndim for item in (query, key, value)}
+    leads = {tuple(item.value.shape[:-3]) for item in (query, key, value)}
+    heads = key.value.shape[-3:-2] == value.value.shape[-3:-2]
+    if ndims == {4} and len(leads) == 1 and heads:
+        return _fast(query, key, value, mask, scale, sees)
+    if ndims == {3} and heads and (attn_mask is None or attn_mask.ndim < 4):
+        return _fast(query[None], key[None], value[None], mask, scale, sees)[0]
+    options = {} if mask is None else {"mask": mask}
+    return call(helper.attention_any_rank, query, key, value, scale, **options)
+
+
+def _mask_node(node: Node) -> object:
+    return node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
+
+
+def _fast(query: Expr, key: Expr, value: Expr, mask: Any, scale: float, sees: bool) -> Expr:
+    """``sees``: every query is known to see a key, so that no row needs torch's zeros."""
+    if mask is None:
+        return mx.fast.scaled_dot_product_attention(query, key, value, scale=scale)
+    if sees or isinstance(mask, str):
+        return mx.fast.scaled_dot_product_attention(query, key, value, scale=scale, mask=mask)
+    return call(helper.masked_attention, query, key, value, scale, mask)
+
+
+@op("aten._safe_softmax.default")
+def safe_softmax(self: Expr, dim: int, dtype: Any = None) -> Expr:
+    """``softmax`` with zeros where all of a row is minus infinity."""
+    return call(helper.safe_softmax, self if dtype is None else self.astype(dtype), dim)
+
+
+@op("aten._softmax_backward_data.default")
+def softmax_backward_data(grad_output: Expr, output: Expr, dim: int, input_dtype: Any) -> Expr:
+    """``output * (grad - sum(grad * output))``."""
+    return output * (grad_output - (grad_output * output).sum(axis=dim, keepdims=True))

@@ -1,0 +1,89 @@
+"""Recurrent networks and their cells, with padded (not packed) sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mlxport.graph.expr import Expr
+from mlxport.graph.helpers import recurrent as helper
+from mlxport.graph.registry import call, op, refuse
+
+
+def _options(
+    has_biases: bool, num_layers: int, dropout: float, train: bool, bidirectional: bool, batch_first: bool
+) -> dict[str, Any]:
+    refuse(train and dropout > 0 and num_layers > 1, "dropout between layers in training mode: the result is random")
+    options: dict[str, Any] = {} if num_layers == 1 else {"layers": num_layers}
+    if not has_biases:
+        options["biases"] = False
+    if bidirectional:
+        options["bidirectional"] = True
+    if batch_first:
+        options["batch_first"] = True
+    return options
+
+
+@op("aten.lstm.input")
+def lstm(
+    input: Expr,
+    hx: Sequence[Expr],
+    params: Sequence[Expr],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Expr, ...]:
+    """An LSTM of several layers; projections are known by the number of parameters."""
+    options = _options(has_biases, num_layers, dropout, train, bidirectional, batch_first)
+    results = call(helper.lstm, input, *hx, list(params), **options)
+    return results[0], results[1], results[2]
+
+
+def _register(key: str, function: Callable[..., Any], **fixed: Any) -> None:
+    def rnn(
+        input: Expr,
+        hx: Expr,
+        params: Sequence[Expr],
+        has_biases: bool,
+        num_layers: int,
+        dropout: float,
+        train: bool,
+        bidirectional: bool,
+        batch_first: bool,
+    ) -> tuple[Expr, ...]:
+        options = _options(has_biases, num_layers, dropout, train, bidirectional, batch_first)
+        results = call(function, input, hx, list(params), **fixed, **options)
+        return results[0], results[1]
+
+    op(key)(rnn)
+
+
+_register("aten.gru.input", helper.gru)
+_register("aten.rnn_tanh.input", helper.rnn)
+_register("aten.rnn_relu.input", helper.rnn, activation="relu")
+
+
+@op("aten.lstm_cell.default")
+def lstm_cell(
+    input: Expr, hx: Sequence[Expr], w_ih: Expr, w_hh: Expr, b_ih: Expr | None = None, b_hh: Expr | None = None
+) -> tuple[Expr, Expr]:
+    """One step of an LSTM."""
+    biases = [] if b_ih is None or b_hh is None else [b_ih, b_hh]
+    both = call(helper.lstm_cell, input, *hx, w_ih, w_hh, *biases)
+    return both[0], both[1]
+
+
+def _register_cell(key: str, function: Callable[..., Any], **fixed: Any) -> None:
+    def cell(input: Expr, hx: Expr, w_ih: Expr, w_hh: Expr, b_ih: Expr | None = None, b_hh: Expr | None = None) -> Expr:
+        biases = [] if b_ih is None or b_hh is None else [b_ih, b_hh]
+        return call(function, input, hx, w_ih, w_hh, *biases, **fixed)
+
+    op(key)(cell)
+
+
+_register_cell("aten.gru_cell.default", helper.gru_cell)
+_register_cell("aten.rnn_tanh_cell.default", helper.rnn_cell)
+_register_cell("aten.rnn_relu_cell.default", helper.rnn_cell, activation="relu")

@@ -1,0 +1,103 @@
+"""Where a node comes from in the user's source: the statement, the names that it assigns, the line for errors."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+__all__ = ["Statement", "enclosing", "frames", "place", "statement"]
+
+_FRAME = re.compile(r'^\s*File "([^"]+)", line (\d+), in (\S+)', re.MULTILINE)
+_TORCH = str(Path(torch.__file__).parent)
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A statement of the original source: file, first line, and the names that it assigns (empty for others)."""
+
+    file: str
+    line: int
+    names: tuple[str, ...]
+
+
+def frames(node: Node) -> list[tuple[str, int]]:
+    """File and line of each Python frame that led to ``node``, outermost first."""
+    return [(file, int(line)) for file, line, _ in _FRAME.findall(node.meta.get("stack_trace") or "")]
+
+
+def place(node: Node) -> str:
+    """``file.py:line`` of the user's model that calls the op, or ``""``."""
+    own = [frame for frame in frames(node) if not frame[0].startswith((_TORCH, "<"))]
+    return f"{own[-1][0]}:{own[-1][1]}" if own else ""
+
+
+def statement(node: Node, module: torch.nn.Module | None) -> Statement | None:
+    """The statement of ``module``'s forward (or of the innermost code that is not torch's) that computes ``node``."""
+    own = [frame for frame in frames(node) if not frame[0].startswith("<")]
+    cls: Any = type(module)
+    if module is not None and (span := _span(cls)):
+        file, first, last = span
+        inside = [frame for frame in own if frame[0] == file and first <= frame[1] <= last]
+        if inside:
+            return _lookup(*inside[-1])
+    own = [frame for frame in own if not frame[0].startswith(_TORCH)]
+    return _lookup(*own[-1]) if own else None
+
+
+def enclosing(node: Node) -> list[Statement]:
+    """The statements of all frames that led to ``node``, outermost first, torch's own left out."""
+    own = [frame for frame in frames(node) if not frame[0].startswith((_TORCH, "<"))]
+    return [found for frame in own if (found := _lookup(*frame)) is not None]
+
+
+@functools.cache
+def _span(cls: type) -> tuple[str, int, int] | None:
+    function = inspect.unwrap(cls.forward)  # type: ignore[attr-defined]
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return None
+    lines = [line for _, _, line in code.co_lines() if line]
+    return code.co_filename, code.co_firstlineno, max(lines, default=code.co_firstlineno)
+
+
+def _lookup(file: str, line: int) -> Statement | None:
+    best = None
+    for first, last, names in _statements(file):
+        if first <= line <= last and (best is None or first >= best[0]):
+            best = (first, names)
+    return Statement(file, best[0], best[1]) if best else None
+
+
+@functools.cache
+def _statements(file: str) -> tuple[tuple[int, int, tuple[str, ...]], ...]:
+    try:
+        tree = ast.parse(Path(file).read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, UnicodeDecodeError):
+        return ()
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found.append((node.lineno, node.end_lineno or node.lineno, _names(targets[-1])))
+        elif isinstance(node, ast.Return | ast.Expr | ast.Assert):
+            found.append((node.lineno, node.end_lineno or node.lineno, ()))
+    return tuple(sorted(found))
+
+
+def _names(target: ast.expr) -> tuple[str, ...]:
+    match target:
+        case ast.Name(id):
+            return (id,)
+        case ast.Attribute(attr=attr):
+            return (attr,)
+        case ast.Tuple(elts) | ast.List(elts):
+            return tuple(name for item in elts for name in (_names(item) or ("_",))[:1])
+    return ()

@@ -1,0 +1,86 @@
+"""Products of matrices against torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conformance import run_case
+
+
+def numbers(*sizes: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(sum(sizes))
+    return (torch.randn(*sizes, generator=generator) * 5).to(dtype)
+
+
+MATMULS = [
+    ((3, 4), (4, 5)),
+    ((4,), (4,)),
+    ((3, 4), (4,)),
+    ((4,), (4, 5)),
+    ((2, 3, 4), (4, 5)),
+    ((2, 1, 3, 4), (6, 4, 5)),
+    ((3, 0), (0, 2)),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.complex64])
+@pytest.mark.parametrize("sizes", MATMULS, ids=str)
+def test_matmul(sizes: tuple[Any, Any], dtype: torch.dtype) -> None:
+    a, b = (numbers(*size, dtype=dtype) for size in sizes)
+    assert run_case(torch.matmul, (a, b), {}).status == "pass"
+
+
+def test_integers_beyond_float32() -> None:
+    a = torch.tensor([[2**30 + 1, 1], [3, 2**24 + 1]])
+    assert run_case(torch.mm, (a, a), {}).status == "pass"
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.uint8])
+def test_integers_wrap(dtype: torch.dtype) -> None:
+    a = torch.full((2, 3), 100, dtype=dtype)
+    assert run_case(torch.mm, (a, a.T), {}).status == "pass"
+
+
+ADDED = {
+    "addmm": (torch.addmm, (3, 5), (3, 4), (4, 5)),
+    "addmm of a row": (torch.addmm, (5,), (3, 4), (4, 5)),
+    "baddbmm": (torch.baddbmm, (2, 3, 5), (2, 3, 4), (2, 4, 5)),
+    "addmv": (torch.addmv, (3,), (3, 4), (4,)),
+    "addbmm": (torch.addbmm, (3, 5), (2, 3, 4), (2, 4, 5)),
+    "addr": (torch.addr, (3, 4), (3,), (4,)),
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"alpha": 2, "beta": 3}, {"alpha": 0, "beta": 1}, {"beta": 0}], ids=str)
+@pytest.mark.parametrize("case", ADDED.values(), ids=ADDED)
+def test_added(case: tuple[Any, ...], options: dict[str, int]) -> None:
+    function, *sizes = case
+    arguments = tuple(numbers(*size) for size in sizes)
+    assert run_case(function, arguments, options).status == "pass"
+    assert run_case(function, tuple(a.long() for a in arguments), options).status == "pass"
+
+
+@pytest.mark.parametrize("case", ADDED.values(), ids=ADDED)
+def test_beta_of_zero_ignores_nan(case: tuple[Any, ...]) -> None:
+    function, *sizes = case
+    first, *rest = (numbers(*size) for size in sizes)
+    assert run_case(function, (first * torch.nan, *rest), {"beta": 0}).status == "pass"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_dot_and_vdot(dtype: torch.dtype) -> None:
+    a, b = numbers(5, dtype=torch.float32).to(dtype), numbers(5).to(dtype)
+    if dtype.is_complex:
+        a = a + 2j
+    for function in (torch.dot, torch.vdot, torch.inner):
+        assert run_case(function, (a, b), {}).status == "pass"
+
+
+def test_wrong_result_is_seen() -> None:
+    """The cases above can fail: the port of one order of factors is not the other's result."""
+    from conformance import compare
+
+    a, b = numbers(3, 3), numbers(3, 3) + 1
+    assert compare([a @ b], [b @ a]).status == "wrong"
