@@ -43,8 +43,10 @@ def lower_all(nodes: Iterable[Node]) -> dict[Node, Any]:
     """
     lowered: dict[Node, Any] = {}
     missing: dict[tuple[str, str], Missing] = {}
+    nodes = list(nodes)
+    dead = _dead(nodes)
     for node in nodes:
-        if node.op != "call_function" or is_assertion(node):
+        if node.op != "call_function" or node in dead:
             continue
         try:
             lowered[node] = lower_node(node)
@@ -54,6 +56,15 @@ def lower_all(nodes: Iterable[Node]) -> dict[Node, Any]:
     if missing:
         raise MissingOps(list(missing.values()))
     return lowered
+
+
+def _dead(nodes: Sequence[Node]) -> set[Node]:
+    """Assertions and what only they use."""
+    dead: set[Node] = set()
+    for node in reversed(nodes):
+        if is_assertion(node) or (node.op == "call_function" and node.users and dead.issuperset(node.users)):
+            dead.add(node)
+    return dead
 
 
 def is_assertion(node: Node) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch.fx import Graph, Node
 
 from mlxport.graph.layers import layer
-from mlxport.graph.registry import CHANNELS_LAST, bind
+from mlxport.graph.registry import CHANNELS_LAST, ChannelsLast, bind
 
 __all__ = ["channels_last", "count_permutes"]
 
@@ -92,6 +92,8 @@ def _surround(graph: Graph, node: Node) -> None:
         names, axis_of = None, (lambda ndim: 1)
     elif str(node.target) in CHANNELS_LAST:
         entry = CHANNELS_LAST[str(node.target)]
+        if entry.either:
+            return
         names, axis_of = entry.inputs, entry.channel_axis
         bound = bind(node.target, node.args, dict(node.kwargs))
         if any(isinstance(bound[name], Node) and bound[name].meta["val"].ndim < 3 for name in names):
@@ -152,10 +154,28 @@ def _sink(graph: Graph, node: Node) -> bool:
     name = _name(node)
     if node.target is PERMUTE:
         return _merge(graph, node)
+    entry = CHANNELS_LAST.get(str(node.target))
+    if entry is not None and entry.either and not node.meta.get("channels_last"):
+        return _either(graph, node, entry)
     rule: Callable[[Graph, Node, str], bool] | None = _RULES.get(name)
     if rule is None or node.meta.get("channels_last") or not any(_permuted(item) for item in node.all_input_nodes):
         return False
     return rule(graph, node, name)
+
+
+def _either(graph: Graph, node: Node, entry: ChannelsLast) -> bool:
+    """An op that takes both layouts: channels-last where its input comes so."""
+    source = node.all_input_nodes[0]
+    value = node.meta["val"]
+    if not _permuted(source) or not isinstance(value, torch.Tensor):
+        return False
+    ndim = source.meta["val"].ndim
+    axes = _axes(source)
+    if axes != _inverse(_to_last(ndim, entry.channel_axis(ndim))) or value.ndim != ndim:
+        return False
+    node.replace_input_with(source, source.args[0])
+    node.meta["channels_last"] = True
+    return _after(graph, node, axes)
 
 
 def _merge(graph: Graph, node: Node) -> bool:

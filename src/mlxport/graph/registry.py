@@ -91,11 +91,13 @@ class ChannelsLast:
         function: Lowering that takes ``inputs`` channels-last and gives its results so.
         inputs: Names of the arguments that carry channels.
         spatial: Number of axes after the channels, or None for all but the first two.
+        either: Whether torch's layout is as good, so that no transpose is worth it.
     """
 
     function: Lowering
     inputs: tuple[str, ...]
     spatial: int | None
+    either: bool = False
 
     def channel_axis(self, ndim: int) -> int:
         """Where torch has the channels of an input with ``ndim`` axes."""
@@ -121,7 +123,7 @@ def channels_last(
     """
 
     def register(function: Lowering) -> Lowering:
-        entry = ChannelsLast(function, inputs, spatial)
+        entry = ChannelsLast(function, inputs, spatial, plain is not None)
 
         @functools.wraps(function)
         def transposing(**bound: Any) -> Any:

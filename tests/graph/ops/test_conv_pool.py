@@ -14,6 +14,7 @@ def passes(function, args, kwargs=None):
     assert outcome.status == "pass", outcome
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize(
     ("function", "x", "weight", "options"),
     [

@@ -6,7 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from conformance import run_case
+from conformance import Case, run_case, to_mx
+from torch.utils import _pytree as pytree
+
+from mlxport.graph.capture import export
+from mlxport.graph.flat import compile_source, flat_source
 
 
 def numbers(*sizes: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -28,6 +32,10 @@ MATMULS = [
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.complex64])
 @pytest.mark.parametrize("sizes", MATMULS, ids=str)
 def test_matmul(sizes: tuple[Any, Any], dtype: torch.dtype) -> None:
+    if dtype.is_complex and len(sizes[0]) == len(sizes[1]) == 1:
+        pytest.skip(
+            "torch's complex dot is a BLAS call that another preloaded BLAS answers wrongly; see test_complex_dot"
+        )
     a, b = (numbers(*size, dtype=dtype) for size in sizes)
     assert run_case(torch.matmul, (a, b), {}).status == "pass"
 
@@ -69,11 +77,17 @@ def test_beta_of_zero_ignores_nan(case: tuple[Any, ...]) -> None:
     assert run_case(function, (first * torch.nan, *rest), {"beta": 0}).status == "pass"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
-def test_dot_and_vdot(dtype: torch.dtype) -> None:
-    a, b = numbers(5, dtype=torch.float32).to(dtype), numbers(5).to(dtype)
-    if dtype.is_complex:
-        a = a + 2j
+def test_complex_dot() -> None:
+    a, b = numbers(5) + 2j, numbers(5) - 1j
+    leaves, structure = pytree.tree_flatten(((a, b), {}))
+    for function, wanted in ((torch.dot, (a * b).sum()), (torch.vdot, (a.conj() * b).sum())):
+        source = flat_source(export(Case(function, structure, leaves), (a, b)).graph)
+        (got,) = compile_source(source)(to_mx(a), to_mx(b))
+        assert torch.allclose(torch.tensor(got.item()), wanted)
+
+
+def test_dot_and_vdot() -> None:
+    a, b = numbers(5), numbers(5)
     for function in (torch.dot, torch.vdot, torch.inner):
         assert run_case(function, (a, b), {}).status == "pass"
 

@@ -41,6 +41,7 @@ def test_relu_network():
     passes(nn.RNN(4, 6, nonlinearity="relu").eval(), X)
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
 def test_lstm_with_projection():
     passes(nn.LSTM(4, 6, num_layers=2, proj_size=3, bidirectional=True).eval(), X)
 

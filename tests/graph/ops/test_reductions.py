@@ -42,7 +42,7 @@ def test_values_and_indices(x):
         (lambda x: (x.argmax(1), x.argmin(), x.argmax(0, keepdim=True)), TIES),
         (lambda x: (*x.aminmax(dim=1), *x.kthvalue(3, 1), *x.topk(3), *x.topk(2, 0, largest=False), x.msort()), X),
         (lambda x: (*x.nanmedian(1), x.nanmedian(), x.median(), *x.sort(1, descending=True)), NAN),
-        (lambda x: (*x.sort(stable=True), *x.sort(stable=True, descending=True), x.argsort(0, stable=True)), TIES),
+        (lambda x: (*x.sort(stable=True), *x.sort(stable=True, descending=True), x.argsort(dim=0, stable=True)), TIES),
         (lambda x: x.mode(1), TIES),
         (lambda x: (x.logsumexp(1), x.log_softmax(2), x.logcumsumexp(1)), 50 * X),
         (lambda x: x.logsumexp(1), torch.full((2, 2), -torch.inf)),

@@ -9,7 +9,7 @@ def bincount(x: mx.array, weights: mx.array | None = None, minlength: int = 0) -
     """How often each integer from 0 on occurs, or the sum of its weights."""
     size = max(minlength, int(x.max()) + 1 if x.size else 0)
     if weights is None:
-        return mx.zeros(size, mx.int32).at[x].add(1)
+        return mx.zeros(size, mx.int32).at[x].add(1).astype(mx.int64)
     return mx.zeros(size, mx.float32).at[x].add(weights.astype(mx.float32))
 
 

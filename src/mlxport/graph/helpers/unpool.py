@@ -17,7 +17,7 @@ def fractional_max_pool(x, kernel, counts, samples):
     flat = mx.array(0)
     for axis, (n, k, count) in enumerate(zip(sizes, kernel, counts, strict=True)):
         # torch draws for width, height in two dimensions and for time, height, width in three.
-        sample = samples[:, :, rank - 1 - axis if rank == 2 else axis][:, None, :]  # (N, 1, C)
+        sample = samples[:batch, :, rank - 1 - axis if rank == 2 else axis][:, None, :]  # (N, 1, C)
         if count > 1:
             alpha = (n - k) / (count - 1)
             index = mx.arange(count)[:, None]

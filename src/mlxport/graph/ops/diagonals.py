@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torch.fx import Node
+
 from mlxport.graph.axes import axis, known
 from mlxport.graph.expr import Expr, mx
 from mlxport.graph.helpers import diagonals as helper
@@ -56,9 +58,21 @@ def unfold(self: Expr, dimension: int, size: int, step: int) -> Expr:
     return call(helper.unfold, self, axis(dimension, self.ndim), size, step)
 
 
+def in_order(node: Node | None) -> None:
+    """Refuse strides over an argument whose elements do not lie one after the other in torch's memory."""
+    value = None if node is None else node.args[0].meta["val"]  # type: ignore[union-attr]
+    refuse(
+        value is not None and not (value.is_contiguous() and value.storage_offset() == 0),
+        "as_strided of a view: MLX's strides are over the elements in order",
+    )
+
+
 @op("aten.as_strided.default", "aten.as_strided_copy.default")
-def as_strided(self: Expr, size: Sequence[Any], stride: Sequence[Any], storage_offset: Any = None) -> Expr:
-    """``mx.as_strided`` of an array whose elements lie in order (the lowering of the graph checks that)."""
+def as_strided(
+    self: Expr, size: Sequence[Any], stride: Sequence[Any], storage_offset: Any = None, node: Node | None = None
+) -> Expr:
+    """``mx.as_strided`` of an array whose elements lie in order."""
+    in_order(node)
     refuse(not known(*size, *stride, *self.shape), "as_strided of a dynamic size")
     offset = storage_offset or 0
     last = offset + sum((count - 1) * step for count, step in zip(size, stride, strict=True))
@@ -76,10 +90,12 @@ def as_strided_scatter(
     stride: Sequence[Any] = (),
     storage_offset: Any = None,
     input: Expr | None = None,
+    node: Node | None = None,
 ) -> Expr:
     """A copy with the elements of ``as_strided`` replaced."""
     array = self if self is not None else input
     assert array is not None and src is not None
+    in_order(node)
     refuse(not known(*size, *stride, *array.shape), "as_strided of a dynamic size")
     options = {"offset": storage_offset} if storage_offset else {}
     return call(helper.as_strided_scatter, array, src, tuple(size), tuple(stride), **options)
