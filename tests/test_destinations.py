@@ -165,7 +165,7 @@ def test_disk_too_small_is_refused_before_writing(source, small_disk, mlxport):
 def test_disk_full_half_way_can_be_resumed(many_shards, tmp_path, small_disk, mlxport):
     """The plan saw enough space; then others filled the disk."""
     disk = small_disk(40 << 20)
-    options = ("--verify", "none", "--max-shard-size", "50KB")
+    options = ("--verify", "none", "--max-shard-size", "10KB")
     process = start("convert", many_shards, disk / "out", *options)
     stop_after(process, disk / "out.partial", 2)
     with open(disk / "ballast", "wb", buffering=0) as ballast, contextlib.suppress(OSError):
