@@ -23,16 +23,23 @@ LAYERS = [
     ["workspace", "record", "tokenizer_files", "card"],
     ["parity"],
     ["run"],
-    ["porting"],
     ["inspection_weights", "inspection"],
-    ["startup", "options", "job", "conversion"],
+    ["startup", "options", "job", "porting", "conversion"],
     ["show"],
     ["cli"],
     ["__main__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(path for path in SOURCES.rglob("*.py") if path != SOURCES / "__init__.py")
-USE_TORCH = ("parity/", "graph/", "porting.py", "source/torch_file.py")
+USE_TORCH = (
+    "parity/",
+    "graph/",
+    "porting",
+    "source/torch_file.py",
+    "target/generated.py",
+    "target/hf_model.py",
+    "target/hf_weights.py",
+)
 WITHOUT_TORCH = [path for path in MODULES if not path.relative_to(SOURCES).as_posix().startswith(USE_TORCH)]
 
 

@@ -21,7 +21,7 @@ from mlxport.types import Checkpoint, Plan
 from mlxport.workspace import RECORD, Workspace
 
 if TYPE_CHECKING:
-    from mlxport.target.mlx_lm import Conversion
+    from mlxport.target.assemble import Conversion
     from mlxport.write import Findings, Written
 
 INDEX = "model.safetensors.index.json"

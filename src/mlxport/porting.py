@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import linecache
-import sys
-import types
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +21,6 @@ __all__ = ["port"]
 
 # Largest difference from torch, relative to the output's scale, that a float32 port may have.
 _TOLERANCE = 1e-4
-_count = 0
 
 
 def port(
@@ -94,15 +90,9 @@ def _missing(missing: tuple[Missing, ...]) -> UnsupportedError:
 
 def _instance(result: Port) -> nn.Module:
     """Execute the source and fill the model with weights made from the captured module's tensors."""
-    global _count
-    _count += 1
-    name = f"mlxport_port_{_count}"
-    file = f"<{name}>"
-    namespace = types.ModuleType(name)
-    sys.modules[name] = namespace
-    namespace.__file__ = __file__
-    linecache.cache[file] = (len(result.source), None, result.source.splitlines(keepends=True), file)
-    exec(compile(result.source, file, "exec"), namespace.__dict__)
+    from mlxport.graph.execute import execute
+
+    namespace = execute(result.source)
     model: nn.Module = namespace.Model(namespace.ModelArgs())
     weights = make_weights(result)
     expected = dict(tree_flatten(model.parameters()))
@@ -115,64 +105,22 @@ def _instance(result: Port) -> nn.Module:
 
 def make_weights(result: Port) -> dict[str, mx.array]:
     """The port's parameters by path, from the captured module's tensors."""
+    from mlxport.graph.weights import apply_fold, apply_weight, from_torch
+
     state = {name: from_torch(tensor) for name, tensor in result.captured.state.items()}
     for name, fold in result.folds.items():
-        state[name] = _folded(fold, state)
+        state[name] = apply_fold(fold, [state[source] for source in fold.sources])
     return {
-        path: _transformed([state[source] for source in weight.sources], weight.op, weight.args)
+        path: apply_weight(weight, [state[source] for source in weight.sources])
         for path, weight in result.weights.items()
     }
-
-
-def _folded(fold: Any, state: Mapping[str, mx.array]) -> mx.array:
-    from mlxport.graph.flat import compile_source, flat_source
-
-    (value,) = compile_source(flat_source(fold.graph))(*(state[source] for source in fold.sources))
-    result: mx.array = value
-    return result
-
-
-def _transformed(sources: list[mx.array], op: str, args: tuple[int, ...]) -> mx.array:
-    """A weight in the form that its MLX layer has; see ``graph.layers.Weight``."""
-    first = sources[0]
-    match op:
-        case "":
-            return first
-        case "move":
-            return mx.contiguous(mx.moveaxis(first, *args))
-        case "add":
-            return sources[0] + sources[1]
-        case "tail":
-            return first[-args[0] :]
-        case "gru_bias":  # the candidate's recurrent bias stays apart: it is inside of the reset gate
-            gates = args[0]
-            return mx.concatenate([sources[0][:gates] + sources[1][:gates], sources[0][gates:]])
-    raise AssertionError(f"unknown transformation {op!r}")
-
-
-def from_torch(tensor: torch.Tensor) -> mx.array:
-    """A torch tensor as an MLX array; float64 becomes float32, complex128 complex64."""
-    import torch
-
-    tensor = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    if tensor.dtype is torch.bfloat16:
-        return mx.array(tensor.view(torch.uint16).numpy()).view(mx.bfloat16)
-    if tensor.dtype in (torch.float64, torch.complex128):
-        tensor = tensor.to(torch.float32 if tensor.dtype is torch.float64 else torch.complex64)
-    return mx.array(tensor.numpy())
-
-
-def to_mlx(value: Any) -> Any:
-    """``value`` with every torch tensor in it as an MLX array."""
-    import torch
-    from torch.utils import _pytree as pytree
-
-    return pytree.tree_map(lambda item: from_torch(item) if isinstance(item, torch.Tensor) else item, value)
 
 
 def _verify(module: torch.nn.Module, ported: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     import torch
     from torch.utils import _pytree as pytree
+
+    from mlxport.graph.weights import from_torch, to_mlx
 
     with torch.no_grad():
         wanted = [leaf for leaf in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(leaf, torch.Tensor)]

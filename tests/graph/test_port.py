@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 from torch import nn
 
 import mlxport
-from mlxport.porting import from_torch, to_mlx
+from mlxport.graph.weights import from_torch, to_mlx
 
 
 def close(got: mx.array, wanted: torch.Tensor, limit: float = 1e-4) -> bool:

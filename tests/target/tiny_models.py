@@ -16,7 +16,8 @@ import transformers
 
 from mlxport.plan import make_shards
 from mlxport.source import open_checkpoint
-from mlxport.target.mlx_lm import Conversion, open_target
+from mlxport.target.assemble import Conversion
+from mlxport.target.mlx_lm import open_target
 from mlxport.target.mlx_lm_config import normalize_config
 from mlxport.write import write_shard
 

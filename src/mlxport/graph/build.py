@@ -43,6 +43,7 @@ class Port:
         folds: Constant expressions that the weights refer to.
         fields: ``ModelArgs`` with their values.
         class_name: Name of the root class.
+        model_type: Value of ``ModelArgs.model_type``.
         ops: Op name to the number of nodes, of the graph as it was captured.
         fusions: What was fused, and what was not with the reason.
         notes: What a user should know (float64 that became float32, …).
@@ -55,6 +56,7 @@ class Port:
     folds: dict[str, Fold] = field(default_factory=dict)
     fields: dict[str, Any] = field(default_factory=dict)
     class_name: str = ""
+    model_type: str = ""
     ops: dict[str, int] = field(default_factory=dict)
     fusions: list[Fusion] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -87,9 +89,9 @@ def build(captured: Captured, *, title: str = "", model_type: str = "", fusions:
     port.class_name = root_class.name
     port.fields = {item.name: item.value for item in fields}
     name = type(captured.modules[""]).__name__
-    model_type = model_type or name.lower()
+    port.model_type = model_type or name.lower()
     source = file_source(
-        title or f"{name} in MLX.", classes, fields, root_class, _signature(captured, names), model_type
+        title or f"{name} in MLX.", classes, fields, root_class, _signature(captured, names), port.model_type
     )
     port.source = format_source(source)
     return port

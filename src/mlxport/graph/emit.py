@@ -23,13 +23,14 @@ def load(path: str | Path = Path(__file__).parent) -> "Model":
     path = Path(path)
     config = json.loads((path / "config.json").read_text())
     model = Model(ModelArgs.from_dict(config))
+    weights = {}
+    for file in sorted(path.glob("model*.safetensors")):
+        weights.update(mx.load(str(file)))
     if quantization := config.get("quantization"):
 
         def settings(name, layer):
             return hasattr(layer, "to_quantized") and quantization.get(name, f"{name}.scales" in weights)
 
-    weights = {key: array for file in sorted(path.glob("*.safetensors")) for key, array in mx.load(str(file)).items()}
-    if quantization:
         sizes = {key: quantization[key] for key in ("group_size", "bits", "mode") if key in quantization}
         nn.quantize(model, **sizes, class_predicate=settings)
     model.load_weights(list(weights.items()))

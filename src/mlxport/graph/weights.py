@@ -1,0 +1,57 @@
+"""Weights of a port from the tensors of the original module: layouts, folded expressions, torch to MLX."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+import torch
+
+from mlxport.graph.flat import compile_source, flat_source
+from mlxport.graph.fold import Fold
+from mlxport.graph.layers import Weight
+
+__all__ = ["apply_fold", "apply_weight", "from_torch", "to_mlx"]
+
+
+def apply_fold(fold: Fold, sources: Sequence[mx.array]) -> mx.array:
+    """A constant expression, computed."""
+    (value,) = compile_source(flat_source(fold.graph))(*sources)
+    result: mx.array = value
+    return result
+
+
+def apply_weight(weight: Weight, sources: Sequence[mx.array]) -> mx.array:
+    """A weight in the form that its MLX layer has; see ``graph.layers.Weight``."""
+    first, args = sources[0], weight.args
+    match weight.op:
+        case "":
+            return first
+        case "move":
+            return mx.contiguous(mx.moveaxis(first, *args))
+        case "add":
+            return sources[0] + sources[1]
+        case "tail":
+            return first[-args[0] :]
+        case "gru_bias":  # the candidate's recurrent bias stays apart: it is inside of the reset gate
+            gates = args[0]
+            return mx.concatenate([sources[0][:gates] + sources[1][:gates], sources[0][gates:]])
+    raise AssertionError(f"unknown transformation {weight.op!r}")
+
+
+def from_torch(tensor: torch.Tensor) -> mx.array:
+    """A torch tensor as an MLX array; float64 becomes float32, complex128 complex64."""
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    if tensor.dtype is torch.bfloat16:
+        return mx.array(tensor.view(torch.uint16).numpy()).view(mx.bfloat16)
+    if tensor.dtype in (torch.float64, torch.complex128):
+        tensor = tensor.to(torch.float32 if tensor.dtype is torch.float64 else torch.complex64)
+    return mx.array(tensor.numpy())
+
+
+def to_mlx(value: Any) -> Any:
+    """``value`` with every torch tensor in it as an MLX array."""
+    from torch.utils import _pytree as pytree
+
+    return pytree.tree_map(lambda item: from_torch(item) if isinstance(item, torch.Tensor) else item, value)

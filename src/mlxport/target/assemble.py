@@ -1,0 +1,213 @@
+"""What targets share: a traced map of weights with its config, and quantization by mlx-lm's own rules."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from mlxport.errors import QuantizationError
+from mlxport.quant import QuantRequest
+from mlxport.transform import Program, st_dtype, working_bytes
+from mlxport.types import OutTensor, QuantSpec
+
+__all__ = ["DTYPES", "Built", "Conversion", "count_parameters", "main_dtype", "make_conversion", "quantize"]
+
+DTYPES: Mapping[str, mx.Dtype] = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A checkpoint seen through mlx-lm: what will be written, before a byte of weights is read.
+
+    Attributes:
+        program: From checkpoint tensors to output tensors.
+        config: What to write as config.json.
+        dtype: Name of the dtype of most floating output tensors.
+        parameters: mlx-lm's count of parameters.
+        quantized: Module path to its quantization.
+        kept: Module path to why it is not quantized (empty unless quantization was asked for).
+        notes: What was changed in the config, and other remarks for the user.
+    """
+
+    program: Program
+    config: dict[str, Any]
+    dtype: str
+    parameters: int
+    quantized: Mapping[str, QuantSpec]
+    kept: Mapping[str, str]
+    notes: tuple[str, ...]
+
+    def tensors(self) -> tuple[OutTensor, ...]:
+        """The output tensors, in mlx-lm's order; the parts of a quantized tensor share their ``source``."""
+        return tuple(
+            OutTensor(
+                name,
+                st_dtype(output.dtype),
+                output.shape,
+                f"{name.rpartition('.')[0]}.weight" if output.part else name,
+                output.part,
+                output.quant,
+            )
+            for name, output in self.program.outputs.items()
+        )
+
+    def working_bytes(self) -> int:
+        """What the largest block of rows works on while it is computed."""
+        outputs = self.program.outputs.values()
+        return max((working_bytes(output.value, output.quant) for output in outputs if output.value), default=0)
+
+
+@dataclass
+class Built:
+    """What one run of the pipeline leaves behind besides its arrays."""
+
+    config: dict[str, Any]
+    parameters: int = 0
+    model: nn.Module | None = None
+    kept: dict[str, str] | None = None
+
+
+def make_conversion(
+    program: Program,
+    built: Built,
+    dtype: str,
+    quant: QuantRequest | None,
+    notes: list[str],
+    final_config: Callable[[Built, str, bool], dict[str, Any]],
+) -> Conversion:
+    """What a traced pipeline amounts to.
+
+    Args:
+        program: The trace.
+        built: What the pipeline left behind.
+        dtype: What was asked for.
+        quant: What was to be quantized, or None.
+        notes: Remarks for the user.
+        final_config: Makes config.json of what was built, the name of its dtype, and whether anything is quantized.
+
+    Raises:
+        QuantizationError: Nothing can be quantized as asked.
+    """
+    assert built.model is not None
+    quantized = {
+        path: QuantSpec(module.mode, module.bits, module.group_size)
+        for path, module in built.model.named_modules()
+        if hasattr(module, "bits") and hasattr(module, "group_size") and "scales" in module
+    }
+    if quant is not None and not quantized:
+        reasons = sorted(set((built.kept or {}).values()))
+        raise QuantizationError(
+            f"nothing can be quantized with {_spell(quant.spec)}: {'; '.join(reasons) or 'no module supports it'}",
+            hint="choose a smaller group size, or convert without --quantize",
+        )
+    main = main_dtype(program, dtype)
+    if any(ref.dtype == "F64" for ref in program.refs.values()):
+        notes.append("float64 tensors become float32: MLX has no float64 on the GPU")
+    config = final_config(built, main, bool(quantized))
+    return Conversion(program, config, main, built.parameters, quantized, built.kept or {}, tuple(notes))
+
+
+def main_dtype(program: Program, asked: str) -> str:
+    """Return the name of the dtype of most floating tensors, those of quantized ones only where there are no others."""
+    floating = [output for output in program.outputs.values() if mx.issubdtype(output.dtype, mx.floating)]
+    found = [o.dtype for o in floating if not o.part] or [o.dtype for o in floating]
+    names = {value: name for name, value in DTYPES.items()}
+    default = asked if asked in DTYPES else "float32"
+    return names.get(max(set(found), key=found.count), "float32") if found else default
+
+
+def quantize(model: nn.Module, config: dict[str, Any], quant: QuantRequest, built: Built) -> dict[str, Any]:
+    """``mlx_lm.utils.quantize_model`` with the requested rules; notes in ``built.kept`` what stays as it is."""
+    from mlx_lm.convert import mixed_quant_predicate_builder
+    from mlx_lm.utils import quantize_model
+
+    if any("scales" in module for _, module in model.named_modules()):
+        raise QuantizationError(
+            "the checkpoint is already quantized; quantizing it again would add one error to another",
+            hint="convert without --quantize to keep its quantization, or start from the unquantized checkpoint",
+        )
+    own = getattr(model, "quant_predicate", None)
+    group = quant.spec.group_size
+    predicate = own
+    if quant.mixed is not None:
+        try:
+            predicate = mixed_quant_predicate_builder(quant.mixed, model, group)
+        except (ValueError, AttributeError) as error:
+            hint = "use a recipe file, or one setting for all"
+            raise QuantizationError(f"{quant.mixed} does not fit this architecture: {error}", hint=hint) from error
+    elif quant.rules:
+        predicate = _by_rules(quant)
+        group = min(rule.spec.group_size for rule in quant.rules if rule.spec is not None)
+        _check_rules(model, quant)
+    built.kept = _kept(model, quant, predicate, own, group)
+    config = copy.deepcopy(config)
+    config.pop("quantization_config", None)
+    with contextlib.redirect_stdout(io.StringIO()):
+        _, config = quantize_model(
+            model, config, group, quant.spec.bits, mode=quant.spec.mode, quant_predicate=predicate
+        )
+    config["quantization"].update(quant.spec.as_config())
+    return config
+
+
+def _by_rules(quant: QuantRequest) -> Any:
+    def predicate(path: str, module: nn.Module) -> bool | dict[str, Any]:
+        rule = quant.rule(path)
+        if rule is None or rule.spec is None or module.weight.shape[-1] % rule.spec.group_size:
+            return False
+        return rule.spec.as_config()
+
+    return predicate
+
+
+def _check_rules(model: nn.Module, quant: QuantRequest) -> None:
+    """Refuse a rule that matches no module: most likely a misspelt path."""
+    paths = [path for path, module in model.named_modules() if hasattr(module, "to_quantized")]
+    for rule in quant.rules:
+        if not any(rule.matches(path) for path in paths):
+            raise QuantizationError(
+                f"the recipe's {rule.pattern!r} matches no module that can be quantized",
+                hint=f"paths look like {', '.join(paths[:3])}",
+            )
+
+
+def _kept(model: nn.Module, quant: QuantRequest, predicate: Any, own: Any, group: int) -> dict[str, str]:
+    """Why each module with a weight stays unquantized."""
+    kept = {}
+    for path, module in _leaves(model):
+        if not hasattr(module, "to_quantized"):
+            kept[path] = f"MLX has no quantized {type(module).__name__}"
+            continue
+        rule = quant.rule(path)
+        size = group if rule is None or rule.spec is None else rule.spec.group_size
+        if quant.rules and (rule is None or rule.spec is None):
+            kept[path] = "kept by the recipe" if rule else "no rule of the recipe matches"
+        elif module.weight.shape[-1] % size:
+            kept[path] = f"its last dimension {module.weight.shape[-1]} is not a multiple of the group size {size}"
+        elif predicate is not None and not predicate(path, module):
+            kept[path] = "mlx-lm keeps it for this architecture" if predicate is own else "kept by the recipe"
+    return kept
+
+
+def _leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    leaves = tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module)
+    return [(path, module) for path, module in leaves if tree_flatten(module.parameters())]
+
+
+def count_parameters(model: nn.Module) -> int:
+    """mlx-lm's count of parameters, quantized ones as what they stand for."""
+    from mlx_lm.utils import get_total_parameters
+
+    return int(get_total_parameters(model))
+
+
+def _spell(spec: QuantSpec) -> str:
+    return f"{spec.mode} {spec.bits} bits, group size {spec.group_size}"

@@ -1,0 +1,211 @@
+"""A transformers model without its weights, and inputs to capture it with."""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from mlxport.errors import ConfigError, UnsupportedError
+from mlxport.types import Checkpoint
+
+__all__ = ["empty_model", "example_inputs", "hollow", "read_config"]
+
+_BUILD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError)
+_LENGTH, _BATCH = 11, 2
+
+
+def read_config(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Any:
+    """The checkpoint's config as transformers reads it, set to plain tensors in and a ModelOutput out.
+
+    Raises:
+        UnsupportedError: transformers does not know it.
+    """
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            checkpoint.root, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UnsupportedError(
+            f"{checkpoint.location}: transformers {transformers.__version__} cannot read its config: {error}",
+            hint="a module of your own is ported by: mlxport port FILE.py:FACTORY DST",
+        ) from error
+    for part in (
+        config,
+        *(value for value in vars(config).values() if isinstance(value, transformers.PreTrainedConfig)),
+    ):
+        if hasattr(part, "use_cache"):
+            part.use_cache = False
+    return config
+
+
+def _model_class(checkpoint: Checkpoint, config: Any) -> Any:
+    """The class that the config names, else the base model."""
+    for name in checkpoint.config.get("architectures") or ():
+        found = getattr(transformers, str(name), None)
+        if isinstance(found, type) and issubclass(found, PreTrainedModel):
+            return found
+    return None
+
+
+def empty_model(
+    checkpoint: Checkpoint, *, dtype: torch.dtype, attention: str = "sdpa", trust_remote_code: bool = False
+) -> Any:
+    """The checkpoint's model in eval mode, its parameters taking no memory, its buffers real.
+
+    Args:
+        checkpoint: The opened source.
+        dtype: Of the parameters.
+        attention: transformers' ``attn_implementation``; ``eager`` is taken where the model has no other.
+        trust_remote_code: Whether the checkpoint's own model code may run.
+
+    Raises:
+        UnsupportedError: transformers has no such model.
+        ConfigError: It cannot build what the config describes.
+    """
+    from accelerate import init_empty_weights
+
+    config = read_config(checkpoint, trust_remote_code=trust_remote_code)
+    cls = _model_class(checkpoint, config)
+    for implementation in dict.fromkeys((attention, "eager")):
+        options: dict[str, Any] = {"attn_implementation": implementation, "dtype": dtype}
+        try:
+            with init_empty_weights(include_buffers=False):
+                if cls is not None:
+                    model = cls._from_config(config, **options)
+                else:
+                    model = transformers.AutoModel.from_config(config, trust_remote_code=trust_remote_code, **options)
+        except (ValueError, ImportError) as error:
+            if implementation != "eager":
+                continue
+            raise UnsupportedError(
+                f"transformers {transformers.__version__} has no model for {checkpoint.location}: {error}",
+                hint="a module of your own is ported by: mlxport port FILE.py:FACTORY DST",
+            ) from error
+        except _BUILD_ERRORS as error:
+            raise ConfigError(
+                f"{checkpoint.location}/config.json: transformers cannot build the model that it describes: "
+                f"{type(error).__name__}: {error}",
+                hint="get config.json again from where the weights are from",
+            ) from error
+        return model.eval()
+    raise AssertionError("unreachable")
+
+
+@contextmanager
+def hollow(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """``model`` with parameters on the CPU that take no memory: maps of a file that is one hole.
+
+    Capture runs on them as on real ones (their device is the CPU's, their strides are right) and touches no page.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    with tempfile.NamedTemporaryFile(prefix="mlxport-") as file:
+        file.truncate(max((item.numel() * item.element_size() for item in parameters.values()), default=0) + 1)
+        made: dict[int, torch.nn.Parameter] = {}
+        for name, item in parameters.items():
+            if id(item) not in made:
+                empty = torch.from_file(file.name, shared=True, size=item.numel(), dtype=item.dtype)
+                made[id(item)] = torch.nn.Parameter(empty.view(item.shape), requires_grad=False)
+            owner, _, leaf = name.rpartition(".")
+            model.get_submodule(owner)._parameters[leaf] = made[id(item)]
+        yield model
+
+
+def example_inputs(model: Any) -> dict[str, Any]:
+    """Inputs that ``model`` takes, of small sizes, from the names of its forward's parameters and its config.
+
+    A decoder is called without a mask (it is causal by itself), an encoder with one, so that batches may be padded.
+
+    Returns:
+        Keyword arguments: int64 [2, 11] token ids, float [2, channels, height, width] pixels, …
+
+    Raises:
+        UnsupportedError: A main input is of a kind that cannot be guessed.
+    """
+    config = model.config
+    names = set(inspect.signature(model.forward).parameters)
+    generator = torch.Generator().manual_seed(0)
+    inputs: dict[str, Any] = {}
+    wanted = [model.main_input_name]
+    wanted += [name for name in ("input_ids", "pixel_values", "input_values", "input_features") if name in names]
+    for name in dict.fromkeys(wanted):
+        if name in names and (value := _main(name, config, model.dtype, generator)) is not None:
+            inputs[name] = value
+    if not inputs:
+        raise UnsupportedError(
+            f"{type(model).__name__}: no example can be made for its main input {model.main_input_name!r}",
+            hint="write a factory that returns the model and an example: mlxport port FILE.py:FACTORY DST",
+        )
+    if "input_ids" in inputs:
+        ids = inputs["input_ids"]
+        if "decoder_input_ids" in names:
+            inputs["decoder_input_ids"] = ids[:, :7].clone()
+        if "attention_mask" in names and not _is_decoder(model):
+            inputs["attention_mask"] = torch.ones_like(ids)
+        if "token_type_ids" in names and getattr(config, "type_vocab_size", 0) > 1:
+            inputs["token_type_ids"] = torch.zeros_like(ids)
+    elif "decoder_input_ids" in names:
+        inputs["decoder_input_ids"] = _ids(config, generator, 7)
+    return inputs
+
+
+def _is_decoder(model: Any) -> bool:
+    config = model.config
+    return bool(type(model).__name__.endswith("ForCausalLM") or getattr(config, "is_decoder", False)) and not getattr(
+        config, "is_encoder_decoder", False
+    )
+
+
+def _parts(config: Any) -> list[Any]:
+    return [config, *(value for value in vars(config).values() if isinstance(value, transformers.PreTrainedConfig))]
+
+
+def _find(config: Any, *names: str) -> Any:
+    """The first of ``names`` that the config, or a part of it, has."""
+    for name in names:
+        for part in _parts(config):
+            value = getattr(part, name, None)
+            if value is not None and not isinstance(value, Mapping):
+                return value
+    return None
+
+
+def _ids(config: Any, generator: torch.Generator, length: int = _LENGTH) -> torch.Tensor:
+    vocabulary = int(_find(config.get_text_config(), "vocab_size") or _find(config, "vocab_size") or 100)
+    low = min(8, vocabulary - 1)  # beyond the usual special tokens
+    ids = torch.randint(low, vocabulary, (_BATCH, length), generator=generator)
+    end = _find(config, "eos_token_id")
+    if isinstance(end, int) and 0 <= end < vocabulary:  # where a model looks for the end of the text (CLIP)
+        ids[ids == end] = low
+        ids[:, -1] = end
+    return ids
+
+
+def _main(name: str, config: Any, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor | None:
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    match name:
+        case "input_ids":
+            return _ids(config, generator)
+        case "pixel_values":
+            size = _find(config, "image_size") or 224
+            height, width = size if isinstance(size, list | tuple) else (size, size)
+            return noise(_BATCH, int(_find(config, "num_channels", "in_channels", "in_chans") or 3), height, width)
+        case "input_values" if _find(config, "num_mel_bins") and _find(config, "max_length"):
+            return noise(_BATCH, int(_find(config, "max_length")), int(_find(config, "num_mel_bins")))
+        case "input_values":
+            return noise(_BATCH, 6400)
+        case "input_features":
+            bins = int(_find(config, "num_mel_bins", "input_feat_per_channel", "feature_size") or 80)
+            frames = _find(config, "max_source_positions")
+            if getattr(config, "model_type", "") in ("whisper",):
+                return noise(_BATCH, bins, 2 * int(frames))
+            return noise(_BATCH, 64, bins)
+    return None
