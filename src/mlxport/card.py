@@ -98,7 +98,9 @@ def _texts(value: Any) -> list[str]:
     return list(dict.fromkeys(texts))
 
 
-def model_card(checkpoint: Checkpoint, plan: Plan, parity: Mapping[str, Any] | None, version: str) -> str:
+def model_card(
+    checkpoint: Checkpoint, plan: Plan, parity: Mapping[str, Any] | None, version: str, *, usage: str = ""
+) -> str:
     """Return the text of the output's ``README.md``.
 
     Args:
@@ -106,11 +108,12 @@ def model_card(checkpoint: Checkpoint, plan: Plan, parity: Mapping[str, Any] | N
         plan: What was written.
         parity: The parity report as recorded (``ParityReport.to_json()``), None when the output was not verified.
         version: Version of mlxport.
+        usage: How the output is used; empty for a model that mlx-lm runs.
     """
     source = read_source_card(checkpoint.root)
     bases = base_models(checkpoint, source)
-    front = _front_matter(source.data, bases, bool(plan.quantized))
-    body = [_origin(checkpoint, plan, source, bases, version), _parity(parity), _usage(), _license(source)]
+    front = _front_matter(source.data, bases, bool(plan.quantized), usage)
+    body = [_origin(checkpoint, plan, source, bases, version), _parity(parity), usage or _usage(), _license(source)]
     return f"---\n{front}\n---\n\n" + "\n\n".join(body) + "\n"
 
 
@@ -121,7 +124,7 @@ def base_models(checkpoint: Checkpoint, source: SourceCard) -> list[str]:
     return [name for name in source.data.get("base_model", []) if _HUB_ID.fullmatch(name)]
 
 
-def _front_matter(data: Mapping[str, Any], bases: Sequence[str], quantized: bool) -> str:
+def _front_matter(data: Mapping[str, Any], bases: Sequence[str], quantized: bool, usage: str = "") -> str:
     from huggingface_hub import ModelCardData
 
     languages = data.get("language", [])
@@ -133,7 +136,7 @@ def _front_matter(data: Mapping[str, Any], bases: Sequence[str], quantized: bool
         base_model=(bases[0] if len(bases) == 1 else list(bases)) or None,
         base_model_relation="quantized" if quantized and bases else None,
         library_name="mlx",
-        pipeline_tag=data.get("pipeline_tag", "text-generation"),
+        pipeline_tag=data.get("pipeline_tag", None if usage else "text-generation"),
         tags=list(dict.fromkeys([*data.get("tags", []), "mlx", "mlxport"])),
         datasets=data.get("datasets"),
     )
@@ -188,6 +191,8 @@ def _parity(parity: Mapping[str, Any] | None) -> str:
     if parity is None:
         return "\n".join([*lines, "This output was not verified: it was not run against the original."])
     verdict = "passed" if parity.get("passed") else "failed"
+    if parity.get("mode") == "ported":
+        return "\n".join([*lines, *_ported(parity, verdict)])
     how = f"{parity.get('mode')} comparison on {parity.get('tokens')} tokens"
     lines.append(f"This output, as mlx-lm loads it, against PyTorch: {verdict} ({how}).")
     comparisons = [item for item in _list(parity.get("comparisons")) if isinstance(item, Mapping)]
@@ -209,6 +214,16 @@ def _parity(parity: Mapping[str, Any] | None) -> str:
         remarks.append(f"- stored weights, {weights.get('tensors')} tensors: {worst}")
     remarks += [f"- {_cell(note)}" for note in _list(parity.get("notes"))]
     return "\n".join([*lines, "", *remarks] if remarks else lines)
+
+
+def _ported(parity: Mapping[str, Any], verdict: str) -> list[str]:
+    """Every output of every input set of a model that was ported as source."""
+    lines = [f"This output, run by its own `model.py`, against PyTorch in float32: {verdict}.", ""]
+    lines += ["| inputs | output | max abs | of the scale | cosine |", "|---|---|---|---|---|"]
+    for item in _list(parity.get("comparisons")):
+        figures = " | ".join(_figure(item.get(key)) for key in ("max_abs", "relative", "cosine"))
+        lines.append(f"| {_cell(item.get('inputs'))} | {_cell(item.get('name'))} | {figures} |")
+    return [*lines, "", *(f"- {_cell(note)}" for note in _list(parity.get("notes")))]
 
 
 def _comparison(item: Mapping[str, Any]) -> str:

@@ -70,7 +70,7 @@ def convert(
     ] = None,
     max_shard_size: Annotated[str, typer.Option(help="Limit of an output file.")] = "5GB",
     shard_by: Annotated[str, typer.Option(help="size, or layer to keep each layer in one file.")] = "size",
-    layout: Annotated[str, typer.Option(help="auto or mlx-lm.")] = "auto",
+    layout: Annotated[str, typer.Option(help="auto, mlx-lm, or generated: MLX source of its own.")] = "auto",
     verify: Annotated[str, typer.Option(help="auto, full, layerwise or none.")] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DST, at the very end.")] = False,
     allow_overflow: Annotated[bool, typer.Option("--allow-overflow", help="Accept infinities after the cast.")] = False,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from mlxport.workspace import absolute, check_destination, check_space, free_spa
 
 if TYPE_CHECKING:
     from mlxport.parity import ParityReport
+    from mlxport.target.assemble import Conversion
 
 __all__ = ["ConvertReport", "convert", "verify"]
 
@@ -63,7 +65,7 @@ def convert(
         recipe: A TOML file of rules, or a mixed recipe's name.
         max_shard_size: Limit of an output file, such as ``"5GB"``.
         shard_by: ``size``, or ``layer`` to keep each layer in one file.
-        layout: ``auto`` or ``mlx-lm``.
+        layout: ``mlx-lm``; ``generated``: MLX source of the model's own; ``auto``: that where mlx-lm has no such model.
         verify: ``auto``, ``full``, ``layerwise`` or ``none``.
         overwrite: Replace an existing model folder, at the very end.
         dry_run: Plan only; nothing is written.
@@ -86,6 +88,7 @@ def convert(
     if verify == "none":
         leave_torch_out(str(source))
     checkpoint = _open(str(source), revision, options)
+    options = replace(options, layout=_layout(checkpoint, options))
     hashes = Hashes(checkpoint)
     try:
         if not dry_run:
@@ -104,9 +107,43 @@ def _planned(
     hashes: Hashes,
     quiet: bool,
 ) -> ConvertReport:
+    if options.layout == "generated":
+        from mlxport.porting_job import PortJob
+        from mlxport.porting_source import open_generated
+
+        ported = open_generated(checkpoint, options)
+        make_job = functools.partial(PortJob, ported=ported)
+        return carry_out(ported.conversion, source, checkpoint, target, options, dry_run, hashes, quiet, make_job)
     from mlxport.target.mlx_lm import open_target
 
     conversion = open_target(checkpoint, dtype=options.dtype, quant=options.quant)
+    return carry_out(conversion, source, checkpoint, target, options, dry_run, hashes, quiet, Job)
+
+
+def carry_out(
+    conversion: Conversion,
+    source: str,
+    checkpoint: Checkpoint,
+    target: Path,
+    options: Options,
+    dry_run: bool,
+    hashes: Hashes,
+    quiet: bool,
+    make_job: Callable[..., Job],
+) -> ConvertReport:
+    """Plan and, unless it is a dry run, write, verify and publish.
+
+    Args:
+        conversion: What to write.
+        source: The source as the user gave it.
+        checkpoint: The opened source.
+        target: The destination.
+        options: What was asked for.
+        dry_run: Plan only.
+        hashes: Of the source, being computed.
+        quiet: Show no progress.
+        make_job: Makes the job of the layout.
+    """
     plan = make_plan(
         conversion.tensors(),
         max_bytes=parse_size(options.max_shard_size),
@@ -119,14 +156,15 @@ def _planned(
         working_bytes=conversion.working_bytes(),
     )
     shapes = {name: output.shape for name, output in conversion.program.outputs.items()}
-    remarks = check_tokenizer_files(checkpoint, embedding_rows(conversion.config, shapes))
+    tokenizer = options.layout != "generated"
+    remarks = check_tokenizer_files(checkpoint, embedding_rows(conversion.config, shapes)) if tokenizer else ()
     notes = (*checkpoint.problems, *conversion.notes, *remarks)
     needed = plan.nbytes + MARGIN_BYTES + sum(path.stat().st_size for path in checkpoint.side_files)
     report = ConvertReport(target, plan, notes, dry_run=dry_run)
     if dry_run:
         return replace(report, free_bytes=free_space(target))
     report = replace(report, free_bytes=check_space(target, needed, space_taken(target)))
-    job = Job(source, checkpoint, conversion, plan, options, hashes)
+    job = make_job(source, checkpoint, conversion, plan, options, hashes)
     with open_workspace(target, fingerprint(checkpoint, plan, options.recorded()), options.overwrite) as workspace:
         try:
             return job.run(workspace, report, quiet)
@@ -139,6 +177,24 @@ def _planned(
             where = error.filename or workspace.folder
             hint = "mend what the system complains of and run the same command again: finished shards are kept"
             raise DiskError(f"{where}: {error.strerror or error}", hint=hint) from error
+
+
+def _layout(checkpoint: Checkpoint, options: Options) -> str:
+    """The layout that ``auto`` means: mlx-lm's where it has the architecture, else source of the model's own."""
+    from mlxport.target.mlx_lm import has_architecture
+
+    if options.layout != "auto":
+        return options.layout
+    return "mlx-lm" if has_architecture(checkpoint.config) or not _can_port(checkpoint.config) else "generated"
+
+
+def _can_port(config: Mapping[str, Any]) -> bool:
+    """Whether transformers has the architecture, and torch is there to capture it."""
+    if _no_reference():
+        return False
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return str(config.get("model_type")) in CONFIG_MAPPING
 
 
 def _no_reference() -> str:
@@ -157,9 +213,10 @@ def _open(source: str, revision: str | None, options: Options) -> Checkpoint:
         if not os.path.isdir(
             os.path.expanduser(source)
         ):  # before anything is fetched; of a folder, the target checks it
-            from mlxport.target.mlx_lm import check_supported
+            from mlxport.target.mlx_lm import check_supported, has_architecture
 
-            check_supported(config, f"{source}/config.json")
+            if options.layout == "mlx-lm" or has_architecture(config) or not _can_port(config):
+                check_supported(config, f"{source}/config.json")
 
     return open_checkpoint(source, revision=revision, trust_remote_code=options.trust_remote_code, check_config=check)
 

@@ -69,6 +69,16 @@ class Job:
     options: Options
     hashes: Hashes
 
+    @property
+    def layout(self) -> str:
+        """Name of the layout, for the record."""
+        return "mlx-lm"
+
+    @property
+    def usage(self) -> str:
+        """How the output is used, for its model card; empty for mlx-lm's way."""
+        return ""
+
     def run(self, workspace: Workspace, report: ConvertReport, quiet: bool) -> ConvertReport:
         """Write what is missing, verify, publish."""
         with make_progress(self.plan.nbytes, f"converting {self.checkpoint.name}", quiet=quiet) as progress:
@@ -81,6 +91,7 @@ class Job:
             report = replace(report, resumed=resumed, findings=findings)
             report = self._verify(workspace.folder, report, progress)
         self._record(workspace.folder, report, inputs, written)
+        carried |= self._last_files(workspace.folder)
         keep = {*written, *carried, "config.json", INDEX, RECORD, "README.md"}
         workspace.publish(keep, overwrite=self.options.overwrite)
         return report
@@ -126,11 +137,11 @@ class Job:
 
     def _side_files(self, folder: Path) -> set[str]:
         """Config, index, and every other file of the source that the output needs, byte for byte."""
-        _write_json(folder / "config.json", self.conversion.config)
+        write_json(folder / "config.json", self.conversion.config)
         weight_map = {tensor.name: shard.filename for shard in self.plan.shards for tensor in shard.tensors}
         metadata = {"total_size": self.plan.nbytes, "total_parameters": self.plan.parameters}
-        _write_json(folder / INDEX, {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))})
-        carried = set()
+        write_json(folder / INDEX, {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))})
+        carried = self._own_files(folder)
         for path in self.checkpoint.side_files:
             relative = path.relative_to(self.checkpoint.root)
             if path.name == "README.md" or (path.suffix == ".py" and not self.options.trust_remote_code):
@@ -139,6 +150,14 @@ class Job:
             shutil.copyfile(path, folder / relative)
             carried.add(str(relative))
         return carried
+
+    def _own_files(self, folder: Path) -> set[str]:
+        """Write what this layout adds; names of the files."""
+        return set()
+
+    def _last_files(self, folder: Path) -> set[str]:
+        """Write what needs the finished model; names of the files."""
+        return set()
 
     def _verify(self, folder: Path, report: ConvertReport, progress: Progress) -> ConvertReport:
         """Parity and the tokenizer's round trip; raises VerificationError where the output differs."""
@@ -189,7 +208,7 @@ class Job:
             self.source,
             self.checkpoint,
             self.plan,
-            options=self.options.recorded(),
+            options={**self.options.recorded(), "layout": self.layout},
             inputs=inputs,
             written=written,
             notes=report.notes,
@@ -197,8 +216,8 @@ class Job:
             tokenizer=report.tokenizer.to_json() if report.tokenizer else None,
             not_verified=report.not_verified,
         )
-        _write_json(folder / RECORD, record)
-        card = model_card(self.checkpoint, self.plan, parity, __version__)
+        write_json(folder / RECORD, record)
+        card = model_card(self.checkpoint, self.plan, parity, __version__, usage=self.usage)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -220,5 +239,6 @@ def _counts(found: Mapping[str, int], most: int = 8) -> str:
     return ", ".join(names) + more
 
 
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write ``data`` as the other JSON files of the output are written."""
     path.write_text(json.dumps(data, indent=4, ensure_ascii=True), encoding="utf-8")

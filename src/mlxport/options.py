@@ -13,10 +13,11 @@ from mlxport.types import Plan
 
 if TYPE_CHECKING:
     from mlxport.parity import ParityReport
+    from mlxport.parity.ported import PortParity
     from mlxport.write import Findings
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
-LAYOUTS = ("auto", "mlx-lm")
+LAYOUTS = ("auto", "mlx-lm", "generated")
 VERIFY = ("auto", "full", "layerwise", "none")
 MARGIN_BYTES = 16 << 20  # configs, card, record, headers
 
@@ -56,7 +57,7 @@ class Options:
             "quantize": quant,
             "max_shard_size": self.max_shard_size,
             "shard_by": self.shard_by,
-            "layout": "mlx-lm",
+            "layout": self.layout,
         }
 
 
@@ -83,7 +84,7 @@ class ConvertReport:
     free_bytes: int = 0
     resumed: tuple[str, ...] = ()
     findings: Findings | None = None
-    parity: ParityReport | None = None
+    parity: ParityReport | PortParity | None = None
     tokenizer: Any = None
     not_verified: str = ""
     dry_run: bool = False

@@ -15,12 +15,10 @@ if TYPE_CHECKING:
     import torch
 
     from mlxport.graph.build import Port
+    from mlxport.graph.examples import Example
     from mlxport.graph.lower import Missing
 
-__all__ = ["port"]
-
-# Largest difference from torch, relative to the output's scale, that a float32 port may have.
-_TOLERANCE = 1e-4
+__all__ = ["emit", "port"]
 
 
 def port(
@@ -29,6 +27,7 @@ def port(
     kwargs: Mapping[str, Any] | None = None,
     *,
     dynamic: bool | Any = True,
+    fold_batchnorm: bool = False,
     verify: bool = True,
 ) -> nn.Module:
     """An ``mlx.nn.Module`` that computes what ``module`` computes, weights in it, called as the original is.
@@ -40,13 +39,15 @@ def port(
         kwargs: Example keyword inputs.
         dynamic: True: sizes of the inputs may change wherever torch.export proves that they can; False: the example's
             sizes only; otherwise ``dynamic_shapes`` as ``torch.export.export`` takes them.
-        verify: Compare the outputs on the example inputs with the original's.
+        fold_batchnorm: Multiply eval-mode BatchNorm into the convolution before it.
+        verify: Compare the outputs with the original's, on the example inputs and on inputs of other sizes.
 
     Returns:
         The port. ``port.source`` is the Python source that it runs, which needs nothing but mlx.
 
     Raises:
-        UnsupportedError: for ops that have no lowering, all of them at once, with the lines that call them.
+        UnsupportedError: for ops that have no lowering, all of them at once, with the lines that call them; for a
+            module that torch.export cannot capture.
         UsageError: if ``args`` do not fit the module's forward.
         VerificationError: if an output differs from the original's.
     """
@@ -55,22 +56,39 @@ def port(
     except ImportError as error:
         raise UsageError("port needs PyTorch, which is not installed", hint="pip install 'mlxport[torch]'") from error
 
-    from mlxport.graph.build import build
-    from mlxport.graph.capture import capture
-    from mlxport.graph.flat import MissingOps
+    from mlxport.graph.examples import Example
 
     if not isinstance(module, torch.nn.Module):
         raise UsageError(f"port: expected a torch.nn.Module, got {type(module).__name__}")
-    given = dict(kwargs or {})
-    captured = capture(module, tuple(args), given, dynamic=dynamic)
-    try:
-        result = build(captured)
-    except MissingOps as error:
-        raise _missing(error.missing) from None
+    example = Example("example", tuple(args), dict(kwargs or {}))
+    result = emit(module, example, dynamic=dynamic, fold_batchnorm=fold_batchnorm)
     ported = _instance(result)
     if verify:
-        _verify(module, ported, tuple(args), given)
+        _verify(module, ported, result, example)
     return ported
+
+
+def emit(
+    module: torch.nn.Module,
+    example: Example,
+    *,
+    dynamic: bool | Any = True,
+    fold_batchnorm: bool = False,
+    model_type: str = "",
+) -> Port:
+    """Capture ``module`` on ``example`` and write its MLX source; arguments and errors as of ``port``."""
+    from mlxport.graph.build import build
+    from mlxport.graph.capture import CaptureError, capture
+    from mlxport.graph.flat import MissingOps
+
+    try:
+        captured = capture(module, example.args, example.kwargs, dynamic=dynamic)
+    except CaptureError as error:
+        raise (UsageError if error.usage else UnsupportedError)(str(error), hint=error.hint) from error
+    try:
+        return build(captured, model_type=model_type)
+    except MissingOps as error:
+        raise _missing(error.missing) from None
 
 
 def _missing(missing: tuple[Missing, ...]) -> UnsupportedError:
@@ -116,39 +134,20 @@ def make_weights(result: Port) -> dict[str, mx.array]:
     }
 
 
-def _verify(module: torch.nn.Module, ported: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _verify(module: torch.nn.Module, ported: nn.Module, result: Port, example: Example) -> None:
+    import copy
+
     import torch
-    from torch.utils import _pytree as pytree
 
-    from mlxport.graph.weights import from_torch, to_mlx
+    from mlxport.graph.examples import other_sizes
+    from mlxport.parity.ported import verify_port
 
-    with torch.no_grad():
-        wanted = [leaf for leaf in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(leaf, torch.Tensor)]
-    got = [leaf for leaf in pytree.tree_leaves(ported(*to_mlx(args), **to_mlx(kwargs))) if isinstance(leaf, mx.array)]
-    if len(got) != len(wanted):
-        raise VerificationError(f"the port gives {len(got)} arrays, the original {len(wanted)}")
-    for index, (ours, theirs) in enumerate(zip(got, wanted, strict=True)):
-        reference = from_torch(theirs)
-        if ours.shape != reference.shape or ours.dtype != reference.dtype:
-            found = f"{ours.shape} {ours.dtype}, the original's {reference.shape} {reference.dtype}"
-            raise VerificationError(f"output {index} of the port is {found}")
-        limit = _TOLERANCE if reference.dtype == mx.float32 else 3e-2
-        error = _difference(ours, reference)
-        if not error <= limit:
-            raise VerificationError(
-                f"output {index} of the port differs from torch by {error:.1e} of its scale, over {limit:.0e}",
-                hint="please report it with the module; verify=False gives the port as it is",
-            )
-
-
-def _difference(ours: mx.array, theirs: mx.array) -> float:
-    """Largest absolute difference, relative to the largest finite value; equal infinities and NaNs do not count."""
-    if theirs.size == 0:
-        return 0.0
-    if theirs.dtype == mx.complex64:
-        return max(_difference(ours.real, theirs.real), _difference(ours.imag, theirs.imag))
-    a, b = ours.astype(mx.float32), theirs.astype(mx.float32)
-    same = (a == b) | (mx.isnan(a) & mx.isnan(b))
-    scale = mx.where(mx.isfinite(b), mx.abs(b), 0).max()
-    error: Any = (mx.where(same, 0, mx.abs(a - b)).max() / mx.maximum(scale, 1e-6)).item()
-    return float(error)
+    found = [item.dtype for item in module.parameters() if item.is_floating_point()]
+    main = max(set(found), key=found.count) if found else torch.float32
+    reference = module if main not in (torch.float16, torch.bfloat16) else copy.deepcopy(module).float()
+    dtype = str(main).removeprefix("torch.") if reference is not module else "float32"
+    report = verify_port(ported, reference, [example], dtype=dtype, others=lambda: other_sizes(result.captured))
+    if not report.passed:
+        raise VerificationError(
+            report.failure_message(), hint="please report it with the module; verify=False gives the port as it is"
+        )

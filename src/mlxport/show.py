@@ -14,6 +14,7 @@ from mlxport.progress import format_bytes
 if TYPE_CHECKING:
     from mlxport.conversion import ConvertReport
     from mlxport.parity import ParityReport
+    from mlxport.parity.ported import PortParity
 
 
 def _console() -> Console:
@@ -30,7 +31,7 @@ def show_conversion(report: ConvertReport) -> None:
         console.print(f"dry run: nothing was written to {escape(str(report.destination))}")
         return
     if report.parity is not None:
-        show_parity(report.parity, console)
+        show_any_parity(report.parity, console)
     if report.tokenizer is not None:
         console.print(escape(report.tokenizer.summary()))
     if report.not_verified:
@@ -68,6 +69,14 @@ def show_plan(report: ConvertReport, console: Console) -> None:
     if plan.dropped:
         shown = ", ".join(plan.dropped[:5]) + (f" and {len(plan.dropped) - 5} more" if len(plan.dropped) > 5 else "")
         console.print(f"not used by mlx-lm: {escape(shown)}")
+
+
+def show_any_parity(report: ParityReport | PortParity, console: Console | None = None) -> None:
+    """The parity table of a conversion or of a port."""
+    if report.mode == "ported":
+        (console or _console()).print(escape(report.summary()))
+    else:
+        show_parity(report, console)  # type: ignore[arg-type]
 
 
 def show_parity(report: ParityReport, console: Console | None = None) -> None:

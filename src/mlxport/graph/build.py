@@ -98,6 +98,7 @@ def build(captured: Captured, *, title: str = "", model_type: str = "", fusions:
 
 
 def _notes(captured: Captured, port: Port) -> None:
+    port.notes += captured.notes
     wide = {str(value.dtype) for value in _values(captured) if value.dtype in (torch.float64, torch.complex128)}
     if wide:
         port.notes.append(f"{', '.join(sorted(wide))} is computed in half the width: MLX's GPU has no float64")

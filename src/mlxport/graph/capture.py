@@ -18,7 +18,20 @@ from torch.utils import _pytree as pytree
 from mlxport.graph import ops as _ops  # noqa: F401  (fills the table)
 from mlxport.graph.registry import LOWERINGS
 
-__all__ = ["Captured", "capture", "decompose", "export"]
+__all__ = ["CaptureError", "Captured", "capture", "decompose", "export"]
+
+
+class CaptureError(Exception):
+    """The module cannot be captured.
+
+    Attributes:
+        hint: What to do.
+        usage: Whether the example inputs are to blame.
+    """
+
+    def __init__(self, message: str, hint: str, *, usage: bool = False) -> None:
+        super().__init__(message)
+        self.hint, self.usage = hint, usage
 
 
 @dataclass
@@ -125,18 +138,51 @@ def capture(
         kwargs: Keyword example inputs.
         dynamic: True: sizes of inputs are dynamic where torch.export proves them; False: the example's sizes; otherwise
             ``dynamic_shapes`` as torch.export takes them, by parameter name.
+
+    Raises:
+        CaptureError: The example does not fit the module, or torch.export cannot follow it.
     """
     kwargs = dict(kwargs or {})
     signature = inspect.signature(module.forward)
-    shapes = dynamic
+    name = type(module).__name__
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        wanted = ", ".join(map(str, signature.parameters.values()))
+        raise CaptureError(
+            f"the example inputs do not fit {name}.forward({wanted}): {error}",
+            "give its arguments as the example: (args, kwargs)",
+            usage=True,
+        ) from error
+    attempts: list[Any] = [dynamic if dynamic is not False else None]
     if dynamic is True:
         positional, keyword = dynamic_shapes(args, kwargs)
-        bound = signature.bind(*positional, **keyword)
-        shapes = dict(bound.arguments)
-    elif dynamic is False:
-        shapes = None
-    program = export(module, args, kwargs, shapes)
-    return _captured(program, module, signature, args, kwargs)
+        attempts = [dict(signature.bind(*positional, **keyword).arguments), None]
+    problem: Exception | None = None
+    for shapes in attempts:
+        try:
+            program = export(module, args, kwargs, shapes)
+        except Exception as error:  # the user's code under torch.export: whatever it raises is about that code
+            problem = problem or error
+            continue
+        captured = _captured(program, module, signature, args, kwargs)
+        if problem is not None:
+            reason = _first_line(problem)
+            captured.notes.append(f"sizes are fixed to the example's: torch.export with dynamic ones says {reason}")
+        return captured
+    assert problem is not None
+    raise CaptureError(f"torch.export cannot capture {name}: {_first_line(problem)}", _hint(problem)) from problem
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
+
+
+def _hint(error: Exception) -> str:
+    if "DataDependent" in type(error).__name__ or "data-dependent" in str(error):
+        return "its control flow depends on values; use torch.where or torch.cond there, or port the part around it"
+    return "see https://docs.pytorch.org/docs/stable/export.html for what can be captured; -v shows where it stops"
 
 
 def _captured(

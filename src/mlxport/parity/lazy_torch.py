@@ -15,7 +15,7 @@ from mlxport.parity.reference import TORCH_DTYPES, empty_model
 from mlxport.source import read_rows
 from mlxport.types import Checkpoint, TensorRef
 
-__all__ = ["BLOCK_BYTES", "LazyWeight", "lazy_model", "read_block"]
+__all__ = ["BLOCK_BYTES", "LazyWeight", "lazy_model", "lazy_parameters", "read_block"]
 
 BLOCK_BYTES = 48 << 20  # of float32 rows alive at a time
 
@@ -160,9 +160,22 @@ def lazy_model(checkpoint: Checkpoint, *, layout: Rows | None = None, trust_remo
     Raises:
         UnsupportedError: Not every weight of the model is in the checkpoint.
     """
+    return lazy_parameters(empty_model(checkpoint, trust_remote_code=trust_remote_code), checkpoint, layout=layout)
+
+
+def lazy_parameters(model: Any, checkpoint: Checkpoint, *, layout: Rows | None = None) -> Any:
+    """``model``, built on meta, with parameters that are read from ``checkpoint`` where they are used.
+
+    Args:
+        model: A transformers model without weights, its buffers real.
+        checkpoint: The original.
+        layout: As in ``lazy_model``.
+
+    Raises:
+        UnsupportedError: Not every weight of the model is in the checkpoint.
+    """
     from mlxport.parity.fp8 import source_weights
 
-    model = empty_model(checkpoint, trust_remote_code=trust_remote_code)
     model.tie_weights()
     own: Rows = layout or source_weights(checkpoint) or _Nothing()
 

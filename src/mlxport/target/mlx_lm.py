@@ -47,6 +47,17 @@ def check_supported(config: Mapping[str, Any], where: str = "config.json") -> No
     _normalized(config, where)
 
 
+def has_architecture(config: Mapping[str, Any]) -> bool:
+    """Whether the installed mlx-lm has a model for a config, whatever else may be wrong with it."""
+    try:
+        _normalized(config, "")
+    except UnsupportedError as error:
+        return "mlx-lm has no architecture" not in error.message
+    except ConfigError:
+        return True
+    return True
+
+
 def open_target(
     checkpoint: Checkpoint, *, dtype: str = "auto", quant: QuantRequest | None = None, strict: bool = True
 ) -> Conversion:

@@ -1,0 +1,145 @@
+"""Example inputs: their names, a second set of other sizes, and how they are stored."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+from torch.utils import _pytree as pytree
+
+from mlxport.graph.capture import Captured
+
+__all__ = ["Example", "leaf_names", "other_sizes", "output_leaves"]
+
+# How each dynamic size of the second set follows from the example's; the first that the original takes is used.
+_CHANGES: tuple[Any, ...] = (
+    lambda size: size + 3,
+    lambda size: size + 2,
+    lambda size: size + 1,
+    lambda size: 2 * size,
+    lambda size: size + 16,
+    lambda size: size + 32,
+    lambda size: 3 * size,
+    lambda size: size - 1,
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """Inputs of one call.
+
+    Attributes:
+        name: What distinguishes it, for reports.
+        args: Positional inputs.
+        kwargs: Keyword inputs.
+    """
+
+    name: str
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+def leaf_names(signature: inspect.Signature, example: Example) -> dict[str, Any]:
+    """Leaves of the inputs by the name of their parameter and, where it is nested, their place in it."""
+    bound = signature.bind(*example.args, **example.kwargs)
+    found: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            for key, inner in value.items():
+                found.update(_named(key, inner))
+        else:
+            found.update(_named(name, value))
+    return found
+
+
+def _named(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    leaves, _ = pytree.tree_flatten_with_path(value)
+    for path, leaf in leaves:
+        parts = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path]
+        yield ".".join([name, *parts]), leaf
+
+
+def output_leaves(value: Any) -> dict[str, Any]:
+    """Arrays or tensors of an output by their place: ``last_hidden_state``, ``1``, ``output`` for a single one."""
+    return {name.removeprefix("output."): leaf for name, leaf in _named("output", value)}
+
+
+def other_sizes(captured: Captured) -> Iterator[Example]:
+    """Inputs of other sizes and values, one candidate after the other; of the same sizes where none is dynamic."""
+    symbols = _symbols(captured)
+    generator = torch.Generator().manual_seed(1)
+    for change in _CHANGES if symbols else (None,):
+        sizes = {symbol: _limited(captured, symbol, change(size)) for symbol, size in symbols.items()} if change else {}
+        shapes = _shapes(captured, sizes)
+        if shapes is None:
+            continue
+        leaves = [
+            value if shape is None else _values(value, shape, generator)
+            for value, shape in zip(captured.values, shapes, strict=True)
+        ]
+        args, kwargs = pytree.tree_unflatten(leaves, captured.in_spec)
+        yield Example("other sizes" if sizes else "other values", args, kwargs)
+
+
+def _symbols(captured: Captured) -> dict[sympy.Symbol, int]:
+    found: dict[sympy.Symbol, int] = {}
+    for node in captured.inputs:
+        value = node.meta["val"] if node is not None else None
+        for size in value.shape if isinstance(value, torch.Tensor) else ():
+            if isinstance(size, torch.SymInt):
+                environment = size.node.shape_env
+                for symbol in size.node.expr.free_symbols:
+                    hints = getattr(environment, "backed_var_to_val", None) or environment.var_to_val
+                    if symbol in hints:
+                        found[symbol] = int(hints[symbol])
+    return found
+
+
+def _limited(captured: Captured, symbol: sympy.Symbol, size: int) -> int:
+    low, high = captured.ranges.get(str(symbol), (0, 2**63 - 1))
+    return max(low, min(size, high))
+
+
+def _shapes(captured: Captured, sizes: Mapping[sympy.Symbol, int]) -> list[tuple[int, ...] | None] | None:
+    """The shape of each leaf (None where it is no tensor); None if a size would not be a positive whole number."""
+    shapes: list[tuple[int, ...] | None] = []
+    for node, value in zip(captured.inputs, captured.values, strict=True):
+        if node is None or not isinstance(value, torch.Tensor):
+            shapes.append(None)
+            continue
+        shape = []
+        for size in node.meta["val"].shape:
+            number = size.node.expr.subs(sizes) if isinstance(size, torch.SymInt) else sympy.Integer(size)
+            if not number.is_Integer or number < 0:
+                return None
+            shape.append(int(number))
+        shapes.append(tuple(shape))
+    return shapes
+
+
+def _values(example: torch.Tensor, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Values like the example's: noise for floats, a sequence for a sequence, otherwise values that occur in it."""
+    count = int(torch.Size(shape).numel())
+    if example.numel() == 0 or count == 0:
+        return example.new_zeros(shape)
+    if example.is_floating_point():
+        wide = example.float()
+        if not torch.isfinite(wide).all() or wide.unique().numel() <= 2:  # a mask
+            return _resampled(example, shape, generator)
+        spread = wide.std() if example.numel() > 1 else torch.tensor(1.0)
+        return (torch.randn(shape, generator=generator) * spread + wide.mean()).to(example.dtype)
+    if example.ndim and example.dtype is torch.int64 and example.shape[-1] > 1:
+        steps = torch.arange(example.shape[-1])
+        if torch.equal(example - example[..., :1], steps.expand(example.shape)):
+            return (torch.arange(shape[-1]) + example.reshape(-1)[0]).expand(shape).contiguous()
+    return _resampled(example, shape, generator)
+
+
+def _resampled(example: torch.Tensor, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    count = int(torch.Size(shape).numel())
+    index = torch.randint(0, example.numel(), (count,), generator=generator)
+    return example.reshape(-1)[index].reshape(shape)

@@ -1,0 +1,178 @@
+"""The conversion of a port: its source, weights, examples and verification, into an open workspace."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import torch
+
+from mlxport.errors import UnsupportedError, VerificationError
+from mlxport.graph.examples import Example, leaf_names, other_sizes, output_leaves
+from mlxport.graph.execute import execute
+from mlxport.graph.weights import from_torch, to_mlx
+from mlxport.job import Job
+from mlxport.options import ConvertReport
+from mlxport.parity.ported import verify_port
+from mlxport.porting_source import PortSource
+from mlxport.progress import Progress
+
+__all__ = ["PortJob", "load_folder"]
+
+INPUTS, OUTPUTS = "example_inputs.safetensors", "example_outputs.safetensors"
+_USAGE = """\
+## Use
+
+```python
+import sys
+
+sys.path.insert(0, "PATH")
+from model import load
+
+model = load("PATH")
+```
+
+`PATH` is this folder. `model.py` needs nothing but `mlx`; `mlxport.load("PATH")` does the same.
+The inputs and outputs of one call are in `example_inputs.safetensors` and `example_outputs.safetensors`, the exact
+options, versions and hashes of source and output in `mlxport.json`."""
+
+
+@dataclass(frozen=True)
+class PortJob(Job):
+    """One port into an open workspace.
+
+    Attributes:
+        ported: What was emitted, and the original to compare it with.
+        mlxfn: Whether ``model.mlxfn`` is written too.
+    """
+
+    ported: PortSource = field(kw_only=True)
+    mlxfn: bool = field(default=False, kw_only=True)
+
+    @property
+    def layout(self) -> str:
+        """Name of the layout, for the record."""
+        return "generated"
+
+    @property
+    def usage(self) -> str:
+        """How the output is used, for its model card."""
+        return _USAGE
+
+    def _own_files(self, folder: Path) -> set[str]:
+        (folder / "model.py").write_text(self.ported.port.source, encoding="utf-8")
+        inputs = {
+            name: from_torch(leaf) for name, leaf in self._example_leaves().items() if isinstance(leaf, torch.Tensor)
+        }
+        mx.save_safetensors(str(folder / INPUTS), inputs, {"format": "mlx"})
+        return {"model.py", INPUTS}
+
+    def _example_leaves(self) -> dict[str, Any]:
+        return leaf_names(self.ported.port.captured.signature, self.ported.example)
+
+    def _compare(self, folder: Path, report: ConvertReport, progress: Progress) -> ConvertReport:
+        captured = self.ported.port.captured
+        bits = min((spec.bits for spec in self.plan.quantized.values()), default=None)
+        model = load_folder(folder)
+        parity = verify_port(
+            model,
+            self.ported.reference(),
+            [self.ported.example],
+            dtype=self.plan.dtype,
+            bits=bits,
+            others=lambda: other_sizes(captured),
+            on_outputs=self._keep_outputs(folder),
+        )
+        if not parity.passed:
+            from mlxport.parity.ported_bisect import first_divergence
+
+            divergence = first_divergence(
+                model,
+                self.ported.reference(),
+                self.ported.example,
+                dtype=self.plan.dtype,
+                quantized=bits is not None,
+            )
+            parity = replace(parity, divergence=divergence)
+            hint = f"the output is left in {folder} for inspection; please report this model"
+            raise VerificationError(parity.failure_message(), hint=hint)
+        return replace(report, parity=parity)
+
+    def _keep_outputs(self, folder: Path) -> Callable[[Example, Mapping[str, mx.array]], None]:
+        def keep(example: Example, outputs: Mapping[str, mx.array]) -> None:
+            if example is self.ported.example:
+                mx.save_safetensors(str(folder / OUTPUTS), dict(outputs), {"format": "mlx"})
+
+        return keep
+
+    def _last_files(self, folder: Path) -> set[str]:
+        names = {OUTPUTS}
+        if not (folder / OUTPUTS).exists() or self.mlxfn:
+            model = load_folder(folder)
+            example = self.ported.example
+            if not (folder / OUTPUTS).exists():
+                outputs = output_leaves(model(*to_mlx(example.args), **to_mlx(example.kwargs)))
+                self._keep_outputs(folder)(
+                    example, {name: leaf for name, leaf in outputs.items() if isinstance(leaf, mx.array)}
+                )
+            if self.mlxfn:
+                names.add(export_function(folder, model, example, captured_signature(self.ported)))
+        return names
+
+
+def captured_signature(ported: PortSource) -> inspect.Signature:
+    """The signature of the original's forward."""
+    return ported.port.captured.signature
+
+
+def load_folder(folder: Path) -> nn.Module:
+    """The model of a folder that a port wrote, run by the folder's own source."""
+    source = (folder / "model.py").read_text(encoding="utf-8")
+    model: nn.Module = execute(source).load(folder)
+    return model
+
+
+def export_function(folder: Path, model: nn.Module, example: Example, signature: inspect.Signature) -> str:
+    """Write ``model.mlxfn`` (``mx.export_function``) for C++ and Swift, and check it against the model.
+
+    The function takes the tensors of the example in the order of ``example_inputs.safetensors`` and gives the outputs
+    in that of ``example_outputs.safetensors``; its sizes are the example's.
+
+    Raises:
+        UnsupportedError: MLX cannot export one of its primitives.
+        VerificationError: The file gives other outputs than the model.
+    """
+    from torch.utils import _pytree as pytree
+
+    leaves, structure = pytree.tree_flatten((to_mlx(example.args), to_mlx(example.kwargs)))
+    places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, mx.array)]
+    arrays = [leaves[index] for index in places]
+
+    def function(*given: mx.array) -> tuple[mx.array, ...]:
+        filled = list(leaves)
+        for index, value in zip(places, given, strict=True):
+            filled[index] = value
+        args, kwargs = pytree.tree_unflatten(filled, structure)
+        return tuple(leaf for leaf in output_leaves(model(*args, **kwargs)).values() if isinstance(leaf, mx.array))
+
+    path = folder / "model.mlxfn"
+    try:
+        mx.export_function(str(path), function, *arrays)
+    except (ValueError, RuntimeError) as error:
+        path.unlink(missing_ok=True)
+        raise UnsupportedError(
+            f"--mlxfn: MLX cannot export this model: {error}", hint="port it without --mlxfn"
+        ) from error
+    imported: Any = mx.import_function(str(path))
+    wanted, got = function(*arrays), imported(*arrays)
+    for index, (ours, theirs) in enumerate(zip(got, wanted, strict=True)):
+        if ours.shape != theirs.shape or not bool(mx.allclose(ours, theirs, rtol=1e-4, atol=1e-5, equal_nan=True)):
+            raise VerificationError(
+                f"output {index} of {path.name} differs from the model's", hint="port it without --mlxfn"
+            )
+    return path.name

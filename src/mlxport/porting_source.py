@@ -1,0 +1,254 @@
+"""What is ported into a folder: a module of the user's own, or a transformers checkpoint, captured and emitted."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from mlxport.errors import SourceError, UnsupportedError, UsageError
+from mlxport.graph.build import Port
+from mlxport.graph.examples import Example
+from mlxport.options import Options
+from mlxport.porting import emit
+from mlxport.target.generated import GeneratedConversion, assemble
+from mlxport.types import Checkpoint
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["Factory", "PortSource", "load_factory", "open_generated", "open_module", "saved"]
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+Factory = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class PortSource:
+    """An emitted port with what it takes to verify it.
+
+    Attributes:
+        conversion: Weights and config to write.
+        example: Inputs that it was captured with.
+        reference: Makes the original, computing in float32.
+    """
+
+    conversion: GeneratedConversion
+    example: Example
+    reference: Callable[[], Any] = field(repr=False)
+
+    @property
+    def port(self) -> Port:
+        """The emitted source and what it was made from."""
+        return self.conversion.port
+
+
+def load_factory(spec: str) -> Factory:
+    """The function that ``FILE.py:FACTORY`` names.
+
+    Raises:
+        UsageError: It is not of this form, or the file has no such function.
+        SourceError: The file is not there, or does not run.
+    """
+    file, colon, name = spec.rpartition(":")
+    if not colon or not file.endswith(".py") or not name.isidentifier():
+        raise UsageError(
+            f"{spec!r} is not of the form FILE.py:FACTORY",
+            hint="FACTORY is a function in FILE.py that returns (module, example inputs)",
+        )
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise SourceError(f"{path}: no such file", hint="FILE.py holds the function that returns the module")
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.path.insert(0, str(path.resolve().parent))
+    sys.modules[module_spec.name] = module
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:  # the user's file: whatever it raises is about that file
+        raise SourceError(
+            f"{path} does not run: {type(error).__name__}: {error}", hint="run it with python to see where (or add -v)"
+        ) from error
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        found = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise UsageError(
+            f"{path} has no function {name}", hint=f"it has {', '.join(found[:8])}" if found else "it defines none"
+        )
+    result: Factory = factory
+    return result
+
+
+def _made(factory: Factory, what: str) -> tuple[torch.nn.Module, Example]:
+    try:
+        made = factory()
+    except Exception as error:  # the user's function
+        raise SourceError(
+            f"{what} raises {type(error).__name__}: {error}", hint="add -v to see where in your code"
+        ) from error
+    form = "(module, args), (module, kwargs) or (module, args, kwargs)"
+    if not isinstance(made, tuple) or len(made) not in (2, 3) or not isinstance(made[0], torch.nn.Module):
+        got = f"a tuple of {len(made)}" if isinstance(made, tuple) else type(made).__name__
+        raise UsageError(f"{what} returns {got}, expected {form}", hint="args is a tuple of example inputs")
+    module, *inputs = made
+    args: Any = ()
+    kwargs: dict[str, Any] = {}
+    for item in inputs:
+        if isinstance(item, Mapping):
+            kwargs = dict(item)
+        else:
+            args = tuple(item) if isinstance(item, tuple | list) else (item,)
+    return module, Example("example", args, kwargs)
+
+
+def _cast(module: torch.nn.Module, example: Example, dtype: str) -> tuple[torch.nn.Module, Example]:
+    """Module and inputs in the dtype that was asked for; the user's own module is left as it is."""
+    wanted = _DTYPES[dtype]
+
+    def to(value: Any) -> Any:
+        floating = isinstance(value, torch.Tensor) and value.is_floating_point()
+        return value.to(wanted) if floating else value
+
+    return copy.deepcopy(module).to(wanted), Example(example.name, *pytree.tree_map(to, (example.args, example.kwargs)))
+
+
+def _main_dtype(module: torch.nn.Module) -> str:
+    found = [item.dtype for item in module.parameters() if item.is_floating_point()]
+    names = {value: name for name, value in _DTYPES.items()}
+    return names.get(max(set(found), key=found.count), "float32") if found else "float32"
+
+
+def open_module(
+    factory: Factory,
+    checkpoint_of: Callable[[Mapping[str, torch.Tensor], str], Checkpoint],
+    options: Options,
+    *,
+    what: str,
+    dynamic: bool | Any = True,
+    fold_batchnorm: bool = False,
+) -> tuple[PortSource, Checkpoint]:
+    """Port the module that a factory makes.
+
+    Args:
+        factory: Returns the module and its example inputs.
+        checkpoint_of: Stores tensors where the conversion reads them; see ``saved``.
+        options: Dtype and quantization.
+        what: What to call the factory in an error.
+        dynamic: As in ``port``.
+        fold_batchnorm: As in ``port``.
+    """
+    original, example = _made(factory, what)
+    training = [name or type(original).__name__ for name, part in original.named_modules() if part.training]
+    original.eval()
+    module = original
+    if options.dtype != "auto":
+        module, example = _cast(original, example, options.dtype)
+    dtype = options.dtype if options.dtype != "auto" else _main_dtype(module)
+    port = emit(module, example, dynamic=dynamic, fold_batchnorm=fold_batchnorm)
+    if training:
+        port.notes.append("the module was in training mode; it is ported as in eval()")
+    checkpoint = checkpoint_of(port.captured.state, port.model_type)
+    maps = {name: _plain(name) for name in checkpoint.tensors}
+    config = {"architectures": [type(module).__name__]}
+    conversion = assemble(port, checkpoint.tensors, maps, dtype=dtype, quant=options.quant, config=config)
+
+    def reference() -> Any:
+        return original if _main_dtype(original) == "float32" else copy.deepcopy(original).float()
+
+    return PortSource(conversion, example, reference), checkpoint
+
+
+def _plain(name: str) -> Any:
+    return lambda arrays: arrays[name]
+
+
+@contextmanager
+def saved(folder: Path) -> Iterator[Callable[[Mapping[str, torch.Tensor], str], Checkpoint]]:
+    """Stores tensors under ``folder`` in the form of a checkpoint that the conversion can read."""
+    from safetensors.torch import save_file
+
+    from mlxport.source import open_checkpoint
+
+    def store(state: Mapping[str, torch.Tensor], model_type: str) -> Checkpoint:
+        tensors = {
+            name: tensor.detach().contiguous().clone()
+            for name, tensor in state.items()
+            if not tensor.is_complex() and tensor.ndim <= 8
+        }
+        (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+        save_file(tensors, folder / "model.safetensors")
+        return open_checkpoint(folder)
+
+    yield store
+
+
+def open_generated(checkpoint: Checkpoint, options: Options) -> PortSource:
+    """Port the transformers model that a checkpoint is of; its weights stay on disk.
+
+    Raises:
+        UnsupportedError: transformers has no such model, or it cannot be captured.
+    """
+    from mlxport.target import hf_model
+    from mlxport.target.hf_weights import weight_maps
+
+    if checkpoint.config.get("quantization_config"):
+        raise UnsupportedError(
+            f"{checkpoint.location}: its weights are quantized already, which the generated layout does not read",
+            hint="start from the unquantized checkpoint",
+        )
+    dtype = _stored_dtype(checkpoint) if options.dtype == "auto" else options.dtype
+    trust = options.trust_remote_code
+    problem: UnsupportedError | None = None
+    for attention in ("sdpa", "eager"):
+        model = hf_model.empty_model(checkpoint, dtype=_DTYPES[dtype], attention=attention, trust_remote_code=trust)
+        maps = weight_maps(model, checkpoint)
+        example = Example("example", (), hf_model.example_inputs(model))
+        try:
+            with hf_model.hollow(model):
+                port = emit(model, example, model_type=str(checkpoint.config.get("model_type", "")))
+            break
+        except UnsupportedError as error:
+            problem = problem or error
+    else:
+        assert problem is not None
+        raise problem
+    conversion = assemble(
+        port, checkpoint.tensors, _shared(model, maps), dtype=dtype, quant=options.quant, config=checkpoint.config
+    )
+
+    def reference() -> Any:
+        from mlxport.parity.lazy_torch import lazy_parameters
+
+        fresh = hf_model.empty_model(checkpoint, dtype=torch.float32, attention="eager", trust_remote_code=trust)
+        return lazy_parameters(fresh, checkpoint)
+
+    return PortSource(conversion, example, reference)
+
+
+def _shared(model: Any, maps: Mapping[str, Any]) -> dict[str, Any]:
+    """``maps`` with the other names of parameters that are shared."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    known = {id(named[name]): entry for name, entry in maps.items() if name in named}
+    return {**{name: known[id(item)] for name, item in named.items() if id(item) in known}, **maps}
+
+
+def _stored_dtype(checkpoint: Checkpoint) -> str:
+    """The dtype that the config names, else that of most of the stored elements."""
+    named = str(checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype") or "").removeprefix("torch.")
+    if named in _DTYPES:
+        return named
+    sizes: dict[str, int] = {}
+    for ref in checkpoint.tensors.values():
+        sizes[ref.dtype] = sizes.get(ref.dtype, 0) + ref.size
+    names = {"F16": "float16", "BF16": "bfloat16"}
+    return names.get(max(sizes, key=lambda key: sizes[key]), "float32") if sizes else "float32"
