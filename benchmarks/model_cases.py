@@ -1,4 +1,4 @@
-"""Tiny random models of every transformers type, and inputs that their forward takes, derived from the config classes."""
+"""Tiny random models of every transformers type, and inputs for them, derived from the config classes."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def tiny(model_type: str | None, config_class: Any, probe: Any = None, level: in
         distinct = list(dict.fromkeys(kinds))
         fields["layer_types"] = distinct
         fields["num_hidden_layers"] = len(distinct)
-    for name, kind in config_class.sub_configs.items():
+    for name in config_class.sub_configs:
         inner = getattr(probe, name, None)
         if inner is not None and not isinstance(inner, dict):
             fields[name] = tiny(getattr(inner, "model_type", None), type(inner), inner, level + 1)
@@ -163,22 +163,17 @@ def make_config(model_type: str) -> Any:
     return config
 
 
-HEADS = (
-    "MODEL_FOR_CAUSAL_LM", "MODEL_FOR_IMAGE_TEXT_TO_TEXT", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM", "MODEL_FOR_SPEECH_SEQ_2_SEQ",
-    "MODEL_FOR_MASKED_LM", "MODEL_FOR_CTC", "MODEL_FOR_RNNT", "MODEL_FOR_TDT", "MODEL_FOR_OBJECT_DETECTION",
-    "MODEL_FOR_UNIVERSAL_SEGMENTATION", "MODEL_FOR_SEMANTIC_SEGMENTATION", "MODEL_FOR_INSTANCE_SEGMENTATION",
-    "MODEL_FOR_DEPTH_ESTIMATION", "MODEL_FOR_IMAGE_CLASSIFICATION", "MODEL_FOR_VIDEO_CLASSIFICATION",
-    "MODEL_FOR_AUDIO_CLASSIFICATION", "MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION", "MODEL_FOR_MASK_GENERATION",
-    "MODEL_FOR_VISUAL_QUESTION_ANSWERING", "MODEL_FOR_DOCUMENT_QUESTION_ANSWERING", "MODEL_FOR_IMAGE_TO_IMAGE",
-    "MODEL_FOR_KEYPOINT_DETECTION", "MODEL_FOR_KEYPOINT_MATCHING", "MODEL_FOR_POSE_ESTIMATION", "MODEL_FOR_IMAGE_MATTING",
-    "MODEL_FOR_POINTMAP_ESTIMATION", "MODEL_FOR_NORMAL_ESTIMATION", "MODEL_FOR_TEXT_RECOGNITION",
-    "MODEL_FOR_TABLE_RECOGNITION", "MODEL_FOR_TIME_SERIES_PREDICTION", "MODEL_FOR_TIME_SERIES_CLASSIFICATION",
-    "MODEL_FOR_TIME_SERIES_REGRESSION", "MODEL_FOR_TEXT_TO_SPECTROGRAM", "MODEL_FOR_TEXT_TO_WAVEFORM",
-    "MODEL_FOR_MASKED_IMAGE_MODELING", "MODEL_FOR_IMAGE_SEGMENTATION", "MODEL_FOR_SEQUENCE_CLASSIFICATION",
-    "MODEL_FOR_TOKEN_CLASSIFICATION", "MODEL_FOR_QUESTION_ANSWERING", "MODEL_FOR_TABLE_QUESTION_ANSWERING",
-    "MODEL_FOR_RETRIEVAL", "MODEL_FOR_DECISION", "MODEL_FOR_MULTIMODAL_LM", "MODEL_FOR_PRETRAINING",
-    "MODEL_FOR_BACKBONE",
-)  # fmt: skip
+HEADS = """
+CAUSAL_LM IMAGE_TEXT_TO_TEXT SEQ_TO_SEQ_CAUSAL_LM SPEECH_SEQ_2_SEQ MASKED_LM CTC RNNT TDT
+OBJECT_DETECTION UNIVERSAL_SEGMENTATION SEMANTIC_SEGMENTATION INSTANCE_SEGMENTATION DEPTH_ESTIMATION
+IMAGE_CLASSIFICATION VIDEO_CLASSIFICATION AUDIO_CLASSIFICATION ZERO_SHOT_OBJECT_DETECTION
+MASK_GENERATION VISUAL_QUESTION_ANSWERING DOCUMENT_QUESTION_ANSWERING IMAGE_TO_IMAGE
+KEYPOINT_DETECTION KEYPOINT_MATCHING POSE_ESTIMATION IMAGE_MATTING POINTMAP_ESTIMATION
+NORMAL_ESTIMATION TEXT_RECOGNITION TABLE_RECOGNITION TIME_SERIES_PREDICTION
+TIME_SERIES_CLASSIFICATION TIME_SERIES_REGRESSION TEXT_TO_SPECTROGRAM TEXT_TO_WAVEFORM
+MASKED_IMAGE_MODELING IMAGE_SEGMENTATION SEQUENCE_CLASSIFICATION TOKEN_CLASSIFICATION
+QUESTION_ANSWERING TABLE_QUESTION_ANSWERING RETRIEVAL DECISION MULTIMODAL_LM PRETRAINING BACKBONE
+""".split()  # MODEL_FOR_…; the first that maps a type is its main head
 
 
 def cases() -> list[tuple[str, str, str]]:
@@ -187,7 +182,7 @@ def cases() -> list[tuple[str, str, str]]:
 
     found = []
     types = dict(auto.MODEL_MAPPING_NAMES)
-    mappings = [getattr(auto, f"{head}_MAPPING_NAMES") for head in HEADS]
+    mappings = [getattr(auto, f"MODEL_FOR_{head}_MAPPING_NAMES") for head in HEADS]
     for model_type in sorted(set(types).union(*mappings)):
         base = types.get(model_type)
         base = base[0] if isinstance(base, list | tuple) else base
@@ -212,7 +207,7 @@ def make_model(model_type: str, class_name: str) -> Any:
     model = model_class._from_config(config) if hasattr(model_class, "_from_config") else model_class(config)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for name, value in model.named_parameters():
+        for value in model.parameters():
             if value.is_floating_point() and value.device.type != "meta":
                 noise = torch.randn(value.shape, generator=generator)
                 if value.ndim >= 2:

@@ -99,10 +99,11 @@ def _captured(model: Any, given: dict[str, Any]) -> Any:
 
 def _ported(model: Any, captured: Any, given: dict[str, Any], wanted: list[Any]) -> dict[str, Any]:
     import mlx.core as mx
+    from torch.utils import _pytree as pytree
+
     from mlxport.graph.build import build
     from mlxport.graph.flat import MissingOps
     from mlxport.porting import _difference, _instance, from_torch, to_mlx
-    from torch.utils import _pytree as pytree
 
     started = time.monotonic()
     info: dict[str, Any] = {"static": "static" in captured.notes}
@@ -115,9 +116,7 @@ def _ported(model: Any, captured: Any, given: dict[str, Any], wanted: list[Any])
         info["lines"] = port.source.count("\n")
         ported = _instance(port)
         got = [
-            leaf
-            for leaf in pytree.tree_leaves(_plain(ported(**to_mlx(_copied(given)))))
-            if isinstance(leaf, mx.array)
+            leaf for leaf in pytree.tree_leaves(_plain(ported(**to_mlx(_copied(given))))) if isinstance(leaf, mx.array)
         ]
         if len(got) != len(wanted):
             return {**info, "status": "error", "reason": f"{len(got)} outputs, not {len(wanted)}"}
@@ -241,8 +240,8 @@ def table(results: dict[tuple[str, str], dict[str, Any]]) -> str:
     for row in rows:
         error = f"{row['error']:.1e}" if "error" in row else ""
         reason = row.get("reason", "").replace("|", "\\|")[:160]
-        cells = (row["type"], row["class"], row["status"], row.get("nodes", ""), row.get("ops", ""), row.get("lines", ""),
-                 ", ".join(row.get("fusions", ())), error, reason)  # fmt: skip
+        counts = (row.get(key, "") for key in ("nodes", "ops", "lines"))
+        cells = (row["type"], row["class"], row["status"], *counts, ", ".join(row.get("fusions", ())), error, reason)
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
 
@@ -276,7 +275,9 @@ def main() -> None:
             log.write(json.dumps(row) + "\n")
             log.flush()
             number = f"{row['error']:.1e}" if "error" in row else row.get("reason", "")
-            print(f"{row['type']:26} {row['part']:5} {row['status']:12} {row.get('seconds', ''):5} {number}", flush=True)
+            print(
+                f"{row['type']:26} {row['part']:5} {row['status']:12} {row.get('seconds', ''):5} {number}", flush=True
+            )
     if arguments.output:
         arguments.output.write_text(table(done))
 

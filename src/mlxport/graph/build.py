@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
-from collections.abc import Mapping
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from mlxport.graph import sizes
-from mlxport.graph.body import Body, build_body
+from mlxport.graph.body import build_body
 from mlxport.graph.capture import Captured
 from mlxport.graph.classes import build_classes
 from mlxport.graph.clean import remove_noops
@@ -25,10 +27,13 @@ from mlxport.graph.fuse import Fusion, fuse
 from mlxport.graph.helpers import inputs as input_helpers
 from mlxport.graph.layers import LayerSpec, Weight, find_layers
 from mlxport.graph.layout import channels_last
-from mlxport.graph.lower import Missing, hint, lower_node, mx_dtype, symbolic
+from mlxport.graph.lower import Missing, hint, is_read, lower_node, mx_dtype, symbolic
 from mlxport.graph.naming import argument_names
+from mlxport.graph.paths import Paths
 from mlxport.graph.registry import UnsupportedOp, helper
-from mlxport.graph.tree import Scope, build_tree
+from mlxport.graph.stores import add_stores, store
+from mlxport.graph.tree import build_tree, scopes
+from mlxport.graph.units import Body, Context, Step
 
 __all__ = ["Port", "build"]
 
@@ -78,14 +83,13 @@ def build(captured: Captured, *, title: str = "", model_type: str = "", fusions:
         remove_noops(captured.graph)
     layers = find_layers(captured)
     channels_last(captured.graph)
+    add_stores(captured)
     lowered = _lower(captured)
-    remaining = [node for node in captured.graph.nodes if node in lowered]
-    root = build_tree(captured, remaining)
-    bodies, layer_paths, names = _bodies(captured, root, lowered)
-    shapes = _shapes(captured, bodies, layers)
-    classes, fields, by_path = build_classes(captured, bodies, layers, shapes)
+    context = Context(captured, lowered, Paths(dict(captured.modules)), {n.name: n for n in captured.weights})
+    bodies, names = _bodies(context, layers)
+    classes, fields, by_path = build_classes(context, bodies, layers, _shapes(captured))
     root_class = by_path[""]
-    port.weights = _weights(captured, bodies, layers)
+    port.weights = _weights(context, bodies, layers)
     port.class_name = root_class.name
     port.fields = {item.name: item.value for item in fields}
     name = type(captured.modules[""]).__name__
@@ -119,10 +123,14 @@ def _op_counts(captured: Captured) -> dict[str, int]:
 def _lower(captured: Captured) -> dict[Node, Any]:
     """The expression of every node that computes something; nodes that give another back are taken out of the graph."""
     graph = captured.graph
+    by_name = {node.name: node for node in graph.nodes}
     lowered: dict[Node, Any] = {}
     missing: dict[tuple[str, str], Missing] = {}
     for node in list(graph.nodes):
         if node.op != "call_function" or is_assertion(node) or _is_size(node):
+            continue
+        if node.target is store:
+            lowered[node] = symbolic(node.args[0])
             continue
         try:
             result = _lowered(node, lowered)
@@ -130,7 +138,7 @@ def _lower(captured: Captured) -> dict[Node, Any]:
             key = (str(node.target), str(error))
             missing.setdefault(key, Missing(*key)).nodes.append(node)
             continue
-        other = _alias(graph, result)
+        other = _alias(by_name, result)
         if other is not None and not missing:
             node.replace_all_uses_with(other)
             graph.erase_node(node)
@@ -138,65 +146,85 @@ def _lower(captured: Captured) -> dict[Node, Any]:
             lowered[node] = result
     if missing:
         raise MissingOps(list(missing.values()))
-    alive = {node for node in graph.nodes}
-    return {node: result for node, result in lowered.items() if node in alive}
+    return lowered
 
 
 def _lowered(node: Node, lowered: Mapping[Node, Any]) -> Any:
-    import operator
-
     if node.target is operator.getitem and isinstance(lowered.get(node.args[0]), tuple):
         return lowered[node.args[0]][node.args[1]]
     return lower_node(node, symbolic)
 
 
 def _is_size(node: Node) -> bool:
-    from mlxport.graph.lower import is_read
-
     value = node.meta.get("val")
     return isinstance(value, torch.SymInt | torch.SymBool | torch.SymFloat | int | bool) and not is_read(node)
 
 
-def _alias(graph: Any, result: Any) -> Node | None:
+def _alias(by_name: Mapping[str, Node], result: Any) -> Node | None:
     if isinstance(result, Expr) and isinstance(result.node, ast.Name) and result.node.id.startswith("%"):
-        return next(node for node in graph.nodes if node.name == result.node.id[1:])
+        return by_name[result.node.id[1:]]
     return None
 
 
-def _bodies(
-    captured: Captured, root: Scope, lowered: Mapping[Node, Any]
-) -> tuple[list[Body], set[str], dict[Node, str]]:
-    """Bodies of all scopes, inner ones first; a module that is called again with other wiring is written in place."""
-    names = {node: name for node, name in _input_names(captured).items()}
-    bodies: dict[str, Body] = {}
-    by_path: dict[str, Body] = {}
-    order: list[Body] = []
+def _bodies(context: Context, layers: Mapping[str, LayerSpec]) -> tuple[list[Body], dict[Node, str]]:
+    """One body for each module, inner ones first; a call that differs from its module's others is written in place."""
+    captured = context.captured
+    names = _input_names(captured)
+    remaining = [node for node in captured.graph.nodes if node in context.lowered]
+    dissolved: set[str] = set()
+    while True:
+        root = build_tree(captured, remaining, dissolved)
+        arguments = argument_names(captured, root, names)
+        by_path: dict[str, list[Body]] = {}
+        for scope in scopes(root):
+            body = build_body(context, scope, arguments[scope.key])
+            context.bodies[scope.key] = body
+            by_path.setdefault(scope.path, []).append(body)
+        odd = {body.scope.key for found in by_path.values() for body in _odd(found)}
+        if not odd:
+            break
+        dissolved |= odd
+    top = build_body(context, root, names, result=_result(captured))
+    bodies = [*(found[0] for found in by_path.values()), top]
+    _settle(bodies, [body for found in by_path.values() for body in found[1:]], layers)
+    return bodies, names
 
-    arguments = argument_names(captured, root, names)
 
-    def visit(scope: Scope) -> None:
-        for item in list(scope.items):
-            if isinstance(item, Scope):
-                visit(item)
-        if not scope.path:
-            return
-        body = build_body(captured, scope, lowered, bodies, arguments[scope.key])
-        bodies[scope.key] = body
-        if scope.path not in by_path:
-            by_path[scope.path] = body
-            order.append(body)
+def _odd(found: Sequence[Body]) -> list[Body]:
+    """The bodies of one module that are not like most of them."""
+    if len(found) < 2:
+        return []
+    forms = [_form(body) for body in found]
+    usual = max(forms, key=forms.count)
+    return [body for body, form in zip(found, forms, strict=True) if form != usual]
 
-    visit(root)
-    result = _result(captured)
-    top = build_body(captured, root, lowered, bodies, names, result=result)
-    order.append(top)
-    return order, set(), names
+
+def _form(body: Body) -> str:
+    steps = [Step(step.targets, step.value) for step in body.steps]
+    trees = [*(step.value for step in steps), *([body.result] if body.result is not None else [])]
+    texts = [ast.unparse(ast.fix_missing_locations(copy.deepcopy(tree))) for tree in trees]
+    return "\n".join([repr(tuple(body.parameters)), *(repr(step.targets) for step in steps), *texts])
+
+
+def _settle(bodies: Sequence[Body], others: Sequence[Body], layers: Mapping[str, LayerSpec]) -> None:
+    """Let each weight, layer and module belong to the innermost module that has it, whoever uses it."""
+    by_path = {body.scope.path: body for body in bodies}
+    used = [full for body in [*bodies, *others] for full in body.used]
+    for body in bodies:
+        body.used = {}
+    for full in used:
+        owner = full.rpartition(".")[0]
+        if owner in layers:
+            full, owner = owner, owner.rpartition(".")[0]
+        while owner not in by_path:
+            owner = owner.rpartition(".")[0]
+        by_path[owner].used.setdefault(full)
 
 
 def _result(captured: Captured) -> ast.expr:
     output = next(node for node in captured.graph.nodes if node.op == "output")
     (flat,) = output.args
-    leaves = list(flat)[len(captured.mutations) :]
+    leaves = list(flat)
 
     def leaf(item: Any) -> ast.expr:
         if isinstance(item, Node):
@@ -346,7 +374,7 @@ def _letter(captured: Captured, letters: dict[Any, str], expr: Any) -> str:
     return letters[expr]
 
 
-def _shapes(captured: Captured, bodies: list[Body], layers: Mapping[str, LayerSpec]) -> dict[str, ast.expr]:
+def _shapes(captured: Captured) -> dict[str, ast.expr]:
     """How each weight that is no layer's is allocated."""
     shapes: dict[str, ast.expr] = {}
     for node, name in captured.weights.items():
@@ -354,21 +382,19 @@ def _shapes(captured: Captured, bodies: list[Body], layers: Mapping[str, LayerSp
         shape = tuple(hint(size) for size in value.shape)
         dtype = mx_dtype(value.dtype)
         arguments: list[Any] = [shape] if str(dtype) == "mlx.core.float32" else [shape, dtype]
-        tree = ast.Call(ast.Attribute(ast.Name("mx"), "zeros"), [to_ast(item) for item in arguments], [])
-        shapes[name] = tree
+        shapes[name] = ast.Call(ast.Attribute(ast.Name("mx"), "zeros"), [to_ast(item) for item in arguments], [])
     return shapes
 
 
-def _weights(captured: Captured, bodies: list[Body], layers: Mapping[str, LayerSpec]) -> dict[str, Weight]:
+def _weights(context: Context, bodies: Sequence[Body], layers: Mapping[str, LayerSpec]) -> dict[str, Weight]:
+    """The port's parameters: path to how each is made."""
     found: dict[str, Weight] = {}
-    names = set(captured.weights.values())
-    for body in bodies:
-        prefix = body.scope.path + "." if body.scope.path else ""
-        for relative in body.used:
-            full = prefix + relative
-            if full in layers:
-                for key, weight in layers[full].weights.items():
-                    found[f"{full}.{key}"] = weight
-            elif full in names:
-                found[full] = Weight((full,))
+    names = set(context.captured.weights.values())
+    for full in (full for body in bodies for full in body.used):
+        path = context.paths.port(full)
+        if full in layers:
+            for key, weight in layers[full].weights.items():
+                found[f"{path}.{key}"] = weight
+        elif full in names:
+            found[path] = Weight((full,))
     return found

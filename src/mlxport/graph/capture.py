@@ -48,7 +48,8 @@ class Captured:
         in_spec: Structure of (args, kwargs).
         outputs: Leaf outputs: nodes, or constants.
         out_spec: Structure of what the module returns.
-        mutations: Name of a buffer or input that the module writes, and the node that it becomes.
+        mutations: Name of a buffer, or placeholder of an input, that the module writes, and the node that it becomes.
+        aliases: Name of a tensor in ``state`` to all names that the module has for it, tied ones included.
         modules: Path to module, for class names and attributes.
         signature: Signature of the module's forward.
         ranges: Symbol name to the lowest and highest size that torch.export allows.
@@ -66,7 +67,8 @@ class Captured:
     modules: Mapping[str, torch.nn.Module]
     signature: inspect.Signature
     ranges: dict[str, tuple[int, int]] = field(default_factory=dict)
-    mutations: list[tuple[str, Node]] = field(default_factory=list)
+    mutations: list[tuple[str | Node, Node]] = field(default_factory=list)
+    aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -194,9 +196,16 @@ def _captured(
 ) -> Captured:
     graph = program.graph_module.graph
     _settle_sizes(graph)
+    modules = dict(module.named_modules(remove_duplicate=False))
+    _settle_paths(graph, modules)
     named = {node.name: node for node in graph.nodes}
+    aliases = _aliases(module)
+    first = {name: names[0] for names in aliases.values() for name in names}
     weights: dict[Node, str] = {}
     inputs: list[Node | None] = []
+    by_name: dict[str, Node] = {}
+    state = {**program.state_dict, **program.constants}
+    tensors: dict[str, torch.Tensor] = {}
     for spec in program.graph_signature.input_specs:
         if spec.kind is InputKind.USER_INPUT:
             leaf = named.get(getattr(spec.arg, "name", ""))
@@ -204,29 +213,66 @@ def _captured(
                 leaf if leaf is not None and isinstance(leaf.meta.get("val"), torch.Tensor | torch.SymInt) else None
             )
         elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
-            weights[named[spec.arg.name]] = spec.target
-    mutations = [
-        (spec.target, named[spec.arg.name])
-        for spec in program.graph_signature.output_specs
-        if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION)
-    ]
-    (flat,) = next(node for node in graph.nodes if node.op == "output").args
-    state = {**program.state_dict, **program.constants}
+            node, name = named[spec.arg.name], first.get(spec.target, spec.target)
+            if name in by_name:  # one tensor under two names
+                node.replace_all_uses_with(by_name[name])
+                graph.erase_node(node)
+                continue
+            weights[node] = name
+            by_name[name] = node
+            tensors[name] = state[spec.target]
+    mutations: list[tuple[str | Node, Node]] = []
+    for output in program.graph_signature.output_specs:
+        if output.kind is OutputKind.BUFFER_MUTATION:
+            mutations.append((first.get(output.target, output.target), named[output.arg.name]))
+        elif output.kind is OutputKind.USER_INPUT_MUTATION:
+            mutations.append((named[output.target], named[output.arg.name]))
+    end = next(node for node in graph.nodes if node.op == "output")
+    outputs = list(end.args[0])[len(mutations) :]
+    end.args = (tuple(outputs),)
     return Captured(
         graph=graph,
         weights=weights,
-        state={name: state[name] for name in weights.values()},
-        trainable=frozenset(program.graph_signature.parameters),
+        state=tensors,
+        trainable=frozenset(first.get(name, name) for name in program.graph_signature.parameters),
         inputs=inputs,
         values=pytree.tree_leaves((args, kwargs)),
         in_spec=program.call_spec.in_spec,
-        outputs=list(flat)[len(mutations) :],
+        outputs=outputs,
         out_spec=program.call_spec.out_spec,
-        modules=dict(module.named_modules(remove_duplicate=False)),
+        modules=modules,
         signature=signature,
-        ranges={str(symbol): (int(r.lower), _int(r.upper)) for symbol, r in program.range_constraints.items()},
+        ranges={str(symbol): (_int(r.lower), _int(r.upper)) for symbol, r in program.range_constraints.items()},
         mutations=mutations,
+        aliases={name: aliases.get(name, (name,)) for name in tensors},
     )
+
+
+def _aliases(module: torch.nn.Module) -> dict[str, tuple[str, ...]]:
+    """First name of each tensor of ``module`` to all its names."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in [
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]:
+        names.setdefault(id(tensor), []).append(name)
+    return {found[0]: tuple(found) for found in names.values()}
+
+
+def _settle_paths(graph: Graph, modules: Mapping[str, torch.nn.Module]) -> None:
+    """Call a module that the tree has twice by its first path everywhere."""
+    first: dict[int, str] = {}
+    for path, module in modules.items():
+        first.setdefault(id(module), path)
+    moved = {path: first[id(module)] for path, module in modules.items() if first[id(module)] != path}
+    if not moved:
+        return
+    for node in graph.nodes:
+        stack = node.meta.get("nn_module_stack")
+        if stack and any(path.partition("@")[0] in moved for path, _ in stack.values()):
+            node.meta["nn_module_stack"] = {
+                key: (moved.get(path.partition("@")[0], path), kind) for key, (path, kind) in stack.items()
+            }
 
 
 def _settle_sizes(graph: Graph) -> None:

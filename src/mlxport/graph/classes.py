@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -11,10 +12,11 @@ from typing import Any
 
 import torch
 
-from mlxport.graph.body import Body, Step
 from mlxport.graph.capture import Captured
 from mlxport.graph.expr import to_ast
 from mlxport.graph.layers import LayerSpec
+from mlxport.graph.registry import HELPERS
+from mlxport.graph.units import Body, Context, Step
 
 __all__ = ["ClassDef", "Field", "build_classes"]
 
@@ -168,34 +170,36 @@ def _rank(name: str, tag: str) -> tuple[int, int]:
     return 9, len(name)
 
 
+_TAKEN = frozenset("ModelArgs Path Any dataclass fields json load math mx nn".split()) | set(dir(builtins))
+
+
 def build_classes(
-    captured: Captured, bodies: list[Body], layers: Mapping[str, LayerSpec], shapes: Mapping[str, Any]
+    context: Context, bodies: list[Body], layers: Mapping[str, LayerSpec], shapes: Mapping[str, Any]
 ) -> tuple[list[ClassDef], list[Field], dict[str, ClassDef]]:
     """Classes for ``bodies`` (inner scopes first), the fields that they name, and the class of each path.
 
     Args:
-        captured: The program.
-        bodies: One per scope; of a module that is called twice, one.
+        context: The program.
+        bodies: One per module.
         layers: Path to layer.
         shapes: Path of a weight that is not a layer's to the expression that allocates it.
     """
+    captured = context.captured
     namer = Namer(captured)
+    order = _order(captured)
     classes: list[ClassDef] = []
     by_path: dict[str, ClassDef] = {}
-    taken: set[str] = {"ModelArgs", "Model"}
-    by_depth: dict[int, list[Body]] = defaultdict(list)
-    heights: dict[str, int] = {}
-    for body in bodies:
-        inner = [heights[key] for key in _child_keys(body)]
-        heights[body.scope.path] = 1 + max(inner, default=0)
-        by_depth[heights[body.scope.path]].append(body)
-    for height in sorted(by_depth):
+    root = type(captured.modules[""]).__name__
+    taken = {*_TAKEN, *HELPERS} | (set() if root == "Model" else {"Model"})
+    for level in _levels(bodies):
         groups: dict[str, list[tuple[Body, ClassDef, list[Hole]]]] = defaultdict(list)
-        for body in by_depth[height]:
-            draft = _draft(captured, body, layers, shapes, by_path)
+        for body in level:
+            draft = _draft(context, body, layers, shapes, by_path, order)
             holes = _holes(draft)
             groups[_key(captured, body, draft, holes)].append((body, draft, holes))
         for members in groups.values():
+            if members[0][0].scope.path and members[0][1].name == root:
+                taken.add(root)  # the root keeps its name
             merged = _merge(captured, members, namer, taken)
             classes.append(merged)
             by_path.update({body.scope.path: merged for body, _, _ in members})
@@ -203,62 +207,64 @@ def build_classes(
     return classes, used, by_path
 
 
-def _child_keys(body: Body) -> list[str]:
-    from mlxport.graph.tree import Scope
+def _levels(bodies: list[Body]) -> list[list[Body]]:
+    """Bodies by what they contain: first those that have no inner modules."""
+    by_path = {body.scope.path: body for body in bodies}
+    heights: dict[str, int] = {}
 
-    return [item.path for item in body.scope.items if isinstance(item, Scope)]
+    def height(path: str) -> int:
+        if path not in heights:
+            inner = [height(full) for full in by_path[path].used if full in by_path]
+            heights[path] = 1 + max(inner, default=0)
+        return heights[path]
+
+    levels: dict[int, list[Body]] = defaultdict(list)
+    for body in bodies:
+        levels[height(body.scope.path)].append(body)
+    return [levels[key] for key in sorted(levels)]
 
 
 def _draft(
-    captured: Captured,
+    context: Context,
     body: Body,
     layers: Mapping[str, LayerSpec],
     shapes: Mapping[str, Any],
     by_path: Mapping[str, ClassDef],
+    order: Mapping[str, int],
 ) -> ClassDef:
-    prefix = body.scope.path + "." if body.scope.path else ""
+    captured = context.captured
     init: dict[str, ast.expr] = {}
     buffers = []
-    for relative in body.used:
-        full = prefix + relative
+    for full in sorted(body.used, key=lambda name: order.get(name, len(order))):
+        relative = context.paths.relative(full, body.scope.path)
         if full in by_path:
             init[relative] = _construct(by_path[full], full)
         elif full in layers:
             init[relative] = layer_syntax(layers[full])
         else:
-            init[relative] = shapes[full]
+            init[relative] = copy.deepcopy(shapes[full])
             if full not in captured.trainable:
                 buffers.append(relative)
-    order = _order(captured)
-    init = dict(sorted(init.items(), key=lambda item: order.get(prefix + item[0], len(order))))
     module = captured.modules.get(body.scope.path)
-    steps = [Step(step.targets, copy.deepcopy(step.value)) for step in body.steps]
     return ClassDef(
         type(module).__name__ if module is not None else "Model",
         tuple(body.parameters),
-        {key: copy.deepcopy(tree) for key, tree in init.items()},
-        steps,
+        init,
+        [Step(step.targets, copy.deepcopy(step.value)) for step in body.steps],
         copy.deepcopy(body.result),
         buffers=tuple(sorted(buffers)),
         module=module,
     )
 
 
-_ORDERS: dict[int, dict[str, int]] = {}
-
-
 def _order(captured: Captured) -> dict[str, int]:
-    if id(captured) not in _ORDERS:
-        names = []
-        for path, module in captured.modules.items():
-            names += [
-                f"{path}.{name}" if path else name
-                for name in [*dict(module.named_parameters(recurse=False)), *dict(module.named_buffers(recurse=False))]
-            ]
-            names.append(path)
-        _ORDERS.clear()
-        _ORDERS[id(captured)] = {name: index for index, name in enumerate(names)}
-    return _ORDERS[id(captured)]
+    """Where the original's constructor has each module, parameter and buffer."""
+    names = []
+    for path, module in captured.modules.items():
+        own = [*dict(module.named_parameters(recurse=False)), *dict(module.named_buffers(recurse=False))]
+        names += [f"{path}.{name}" if path else name for name in own]
+        names.append(path)
+    return {name: index for index, name in enumerate(names)}
 
 
 def _construct(cls: ClassDef, path: str) -> ast.expr:

@@ -10,10 +10,10 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from mlxport.graph.body import attribute
 from mlxport.graph.classes import ClassDef, Field
 from mlxport.graph.flat import helper_sources, used_helpers
 from mlxport.graph.loops import roll
+from mlxport.graph.paths import member, target
 
 __all__ = ["file_source", "format_source"]
 
@@ -59,7 +59,8 @@ def file_source(
     parts = [_args_source(fields, model_type)]
     for cls in classes:
         parts.append(_class_source(cls, call if cls is root else None))
-    parts.append(f"Model = {root.name}")
+    if root.name != "Model":
+        parts.append(f"Model = {root.name}")
     body = "\n\n\n".join(parts)
     helpers = list(helper_sources(used_helpers(body)).values())
     code = "\n\n\n".join([*map(str.strip, helpers), body, _LOAD.strip()])
@@ -119,8 +120,7 @@ def _lists(cls: ClassDef) -> dict[str, int]:
         parts = path.split(".")
         for index, part in enumerate(parts):
             if part.isdigit():
-                name = "self." + ".".join(parts[:index])
-                name = re.sub(r"\.(\d+)", r"[\1]", name)
+                name = ast.unparse(ast.fix_missing_locations(member(".".join(parts[:index]))))
                 lengths[name] = max(lengths.get(name, 0), int(part) + 1)
     return lengths
 
@@ -138,7 +138,7 @@ def _init_lines(cls: ClassDef) -> list[str]:
                 raise AssertionError(f"{path} lies inside of a layer")
         level[last] = value
     for name, value in tree.items():
-        lines += _assign(f"self.{attribute(name)}", value)
+        lines += _assign(target("self", name), value)
     if cls.buffers:
         direct = [name for name in cls.buffers if "." not in name]
         if direct:
@@ -146,28 +146,15 @@ def _init_lines(cls: ClassDef) -> list[str]:
     return lines
 
 
-def _assign(target: str, value: Any) -> list[str]:
-    if isinstance(value, ast.expr):
-        return [f"{target} = {_text(value)}"]
-    if all(key.isdigit() for key in value):
-        simple = {int(key): _element(item) for key, item in value.items()}
-        if all(text is not None for text in simple.values()):
-            return [f"{target} = {_list_text(simple)}"]
-        lines = [f"{target} = [nn.Module() for _ in range({max(simple) + 1})]"]
-        for index, text in simple.items():
-            if text is not None:
-                lines.append(f"{target}[{index}] = {text}")
-            else:
-                lines += [
-                    line
-                    for name, inner in value[str(index)].items()
-                    for line in _assign(f"{target}[{index}].{attribute(name)}", inner)
-                ]
-        return lines
-    lines = [f"{target} = nn.Module()"]
-    for name, inner in value.items():
-        lines += _assign(f"{target}.{attribute(name)}", inner)
-    return lines
+def _assign(where: str, value: Any, made: bool = False) -> list[str]:
+    """Statements that put ``value``, an expression or a tree of them, at ``where``."""
+    if (text := _element(value)) is not None:
+        return [f"{where} = {text}"]
+    if not all(key.isdigit() for key in value):
+        lines = [] if made else [f"{where} = nn.Module()"]
+        return lines + [line for name, inner in value.items() for line in _assign(target(where, name), inner)]
+    lines = [f"{where} = [nn.Module() for _ in range({1 + max(map(int, value))})]"]
+    return lines + [line for index, inner in value.items() for line in _assign(f"{where}[{index}]", inner, True)]
 
 
 def _element(value: Any) -> str | None:

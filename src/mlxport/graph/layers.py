@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch.fx import Node
 
 from mlxport.graph.capture import Captured
+from mlxport.graph.origin import module_path
 from mlxport.graph.registry import bind
 
 __all__ = ["LayerSpec", "Weight", "find_layers", "layer"]
@@ -74,20 +75,30 @@ class _Finder:
     def __init__(self, captured: Captured) -> None:
         self.captured = captured
         self.weights = captured.weights
+        self.running = ""
 
     def names(self, **nodes: Any) -> tuple[str, dict[str, str]] | None:
-        """The common module path of weights, and argument name to full name; None if they are not one module's own."""
+        """The module path of weights, and argument name to full name; None if they are not one module's own.
+
+        Weights that are tied have several: the path is that of the module which runs, if it is one of them.
+        """
         found: dict[str, str] = {}
+        paths: list[str] | None = None
         for name, node in nodes.items():
             if node is None:
                 continue
             if not isinstance(node, Node) or node not in self.weights:
                 return None
-            found[name] = self.weights[node]
-        paths = {full.rpartition(".")[0] for full in found.values()}
-        if len(paths) != 1 or any(full.rpartition(".")[2] != name for name, full in found.items()):
+            full = found[name] = self.weights[node]
+            owners = [p for p, _, last in (a.rpartition(".") for a in self.aliases(full)) if last == name]
+            paths = owners if paths is None else [path for path in paths if path in owners]
+        if not paths:
             return None
-        return paths.pop(), found
+        return (self.running if self.running in paths else paths[0]), found
+
+    def aliases(self, full: str) -> tuple[str, ...]:
+        """All names of a tensor."""
+        return self.captured.aliases.get(full, (full,))
 
     def linear(self, node: Node, input: Node, weight: Node, bias: Node | None) -> _Match | None:
         owned = self.names(weight=weight, bias=bias)
@@ -365,43 +376,102 @@ def _matcher(finder: _Finder, node: Node) -> Callable[[], _Match | None] | None:
 def find_layers(captured: Captured) -> dict[str, LayerSpec]:
     """Turn every op that works on a module's own parameters into a layer node; path to layer.
 
-    An op stays what it is where its weights have another use that the layer's form of them would not serve.
+    An op stays what it is where its weights have another use that the layer's form of them would not serve. A linear
+    layer that shares its weight with an embedding becomes ``embedding.as_linear``.
     """
     finder = _Finder(captured)
-    matches: dict[str, list[_Match]] = {}
+    matches: list[_Match] = []
     for node in captured.graph.nodes:
         matcher = _matcher(finder, node) if node.op == "call_function" else None
+        finder.running = module_path(node) if matcher else ""
         match = matcher() if matcher else None
-        if match is not None:
-            matches.setdefault(match.spec.path, []).append(match)
+        if match is not None and match.spec.path:  # the root itself may be the module
+            matches.append(match)
     by_name = {name: node for node, name in captured.weights.items()}
     layers: dict[str, LayerSpec] = {}
     replaced: dict[Node, Node] = {}
-    for path, found in matches.items():
-        specs = [match.spec for match in found]
-        if any(spec != specs[0] for spec in specs[1:]) or _used_elsewhere(specs[0], found, by_name):
+    for found in _clusters(matches):
+        home = _home(found)
+        calls = [_called(match, home) for match in found]
+        if any(call is None for call in calls) or _used_elsewhere(found, by_name):
             continue
-        if not path:
-            continue  # the root itself is the module
-        layers[path] = specs[0]
-        for match in found:
+        layers[home.path] = home
+        for match, call in zip(found, calls, strict=True):
+            assert call is not None
             inputs = tuple(replaced.get(item, item) for item in match.inputs)
-            if match.spec.result:
-                replaced.update(_rewrite_recurrent(captured, match, inputs))
-                continue
-            if isinstance(match.node.meta["val"], tuple | list):  # the statistics are not used
-                match.node.meta["val"] = match.node.meta["val"][0]
-                for user in list(match.node.users):
-                    replaced[user] = match.node
-                    user.replace_all_uses_with(match.node)
-                    captured.graph.erase_node(user)
-            match.node.target = layer
-            match.node.args, match.node.kwargs = inputs, {}
-            match.node.meta["layer"] = match.spec
+            if home.result:
+                replaced.update(_rewrite_recurrent(captured, match, call, inputs))
+            else:
+                replaced.update(_rewrite(captured, match, call, inputs))
     return layers
 
 
-def _rewrite_recurrent(captured: Captured, match: _Match, inputs: tuple[Any, ...]) -> dict[Node, Node]:
+def _clusters(matches: list[_Match]) -> list[list[_Match]]:
+    """Matches that share a weight, together."""
+    found: list[tuple[set[str], list[_Match]]] = []
+    by_source: dict[str, int] = {}
+    for match in matches:
+        sources = {source for weight in match.spec.weights.values() for source in weight.sources} | {match.spec.path}
+        old = sorted({by_source[source] for source in sources if source in by_source})
+        group = found[old[0]] if old else (set(), [])
+        if not old:
+            found.append(group)
+        index = old[0] if old else len(found) - 1
+        for other in old[1:]:
+            group[0].update(found[other][0])
+            group[1].extend(found[other][1])
+            found[other] = (set(), [])
+        group[0].update(sources)
+        group[1].append(match)
+        by_source.update(dict.fromkeys(group[0], index))
+    return [group for _, group in found if group]
+
+
+def _home(found: list[_Match]) -> LayerSpec:
+    """The layer that holds the weights which all matches share: an embedding, or where they have their first name."""
+    embeddings = [match.spec for match in found if match.spec.constructor == "nn.Embedding"]
+    specs = embeddings or [match.spec for match in found]
+    canonical = [spec for spec in specs if spec.weights and _first_source(spec).rpartition(".")[0] == spec.path]
+    return (canonical or specs)[0]
+
+
+def _first_source(spec: LayerSpec) -> str:
+    return next(iter(spec.weights.values())).sources[0]
+
+
+def _called(match: _Match, home: LayerSpec) -> LayerSpec | None:
+    """How the home layer does what ``match`` does, or None."""
+    spec = match.spec
+    if replace(spec, path=home.path) == home:
+        return home
+    tied = spec.constructor == "nn.Linear" and home.constructor == "nn.Embedding"
+    return replace(home, method="as_linear") if tied and spec.weights["weight"] == home.weights["weight"] else None
+
+
+def _rewrite(captured: Captured, match: _Match, call: LayerSpec, inputs: tuple[Any, ...]) -> dict[Node, Node]:
+    """Make a layer node of the op; gives the nodes that went with their replacements."""
+    graph, node = captured.graph, match.node
+    replaced: dict[Node, Node] = {}
+    if isinstance(node.meta["val"], tuple | list):  # the statistics are not used
+        node.meta["val"] = node.meta["val"][0]
+        for user in list(node.users):
+            replaced[user] = node
+            user.replace_all_uses_with(node)
+            graph.erase_node(user)
+    bias = node.args[2] if call.method and len(node.args) > 2 else node.kwargs.get("bias") if call.method else None
+    node.target = layer
+    node.args, node.kwargs = inputs, {}
+    node.meta["layer"] = call
+    if bias is not None:
+        with graph.inserting_after(node):
+            total = graph.call_function(torch.ops.aten.add.Tensor, (node, bias))
+        total.meta = {key: value for key, value in node.meta.items() if key != "layer"}
+        node.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)
+        replaced[node] = total
+    return replaced
+
+
+def _rewrite_recurrent(captured: Captured, match: _Match, spec: LayerSpec, inputs: tuple[Any, ...]) -> dict[Node, Node]:
     """Torch's (output, last states …) from what ``nn.LSTM`` and ``nn.GRU`` give: the states at every step."""
     graph, node = captured.graph, match.node
     kind, _, batch_first = match.spec.result.partition("_")
@@ -423,7 +493,7 @@ def _rewrite_recurrent(captured: Captured, match: _Match, inputs: tuple[Any, ...
         values = node.meta["val"]
         sequence = values[0] if batch_first else values[0].transpose(0, 1)
         made = call(layer, x, *given, val=sequence if kind == "gru" else (sequence, sequence))
-        made.meta["layer"] = match.spec
+        made.meta["layer"] = spec
         parts = [made] if kind == "gru" else [call(operator.getitem, made, i, val=sequence) for i in (0, 1)]
         results = [parts[0] if batch_first else call(aten.transpose.int, parts[0], 0, 1, val=values[0])]
         for part, value in zip(parts, values[1:], strict=True):
@@ -444,8 +514,19 @@ def _is_zero(node: Any) -> bool:
     return str(node.target) == "aten.full.default" and node.args[1] == 0
 
 
-def _used_elsewhere(spec: LayerSpec, found: list[_Match], by_name: dict[str, Node]) -> bool:
-    """Whether a weight that the layer stores in another form has a use outside of it."""
+def _used_elsewhere(found: list[_Match], by_name: dict[str, Node]) -> bool:
+    """Whether a weight has a use outside of the layer, which its stored (or quantized) form would not serve."""
     nodes = {match.node for match in found}
-    changed = [source for weight in spec.weights.values() if weight.op for source in weight.sources]
-    return any(user not in nodes for source in changed if source in by_name for user in by_name[source].users)
+    sources = {source for match in found for weight in match.spec.weights.values() for source in weight.sources}
+    matched = {item for match in found for item in match.node.all_input_nodes}
+    return any(
+        user not in nodes
+        for source in sources
+        if source in by_name and by_name[source] in matched and not _plain_bias(by_name[source])
+        for user in by_name[source].users
+    )
+
+
+def _plain_bias(node: Node) -> bool:
+    """Biases are kept as they are in every layer and format."""
+    return node.meta["val"].ndim == 1

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 __all__ = ["roll"]
 
 Line = tuple[tuple[str, ...], str]
-_ELEMENT = re.compile(r"(self(?:\.\w+|\[\d+\])*)\[(\d+)\]")
+_ELEMENT = re.compile(r"(self(?:\.\w+|\[\d+\]|\['[^']*'\])*)\[(\d+)\]")
 
 
 def roll(lines: Sequence[Line], lists: Mapping[str, int]) -> list[str]:

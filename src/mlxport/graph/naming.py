@@ -11,9 +11,9 @@ from torch.fx import Node
 
 from mlxport.graph.capture import Captured
 from mlxport.graph.origin import statement
-from mlxport.graph.tree import Scope
+from mlxport.graph.tree import Scope, module_path
 
-__all__ = ["argument_names", "forward_names"]
+__all__ = ["argument_names", "forward_names", "natural_name", "op_name", "snake"]
 
 
 def forward_names(module: torch.nn.Module | None) -> list[str]:
@@ -24,17 +24,49 @@ def forward_names(module: torch.nn.Module | None) -> list[str]:
     return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
 
 
+def natural_name(captured: Captured, node: Node) -> str:
+    """What the module that computes a value calls it."""
+    module = captured.modules.get(module_path(node).partition("@")[0])
+    made = statement(node, module)
+    return made.names[0] if made is not None and len(made.names) == 1 else op_name(node)
+
+
+def op_name(node: Node) -> str:
+    """A name for what an op gives, for want of a better one."""
+    schema = getattr(node.target, "_schema", None)
+    base = schema.name.rpartition("::")[2] if schema is not None else getattr(node.target, "__name__", "x")
+    if base == "layer":
+        base = snake(node.meta["layer"].path)
+    base = base.strip("_")
+    if base in ("view", "permute", "transpose", "to_copy", "unsafe_view", "unsqueeze", "expand", "squeeze", "to"):
+        return "x"
+    return "part" if base == "getitem" else base
+
+
+def snake(path: str) -> str:
+    """The last name of a path that is no number, in lower case."""
+    parts = [part for part in path.split(".") if not part.isdigit()]
+    return re.sub(r"(?<=[a-z0-9])([A-Z])", r"_\1", parts[-1] if parts else "x").lower()
+
+
 def argument_names(captured: Captured, root: Scope, given: Mapping[Node, str]) -> dict[str, dict[Node, str]]:
     """Key of each scope to the names of its inputs; ``given`` has the names of the root's."""
     found: dict[str, dict[Node, str]] = {}
+    first: dict[str, Scope] = {}
+    parts: set[Node] = set()
 
     def visit(scope: Scope, mine: Mapping[Node, str]) -> None:
         module = captured.modules.get(scope.path)
-        for item in scope.items:
-            if isinstance(item, Scope):
-                visible = {node: _visible(captured, node, module, mine) for node in item.inputs}
-                found[item.key] = _assigned(captured, item, visible)
-                visit(item, found[item.key])
+        calls = [item for item in scope.items if isinstance(item, Scope)]
+        parts.update(node for item in calls if len(item.outputs) > 1 for node in item.outputs)
+        for item in calls:
+            before = first.setdefault(item.path, item)
+            if before is not item and len(before.inputs) == len(item.inputs):  # a second call of a module
+                names = dict(zip(item.inputs, found[before.key].values(), strict=True))
+            else:
+                names = _assigned(captured, item, parts, {n: _visible(captured, n, module, mine) for n in item.inputs})
+            found[item.key] = names
+            visit(item, names)
 
     visit(root, given)
     return found
@@ -47,15 +79,21 @@ def _visible(captured: Captured, node: Node, module: torch.nn.Module | None, min
     if node in captured.weights:
         return captured.weights[node].rpartition(".")[2]
     made = statement(node, module)
-    return made.names[0] if made is not None and len(made.names) == 1 else re.sub(r"_\d+$", "", node.name)
+    return made.names[0] if made is not None and len(made.names) == 1 else op_name(node)
 
 
-def _assigned(captured: Captured, scope: Scope, visible: Mapping[Node, str]) -> dict[Node, str]:
-    """The forward's names: the caller's where it is one of them, the first for the first, free ones in order."""
+def _assigned(captured: Captured, scope: Scope, parts: set[Node], visible: Mapping[Node, str]) -> dict[Node, str]:
+    """The forward's names: the caller's where it is one of them, the first for the first, free ones in order.
+
+    Values that a module gives together, ``parts``, keep the names that they have there.
+    """
     names = forward_names(captured.modules.get(scope.path))
     result: dict[Node, str] = {}
     for index, node in enumerate(scope.inputs):
         wish = visible[node]
+        if node in parts:
+            result[node] = natural_name(captured, node)
+            continue
         taken = set(result.values())
         later = {visible[other] for other in scope.inputs[index + 1 :]}
         if wish not in names and node not in captured.weights:

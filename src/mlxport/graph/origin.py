@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-__all__ = ["Statement", "enclosing", "frames", "place", "statement"]
+__all__ = ["Statement", "enclosing", "frames", "module_path", "place", "statement"]
 
 _FRAME = re.compile(r'^\s*File "([^"]+)", line (\d+), in (\S+)', re.MULTILINE)
 _TORCH = str(Path(torch.__file__).parent)
@@ -26,6 +26,12 @@ class Statement:
     file: str
     line: int
     names: tuple[str, ...]
+
+
+def module_path(node: Node) -> str:
+    """Path of the innermost module whose call contains ``node``."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return next(reversed(stack.values()), ("", ""))[0].partition("@")[0]
 
 
 def frames(node: Node) -> list[tuple[str, int]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import heapq
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 import torch
@@ -11,8 +12,9 @@ from torch.fx import Node
 from mlxport.graph.capture import Captured
 from mlxport.graph.layers import layer
 from mlxport.graph.lower import is_read
+from mlxport.graph.origin import module_path
 
-__all__ = ["Scope", "build_tree", "module_path", "nodes_in"]
+__all__ = ["Scope", "build_tree", "module_path", "nodes_in", "scopes"]
 
 _CONTAINERS = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict)
 
@@ -36,12 +38,6 @@ class Scope:
     outputs: list[Node] = field(default_factory=list)
 
 
-def module_path(node: Node) -> str:
-    """Path of the innermost module whose call contains ``node``."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return next(reversed(stack.values()), ("", ""))[0] if stack else ""
-
-
 def nodes_in(scope: Scope) -> Iterable[Node]:
     """All op nodes of a scope, inner calls included."""
     for item in scope.items:
@@ -51,22 +47,56 @@ def nodes_in(scope: Scope) -> Iterable[Node]:
             yield item
 
 
-def build_tree(captured: Captured, nodes: Sequence[Node]) -> Scope:
-    """The calls of modules that ``nodes`` (in order) make up, helper modules dissolved into their callers."""
+def build_tree(captured: Captured, nodes: Sequence[Node], dissolved: Set[str] = frozenset()) -> Scope:
+    """The calls of modules that ``nodes`` (in order) make up, helper modules dissolved into their callers.
+
+    Args:
+        captured: The program.
+        nodes: Op nodes.
+        dissolved: Keys of calls that are to be written in place.
+    """
     kept = _kept(captured, nodes)
     root = Scope("", "")
-    entries = [(node, _frames(node, kept)) for node in nodes]
+    entries = [(node, _frames(node, kept, dissolved)) for node in nodes]
     root.items = _group(entries, 0)
     _connect(captured, root)
+    _align(root)
     return root
 
 
-def _frames(node: Node, kept: Mapping[str, bool]) -> list[tuple[str, str]]:
+def scopes(scope: Scope) -> Iterable[Scope]:
+    """All calls inside of a scope, inner ones first."""
+    for item in scope.items:
+        if isinstance(item, Scope):
+            yield from scopes(item)
+            yield item
+
+
+def _align(root: Scope) -> None:
+    """Let calls of one module that do the same give the same results, used or not."""
+    calls: dict[str, list[Scope]] = {}
+    for scope in scopes(root):
+        calls.setdefault(scope.path, []).append(scope)
+    for found in calls.values():
+        if len(found) < 2:
+            continue
+        contents = [list(nodes_in(scope)) for scope in found]
+        if any([n.target for n in nodes] != [n.target for n in contents[0]] for nodes in contents):
+            continue
+        wanted: set[int] = set()
+        for nodes, scope in zip(contents, found, strict=True):
+            position = {node: index for index, node in enumerate(nodes)}
+            wanted |= {position[node] for node in scope.outputs}
+        for nodes, scope in zip(contents, found, strict=True):
+            scope.outputs = [nodes[index] for index in sorted(wanted)]
+
+
+def _frames(node: Node, kept: Mapping[str, bool], dissolved: Set[str]) -> list[tuple[str, str]]:
     stack = node.meta.get("nn_module_stack") or {}
     frames = []
     for key, (path, _) in stack.items():
         path = path.partition("@")[0]
-        if path and kept.get(path, False):
+        if path and kept.get(path, False) and key not in dissolved:
             frames.append((key, path))
     return frames
 
@@ -151,15 +181,21 @@ def _ordered(units: list[tuple[str, str, list[Entry]]]) -> list[tuple[str, str, 
         {home[item] for node, _ in members for item in node.all_input_nodes if item in home} - {index}
         for index, (_, _, members) in enumerate(units)
     ]
+    waiting = [len(inner) for inner in needs]
+    users: list[list[int]] = [[] for _ in units]
+    for index, inner in enumerate(needs):
+        for source in inner:
+            users[source].append(index)
+    ready = [index for index, count in enumerate(waiting) if not count]
     done: list[int] = []
-    placed: set[int] = set()
-    while len(done) < len(units):
-        ready = next((i for i in range(len(units)) if i not in placed and needs[i] <= placed), None)
-        if ready is None:
-            return None
-        placed.add(ready)
-        done.append(ready)
-    return [units[index] for index in done]
+    while ready:
+        index = heapq.heappop(ready)
+        done.append(index)
+        for user in users[index]:
+            waiting[user] -= 1
+            if not waiting[user]:
+                heapq.heappush(ready, user)
+    return [units[index] for index in done] if len(done) == len(units) else None
 
 
 def _connect(captured: Captured, scope: Scope) -> set[Node]:

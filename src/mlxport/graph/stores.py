@@ -1,0 +1,42 @@
+"""What a module writes while it runs, its buffers and its inputs, as nodes of the graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.fx.node import has_side_effect
+
+from mlxport.graph.capture import Captured
+
+__all__ = ["add_stores", "store"]
+
+
+def store(value: Any) -> Any:
+    """The target of a node that keeps a value; ``node.meta["store"]`` is the buffer's name, or the input's node."""
+    raise NotImplementedError
+
+
+has_side_effect(store)
+
+
+def add_stores(captured: Captured) -> None:
+    """Add a node at the end of the graph for each value that a buffer or an input takes.
+
+    It belongs to the innermost module that both computes the value and has the buffer.
+    """
+    output = next(node for node in captured.graph.nodes if node.op == "output")
+    for place, value in captured.mutations:
+        if place is value or captured.weights.get(value) == place:
+            continue  # it keeps its value
+        with captured.graph.inserting_before(output):
+            made = captured.graph.call_function(store, (value,))
+        stack = value.meta.get("nn_module_stack") or {}
+        owner = place + "." if isinstance(place, str) else ""
+        made.meta = {
+            "store": place,
+            "nn_module_stack": {
+                key: entry
+                for key, entry in stack.items()
+                if not entry[0] or owner.startswith(entry[0].partition("@")[0] + ".")
+            },
+        }
