@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 VOCAB = 99
 IMAGE = 64
 LENGTH = 10
+LARGEST = 200_000_000  # parameters of a model that is tried
 
 # Applied wherever a config class has the field.
 TINY: dict[str, Any] = {
@@ -61,8 +63,9 @@ TINY: dict[str, Any] = {
     "num_mel_bins": 16,
     **dict.fromkeys(("codebook_size",), 32),
     **dict.fromkeys(("codevector_dim", "proj_codevector_dim", "xvector_output_dim", "classifier_proj_size"), 32),
-    **dict.fromkeys(("conv_dim",), (16, 16, 16)),
-    **dict.fromkeys(("conv_stride",), (4, 2, 2)),
+    "conv_dim": (16, 16, 16),
+    "conv_stride": (4, 2, 2),
+    "conv_kernel": (8, 3, 3),
     "num_feat_extract_layers": 3,
     "num_conv_pos_embeddings": 16,
     "num_conv_pos_embedding_groups": 2,
@@ -107,20 +110,33 @@ def shrunk(name: str, value: Any) -> Any:
     return value
 
 
-def tiny(model_type: str | None, config_class: Any, probe: Any = None, level: int = 0) -> dict[str, Any]:
+# Fields that decide how wide, not how deep, a model is: left at their defaults if a type does not take ours.
+_WIDTHS = {name for name, value in TINY.items() if value in (8, 12, 16, 32, 48) or isinstance(value, tuple)}
+VARIANTS: tuple[dict[str, Any], ...] = (
+    {},
+    {"num_key_value_heads": 4, "head_dim": ...},
+    {"image_size": ..., "pretrain_image_size": ..., "num_key_value_heads": ...},
+    {"num_key_value_heads": ..., "swa_num_key_value_heads": ..., **dict.fromkeys(_WIDTHS, ...)},
+    {"image_size": ..., "pretrain_image_size": ..., "num_attention_heads": ..., "num_key_value_heads": ...,
+     "swa_num_key_value_heads": ..., "layer_types": ..., **dict.fromkeys(_WIDTHS, ...)},
+)  # fmt: skip
+_OPTIONAL = ("head_dim", "num_key_value_heads", "q_lora_rank", "sliding_window", "index_topk")
+
+
+def tiny(model_type: str | None, config_class: Any, variant: dict[str, Any], probe: Any = None) -> dict[str, Any]:
     """Fields for a tiny config of ``config_class``, sub-configs included."""
     probe = probe if probe is not None else config_class()
-    real = {**vars(probe), **{key: getattr(probe, key, None) for key in getattr(probe, "attribute_map", {})}}
-    fields: dict[str, Any] = {}
     aliases = getattr(probe, "attribute_map", {})
-    for name, value in TINY.items():
-        if name in real and not isinstance(real[name], list | tuple | dict) | isinstance(value, tuple):
-            if real[name] is None and name in ("head_dim", "num_key_value_heads", "q_lora_rank", "sliding_window"):
-                continue
-            if aliases.get(name) in fields:
-                continue
+    real = {**vars(probe), **{key: getattr(probe, key, None) for key in aliases}}
+    fields: dict[str, Any] = {}
+    for name, value in {**TINY, **variant}.items():
+        if name not in real or value is ... or (name in _OPTIONAL and real[name] is None):
+            continue
+        if isinstance(real[name], list | tuple) != isinstance(value, tuple) or isinstance(real[name], dict):
+            continue
+        if aliases.get(name, name) not in fields:
             fields[aliases.get(name, name)] = value
-    if isinstance(real.get("image_size"), list | tuple):
+    if isinstance(real.get("image_size"), list | tuple) and "image_size" not in variant:
         fields["image_size"] = type(real["image_size"])([IMAGE] * len(real["image_size"]))
     for name, value in real.items():
         if isinstance(value, list | tuple) and (smaller := shrunk(name, value)) != value:
@@ -129,34 +145,25 @@ def tiny(model_type: str | None, config_class: Any, probe: Any = None, level: in
         if isinstance(real.get(name), int):
             fields[name] = VOCAB - 1 - index
     kinds = real.get("layer_types")
-    if isinstance(kinds, list | tuple) and len(set(kinds)) > 1 and "num_hidden_layers" in fields:
-        distinct = list(dict.fromkeys(kinds))
-        fields["layer_types"] = distinct
-        fields["num_hidden_layers"] = len(distinct)
+    if isinstance(kinds, list | tuple) and len(set(kinds)) > 1 and "layer_types" not in variant:
+        fields["layer_types"] = list(dict.fromkeys(kinds))
+        fields["num_hidden_layers"] = len(fields["layer_types"])
     for name in config_class.sub_configs:
         inner = getattr(probe, name, None)
         if inner is not None and not isinstance(inner, dict):
-            fields[name] = tiny(getattr(inner, "model_type", None), type(inner), inner, level + 1)
+            fields[name] = tiny(getattr(inner, "model_type", None), type(inner), variant, inner)
             if getattr(inner, "model_type", None):
                 fields[name]["model_type"] = inner.model_type
     fields.update(SPECIFIC.get(model_type or "", {}))
     return {name: value for name, value in fields.items() if value is not ...}
 
 
-def make_config(model_type: str) -> Any:
-    """The tiny config of a model type; what its class refuses is left at its default."""
+def make_config(model_type: str, variant: dict[str, Any]) -> Any:
+    """The tiny config of a model type."""
     from transformers import CONFIG_MAPPING
 
     config_class = CONFIG_MAPPING[model_type]
-    fields = tiny(model_type, config_class)
-    for dropped in ((), ("layer_types",), ("head_dim",), ("layer_types", "head_dim", "conv_dim", "conv_stride")):
-        try:
-            config = config_class(**{key: value for key, value in fields.items() if key not in dropped})
-            break
-        except Exception as error:
-            failure = error
-    else:
-        raise failure
+    config = config_class(**tiny(model_type, config_class, variant))
     for part in [config, *(getattr(config, name, None) for name in config.sub_configs)]:
         if part is not None and hasattr(part, "_experts_implementation"):
             part._experts_implementation = "batched_mm"
@@ -196,14 +203,27 @@ def cases() -> list[tuple[str, str, str]]:
     return found
 
 
-def make_model(model_type: str, class_name: str) -> Any:
-    """The model with seeded random weights that hide nothing: no zeros, no ones."""
+def make_model(model_type: str, class_name: str, variant: dict[str, Any]) -> Any:
+    """The model with seeded random weights that hide nothing: no zeros, no ones.
+
+    Raises:
+        ValueError: if it would be too large.
+    """
     import torch
     import transformers
 
     torch.manual_seed(0)
-    config = make_config(model_type)
+    config = make_config(model_type, variant)
     model_class = getattr(transformers, class_name)
+    wanted = getattr(model_class, "config_class", None)
+    if wanted is not None and not isinstance(config, wanted):
+        parts = (getattr(config, name, None) for name in config.sub_configs)
+        config = next((part for part in parts if isinstance(part, wanted)), config)
+    if variant:
+        with torch.device("meta"):
+            count = sum(p.numel() for p in model_class(copy.deepcopy(config)).parameters())
+        if count > LARGEST:
+            raise ValueError(f"{count / 1e6:.0f} M parameters")
     model = model_class._from_config(config) if hasattr(model_class, "_from_config") else model_class(config)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -234,6 +254,7 @@ def inputs(model: Any) -> Iterator[dict[str, Any]]:
         if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     ]  # fmt: skip
     main = model.main_input_name
+    main = main if isinstance(main, str) else next(iter(main), "")
     names = dict.fromkeys([*([main] if main in parameters else []), *needed])
     if "input_ids" in parameters and not names:
         names["input_ids"] = None

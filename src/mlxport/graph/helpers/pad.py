@@ -20,3 +20,10 @@ def pad_by_index(x, widths, mode):
             index = index % size
         x = mx.take(x, index, axis=axis)
     return x
+
+
+def pad_or_crop(x, widths, value=0):
+    """Pad each axis by (before, after) with a value; negative widths crop."""
+    cut = tuple(slice(max(-before, 0), x.shape[i] + min(after, 0)) for i, (before, after) in enumerate(widths))
+    widths = [(max(before, 0), max(after, 0)) for before, after in widths]
+    return mx.pad(x[cut], widths, constant_values=mx.array(value, x.dtype))

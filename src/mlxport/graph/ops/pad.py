@@ -7,7 +7,7 @@ from typing import Any
 
 from mlxport.graph.expr import Expr, mx
 from mlxport.graph.helpers import pad as helper
-from mlxport.graph.registry import call, channels_last, refuse
+from mlxport.graph.registry import call, channels_last
 
 _MODES = {"constant": "constant", "replicate": "edge", "reflect": "reflect", "circular": "circular"}
 
@@ -23,7 +23,10 @@ def _widths(pad: Sequence[Any], ndim: int, last: bool) -> list[tuple[Any, Any]]:
 
 def padded(x: Expr, widths: list[tuple[Any, Any]], mode: str, value: Any = None) -> Expr:
     """``x`` with ``widths`` added to, or cut from, its axes."""
-    refuse(not all(isinstance(width, int) for pair in widths for width in pair), "widths of padding that are dynamic")
+    if not all(isinstance(width, int) for pair in widths for width in pair):
+        if mode == "constant":
+            return call(helper.pad_or_crop, x, widths, *([value] if value else []))
+        return call(helper.pad_by_index, x, widths, mode)
     negative = any(width < 0 for pair in widths for width in pair)
     if mode in ("reflect", "replicate") and negative:
         return call(helper.pad_by_index, x, widths, mode)
