@@ -79,7 +79,7 @@ def build(captured: Captured, *, title: str = "", model_type: str = "", fusions:
     port.ops = _op_counts(captured)
     port.folds = fold_constants(captured)
     if fusions:
-        port.fusions = fuse(captured)
+        port.fusions = fuse(captured, port.folds)
         remove_noops(captured.graph)
     layers = find_layers(captured)
     channels_last(captured.graph)

@@ -128,6 +128,17 @@ def _fold(captured: Captured, node: Node) -> Fold:
     return Fold(tuple(sources), graph)
 
 
+def _sole(captured: Captured, node: Node) -> str | None:
+    """The name of the one tensor that the value is computed from, if nothing else uses it and it has the same shape."""
+    chain = set(_chain(node))
+    sources = {item for link in chain for item in link.all_input_nodes if item.op == "placeholder"}
+    if len(sources) != 1:
+        return None
+    (source,) = sources
+    alone = chain.issuperset(source.users) and all(chain.issuperset(link.users) for link in chain - {node})
+    return captured.weights[source] if alone and source.meta["val"].shape == node.meta["val"].shape else None
+
+
 def _name(captured: Captured, node: Node, sources: Sequence[str], taken: object) -> str:
     """Where the folded value lives: ``conv.weight`` for both spellings of a parametrization, else beside its module."""
     names = set(captured.weights.values()) | set(taken)  # type: ignore[call-overload]
@@ -139,6 +150,8 @@ def _name(captured: Captured, node: Node, sources: Sequence[str], taken: object)
         if match := re.fullmatch(r"(.*)_(g|v|orig)", source):
             if match[1] not in names:
                 return match[1]
+    if (own := _sole(captured, node)) is not None and own not in taken:  # type: ignore[operator]
+        return own  # ``1 + weight`` takes the place of ``weight``
     path = re.sub(r"\.?parametrizations\..*", "", module_path(node).partition("@")[0])
     base = re.sub(r"_\d+$", "", node.name).strip("_")
     candidate, number = base, 1

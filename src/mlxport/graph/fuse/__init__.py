@@ -1,37 +1,38 @@
-"""Fusions: what a model spells out in many ops and MLX has in one. One module each, with its test."""
+"""Fusions: what a model spells out in many ops and MLX has in one. One module each, with its test.
+
+A fusion finds its places by structure, computes them with torch to be sure of what they compute (``values``), and
+rewrites the graph to an ATen op or to a target of its own that ``ops.fused`` lowers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+from mlxport.graph.fuse.record import Fusion
 
 __all__ = ["Fusion", "fuse"]
 
 
-@dataclass(frozen=True)
-class Fusion:
-    """A place where a fusion was applied, or declined for a reason.
+def fuse(captured: Any, folds: Mapping[str, Any] | None = None) -> list[Fusion]:
+    """Apply every fusion to the graph, in order; says what was done and what was not.
 
-    Attributes:
-        name: The fusion.
-        where: Path of the module.
-        declined: Why not; empty if it was applied.
+    Args:
+        captured: The captured program; its graph is rewritten.
+        folds: Constants that were folded before, by name.
     """
+    from mlxport.graph.fuse.values import Values
 
-    name: str
-    where: str
-    declined: str = ""
-
-
-def fuse(captured: Any) -> list[Fusion]:
-    """Apply every fusion to the graph, in order; says what was done and what was not."""
     results: list[Fusion] = []
     for apply in _passes():
-        results.extend(apply(captured))
+        results.extend(apply(captured, Values(captured, folds)))
         captured.graph.eliminate_dead_code()
+    alive = set(captured.graph.nodes)
+    captured.weights = {node: name for node, name in captured.weights.items() if node in alive}
     return results
 
 
-def _passes() -> list[Callable[[Any], Iterable[Fusion]]]:
-    return []
+def _passes() -> list[Callable[[Any, Any], Iterable[Fusion]]]:
+    from mlxport.graph.fuse import layer_norm, rms_norm
+
+    return [rms_norm.apply, layer_norm.apply]
