@@ -1,11 +1,17 @@
-"""What is known of an attention mask before it is computed: whether every query may see a key."""
+"""What is known of an attention mask before it is computed: whether every query may see a key, whether it is causal."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.fx import Node
 
-__all__ = ["every_row_sees"]
+if TYPE_CHECKING:
+    from mlxport.graph.fuse.values import Values
+
+__all__ = ["every_row_sees", "recognise"]
 
 _SAME_ROWS = ("aten.expand.default", "aten.clone.default", "aten.alias.default", "aten.detach.default")
 _OR = ("aten.bitwise_or.Tensor", "aten.logical_or.default", "aten.__or__.Tensor")
@@ -77,3 +83,102 @@ def _not_negative(node: object) -> bool:
     start = _arange_from(node)
     moved = str(node.target) == "aten.unsqueeze.default" or _keeps_rows(node)
     return (start is not None and start >= 0) or (moved and _not_negative(node.args[0]))
+
+
+_HIDDEN = -1e4  # an added mask hides what it makes smaller than this
+_LARGEST = 2048  # a mask of up to this length is computed to see what it does at a number that it mentions
+
+
+def recognise(
+    mask: Node, values: Values, lengths: tuple[Any, Any], visible: bool | None = True, factor: float = 1.0
+) -> str | None:
+    """``"none"`` for a mask that hides nothing, ``"causal"``, or None where it depends on more than sizes.
+
+    It is computed at several sizes, and at those around each number that its formula mentions.
+
+    Args:
+        mask: Truth values, or what is added to scores.
+        values: Computes it.
+        lengths: Number of queries and of keys.
+        visible: Which truth value shows a key; None for an added mask.
+        factor: What an added mask is multiplied with.
+    """
+    from mlxport.graph.fuse.values import CannotEvaluate
+
+    values.learn(mask)
+    if mask not in values.static:
+        return None
+    verdicts: set[str | None] = set()
+    tried = 0
+    for sizes, numbers in _trials(mask, values, lengths):
+        try:
+            (found,) = values.run([mask], {}, sizes, numbers)
+            rows, columns = (values._number(length, sizes) for length in lengths)
+            verdicts.add(_verdict(found, rows, columns, visible, factor))
+        except CannotEvaluate:
+            if numbers is not None:
+                return None
+            continue
+        tried += 1
+        if None in verdicts:
+            return None
+    return verdicts.pop() if tried and len(verdicts) == 1 else None
+
+
+def _trials(mask: Node, values: Values, lengths: tuple[Any, Any]) -> Iterator[tuple[Any, dict[int, int] | None]]:
+    """Sizes to compute a mask at, and numbers to put in the place of those that are too large to try."""
+    from mlxport.graph.fuse.values import symbols
+
+    small = list(values.sizes([mask]))
+    yield from ((sizes, None) for sizes in small)
+    axes = {symbol for length in lengths if not isinstance(length, int) for symbol in length.node.expr.free_symbols}
+    axes &= symbols([mask])
+    if not axes:
+        return
+    found = _numbers(mask, values)
+    for number in sorted(found):
+        if 2 < number <= _LARGEST:
+            limit = min(values.captured.ranges.get(str(symbol), (0, _LARGEST + 2))[1] for symbol in axes)
+            yield {**small[0], **dict.fromkeys(axes, min(number + 2, limit))}, None
+    large = [number for number in found if number > _LARGEST]
+    if large:
+        yield from (({**sizes, **dict.fromkeys(axes, 12)}, dict.fromkeys(large, 4)) for sizes in small[:1])
+
+
+def _numbers(mask: Node, values: Values) -> set[int]:
+    """Integers that the formula of a mask mentions, and the lengths of the buffers in it."""
+    found: set[int] = set()
+    seen: set[Node] = set()
+    stack = [mask]
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node in values.captured.weights:
+            found |= {size for size in node.meta["val"].shape if isinstance(size, int)}
+            continue
+        numbers = torch.utils._pytree.tree_leaves((node.args, node.kwargs))
+        ends = str(node.target) in ("aten.slice.Tensor",)
+        found |= {
+            abs(int(n)) for n in numbers if type(n) in (int, float) and abs(n) < 2**31 and not (ends and n > 2**20)
+        }
+        stack.extend(node.all_input_nodes)
+    return {number for number in found if number > 2}
+
+
+def _verdict(found: torch.Tensor, rows: int, columns: int, visible: bool | None, factor: float) -> str | None:
+    if visible is None:
+        if not bool(((found == 0) | (found * factor <= _HIDDEN)).all()):
+            return None
+        shown = found == 0
+    else:
+        shown = found.to(torch.bool) if visible else ~found.to(torch.bool)
+    if shown.ndim < 2:
+        shown = shown.reshape((1,) * (2 - shown.ndim) + tuple(shown.shape))
+    if bool(shown.all()):
+        return "none"
+    if shown.shape[-2:] != (rows, columns) or rows > columns or columns == 1:
+        return None
+    triangle = torch.ones(rows, columns, dtype=torch.bool).tril(columns - rows)
+    return "causal" if bool((shown == triangle).all()) else None

@@ -27,6 +27,7 @@ __all__ = [
     "call",
     "call_host",
     "channels_last",
+    "fused",
     "op",
     "overload",
     "refuse",
@@ -78,6 +79,22 @@ def op(*keys: str) -> Callable[[Lowering], Lowering]:
                 raise ValueError(f"{key} is registered twice")
             _check_arguments(key, function)
             LOWERINGS[key] = function
+        return function
+
+    return register
+
+
+def fused(target: Callable[..., Any]) -> Callable[[Lowering], Lowering]:
+    """Register the decorated lowering for an op of ``fuse.targets``, under its name.
+
+    Raises:
+        ValueError: for a name that is registered.
+    """
+
+    def register(function: Lowering) -> Lowering:
+        if target.__name__ in LOWERINGS:
+            raise ValueError(f"{target.__name__} is registered twice")
+        LOWERINGS[target.__name__] = function
         return function
 
     return register

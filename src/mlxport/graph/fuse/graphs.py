@@ -13,9 +13,7 @@ from mlxport.graph.tree import module_path
 
 __all__ = ["CASTS", "Editor", "is_float", "kind", "ndim", "peel", "same_size", "shape", "value", "where"]
 
-CASTS = frozenset(
-    "_to_copy to.dtype to.dtype_layout to.device to.other type_as clone detach alias contiguous lift_fresh_copy".split()
-)
+CASTS = frozenset("_to_copy to type_as clone detach alias contiguous lift_fresh_copy".split())
 
 
 def kind(node: Any) -> str:
@@ -60,7 +58,7 @@ def is_float(node: Any) -> bool:
 
 def is_cast(node: Any) -> bool:
     """Whether the node only changes the dtype of a floating-point tensor."""
-    return kind(node) in {name.partition(".")[0] for name in CASTS} and is_float(node) and is_float(node.args[0])
+    return kind(node) in CASTS and is_float(node) and is_float(node.args[0])
 
 
 def peel(node: Any) -> Any:
@@ -85,7 +83,9 @@ class Editor:
         """A new node before the anchor; its fake value is computed unless it is given."""
         with self.graph.inserting_before(self.anchor):
             node = self.graph.call_function(target, args, kwargs)
-        node.meta = {key: self.anchor.meta[key] for key in ("nn_module_stack", "stack_trace") if key in self.anchor.meta}
+        node.meta = {
+            key: self.anchor.meta[key] for key in ("nn_module_stack", "stack_trace") if key in self.anchor.meta
+        }
         node.meta["val"] = self._fake(target, args, kwargs) if val is None else val
         return node
 
@@ -146,7 +146,9 @@ class Editor:
         old = self.anchor
         if new is not old:
             old.replace_all_uses_with(new)
-            self.captured.mutations[:] = [(name, new if node is old else node) for name, node in self.captured.mutations]
+            self.captured.mutations[:] = [
+                (name, new if node is old else node) for name, node in self.captured.mutations
+            ]
             self.graph.erase_node(old)
         return new
 

@@ -73,7 +73,9 @@ def _signature(output: Output, norm: Norm, region: set[Node]) -> Any:
     parts: list[Any] = [str(shape(norm.x)), str(norm.axes), str(norm.eps)]
     for node in sorted(region):
         numbers[node] = len(numbers) + 3
-        parts.append((str(node.target), str(torch.fx.node.map_arg(node.args, lambda n: numbers.get(n, n))), str(node.kwargs)))
+        parts.append(
+            (str(node.target), str(torch.fx.node.map_arg(node.args, lambda n: numbers.get(n, n))), str(node.kwargs))
+        )
     return tuple(map(str, parts))
 
 
@@ -84,7 +86,9 @@ def _matching(norm: Norm, output: Output, values: Values) -> float | None:
         try:
             sizes = next(iter(values.sizes([norm.x, output.node])))
             # Small numbers show where eps is added, a shift what is done to the mean.
-            if all(_agrees(norm, output, values, eps, sizes, parameters, scale) for scale in (1.0, max(eps, 1e-12) ** 0.5)):
+            if all(
+                _agrees(norm, output, values, eps, sizes, parameters, scale) for scale in (1.0, max(eps, 1e-12) ** 0.5)
+            ):
                 return eps
         except CannotEvaluate:
             return None

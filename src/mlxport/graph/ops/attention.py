@@ -8,9 +8,10 @@ from typing import Any
 from torch.fx import Node
 
 from mlxport.graph.expr import Expr, mx
+from mlxport.graph.fuse import targets
 from mlxport.graph.helpers import attention as helper
 from mlxport.graph.masks import every_row_sees
-from mlxport.graph.registry import call, op, refuse
+from mlxport.graph.registry import call, fused, op, refuse
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -40,7 +41,8 @@ def scaled_dot_product_attention(
     sees = is_causal or (node is not None and every_row_sees(_mask_node(node)))
     if is_causal:
         lengths = query.shape[-2], key.shape[-2]
-        mask = "causal" if _same(*lengths) else mx.tri(*lengths, dtype=mx.bool_)  # torch aligns to the first key
+        square = _same(*lengths) or _square(node)
+        mask = "causal" if square else mx.tri(*lengths, dtype=mx.bool_)  # torch aligns to the first key
     ndims = {item.ndim for item in (query, key, value)}
     leads = {tuple(item.value.shape[:-3]) for item in (query, key, value)}
     heads = key.value.shape[-3:-2] == value.value.shape[-3:-2]
@@ -50,6 +52,14 @@ def scaled_dot_product_attention(
         return _fast(query[None], key[None], value[None], mask, scale, sees)[0]
     options = {} if mask is None else {"mask": mask}
     return call(helper.attention_any_rank, query, key, value, scale, **options)
+
+
+def _square(node: Node | None) -> bool:
+    """Whether there are surely as many queries as keys."""
+    if node is None:
+        return False
+    rows, columns = (item.meta["val"].shape[-2] for item in node.args[:2])
+    return not isinstance(rows, int) and not isinstance(columns, int) and bool(rows.node.expr == columns.node.expr)
 
 
 def _mask_node(node: Node) -> object:
@@ -63,6 +73,21 @@ def _fast(query: Expr, key: Expr, value: Expr, mask: Any, scale: float, sees: bo
     if sees or isinstance(mask, str):
         return mx.fast.scaled_dot_product_attention(query, key, value, scale=scale, mask=mask)
     return call(helper.masked_attention, query, key, value, scale, mask)
+
+
+@fused(targets.attention)
+def attention(query: Expr, key: Expr, value: Expr, mask: Any = None, scale: float = 1.0) -> Expr:
+    """``mx.fast.scaled_dot_product_attention``, its mask taken as it is."""
+    if isinstance(mask, Expr) and mask.dtype not in (mx.bool_, query.dtype):
+        mask = mask.astype(query.dtype)
+    added = 4 - query.ndim
+    for _ in range(added):
+        query, key, value = query[None], key[None], value[None]
+    options: dict[str, Any] = {"scale": scale} if mask is None else {"scale": scale, "mask": mask}
+    result = mx.fast.scaled_dot_product_attention(query, key, value, **options)
+    for _ in range(added):
+        result = result[0]
+    return result
 
 
 @op("aten._safe_softmax.default")

@@ -1,0 +1,59 @@
+"""Ops that fusions write into a graph where ATen has none: each computes with torch what its lowering does with MLX."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+__all__ = ["attention", "rotary", "sliding_window"]
+
+
+def attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any = None, scale: float = 1.0
+) -> torch.Tensor:
+    """``softmax(scale * query @ key.T + mask) @ value``; each of fewer key heads serves as many query heads.
+
+    The mask is None, ``"causal"`` (the last query sees the last key), truth values, or added.
+    """
+    if query.ndim > 3 and key.shape[1] != query.shape[1]:
+        key, value = (item.repeat_interleave(query.shape[1] // key.shape[1], 1) for item in (key, value))
+    scores = query @ key.transpose(-1, -2) * scale
+    if isinstance(mask, str):
+        rows, columns = scores.shape[-2:]
+        mask = torch.ones(rows, columns, dtype=torch.bool, device=scores.device).tril(columns - rows)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype is torch.bool else scores + mask
+    return scores.softmax(-1).to(value.dtype) @ value
+
+
+def sliding_window(length: int, window: int) -> torch.Tensor:
+    """Truth values: each query sees itself and the ``window - 1`` keys before it."""
+    back = torch.arange(length)[:, None] - torch.arange(length)
+    return (back >= 0) & (back < window)
+
+
+def rotary(
+    x: torch.Tensor,
+    dims: int,
+    traditional: bool,
+    base: float | None,
+    scale: float,
+    offset: Any,
+    freqs: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Rotary embedding as ``mx.fast.rope`` computes it."""
+    if freqs is None:
+        inverse = torch.as_tensor(float(base or 1.0)) ** (-torch.arange(0, dims, 2, dtype=torch.float64) / dims)
+    else:
+        inverse = 1 / freqs.double()
+    angle = (torch.arange(x.shape[-2]) + offset)[:, None] * scale * inverse
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    turned, rest = x[..., :dims], x[..., dims:]
+    if traditional:
+        a, b = turned[..., ::2], turned[..., 1::2]
+        turned = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
+    else:
+        a, b = turned.chunk(2, dim=-1)
+        turned = torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+    return torch.cat([turned, rest], dim=-1)
