@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import warnings
-from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "graph"))
@@ -77,8 +77,8 @@ def main() -> None:
     ]
     outcomes = []
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with ProcessPoolExecutor(options.workers, max_tasks_per_child=60) as pool:
-        for name, dtype, status, reason in pool.map(_check, tasks):
+    with get_context("spawn").Pool(options.workers, maxtasksperchild=60) as pool:
+        for name, dtype, status, reason in pool.imap(_check, tasks):
             outcomes.append((name, dtype, status, reason))
             if not options.failures or status not in ("pass", "unexported"):
                 print(f"{status:12} {name:45} {dtype:8} {reason}", flush=True)

@@ -98,16 +98,21 @@ def export(
 def decompose(program: ExportedProgram) -> ExportedProgram:
     """``program`` functionalised, with the ops that the table lacks taken apart as far as torch can."""
     with _quiet():
-        program = program.run_decompositions(_table(torch.export.default_decompositions()))
-        rest = {
-            node.target
-            for node in program.graph.nodes
-            if isinstance(node.target, torch._ops.OpOverload) and str(node.target) not in LOWERINGS
-        }
-        table = torch._decomp.decomposition_table
-        if found := {target: table[target] for target in rest if target in table}:
-            program = program.run_decompositions(_table({**torch.export.default_decompositions(), **found}))
+        table = torch.export.default_decompositions()
+        program = program.run_decompositions(_table(table))
+        while found := {target: rule for target, rule in _rules(program) if target not in table}:
+            table = {**table, **found}  # what an op is taken apart into may have to be taken apart itself
+            program = program.run_decompositions(_table(table))
     return program
+
+
+def _rules(program: ExportedProgram) -> Iterator[tuple[Any, Any]]:
+    """The ops of a program that the table lacks and torch can take apart, and how."""
+    rules = torch._decomp.decomposition_table
+    for node in program.graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload) and str(node.target) not in LOWERINGS:
+            if node.target in rules:
+                yield node.target, rules[node.target]
 
 
 def _table(table: Any) -> dict[Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import mlx.core as mx
@@ -132,3 +133,13 @@ def matrix_exp(a: mx.array) -> mx.array:
     for done in range(23):
         result = mx.where(done < squarings, result @ result, result)
     return result
+
+
+def vector_norm(x: mx.array, ord: float, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> mx.array:  # noqa: A002
+    """The ``ord``-norm of the numbers along the axes, taken as one vector."""
+    size = mx.abs(x)
+    if ord == 0:
+        return (size != 0).astype(size.dtype).sum(axis=axis, keepdims=keepdims)
+    if math.isinf(ord):
+        return (size.max if ord > 0 else size.min)(axis=axis, keepdims=keepdims)
+    return mx.power(mx.power(size, ord).sum(axis=axis, keepdims=keepdims), 1 / ord)

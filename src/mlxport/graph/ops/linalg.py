@@ -9,7 +9,8 @@ from typing import Any
 
 from mlxport.graph.expr import Expr, mx, prod
 from mlxport.graph.helpers import linalg as helper
-from mlxport.graph.ops.common import accurate, is_complex
+from mlxport.graph.ops.casts import cast
+from mlxport.graph.ops.common import accurate, is_complex, reduced
 from mlxport.graph.ops.indexing import empty
 from mlxport.graph.ops.views import reshaped
 from mlxport.graph.registry import call, op, refuse
@@ -272,3 +273,19 @@ def lstsq(self: Expr, b: Expr, rcond: float | None = None, driver: str | None = 
 def matrix_exp(self: Expr) -> Expr:
     """Scaling and squaring with a Taylor polynomial."""
     return self if empty(self) else call(helper.matrix_exp, self if is_complex(self) else accurate(self))
+
+
+@op("aten.linalg_vector_norm.default")
+def vector_norm(self: Expr, ord: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Expr:  # noqa: A002
+    """``mx.linalg.norm`` of one axis; 2-norms of all axes too."""
+    x = self if dtype is None else cast(self, dtype)
+    x = accurate(x)
+    options = reduced(x, dim, keepdim)
+    count = 1 if isinstance(options.get("axis"), int) else len(options.get("axis", range(x.ndim)))
+    if count == 0:
+        return (x != 0).astype(mx.float32) if ord == 0 else mx.abs(x)
+    if ord == 2 and ("axis" not in options or count <= 2):
+        return linalg.norm(x, **options)
+    if count > 1 or empty(x):  # MLX would take a norm of matrices
+        return call(helper.vector_norm, x, int(ord) if ord in (0, 1) else ord, **options)
+    return linalg.norm(x, ord=int(ord) if ord in (0, 1) else ord, **options)
