@@ -24,7 +24,7 @@ LAYERS = [
     ["parity"],
     ["run"],
     ["inspection_weights", "inspection"],
-    ["startup", "options", "job", "porting", "conversion"],
+    ["startup", "options", "job", "porting", "porting_source", "porting_job", "conversion", "porting_folder"],
     ["show"],
     ["cli"],
     ["__main__"],

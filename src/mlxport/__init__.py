@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mlxport.inspection import Inspection, inspect
     from mlxport.parity import ParityReport
     from mlxport.porting import port
+    from mlxport.porting_folder import load, port_folder
     from mlxport.run import AutoModelForCausalLM, AutoTokenizer, generate
 
 # Public name -> the module that is imported when it is first used.
@@ -30,7 +31,9 @@ _LAZY = {
     "convert": "mlxport.conversion",
     "generate": "mlxport.run",
     "inspect": "mlxport.inspection",
+    "load": "mlxport.porting_folder",
     "port": "mlxport.porting",
+    "port_folder": "mlxport.porting_folder",
     "register_op": "mlxport.graph.registry",
     "verify": "mlxport.conversion",
 }

@@ -112,6 +112,68 @@ def convert(
 
 
 @app.command()
+def port(
+    factory: Annotated[str, typer.Argument(metavar="FILE.py:FACTORY", help="A function: (module, example inputs).")],
+    destination: Annotated[str | None, typer.Argument(metavar="DST", help="The output folder.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
+    quantize: Annotated[
+        str | None,
+        typer.Option("-q", "--quantize", help="Bits (2 3 4 5 6 8), mxfp4, nvfp4 or mxfp8; alone: 4."),
+    ] = None,
+    q_bits: Annotated[int | None, typer.Option("--q-bits", "--bits", help="Bits per weight.")] = None,
+    q_group_size: Annotated[int | None, typer.Option("--q-group-size", "--group-size", help="Group size.")] = None,
+    q_mode: Annotated[str | None, typer.Option("--q-mode", help="affine, mxfp4, nvfp4 or mxfp8.")] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", "--quant-predicate", help="A TOML file of rules.")] = None,
+    max_shard_size: Annotated[str, typer.Option(help="Limit of an output file.")] = "5GB",
+    dynamic: Annotated[bool, typer.Option("--dynamic/--no-dynamic", help="Other input sizes, where provable.")] = True,
+    fold_batchnorm: Annotated[
+        bool, typer.Option("--fold-batchnorm", help="Multiply BatchNorm into the convolution before it.")
+    ] = False,
+    mlxfn: Annotated[bool, typer.Option("--mlxfn", help="Write model.mlxfn for C++ and Swift too.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print ops, fusions applied and declined, folded weights.")
+    ] = False,
+    verify: Annotated[str, typer.Option(help="auto or none.")] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DST, at the very end.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Capture and plan; write nothing.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Port a PyTorch module of your own to readable MLX source with its weights, and prove it against the original."""
+    from mlxport.porting_folder import explain as explained
+    from mlxport.porting_folder import port_folder
+
+    if destination is None and not explain:
+        raise UsageError("DST is missing", hint="mlxport port FILE.py:FACTORY DST, or --explain alone")
+    report = port_folder(
+        factory,
+        destination or "port",
+        dtype=dtype,
+        quantize=True if quantize == _ALONE else quantize,
+        q_bits=q_bits,
+        q_group_size=q_group_size,
+        q_mode=q_mode,
+        recipe=recipe,
+        max_shard_size=max_shard_size,
+        dynamic=dynamic,
+        fold_batchnorm=fold_batchnorm,
+        mlxfn=mlxfn,
+        verify=verify,
+        overwrite=overwrite or destination is None,
+        dry_run=dry_run or destination is None,
+        quiet=quiet or as_json,
+        on_port=lambda ported: typer.echo(explained(ported), err=as_json) if explain else None,
+    )
+    if as_json:
+        return _print_json(report.to_json())
+    from mlxport.show import show_conversion
+
+    if destination is not None:
+        show_conversion(report)
+
+
+@app.command()
 def verify(
     output: Annotated[str, typer.Argument(metavar="DST", help="The converted folder.")],
     against: Annotated[str, typer.Option("--against", metavar="SRC", help="The original: a folder or a hub id.")],
@@ -124,21 +186,26 @@ def verify(
 ) -> None:
     """Compare a converted folder with its original; when it differs, name the first module that diverges."""
     from mlxport.conversion import verify as run
+    from mlxport.porting_folder import is_generated, verify_folder
 
-    report = run(
-        output,
-        against,
-        mode=mode,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        quiet=quiet or as_json,
-    )
+    report: Any
+    if is_generated(Path(output)):
+        report = verify_folder(output, against, revision=revision, trust_remote_code=trust_remote_code)
+    else:
+        report = run(
+            output,
+            against,
+            mode=mode,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            quiet=quiet or as_json,
+        )
     if as_json:
         _print_json(report.to_json())
     else:
-        from mlxport.show import show_parity
+        from mlxport.show import show_any_parity
 
-        show_parity(report)
+        show_any_parity(report)
     if not report.passed:
         if as_json:
             raise typer.Exit(VerificationError.exit_code)

@@ -149,6 +149,7 @@ def export_function(folder: Path, model: nn.Module, example: Example, signature:
     """
     from torch.utils import _pytree as pytree
 
+    mx.eval(model.parameters())  # a file that is still to be read cannot be exported
     leaves, structure = pytree.tree_flatten((to_mlx(example.args), to_mlx(example.kwargs)))
     places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, mx.array)]
     arrays = [leaves[index] for index in places]

@@ -81,7 +81,7 @@ def load_factory(spec: str) -> Factory:
         ) from error
     factory = getattr(module, name, None)
     if not callable(factory):
-        found = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        found = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
         raise UsageError(
             f"{path} has no function {name}", hint=f"it has {', '.join(found[:8])}" if found else "it defines none"
         )

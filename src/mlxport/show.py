@@ -68,7 +68,7 @@ def show_plan(report: ConvertReport, console: Console) -> None:
         console.print(f"not quantized: {escape(shown)}: {escape(reason)}")
     if plan.dropped:
         shown = ", ".join(plan.dropped[:5]) + (f" and {len(plan.dropped) - 5} more" if len(plan.dropped) > 5 else "")
-        console.print(f"not used by mlx-lm: {escape(shown)}")
+        console.print(f"not used by the model: {escape(shown)}")
 
 
 def show_any_parity(report: ParityReport | PortParity, console: Console | None = None) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import io
+import logging
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +23,10 @@ from mlxport.graph import ops as _ops  # noqa: F401  (fills the table)
 from mlxport.graph.registry import LOWERINGS
 
 __all__ = ["CaptureError", "Captured", "capture", "decompose", "export"]
+
+
+# Frames of torch and of this package, which are not the user's.
+_LIBRARY = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
 class CaptureError(Exception):
@@ -74,9 +82,15 @@ class Captured:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
+    """Without torch's own warnings and dumps: what stops a capture is raised, and said in one error."""
+    level = logging.root.manager.disable
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        yield
+        logging.disable(logging.ERROR)
+        try:
+            yield
+        finally:
+            logging.disable(level)
 
 
 def export(
@@ -183,7 +197,10 @@ def capture(
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
+    text = f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith((*_LIBRARY, "<"))]
+    return f"{text} (at {own[-1].filename}:{own[-1].lineno})" if own else text
 
 
 def _hint(error: Exception) -> str:

@@ -94,6 +94,7 @@ def empty_model(
                 f"{type(error).__name__}: {error}",
                 hint="get config.json again from where the weights are from",
             ) from error
+        model.tie_weights()
         return model.eval()
     raise AssertionError("unreachable")
 
