@@ -86,7 +86,7 @@ def emit(
     except CaptureError as error:
         raise (UsageError if error.usage else UnsupportedError)(str(error), hint=error.hint) from error
     try:
-        return build(captured, model_type=model_type)
+        return build(captured, model_type=model_type, batchnorm=fold_batchnorm)
     except MissingOps as error:
         raise _missing(error.missing) from None
 
@@ -123,15 +123,10 @@ def _instance(result: Port) -> nn.Module:
 
 def make_weights(result: Port) -> dict[str, mx.array]:
     """The port's parameters by path, from the captured module's tensors."""
-    from mlxport.graph.weights import apply_fold, apply_weight, from_torch
+    from mlxport.graph.weights import from_torch, port_weights
 
     state = {name: from_torch(tensor) for name, tensor in result.captured.state.items()}
-    for name, fold in result.folds.items():
-        state[name] = apply_fold(fold, [state[source] for source in fold.sources])
-    return {
-        path: apply_weight(weight, [state[source] for source in weight.sources])
-        for path, weight in result.weights.items()
-    }
+    return port_weights(result.weights, result.folds, state.__getitem__)
 
 
 def _verify(module: torch.nn.Module, ported: nn.Module, result: Port, example: Example) -> None:

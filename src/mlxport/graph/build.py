@@ -15,6 +15,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from mlxport.graph import sizes
+from mlxport.graph.batchnorm import fold_batchnorm
 from mlxport.graph.body import build_body
 from mlxport.graph.capture import Captured
 from mlxport.graph.classes import build_classes
@@ -67,8 +68,17 @@ class Port:
     notes: list[str] = field(default_factory=list)
 
 
-def build(captured: Captured, *, title: str = "", model_type: str = "", fusions: bool = True) -> Port:
+def build(
+    captured: Captured, *, title: str = "", model_type: str = "", fusions: bool = True, batchnorm: bool = False
+) -> Port:
     """Port a captured program.
+
+    Args:
+        captured: The program; its graph is rewritten.
+        title: First line of the source's docstring.
+        model_type: Value of ``ModelArgs.model_type``; default the class's name in lower case.
+        fusions: Whether to fuse what MLX has in one.
+        batchnorm: Whether to multiply BatchNorm into the convolution before it.
 
     Raises:
         MissingOps: with every op that has no lowering.
@@ -77,6 +87,8 @@ def build(captured: Captured, *, title: str = "", model_type: str = "", fusions:
     _notes(captured, port)
     remove_noops(captured.graph)
     port.ops = _op_counts(captured)
+    if batchnorm:
+        port.notes += fold_batchnorm(captured)
     port.folds = fold_constants(captured)
     if fusions:
         port.fusions = fuse(captured, port.folds)
@@ -348,7 +360,7 @@ def _shape_check(captured: Captured, names: Mapping[Node, str]) -> list[str]:
         if not isinstance(value, torch.Tensor):
             continue
         wanted[name] = tuple(
-            size if isinstance(size, int) else _letter(captured, letters, size.node.expr) for size in value.shape
+            size if isinstance(size, int) else _wanted(captured, letters, size.node.expr) for size in value.shape
         )
     if not wanted:
         return []
@@ -358,9 +370,20 @@ def _shape_check(captured: Captured, names: Mapping[Node, str]) -> list[str]:
     for expr, letter in letters.items():
         low, high = captured.ranges.get(str(expr), (0, 2**63 - 1))
         if low > 2 or high < 2**31:
-            limits[letter] = (low if low > 2 else 1, high)
+            limits[letter] = (low if low > 2 else 1, high if high < 2**31 else None)
     extra = f", {limits!r}" if limits else ""
     return [f"check_inputs({text}{extra}, {', '.join(f'{name}={name}' for name in wanted)})"]
+
+
+def _wanted(captured: Captured, letters: dict[Any, str], expr: Any) -> str | tuple[str, int, int]:
+    """The name of a size, with a factor and an offset where it follows from one symbol."""
+    symbols = list(expr.free_symbols)
+    if len(symbols) == 1 and expr != symbols[0]:
+        factor = expr.diff(symbols[0])
+        offset = expr - factor * symbols[0]
+        if factor.is_Integer and factor > 0 and offset.is_Integer:
+            return _letter(captured, letters, symbols[0]), int(factor), int(offset)
+    return _letter(captured, letters, expr)
 
 
 def _letter(captured: Captured, letters: dict[Any, str], expr: Any) -> str:

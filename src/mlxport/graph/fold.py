@@ -141,6 +141,8 @@ def _sole(captured: Captured, node: Node) -> str | None:
 
 def _name(captured: Captured, node: Node, sources: Sequence[str], taken: object) -> str:
     """Where the folded value lives: ``conv.weight`` for both spellings of a parametrization, else beside its module."""
+    if "fold_name" in node.meta:
+        return str(node.meta["fold_name"])
     names = set(captured.weights.values()) | set(taken)  # type: ignore[call-overload]
     for source in sources:
         if match := re.fullmatch(r"(.*?)\.?parametrizations\.(\w+)\..*", source):

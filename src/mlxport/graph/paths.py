@@ -35,17 +35,24 @@ def target(owner: str, name: str) -> str:
     return ast.unparse(ast.fix_missing_locations(access(ast.parse(owner, mode="eval").body, name)))
 
 
+def _is_list(module: torch.nn.Module) -> bool:
+    containers = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict)
+    return isinstance(module, containers) and type(module).forward in [kind.forward for kind in containers]
+
+
 class Paths:
     """The port's name of each module, parameter and buffer: the original's, where MLX can have it.
 
     MLX leaves attributes that begin with an underscore out of ``parameters()``, and numbers are elements of lists only
-    where all of a module's children are numbered.
+    where all of a module's children are numbered. The members of a Sequential that is a class of its own in the port
+    (the root, or one with another forward) are its ``layers``, as in ``nn.Sequential`` of MLX.
     """
 
     def __init__(self, modules: dict[str, torch.nn.Module]) -> None:
         self._children: dict[str, list[str]] = {}
         for path, module in modules.items():
             self._children[path] = [*module._modules, *module._parameters, *module._buffers]
+        self._lists = {path for path, module in modules.items() if path and _is_list(module)}
         self._known: dict[str, str] = {"": ""}
 
     def port(self, path: str) -> str:
@@ -65,7 +72,9 @@ class Paths:
     def _name(self, parent: str, name: str) -> str:
         siblings = self._children.get(parent, [])
         if name.isdigit():
-            return name if all(other.isdigit() for other in siblings) else self._free("m" + name, siblings)
+            if any(not other.isdigit() for other in siblings):
+                return self._free("m" + name, siblings)
+            return name if parent in self._lists else f"layers.{name}"
         if name.startswith("_"):
             return self._free(name.strip("_") or "x", siblings)
         return name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -12,7 +12,7 @@ from mlxport.graph.flat import compile_source, flat_source
 from mlxport.graph.fold import Fold
 from mlxport.graph.layers import Weight
 
-__all__ = ["apply_fold", "apply_weight", "from_torch", "to_mlx"]
+__all__ = ["apply_fold", "apply_weight", "from_torch", "port_weights", "to_mlx"]
 
 
 def apply_fold(fold: Fold, sources: Sequence[mx.array]) -> mx.array:
@@ -20,6 +20,32 @@ def apply_fold(fold: Fold, sources: Sequence[mx.array]) -> mx.array:
     (value,) = compile_source(flat_source(fold.graph))(*sources)
     result: mx.array = value
     return result
+
+
+def port_weights(
+    weights: Mapping[str, Weight], folds: Mapping[str, Fold], original: Callable[[str], mx.array]
+) -> dict[str, mx.array]:
+    """The port's parameters by path.
+
+    Args:
+        weights: How each is made.
+        folds: Constant expressions; one may have the name of a tensor of the module that it takes the place of.
+        original: A tensor of the module by its name.
+    """
+    made: dict[str, mx.array] = {}
+
+    def folded(name: str) -> mx.array:
+        if name not in made:
+            made[name] = apply_fold(folds[name], [source(name, part) for part in folds[name].sources])
+        return made[name]
+
+    def source(of: str, name: str) -> mx.array:
+        return folded(name) if name in folds and name != of and name not in folds[name].sources else original(name)
+
+    return {
+        path: apply_weight(weight, [folded(name) if name in folds else original(name) for name in weight.sources])
+        for path, weight in weights.items()
+    }
 
 
 def apply_weight(weight: Weight, sources: Sequence[mx.array]) -> mx.array:

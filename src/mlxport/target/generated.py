@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 from mlxport.errors import WeightsError
 from mlxport.graph.build import Port
 from mlxport.graph.execute import execute
-from mlxport.graph.weights import apply_fold, apply_weight, from_torch
+from mlxport.graph.weights import from_torch, port_weights
 from mlxport.quant import QuantRequest
 from mlxport.target.assemble import Built, Conversion, count_parameters, make_conversion, quantize
 from mlxport.transform import trace
@@ -87,18 +87,12 @@ def _weights(port: Port, arrays: Mapping[str, mx.array], maps: Mapping[str, Map]
     """The port's parameters by path."""
     state: dict[str, mx.array] = {}
 
-    def get(name: str) -> mx.array:
+    def original(name: str) -> mx.array:
         if name not in state:
-            if name in port.folds:
-                fold = port.folds[name]
-                state[name] = apply_fold(fold, [get(source) for source in fold.sources])
-            else:
-                state[name] = _original(port, name, arrays, maps)
+            state[name] = _original(port, name, arrays, maps)
         return state[name]
 
-    return {
-        path: apply_weight(weight, [get(source) for source in weight.sources]) for path, weight in port.weights.items()
-    }
+    return port_weights(port.weights, port.folds, original)
 
 
 def _original(port: Port, name: str, arrays: Mapping[str, mx.array], maps: Mapping[str, Map]) -> mx.array:

@@ -6,21 +6,31 @@ import mlx.core as mx
 
 
 def check_inputs(sizes, limits=None, /, **arrays):
-    """Raise ValueError unless each array has its sizes: an int is fixed, a name is one size wherever it stands."""
+    """Raise ValueError unless each array has its sizes.
+
+    An int is fixed, a name is one size wherever it stands, (name, factor, offset) is factor * name + offset.
+    """
     known = {}
     for name, array in arrays.items():
-        wanted = sizes[name]
         found = array.shape if isinstance(array, mx.array) else None
-        fits = found is not None and len(found) == len(wanted)
-        for size, want in zip(found or (), wanted, strict=False):
-            fits = fits and size == (known.setdefault(want, size) if isinstance(want, str) else want)
-            low, high = (limits or {}).get(want, (0, size))
-            if fits and not low <= size <= high:
-                raise ValueError(f"{name} has shape {found}: {want} must be {low} to {high}")
+        fits = found is not None and len(found) == len(sizes[name])
+        for size, want in zip(found or (), sizes[name], strict=False):
+            if isinstance(want, int):
+                fits = fits and size == want
+                continue
+            letter, factor, offset = want if isinstance(want, tuple) else (want, 1, 0)
+            number, rest = divmod(size - offset, factor)
+            fits = fits and rest == 0 and number == known.setdefault(letter, number)
+            low, high = (limits or {}).get(letter, (number, number))
+            if fits and (number < low or (high is not None and number > high)):
+                most = "" if high is None else f" and at most {factor * high + offset}"
+                raise ValueError(f"{name} has shape {found}: {size} must be at least {factor * low + offset}{most}")
         if not fits:
-            shape = "(" + ", ".join(map(str, wanted)) + ")"
+            shape = ", ".join(f"{w[1]} * {w[0]} + {w[2]}" if isinstance(w, tuple) else str(w) for w in sizes[name])
             given = f" (with {known})" if known else ""
-            raise ValueError(f"{name} must be an mx.array of shape {shape}{given}, not {found or type(array).__name__}")
+            raise ValueError(
+                f"{name} must be an mx.array of shape ({shape}){given}, not {found or type(array).__name__}"
+            )
 
 
 def check_fixed(**values):
