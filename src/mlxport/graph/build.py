@@ -25,6 +25,7 @@ from mlxport.graph.expr import Expr, to_ast
 from mlxport.graph.flat import MissingOps, is_assertion
 from mlxport.graph.fold import Fold, fold_constants
 from mlxport.graph.fuse import Fusion, fuse
+from mlxport.graph.guards import relations, size_rules
 from mlxport.graph.helpers import inputs as input_helpers
 from mlxport.graph.layers import LayerSpec, Weight, find_layers
 from mlxport.graph.layout import channels_last
@@ -366,13 +367,20 @@ def _shape_check(captured: Captured, names: Mapping[Node, str]) -> list[str]:
         return []
     helper(input_helpers.check_inputs)
     text = "{" + ", ".join(f"{name!r}: {shape!r}" for name, shape in wanted.items()) + "}"
-    limits = {}
-    for expr, letter in letters.items():
-        low, high = captured.ranges.get(str(expr), (0, 2**63 - 1))
-        if low > 2 or high < 2**31:
-            limits[letter] = (low if low > 2 else 1, high if high < 2**31 else None)
+    symbols = [expr for expr in letters if expr.is_Symbol]
+    rules = size_rules(captured, symbols)
+    limits = {letters[symbol]: rule.as_tuple() for symbol, rule in rules.items() if not rule.trivial}
     extra = f", {limits!r}" if limits else ""
-    return [f"check_inputs({text}{extra}, {', '.join(f'{name}={name}' for name in wanted)})"]
+    lines = [f"check_inputs({text}{extra}, {', '.join(f'{name}={name}' for name in wanted)})"]
+    places: dict[Any, str] = {}
+    for node, name in names.items():
+        value = node.meta["val"]
+        for axis, size in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
+            if isinstance(size, torch.SymInt):
+                places.setdefault(size.node.expr, f"{name}.shape[{axis}]")
+    for condition in relations(captured, symbols, rules, places):
+        lines += [f"if not {condition}:", f'    raise ValueError("the sizes of the inputs must satisfy {condition}")']
+    return lines
 
 
 def _wanted(captured: Captured, letters: dict[Any, str], expr: Any) -> str | tuple[str, int, int]:

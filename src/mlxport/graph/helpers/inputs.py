@@ -21,10 +21,12 @@ def check_inputs(sizes, limits=None, /, **arrays):
             letter, factor, offset = want if isinstance(want, tuple) else (want, 1, 0)
             number, rest = divmod(size - offset, factor)
             fits = fits and rest == 0 and number == known.setdefault(letter, number)
-            low, high = (limits or {}).get(letter, (number, number))
-            if fits and (number < low or (high is not None and number > high)):
-                most = "" if high is None else f" and at most {factor * high + offset}"
-                raise ValueError(f"{name} has shape {found}: {size} must be at least {factor * low + offset}{most}")
+            low, high, *steps = (limits or {}).get(letter, (number, number))
+            step, remainder = steps or (1, 0)
+            if fits and (number < low or (high is not None and number > high) or number % step != remainder):
+                bounds = f"at least {low}" + ("" if high is None else f" and at most {high}")
+                bounds += f", {remainder} modulo {step}" if step > 1 else ""
+                raise ValueError(f"{name} has shape {found}: {letter} is {number} and must be {bounds}")
         if not fits:
             shape = ", ".join(f"{w[1]} * {w[0]} + {w[2]}" if isinstance(w, tuple) else str(w) for w in sizes[name])
             given = f" (with {known})" if known else ""
