@@ -109,7 +109,8 @@ def _ported(model: Any, captured: Any, given: dict[str, Any], wanted: list[Any])
 
     from mlxport.graph.build import build
     from mlxport.graph.flat import MissingOps
-    from mlxport.porting import _difference, _instance, from_torch, to_mlx
+    from mlxport.graph.weights import from_torch, to_mlx
+    from mlxport.porting import _difference, _instance
 
     started = time.monotonic()
     info: dict[str, Any] = {"static": "static" in captured.notes}

@@ -33,7 +33,7 @@ from mlxport.graph.lower import Missing, hint, is_read, lower_node, mx_dtype, sy
 from mlxport.graph.naming import argument_names
 from mlxport.graph.paths import Paths
 from mlxport.graph.registry import UnsupportedOp, helper
-from mlxport.graph.stores import add_stores, store
+from mlxport.graph.stores import store
 from mlxport.graph.tree import build_tree, scopes
 from mlxport.graph.units import Body, Context, Step
 
@@ -96,7 +96,6 @@ def build(
         remove_noops(captured.graph)
     layers = find_layers(captured)
     channels_last(captured.graph)
-    add_stores(captured)
     lowered = _lower(captured)
     context = Context(captured, lowered, Paths(dict(captured.modules)), {n.name: n for n in captured.weights})
     bodies, names = _bodies(context, layers)

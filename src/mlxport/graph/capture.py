@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from mlxport.graph import ops as _ops  # noqa: F401  (fills the table)
 from mlxport.graph.registry import LOWERINGS
+from mlxport.graph.stores import add_stores
 
 __all__ = ["CaptureError", "Captured", "capture", "decompose", "export"]
 
@@ -175,24 +176,28 @@ def capture(
             "give its arguments as the example: (args, kwargs)",
             usage=True,
         ) from error
-    attempts: list[Any] = [dynamic if dynamic is not False else None]
-    if dynamic is True:
-        positional, keyword = dynamic_shapes(args, kwargs)
-        attempts = [dict(signature.bind(*positional, **keyword).arguments), None]
     problem: Exception | None = None
-    for shapes in attempts:
-        try:
-            program = export(module, args, kwargs, shapes)
-        except Exception as error:  # the user's code under torch.export: whatever it raises is about that code
-            problem = problem or error
-            continue
-        captured = _captured(program, module, signature, args, kwargs)
-        if problem is not None:
-            reason = _first_line(problem)
-            captured.notes.append(f"sizes are fixed to the example's: torch.export with dynamic ones says {reason}")
-        return captured
-    assert problem is not None
-    raise CaptureError(f"torch.export cannot capture {name}: {_first_line(problem)}", _hint(problem)) from problem
+    with _explicit(module, signature, args, kwargs) as explicit:
+        attempts: list[Any] = [dynamic if dynamic is not False else None]
+        if dynamic is True:
+            positional, keyword = dynamic_shapes(args, kwargs)
+            attempts = [dict(explicit.bind(*positional, **keyword).arguments), None]
+        for shapes in attempts:
+            try:
+                program = export(module, args, kwargs, shapes)
+                break
+            except Exception as error:  # the user's code under torch.export: whatever it raises is about that code
+                problem = problem or error
+        else:
+            assert problem is not None
+            raise CaptureError(
+                f"torch.export cannot capture {name}: {_first_line(problem)}", _hint(problem)
+            ) from problem
+    captured = _captured(program, module, signature, args, kwargs)
+    if problem is not None:
+        reason = _first_line(problem)
+        captured.notes.append(f"sizes are fixed to the example's: torch.export with dynamic ones says {reason}")
+    return captured
 
 
 def _first_line(error: Exception) -> str:
@@ -207,6 +212,33 @@ def _hint(error: Exception) -> str:
     if "DataDependent" in type(error).__name__ or "data-dependent" in str(error):
         return "its control flow depends on values; use torch.where or torch.cond there, or port the part around it"
     return "see https://docs.pytorch.org/docs/stable/export.html for what can be captured; -v shows where it stops"
+
+
+@contextmanager
+def _explicit(
+    module: torch.nn.Module, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Iterator[inspect.Signature]:
+    """Spell out what ``**kwargs`` of the forward catches: torch.export cannot give it dynamic shapes otherwise."""
+    parameters = dict(signature.parameters)
+    caught = next((p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD), None)
+    extra = signature.bind(*args, **kwargs).arguments.get(caught or "", {})
+    if not extra:
+        yield signature
+        return
+    del parameters[caught or ""]
+    spelled = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in extra]
+    explicit = signature.replace(parameters=[*parameters.values(), *spelled])
+    forward = module.forward
+
+    def shim(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    shim.__signature__ = explicit  # type: ignore[attr-defined]
+    module.__dict__["forward"] = shim
+    try:
+        yield explicit
+    finally:
+        del module.__dict__["forward"]
 
 
 def _captured(
@@ -252,6 +284,7 @@ def _captured(
     end = next(node for node in graph.nodes if node.op == "output")
     outputs = list(end.args[0])[len(mutations) :]
     end.args = (tuple(outputs),)
+    add_stores(graph, mutations, weights)
     return Captured(
         graph=graph,
         weights=weights,

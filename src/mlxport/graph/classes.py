@@ -170,7 +170,9 @@ def _rank(name: str, tag: str) -> tuple[int, int]:
     return 9, len(name)
 
 
-_TAKEN = frozenset("ModelArgs Path Any dataclass fields json load math mx nn".split()) | set(dir(builtins))
+_TAKEN = frozenset("ModelArgs Path Any dataclass fields json load math mx nn check_inputs check_fixed".split()) | set(
+    dir(builtins)
+)
 
 
 def build_classes(

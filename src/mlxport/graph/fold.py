@@ -33,8 +33,11 @@ def fold_constants(captured: Captured) -> dict[str, Fold]:
     """Replace constant expressions by weights of their own; name to expression."""
     constant: set[Node] = set()
     weighted: set[Node] = set()
+    written = {name for name, _ in captured.mutations}
     for node in captured.graph.nodes:
         if node in captured.weights:
+            if captured.weights[node] in written or not _foldable(captured, captured.weights[node]):
+                continue
             constant.add(node)
             weighted.add(node)
         elif node.op == "call_function" and _pure(node) and all(item in constant for item in node.all_input_nodes):
@@ -59,6 +62,18 @@ def fold_constants(captured: Captured) -> dict[str, Fold]:
     alive = set(captured.graph.nodes)
     captured.weights = {node: name for node, name in captured.weights.items() if node in alive}
     return folds
+
+
+def _foldable(captured: Captured, name: str) -> bool:
+    """Whether the port may have something computed from this weight in its place: a parameter is kept as it is.
+
+    Except for what weight_norm and spectral_norm make of one parameter, in either spelling.
+    """
+    if name not in captured.trainable or "parametrizations." in name:
+        return True
+    match = re.fullmatch(r"(.*)_(g|v|orig)", name)
+    parts = [f"{match[1]}_g", f"{match[1]}_v"] if match and match[2] != "orig" else [name]
+    return match is not None and all(part in captured.state for part in parts)
 
 
 def _first(graph: Graph) -> Node:

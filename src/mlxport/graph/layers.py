@@ -393,7 +393,7 @@ def find_layers(captured: Captured) -> dict[str, LayerSpec]:
     for found in _clusters(matches):
         home = _home(found)
         calls = [_called(match, home) for match in found]
-        if any(call is None for call in calls) or _used_elsewhere(found, by_name):
+        if any(call is None for call in calls) or _used_elsewhere(found, by_name) or _has_more(captured, home):
             continue
         layers[home.path] = home
         for match, call in zip(found, calls, strict=True):
@@ -524,6 +524,16 @@ def _used_elsewhere(found: list[_Match], by_name: dict[str, Node]) -> bool:
         for source in sources
         if source in by_name and by_name[source] in matched and not _plain_bias(by_name[source])
         for user in by_name[source].users
+    )
+
+
+def _has_more(captured: Captured, home: LayerSpec) -> bool:
+    """Whether the module has weights, in use, that the layer does not: it is a class of its own."""
+    sources = {source for weight in home.weights.values() for source in weight.sources}
+    prefix = home.path + "."
+    return any(
+        node.users and full not in sources and any(name.startswith(prefix) for name in captured.aliases.get(full, ()))
+        for node, full in captured.weights.items()
     )
 
 

@@ -6,8 +6,6 @@ from typing import Any
 
 from torch.fx.node import has_side_effect
 
-from mlxport.graph.capture import Captured
-
 __all__ = ["add_stores", "store"]
 
 
@@ -19,17 +17,17 @@ def store(value: Any) -> Any:
 has_side_effect(store)
 
 
-def add_stores(captured: Captured) -> None:
+def add_stores(graph: Graph, mutations: Sequence[tuple[str | Node, Node]], weights: Mapping[Node, str]) -> None:
     """Add a node at the end of the graph for each value that a buffer or an input takes.
 
     It belongs to the innermost module that both computes the value and has the buffer.
     """
-    output = next(node for node in captured.graph.nodes if node.op == "output")
-    for place, value in captured.mutations:
-        if place is value or captured.weights.get(value) == place:
+    output = next(node for node in graph.nodes if node.op == "output")
+    for place, value in mutations:
+        if place is value or weights.get(value) == place:
             continue  # it keeps its value
-        with captured.graph.inserting_before(output):
-            made = captured.graph.call_function(store, (value,))
+        with graph.inserting_before(output):
+            made = graph.call_function(store, (value,))
         stack = value.meta.get("nn_module_stack") or {}
         owner = place + "." if isinstance(place, str) else ""
         made.meta = {

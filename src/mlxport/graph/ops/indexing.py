@@ -85,7 +85,7 @@ def lined_up(array: Expr, index: Expr, dim: int) -> Expr:
         ours, theirs = array.shape[position], index.shape[position]
         alike = position == dim or array.value.shape[position] == index.value.shape[position]
         cuts.append(slice(None) if alike and known(ours) == known(theirs) or position == dim else slice(theirs))
-    return array[subscript(cuts)] if any(cut != slice(None) for cut in cuts) else array
+    return array[subscript(cuts)] if any(cut.stop is not None for cut in cuts) else array
 
 
 @op("aten.gather.default")
