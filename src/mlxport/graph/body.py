@@ -18,6 +18,7 @@ from mlxport.graph.paths import member
 from mlxport.graph.placing import in_list, place, sequential
 from mlxport.graph.registry import HELPERS
 from mlxport.graph.stores import store
+from mlxport.graph.tidy import tidy
 from mlxport.graph.tree import Scope
 from mlxport.graph.units import Body, Context, Reference, Step, Units, is_list
 
@@ -262,8 +263,7 @@ class _Builder:
                     return builder.member(node.id[1:])
                 return node
 
-        resolved: ast.expr = Resolver().visit(copy.deepcopy(tree))
-        return resolved
+        return tidy(Resolver().visit(copy.deepcopy(tree)))
 
     def value(self, name: str, trees: Mapping[int, ast.expr]) -> ast.expr:
         """The variable, expression or weight that a graph name stands for."""

@@ -48,16 +48,29 @@ def remove_noops(graph: Graph) -> None:
         if is_assertion(node):
             graph.erase_node(node)
             continue
-        source = node.args[0] if node.args else None
+        source = _shown(node) if str(node.target) in _AND else node.args[0] if node.args else None
         if isinstance(source, Node) and _gives_back(node, source):
             node.replace_all_uses_with(source)
             graph.erase_node(node)
     graph.eliminate_dead_code()
 
 
+def _shown(node: Node) -> Any:
+    """What ``True & x`` gives."""
+    for item, other in (node.args[:2], node.args[1::-1]):
+        if isinstance(item, Node) and str(item.target) in _TRUE and item.meta["val"].dtype is torch.bool:
+            if str(item.target).endswith("ones.default") or item.args[-1] is True:
+                return other
+    return None
+
+
+_AND = ("aten.bitwise_and.Tensor", "aten.logical_and.default", "aten.__and__.Tensor")
+_TRUE = ("aten.ones.default", "aten.new_ones.default", "aten.full.default", "aten.new_full.default")
+
+
 def _gives_back(node: Node, source: Node) -> bool:
     key = str(node.target)
-    if key not in _ALWAYS and key not in _IF_SAME and not (key == "aten.add.Tensor" and _adds_zero(node)):
+    if key not in _ALWAYS and key not in _IF_SAME and key not in _AND and not _neutral(key, node):
         return False
     result, value = node.meta.get("val"), source.meta.get("val")
     if key == "aten.dropout.default" and len(node.args) > 2 and node.args[2] and node.args[1] != 0:
@@ -69,5 +82,14 @@ def _gives_back(node: Node, source: Node) -> bool:
     return result.dtype == value.dtype and same_shape(result, value)
 
 
-def _adds_zero(node: Node) -> bool:
-    return len(node.args) > 1 and isinstance(node.args[1], int | float) and node.args[1] == 0
+_NEUTRAL = {
+    **dict.fromkeys(("aten.add.Tensor", "aten.sub.Tensor", "aten.add.Scalar", "aten.sub.Scalar"), 0),
+    **dict.fromkeys(("aten.mul.Tensor", "aten.div.Tensor", "aten.mul.Scalar", "aten.div.Scalar"), 1),
+    "aten.pow.Tensor_Scalar": 1,
+}
+
+
+def _neutral(key: str, node: Node) -> bool:
+    """Whether a number is added or multiplied that changes nothing."""
+    number = node.args[1] if len(node.args) > 1 else None
+    return key in _NEUTRAL and isinstance(number, int | float) and number == _NEUTRAL[key] and number is not True

@@ -388,13 +388,16 @@ def find_layers(captured: Captured) -> dict[str, LayerSpec]:
         if match is not None and match.spec.path:  # the root itself may be the module
             matches.append(match)
     by_name = {name: node for node, name in captured.weights.items()}
+    below = _weights_below(captured)
     layers: dict[str, LayerSpec] = {}
     replaced: dict[Node, Node] = {}
     for found in _clusters(matches):
         home = _home(found)
         calls = [_called(match, home) for match in found]
-        if any(call is None for call in calls) or _used_elsewhere(found, by_name) or _has_more(captured, home):
+        if any(call is None for call in calls) or _used_elsewhere(found, by_name):
             continue
+        if below.get(home.path, set()) - {source for weight in home.weights.values() for source in weight.sources}:
+            continue  # it has more weights than the layer: it is a class of its own
         layers[home.path] = home
         for match, call in zip(found, calls, strict=True):
             assert call is not None
@@ -527,14 +530,15 @@ def _used_elsewhere(found: list[_Match], by_name: dict[str, Node]) -> bool:
     )
 
 
-def _has_more(captured: Captured, home: LayerSpec) -> bool:
-    """Whether the module has weights, in use, that the layer does not: it is a class of its own."""
-    sources = {source for weight in home.weights.values() for source in weight.sources}
-    prefix = home.path + "."
-    return any(
-        node.users and full not in sources and any(name.startswith(prefix) for name in captured.aliases.get(full, ()))
-        for node, full in captured.weights.items()
-    )
+def _weights_below(captured: Captured) -> dict[str, set[str]]:
+    """Path of a module to the weights in use in it and below it, under all their names."""
+    below: dict[str, set[str]] = {}
+    for node, full in captured.weights.items():
+        for name in captured.aliases.get(full, (full,)) if node.users else ():
+            while "." in name:
+                name = name.rpartition(".")[0]
+                below.setdefault(name, set()).add(full)
+    return below
 
 
 def _plain_bias(node: Node) -> bool:

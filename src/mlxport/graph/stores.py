@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch.fx import Graph, Node
 from torch.fx.node import has_side_effect
 
 __all__ = ["add_stores", "store"]
