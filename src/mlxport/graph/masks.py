@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import Node
 
+from mlxport.graph.fuse.targets import sliding_window
+
 if TYPE_CHECKING:
     from mlxport.graph.fuse.values import Values
 
@@ -21,11 +23,13 @@ _FULL = ("aten.full.default", "aten.new_full.default", "aten.full_like.default")
 
 
 def every_row_sees(mask: object) -> bool:
-    """Whether each row (last axis) of a boolean mask surely holds a True; False where that is not known."""
-    if not isinstance(mask, Node) or not _is_bool(mask):
+    """Whether each row (last axis) of a mask surely shows a key; False where that is not known."""
+    if not isinstance(mask, Node):
         return False
+    if not _is_bool(mask):
+        return _finite(mask)
     key, args = str(mask.target), mask.args
-    if _all_true(mask) or _keeps_rows(mask) and every_row_sees(args[0]):
+    if _all_true(mask) or _keeps_rows(mask) and every_row_sees(args[0]) or mask.target is sliding_window:
         return True
     if key in _OR:
         return any(map(every_row_sees, args))
@@ -37,6 +41,20 @@ def every_row_sees(mask: object) -> bool:
     if key == "aten.le.Tensor":  # the first key, number 0, is not after any query
         return _counts_keys(args[0]) and _not_negative(args[1])
     return key == "aten.ge.Tensor" and _counts_keys(args[1]) and _not_negative(args[0])
+
+
+_FINITE = frozenset("permute unsqueeze expand view transpose add mul div _to_copy slice select squeeze reshape".split())
+
+
+def _finite(node: object) -> bool:
+    """Whether an added mask is made of learned numbers: a table of biases by distance."""
+    if not isinstance(node, Node):
+        return isinstance(node, int | float)
+    name = str(node.target).removeprefix("aten.").partition(".")[0]
+    if name == "embedding":
+        return isinstance(node.args[0], Node) and node.args[0].op == "placeholder"
+    tensors = [item for item in node.all_input_nodes if isinstance(item.meta.get("val"), torch.Tensor)]
+    return name in _FINITE and bool(tensors) and all(map(_finite, tensors))
 
 
 def _is_bool(node: Node) -> bool:
@@ -91,8 +109,8 @@ _LARGEST = 2048  # a mask of up to this length is computed to see what it does a
 
 def recognise(
     mask: Node, values: Values, lengths: tuple[Any, Any], visible: bool | None = True, factor: float = 1.0
-) -> str | None:
-    """``"none"`` for a mask that hides nothing, ``"causal"``, or None where it depends on more than sizes.
+) -> str | int | None:
+    """``"none"`` for a mask that hides nothing, ``"causal"``, the window of a sliding one; None for others.
 
     It is computed at several sizes, and at those around each number that its formula mentions.
 
@@ -108,41 +126,45 @@ def recognise(
     values.learn(mask)
     if mask not in values.static:
         return None
-    verdicts: set[str | None] = set()
-    tried = 0
+    verdicts: set[str | int | None] = set()
     for sizes, numbers in _trials(mask, values, lengths):
         try:
             (found,) = values.run([mask], {}, sizes, numbers)
             rows, columns = (values._number(length, sizes) for length in lengths)
-            verdicts.add(_verdict(found, rows, columns, visible, factor))
         except CannotEvaluate:
-            if numbers is not None:
+            if numbers:
                 return None
             continue
-        tried += 1
-        if None in verdicts:
+        verdict = _verdict(found, rows, columns, visible, factor)
+        if isinstance(verdict, int) and numbers:
+            ((large, small),) = numbers.items() if len(numbers) == 1 else ((None, 0),)
+            verdict = None if large is None else large + verdict - small
+        verdicts.add(verdict)
+        if verdict is None:
             return None
-    return verdicts.pop() if tried and len(verdicts) == 1 else None
+    if any(isinstance(verdict, int) for verdict in verdicts):  # up to its window, a sliding mask is causal
+        verdicts.discard("causal")
+    return verdicts.pop() if len(verdicts) == 1 else None
 
 
-def _trials(mask: Node, values: Values, lengths: tuple[Any, Any]) -> Iterator[tuple[Any, dict[int, int] | None]]:
+def _trials(mask: Node, values: Values, lengths: tuple[Any, Any]) -> Iterator[tuple[Any, dict[int, int]]]:
     """Sizes to compute a mask at, and numbers to put in the place of those that are too large to try."""
     from mlxport.graph.fuse.values import symbols
 
     small = list(values.sizes([mask]))
-    yield from ((sizes, None) for sizes in small)
+    yield from ((sizes, {}) for sizes in small)
     axes = {symbol for length in lengths if not isinstance(length, int) for symbol in length.node.expr.free_symbols}
     axes &= symbols([mask])
     if not axes:
         return
     found = _numbers(mask, values)
     for number in sorted(found):
-        if 2 < number <= _LARGEST:
+        if number <= _LARGEST:
             limit = min(values.captured.ranges.get(str(symbol), (0, _LARGEST + 2))[1] for symbol in axes)
-            yield {**small[0], **dict.fromkeys(axes, min(number + 2, limit))}, None
+            yield {**small[0], **dict.fromkeys(axes, min(number + 2, limit))}, {}
     large = [number for number in found if number > _LARGEST]
     if large:
-        yield from (({**sizes, **dict.fromkeys(axes, 12)}, dict.fromkeys(large, 4)) for sizes in small[:1])
+        yield from (({**small[0], **dict.fromkeys(axes, 12)}, dict.fromkeys(large, stand_in)) for stand_in in (4, 7))
 
 
 def _numbers(mask: Node, values: Values) -> set[int]:
@@ -167,7 +189,7 @@ def _numbers(mask: Node, values: Values) -> set[int]:
     return {number for number in found if number > 2}
 
 
-def _verdict(found: torch.Tensor, rows: int, columns: int, visible: bool | None, factor: float) -> str | None:
+def _verdict(found: torch.Tensor, rows: int, columns: int, visible: bool | None, factor: float) -> str | int | None:
     if visible is None:
         if not bool(((found == 0) | (found * factor <= _HIDDEN)).all()):
             return None
@@ -181,4 +203,8 @@ def _verdict(found: torch.Tensor, rows: int, columns: int, visible: bool | None,
     if shown.shape[-2:] != (rows, columns) or rows > columns or columns == 1:
         return None
     triangle = torch.ones(rows, columns, dtype=torch.bool).tril(columns - rows)
-    return "causal" if bool((shown == triangle).all()) else None
+    if bool((shown == triangle).all()):
+        return "causal"
+    window = int(shown.reshape(-1, rows, columns)[0, -1].sum())
+    band = triangle & ~triangle.tril(-window)
+    return window if rows == columns and window and bool((shown == band).all()) else None

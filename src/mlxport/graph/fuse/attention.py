@@ -19,7 +19,7 @@ from mlxport.graph.fuse.graphs import Editor, is_cast, kind, ndim, peel, same_si
 from mlxport.graph.fuse.keys import absorb_scale, unrepeat
 from mlxport.graph.fuse.record import Fusion
 from mlxport.graph.fuse.scores import Declined, Mask, Scores, find_scores
-from mlxport.graph.fuse.targets import attention
+from mlxport.graph.fuse.targets import attention, sliding_window
 from mlxport.graph.fuse.values import Values
 from mlxport.graph.masks import every_row_sees, recognise
 
@@ -287,12 +287,14 @@ class _Layout:
 
     def restored(self, edit: Editor, made: Node) -> Node:
         """The attention's result as the second product had it."""
-        output = self.after.node
         if self.viewed:
             canonical = [*(axis for axis in self.result_axes if axis not in ("#rows", "#value")), "#rows", "#value"]
             order = [canonical.index(axis) for axis in self.result_axes]
-            inverse = [order.index(axis) for axis in range(len(order))]
-            sizes = [edit.size(output, axis) for axis in inverse]
+            weights = self.after.a if self.after.b is self.value else self.after.b
+            sizes = [
+                *edit.sizes(weights, range(ndim(weights) - 1)),
+                edit.size(self.value, self.value_axes.index("#value")),
+            ]
             return edit.permute(edit.view(made, sizes), order)
         axes = [*self.batch, "#rows", "#value"]
         if len(self.batch) == 3:
@@ -307,15 +309,12 @@ def _mask(edit: Editor, masks: list[Mask], values: Values, lengths: tuple[Any, A
     kept = []
     for mask in masks:
         found = recognise(mask.node, values, lengths, mask.visible, mask.factor)
-        if found == "none":
-            continue
-        if found == "causal" and len(masks) == 1:
-            return "causal"
-        kept.append((mask, found))
+        if found != "none":
+            kept.append((mask, found))
     if not kept:
         return None
-    if len({found for _, found in kept}) == 1 and kept[0][1] == "causal":
-        return "causal"
+    if len({found for _, found in kept}) == 1 and isinstance(kept[0][1], str | int):
+        return _known(edit, kept[0][1], kept[0][0].node, lengths)
     visible = [edit_not(edit, mask) for mask, _ in kept if mask.visible is not None]
     added = [_factored(edit, mask) for mask, _ in kept if mask.visible is None]
     fill = max((mask.fill for mask, _ in kept if mask.visible is not None), default=-math.inf)
@@ -324,7 +323,7 @@ def _mask(edit: Editor, masks: list[Mask], values: Values, lengths: tuple[Any, A
     if shown is None:
         return total
     if total is None:
-        if fill == -math.inf or every_row_sees(shown) or any(found == "causal" for _, found in kept) and len(kept) == 1:
+        if fill == -math.inf or every_row_sees(shown):
             return shown
         if fill > -1e9:
             raise Declined(f"where every key is masked with {fill:g}, the scores still count")
@@ -334,6 +333,28 @@ def _mask(edit: Editor, masks: list[Mask], values: Values, lengths: tuple[Any, A
     other = total if total is not None else edit.call(_aten.scalar_tensor.default, 0.0, dtype=dtype,
                                                       val=_scalar(shown, dtype))  # fmt: skip
     return edit.call(_aten.where.self, shown, other, low)
+
+
+def _known(edit: Editor, found: str | int, mask: Node, lengths: tuple[Any, Any]) -> Any:
+    """The mask argument for a mask that is recognised."""
+    if not isinstance(found, int):
+        return None if found == "none" else found
+    for user in edit.graph.nodes:  # the layers of a model share a mask
+        if user.target is sliding_window and user.meta["mask"] is mask:
+            return user
+    place = Editor(edit.captured, mask)
+    size = lengths[0] if isinstance(lengths[0], int) else None
+    if size is None:
+        source = next((node for node in edit.graph.nodes if node.op == "call_function"
+                       and isinstance(node.meta.get("val"), torch.SymInt) and same_size(node.meta["val"], lengths[0])), None)  # fmt: skip
+        place = place if source is not None and source < mask else edit
+        size = source or edit.size(mask, ndim(mask) - 1)
+    fake = mask.meta["val"]
+    with fake.fake_mode:
+        val = torch.empty((lengths[0], lengths[0]), dtype=torch.bool, device=fake.device)
+    made = place.call(sliding_window, size, found, val=val)
+    made.meta["mask"] = mask
+    return made
 
 
 def _scalar(like: Node, dtype: torch.dtype) -> torch.Tensor:
@@ -383,7 +404,8 @@ def _simplify(captured: Captured, node: Node, values: Values) -> str:
         final: Any = "causal"
     elif mask is not None:
         visible = True if mask.meta["val"].dtype is torch.bool else None
-        final = {"none": None, "causal": "causal"}.get(recognise(mask, values, lengths, visible) or "", mask)
+        found = recognise(mask, values, lengths, visible)
+        final = mask if found is None else _known(edit, found, mask, lengths)
     else:
         final = None
     fewer = unrepeat(edit, key, value, values)

@@ -27,3 +27,9 @@ def attention_any_rank(q, k, v, scale, mask=None):
 def safe_softmax(x, axis):
     """softmax, and zeros where every element along the axis is minus infinity."""
     return mx.where((x == -mx.inf).all(axis=axis, keepdims=True), 0, mx.softmax(x, axis=axis))
+
+
+def sliding_window_mask(length, window):
+    """True where a query sees a key: itself and those before it, ``window`` in all."""
+    back = mx.arange(length)[:, None] - mx.arange(length)
+    return (back >= 0) & (back < window)

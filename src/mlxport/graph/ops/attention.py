@@ -90,6 +90,12 @@ def attention(query: Expr, key: Expr, value: Expr, mask: Any = None, scale: floa
     return result
 
 
+@fused(targets.sliding_window)
+def sliding_window(length: Any, window: int) -> Expr:
+    """Truth values that show each query itself and the keys before it, ``window`` in all."""
+    return call(helper.sliding_window_mask, length, window)
+
+
 @op("aten._safe_softmax.default")
 def safe_softmax(self: Expr, dim: int, dtype: Any = None) -> Expr:
     """``softmax`` with zeros where all of a row is minus infinity."""
