@@ -33,6 +33,6 @@ def fuse(captured: Any, folds: Mapping[str, Any] | None = None) -> list[Fusion]:
 
 
 def _passes() -> list[Callable[[Any, Any], Iterable[Fusion]]]:
-    from mlxport.graph.fuse import attention, layer_norm, rms_norm
+    from mlxport.graph.fuse import attention, layer_norm, rms_norm, rope
 
-    return [rms_norm.apply, layer_norm.apply, attention.apply]
+    return [rms_norm.apply, layer_norm.apply, rope.apply, attention.apply]

@@ -90,6 +90,21 @@ def attention(query: Expr, key: Expr, value: Expr, mask: Any = None, scale: floa
     return result
 
 
+@fused(targets.rotary)
+def rotary(
+    x: Expr,
+    dims: int,
+    traditional: bool,
+    base: float | None,
+    scale: float,
+    offset: Any,
+    freqs: Expr | None = None,
+) -> Expr:
+    """``mx.fast.rope``."""
+    options = {} if freqs is None else {"freqs": freqs}
+    return mx.fast.rope(x, dims, traditional=traditional, base=base, scale=scale, offset=offset, **options)
+
+
 @fused(targets.sliding_window)
 def sliding_window(length: Any, window: int) -> Expr:
     """Truth values that show each query itself and the keys before it, ``window`` in all."""
