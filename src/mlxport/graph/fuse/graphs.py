@@ -155,6 +155,9 @@ class Editor:
     def weight(self, name: str, tensor: torch.Tensor, like: Node) -> Node:
         """A new constant of the port, called ``name`` (or ``name_2`` … where that is taken)."""
         names, base, number = set(self.captured.state) | set(self.captured.weights.values()), name, 1
+        for node, known in self.captured.weights.items():  # one that holds the same
+            if known.startswith(name) and torch.equal(self.captured.state.get(known, tensor.new_empty(0)), tensor):
+                return node
         while name in names:
             number += 1
             name = f"{base}_{number}"
