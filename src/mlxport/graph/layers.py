@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -101,14 +102,33 @@ class _Finder:
         return self.captured.aliases.get(full, (full,))
 
     def linear(self, node: Node, input: Node, weight: Node, bias: Node | None) -> _Match | None:
-        owned = self.names(weight=weight, bias=bias)
+        stored = weight.args[0] if str(weight.target) == "aten.t.default" else weight  # (in, out) in some models
+        owned = self.names(weight=stored, bias=bias)
+        owned = owned if owned and owned[0] else self.bare(stored, bias)
         if owned is None or weight.meta["val"].ndim != 2:
             return None
         outputs, inputs = weight.meta["val"].shape
         path, names = owned
-        spec = LayerSpec(path, "nn.Linear", _given(input_dims=inputs, output_dims=outputs, bias=bias is not None), 2,
-                         {key: Weight((full,)) for key, full in names.items()})  # fmt: skip
-        return _Match(node, spec, (input,))
+        weights = _plain(names)
+        if stored is not weight:
+            weights["weight"] = Weight((names["weight"],), "move", (0, 1))
+        args = _given(input_dims=inputs, output_dims=outputs, bias=bias is not None)
+        return _Match(node, LayerSpec(path, "nn.Linear", args, 2, weights), (input,))
+
+    def bare(self, weight: Any, bias: Any) -> tuple[str, dict[str, str]] | None:
+        """A place for a layer of a matrix and a vector that are parameters with names of their own."""
+        if weight not in self.weights or (bias is not None and bias not in self.weights):
+            return None
+        names = {"weight": self.weights[weight]} | ({} if bias is None else {"bias": self.weights[bias]})
+        parent, _, name = names["weight"].rpartition(".")
+        short = re.sub(r"_?weight$", "", name) or "linear"
+        path = f"{parent}.{short}" if parent else short
+        taken = set(self.captured.modules) | (set(self.captured.state) - set(names.values()))
+        alone = len(self.captured.aliases.get(names["weight"], ())) < 2
+        ours = all(full.rpartition(".")[0] == parent for full in names.values())
+        vector = bias is None or bias.meta["val"].ndim == 1
+        free = path not in taken and not short.isdigit()
+        return (path, names) if free and alone and ours and vector else None
 
     def embedding(
         self, node: Node, weight: Node, indices: Node, padding_idx: int, scale_grad_by_freq: bool, sparse: bool
@@ -522,6 +542,8 @@ def _used_elsewhere(found: list[_Match], by_name: dict[str, Node]) -> bool:
     nodes = {match.node for match in found}
     sources = {source for match in found for weight in match.spec.weights.values() for source in weight.sources}
     matched = {item for match in found for item in match.node.all_input_nodes}
+    turned = {item for item in matched if str(item.target) == "aten.t.default" and nodes.issuperset(item.users)}
+    nodes, matched = nodes | turned, matched | {item.args[0] for item in turned}
     return any(
         user not in nodes
         for source in sources

@@ -33,6 +33,6 @@ def fuse(captured: Any, folds: Mapping[str, Any] | None = None) -> list[Fusion]:
 
 
 def _passes() -> list[Callable[[Any, Any], Iterable[Fusion]]]:
-    from mlxport.graph.fuse import attention, layer_norm, rms_norm, rope
+    from mlxport.graph.fuse import activations, attention, layer_norm, linear, rms_norm, rope
 
-    return [rms_norm.apply, layer_norm.apply, rope.apply, attention.apply]
+    return [activations.apply, rms_norm.apply, layer_norm.apply, linear.apply, rope.apply, attention.apply]

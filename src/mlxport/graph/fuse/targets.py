@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["attention", "rotary", "sliding_window"]
+__all__ = ["attention", "quick_gelu", "rotary", "sliding_window"]
 
 
 def attention(
@@ -57,3 +57,8 @@ def rotary(
         a, b = turned.chunk(2, dim=-1)
         turned = torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
     return torch.cat([turned, rest], dim=-1)
+
+
+def quick_gelu(x: torch.Tensor) -> torch.Tensor:
+    """``x * sigmoid(1.702 * x)``."""
+    return x * torch.sigmoid(1.702 * x)

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from mlxport.graph.expr import Expr, mx, nn
+from mlxport.graph.fuse import targets
 from mlxport.graph.helpers import activations as helper
-from mlxport.graph.registry import call, channels_last, op, refuse
+from mlxport.graph.registry import call, channels_last, fused, op, refuse
 
 UNARY = {
     "aten.relu.default": nn.relu,
@@ -36,6 +37,12 @@ for _key, _function in UNARY.items():
 def gelu(self: Expr, approximate: str = "none") -> Expr:
     """``nn.gelu``, or its tanh approximation."""
     return nn.gelu_approx(self) if approximate == "tanh" else nn.gelu(self)
+
+
+@fused(targets.quick_gelu)
+def quick_gelu(x: Expr) -> Expr:
+    """``nn.gelu_fast_approx``."""
+    return nn.gelu_fast_approx(x)
 
 
 @op("aten.leaky_relu.default")
