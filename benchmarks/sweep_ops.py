@@ -1,51 +1,42 @@
-"""Every op of torch's OpInfo database through the port, compared with torch: writes docs/ops.md.
+"""Every op of torch's OpInfo database through the port, compared with torch.
 
-python benchmarks/sweep_ops.py                     everything, a table
-python benchmarks/sweep_ops.py --only add softmax  some entries, printed
+python benchmarks/sweep_ops.py                                       float32, a line per entry
+python benchmarks/sweep_ops.py --only add softmax --dtype int64      some entries
+python benchmarks/sweep_ops.py --dtype float32 int64 bool --json ops.json
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
+import traceback
 import warnings
-from multiprocessing import get_context
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "graph"))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "tests" / "graph")]
 warnings.simplefilter("ignore")
 
+from sweep_pool import outcomes  # noqa: E402
 
-def _check(task: tuple[int, str]) -> tuple[str, str, str, str]:
-    import signal
-    import traceback
+_LIMIT = 300  # seconds for one entry
 
+
+def _check(task: tuple[int, str]) -> tuple[str, str]:
     import torch
 
     torch.set_num_threads(1)
-    from conformance import check_entry, entry_name
+    from conformance import check_entry
     from torch.testing._internal.common_methods_invocations import op_db
 
     index, dtype = task
-    entry = op_db[index]
-    name = entry_name(entry)
-
-    def late(*_: object) -> None:
-        raise TimeoutError("over 300 s")
-
-    signal.signal(signal.SIGALRM, late)
-    signal.alarm(300)
     try:
-        outcome = check_entry(entry, getattr(torch, dtype))
-        return name, dtype, outcome.status, outcome.reason
+        outcome = check_entry(op_db[index], getattr(torch, dtype))
+        return outcome.status, outcome.reason
     except Exception as error:  # a sweep goes on and lists what happened
         where = traceback.extract_tb(error.__traceback__)[-1]
         text = (str(error).splitlines() or [""])[0]
-        return name, dtype, "error", f"{type(error).__name__}: {text} ({Path(where.filename).name}:{where.lineno})"
-    finally:
-        signal.alarm(0)
+        return "error", f"{type(error).__name__}: {text} ({Path(where.filename).name}:{where.lineno})"
 
 
 def main() -> None:
@@ -71,22 +62,22 @@ def main() -> None:
 
     tasks = [
         (index, dtype)
-        for index, entry in enumerate(op_db)
         for dtype in options.dtype
+        for index, entry in enumerate(op_db)
         if wanted(entry) and entry.supports_dtype(getattr(torch, dtype), "cpu")
     ]
-    outcomes = []
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with get_context("spawn").Pool(options.workers, maxtasksperchild=60) as pool:
-        for name, dtype, status, reason in pool.imap(_check, tasks):
-            outcomes.append((name, dtype, status, reason))
-            if not options.failures or status not in ("pass", "unexported"):
-                print(f"{status:12} {name:45} {dtype:8} {reason}", flush=True)
-    counted = [outcome for outcome in outcomes if outcome[2] != "unexported"]
-    passed = sum(outcome[2] == "pass" for outcome in counted)
-    print(f"{passed} of {len(counted)} entries pass ({len(outcomes) - len(counted)} that torch does not export)")
-    if options.json:
-        options.json.write_text(json.dumps(outcomes, indent=1))
+    found = []
+    for (index, dtype), outcome, failure in outcomes(_check, tasks, options.workers, _LIMIT):
+        name = entry_name(op_db[index])
+        status, reason = outcome or ("error", failure)
+        found.append((name, dtype, status, reason))
+        if not options.failures or status not in ("pass", "unexported"):
+            print(f"{status:12} {name:45} {dtype:8} {reason}", flush=True)
+        if options.json:
+            options.json.write_text(json.dumps(found, indent=1))
+    counted = [row for row in found if row[2] != "unexported"]
+    passed = sum(row[2] == "pass" for row in counted)
+    print(f"{passed} of {len(counted)} entries pass ({len(found) - len(counted)} that torch does not export)")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from mlxport.graph import ops as _ops  # noqa: F401  (fills the table)
 from mlxport.graph.registry import LOWERINGS
+from mlxport.graph.steps import any_length
 from mlxport.graph.stores import add_stores
 
 __all__ = ["CaptureError", "Captured", "capture", "decompose", "export"]
@@ -105,14 +106,14 @@ def export(
         kwargs: Keyword example inputs.
         dynamic: ``dynamic_shapes`` as torch.export takes them, or None for the example's sizes.
     """
-    with _quiet(), torch.no_grad():
+    with _quiet(), torch.no_grad(), any_length():
         program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
         return decompose(program)
 
 
 def decompose(program: ExportedProgram) -> ExportedProgram:
     """``program`` functionalised, with the ops that the table lacks taken apart as far as torch can."""
-    with _quiet():
+    with _quiet(), any_length():
         table = torch.export.default_decompositions()
         program = program.run_decompositions(_table(table))
         while found := {target: rule for target, rule in _rules(program) if target not in table}:
@@ -350,4 +351,6 @@ def _settle_sizes(graph: Graph) -> None:
 
 
 def _int(bound: Any) -> int:
-    return int(bound) if getattr(bound, "is_Integer", isinstance(bound, int)) else 2**63 - 1
+    if getattr(bound, "is_Integer", isinstance(bound, int)):
+        return int(bound)
+    return -(2**63) if bound < 0 else 2**63 - 1

@@ -69,6 +69,15 @@ def hint(size: Any) -> int:
     return int(expr.subs({symbol: known.get(symbol, UNBACKED) for symbol in expr.free_symbols}))
 
 
+def _example(value: Any) -> int | float | bool:
+    """The example's value of a size or of a number computed from sizes; one read out of an array has none."""
+    if isinstance(value, torch.SymInt):
+        return hint(value)
+    if isinstance(value, torch.SymFloat):
+        return float(value.node.hint) if value.node.has_hint() else 1.5
+    return True
+
+
 def reference(node: Node) -> Expr | tuple[Any, ...]:
     """How other nodes see ``node``: a variable with the shape and dtype that torch knows."""
     return _reference(ast.Name("%" + node.name), node.meta["val"])
@@ -93,7 +102,7 @@ def _reference(syntax: ast.expr, value: Any, symbolic_sizes: bool = False) -> An
         case torch.SymInt():
             return Expr(syntax, hint(value), dynamic=True)
         case torch.SymFloat():
-            return Expr(syntax, 1.5, dynamic=True)
+            return Expr(syntax, _example(value), dynamic=True)
         case torch.SymBool():
             return Expr(syntax, True, dynamic=True)
         case tuple() | list():
@@ -118,8 +127,7 @@ def _symbol(size: Any) -> Any:
     if isinstance(size, int):
         return size
     syntax = sizes.placeholder(size)
-    shadow = hint(size) if isinstance(size, torch.SymInt) else 1.5 if isinstance(size, torch.SymFloat) else True
-    return Expr(syntax, shadow, dynamic=True)
+    return Expr(syntax, _example(size), dynamic=True)
 
 
 def is_read(node: Node) -> bool:

@@ -21,7 +21,7 @@ def placeholder(size: Any) -> ast.expr:
     """The stand-in for a size until the scope that it is used in says where it comes from."""
     expr = size if isinstance(size, sympy.Basic) else size.node.expr
     if expr.is_number:
-        return ast.Constant(int(expr))
+        return _number(expr)
     name = "$" + str(expr)
     _EXPRESSIONS[name] = expr
     return ast.Name(name)
@@ -65,15 +65,14 @@ def written(size: sympy.Expr, names: Mapping[sympy.Expr, str]) -> ast.expr:
     if size in names:
         return ast.Name(names[size])
     if size.is_number:
-        value = int(size)
-        return ast.Constant(value) if value >= 0 else ast.UnaryOp(ast.USub(), ast.Constant(-value))
+        return _number(size)
     parts = [written(arg, names) for arg in size.args]
     match type(size).__name__:
         case "Add":
             return _sum(size, names)
         case "Mul":
             return _product(size, names)
-        case "Pow":
+        case "Pow" | "FloatPow" | "PowByNatural":
             return ast.BinOp(parts[0], ast.Pow(), parts[1])
         case "FloorDiv" | "CleanDiv":
             return ast.BinOp(parts[0], ast.FloorDiv(), parts[1])
@@ -91,19 +90,43 @@ def written(size: sympy.Expr, names: Mapping[sympy.Expr, str]) -> ast.expr:
             return ast.BinOp(parts[0], ast.Div(), parts[1])
         case "ToFloat":
             return ast.Call(ast.Name("float"), parts, [])
+        case "TruncToFloat":
+            return ast.Call(ast.Name("float"), [ast.Call(ast.Attribute(ast.Name("math"), "floor"), parts, [])], [])
+        case "RoundToInt":
+            return ast.Call(ast.Name("round"), parts, [])
+        case "RoundDecimal":
+            return ast.Call(ast.Name("round"), parts, [])
+        case "CeilDiv":  # no name of its own: -(-a // b)
+            below = ast.BinOp(ast.UnaryOp(ast.USub(), parts[0]), ast.FloorDiv(), parts[1])
+            return ast.UnaryOp(ast.USub(), below)
+        case "LShift":
+            return ast.BinOp(parts[0], ast.LShift(), parts[1])
+        case "RShift":
+            return ast.BinOp(parts[0], ast.RShift(), parts[1])
         case "Where":
             return ast.IfExp(parts[0], parts[1], parts[2])
         case "Identity":
             return parts[0]
+        case name if name in _FUNCTIONS:
+            return ast.Call(ast.Attribute(ast.Name("math"), _FUNCTIONS[name]), parts, [])
         case name if name in _RELATIONS:
             return ast.Compare(parts[0], [_RELATIONS[name]()], [parts[1]])
     raise UnsupportedOp(f"arithmetic on sizes: {size} ({type(size).__name__})")
 
 
+# math.sqrt(size) and its like, as torch names them.
+_FUNCTIONS = {
+    f"OpaqueUnaryFn_{name}": name for name in "sqrt cos cosh sin sinh tan tanh asin acos atan exp log log2".split()
+}
 _RELATIONS = {
     "Equality": ast.Eq, "Unequality": ast.NotEq, "StrictLessThan": ast.Lt, "LessThan": ast.LtE,
     "StrictGreaterThan": ast.Gt, "GreaterThan": ast.GtE,
 }  # fmt: skip
+
+
+def _number(number: sympy.Expr) -> ast.expr:
+    value = int(number) if number.is_integer else float(number)
+    return ast.Constant(value) if value >= 0 else ast.UnaryOp(ast.USub(), ast.Constant(-value))
 
 
 def _sum(size: sympy.Expr, names: Mapping[sympy.Expr, str]) -> ast.expr:

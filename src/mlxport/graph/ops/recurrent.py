@@ -35,11 +35,10 @@ def lstm(
     train: bool,
     bidirectional: bool,
     batch_first: bool,
-) -> tuple[Expr, ...]:
+) -> Expr:
     """An LSTM of several layers; projections are known by the number of parameters."""
     options = _options(has_biases, num_layers, dropout, train, bidirectional, batch_first)
-    results = call(helper.lstm, input, *hx, list(params), **options)
-    return results[0], results[1], results[2]
+    return call(helper.lstm, input, *hx, list(params), **options)
 
 
 def _register(key: str, function: Callable[..., Any], **fixed: Any) -> None:
@@ -53,10 +52,9 @@ def _register(key: str, function: Callable[..., Any], **fixed: Any) -> None:
         train: bool,
         bidirectional: bool,
         batch_first: bool,
-    ) -> tuple[Expr, ...]:
+    ) -> Expr:
         options = _options(has_biases, num_layers, dropout, train, bidirectional, batch_first)
-        results = call(function, input, hx, list(params), **fixed, **options)
-        return results[0], results[1]
+        return call(function, input, hx, list(params), **fixed, **options)
 
     op(key)(rnn)
 
@@ -69,11 +67,10 @@ _register("aten.rnn_relu.input", helper.rnn, activation="relu")
 @op("aten.lstm_cell.default")
 def lstm_cell(
     input: Expr, hx: Sequence[Expr], w_ih: Expr, w_hh: Expr, b_ih: Expr | None = None, b_hh: Expr | None = None
-) -> tuple[Expr, Expr]:
+) -> Expr:
     """One step of an LSTM."""
     biases = [] if b_ih is None or b_hh is None else [b_ih, b_hh]
-    both = call(helper.lstm_cell, input, *hx, w_ih, w_hh, *biases)
-    return both[0], both[1]
+    return call(helper.lstm_cell, input, *hx, w_ih, w_hh, *biases)
 
 
 def _register_cell(key: str, function: Callable[..., Any], **fixed: Any) -> None:

@@ -1,0 +1,72 @@
+"""Recurrent layers keep their number of time steps dynamic: torch.export would unroll them to find their shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+__all__ = ["any_length"]
+
+_KEYS = (torch._C.DispatchKey.CompositeImplicitAutograd, torch._C.DispatchKey.Autograd)
+
+
+def _lstm(
+    input: torch.Tensor,
+    hx: Sequence[torch.Tensor],
+    params: Sequence[torch.Tensor],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[torch.Tensor, ...]:
+    width = hx[0].shape[-1] * (2 if bidirectional else 1)
+    return input.new_empty(*input.shape[:-1], width), hx[0].clone(), hx[1].clone()
+
+
+def _rnn(
+    input: torch.Tensor,
+    hx: torch.Tensor,
+    params: Sequence[torch.Tensor],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[torch.Tensor, ...]:
+    return input.new_empty(*input.shape[:-1], hx.shape[-1] * (2 if bidirectional else 1)), hx.clone()
+
+
+def _shapes() -> dict[Any, Callable[..., Any]]:
+    aten = torch.ops.aten
+    return {
+        aten.lstm.input: _lstm,
+        aten.gru.input: _rnn,
+        aten.rnn_tanh.input: _rnn,
+        aten.rnn_relu.input: _rnn,
+    }
+
+
+@contextmanager
+def any_length() -> Iterator[None]:
+    """While it lasts, recurrent layers give tensors of the right shapes, made without a step."""
+    shapes = _shapes()
+    table = torch._decomp.decomposition_table
+    saved = [(operator, operator.py_kernels.copy(), table[operator]) for operator in shapes]
+    for operator, function in shapes.items():
+        operator.py_kernels.update(dict.fromkeys(_KEYS, function))
+        operator._dispatch_cache.clear()
+        table[operator] = function
+    try:
+        yield
+    finally:
+        for operator, kernels, rule in saved:
+            operator.py_kernels.clear()
+            operator.py_kernels.update(kernels)
+            operator._dispatch_cache.clear()
+            table[operator] = rule
