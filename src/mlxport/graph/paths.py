@@ -36,8 +36,7 @@ def target(owner: str, name: str) -> str:
 
 
 def _is_list(module: torch.nn.Module) -> bool:
-    containers = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict)
-    return isinstance(module, containers) and type(module).forward in [kind.forward for kind in containers]
+    return type(module).forward in (torch.nn.Sequential.forward, torch.nn.ModuleList.forward)  # the latter: none
 
 
 class Paths:
