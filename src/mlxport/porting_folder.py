@@ -174,6 +174,7 @@ def verify_folder(
     from mlxport.porting_source import load_factory, open_generated, open_module, saved
     from mlxport.record import read_record
     from mlxport.source import open_checkpoint
+    from mlxport.transform import lazy_arrays
 
     folder = absolute(output)
     record = read_record(folder)
@@ -202,7 +203,12 @@ def verify_folder(
         if report.passed:
             return report
         divergence = first_divergence(
-            model, source.reference(), source.example, dtype=dtype, quantized=bits is not None
+            model,
+            source.reference(),
+            source.example,
+            dtype=dtype,
+            quantized=bits is not None,
+            expected=source.conversion.program.pipeline(lazy_arrays(source.conversion.program.refs)),
         )
         return replace(report, divergence=divergence)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from mlxport.errors import UnsupportedError, VerificationError
 from mlxport.graph.examples import Example, leaf_names, other_sizes, output_leaves
 from mlxport.graph.execute import execute
 from mlxport.graph.weights import from_torch, to_mlx
-from mlxport.job import Job
+from mlxport.job import Job, write_json
 from mlxport.options import ConvertReport
 from mlxport.parity.ported import verify_port
 from mlxport.porting_source import PortSource
@@ -72,6 +71,18 @@ class PortJob(Job):
         mx.save_safetensors(str(folder / INPUTS), inputs, {"format": "mlx"})
         return {"model.py", INPUTS}
 
+    def _export(self, folder: Path, model: nn.Module) -> str:
+        """Write ``model.mlxfn`` and note in the config in which order it takes and gives arrays."""
+        example = self.ported.example
+        name = export_function(folder, model, example)
+        outputs = output_leaves(model(*to_mlx(example.args), **to_mlx(example.kwargs)))
+        order = {
+            "inputs": [key for key, leaf in self._example_leaves().items() if isinstance(leaf, torch.Tensor)],
+            "outputs": [key for key, leaf in outputs.items() if isinstance(leaf, mx.array)],
+        }
+        write_json(folder / "config.json", {**self.conversion.config, "mlxfn": order})
+        return name
+
     def _example_leaves(self) -> dict[str, Any]:
         return leaf_names(self.ported.port.captured.signature, self.ported.example)
 
@@ -121,13 +132,8 @@ class PortJob(Job):
                     example, {name: leaf for name, leaf in outputs.items() if isinstance(leaf, mx.array)}
                 )
             if self.mlxfn:
-                names.add(export_function(folder, model, example, captured_signature(self.ported)))
+                names.add(self._export(folder, model))
         return names
-
-
-def captured_signature(ported: PortSource) -> inspect.Signature:
-    """The signature of the original's forward."""
-    return ported.port.captured.signature
 
 
 def load_folder(folder: Path) -> nn.Module:
@@ -137,11 +143,11 @@ def load_folder(folder: Path) -> nn.Module:
     return model
 
 
-def export_function(folder: Path, model: nn.Module, example: Example, signature: inspect.Signature) -> str:
+def export_function(folder: Path, model: nn.Module, example: Example) -> str:
     """Write ``model.mlxfn`` (``mx.export_function``) for C++ and Swift, and check it against the model.
 
-    The function takes the tensors of the example in the order of ``example_inputs.safetensors`` and gives the outputs
-    in that of ``example_outputs.safetensors``; its sizes are the example's.
+    The function takes the tensors of the example in the order of the original's parameters, gives the outputs in the
+    order of the original's, and has the example's sizes.
 
     Raises:
         UnsupportedError: MLX cannot export one of its primitives.

@@ -32,7 +32,13 @@ _OWN = (
     *(pattern for pattern in SIDE_PATTERNS if pattern != "*.py"),
     *(f"{kind}_*.py" for kind in ("configuration", "image_processing", "modeling", "processing", "tokenization")),
     *("model*.safetensors", "model*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json"),
-    *("model.py", "model.mlxfn", "example_inputs.safetensors", "example_outputs.safetensors"),
+    *(
+        "model.py",
+        "__pycache__/model.*.pyc",
+        "model.mlxfn",
+        "example_inputs.safetensors",
+        "example_outputs.safetensors",
+    ),
     *("config.json", "weights*.npz", "weights*.safetensors", ".gitattributes", ".DS_Store", RECORD, _STATE),
 )
 

@@ -24,7 +24,7 @@ from mlxport.graph.registry import LOWERINGS
 from mlxport.graph.steps import any_length
 from mlxport.graph.stores import add_stores
 
-__all__ = ["CaptureError", "Captured", "capture", "decompose", "export"]
+__all__ = ["CaptureError", "Captured", "capture", "decompose", "export", "lowered_decompositions"]
 
 
 # Frames of torch and of this package, which are not the user's.
@@ -120,6 +120,11 @@ def decompose(program: ExportedProgram) -> ExportedProgram:
             table = {**table, **found}  # what an op is taken apart into may have to be taken apart itself
             program = program.run_decompositions(_table(table))
     return program
+
+
+def lowered_decompositions() -> dict[Any, Any]:
+    """How torch takes apart every op that the table does not have."""
+    return _table(torch._decomp.decomposition_table)
 
 
 def _rules(program: ExportedProgram) -> Iterator[tuple[Any, Any]]:

@@ -232,7 +232,7 @@ def register_op(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     and ``math`` alone.
 
     Raises:
-        ValueError: if torch does not know the operator, or if the function cannot take its arguments.
+        ValueError: if torch does not know the operator, if the function cannot take its arguments, or is a lambda.
     """
     key = name.replace("::", ".")
     if key.count(".") == 1:
@@ -240,6 +240,10 @@ def register_op(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     arguments = [a.name for a in overload(key)._schema.arguments if a.name not in _PLACEMENT]
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        if not function.__name__.isidentifier():
+            raise ValueError(
+                f"the function for {key} needs a name and a def of its own: its source is written into the port"
+            )
         try:
             inspect.signature(function).bind(*arguments)
         except TypeError as error:

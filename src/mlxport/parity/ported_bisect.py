@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import torch
+from mlx.utils import tree_flatten
 from torch.fx import Graph, Interpreter, Node
 
 from mlxport.graph.capture import export
@@ -27,7 +29,13 @@ _LIMIT = {"float32": 2e-4, "float16": 2e-2, "bfloat16": 1e-1}
 
 
 def first_divergence(
-    ported: nn.Module, reference: Any, example: Example, *, dtype: str, quantized: bool = False
+    ported: nn.Module,
+    reference: Any,
+    example: Example,
+    *,
+    dtype: str,
+    quantized: bool = False,
+    expected: Mapping[str, mx.array] | None = None,
 ) -> Divergence | None:
     """The first module whose input agrees and whose output does not, with the op of it that is to blame.
 
@@ -37,6 +45,7 @@ def first_divergence(
         example: Inputs of the call to follow.
         dtype: The port's main dtype.
         quantized: Whether modules of it are quantized.
+        expected: What the port's weights should be, by path, where that is known.
     """
     limit = 0.4 if quantized else _LIMIT.get(dtype, 2e-4)
     args, kwargs = _float32(example.args), _float32(example.kwargs)
@@ -58,16 +67,31 @@ def first_divergence(
             break
         bad = bad or (mine, other, before, after)
     if bad is None:
-        return _root(ported, reference, example)
+        return _root(ported, reference, example, expected)
     mine, other, before, after = bad
-    cause = _cause(reference, ported, mine.path, example)
+    cause = _stored(ported, mine.path, expected) or _cause(reference, ported, mine.path, example)
     return Divergence(mine.path, other.path, mine.kind, other.kind, before, after, cause)
 
 
-def _root(ported: nn.Module, reference: Any, example: Example) -> Divergence:
+def _root(ported: nn.Module, reference: Any, example: Example, expected: Mapping[str, mx.array] | None) -> Divergence:
     """No inner module differs: what the root computes itself does."""
-    cause = _cause(reference, ported, "", example)
+    cause = _stored(ported, "", expected) or _cause(reference, ported, "", example)
     return Divergence("model", "model", type(ported).__name__, type(reference).__name__, 0.0, float("inf"), cause)
+
+
+def _stored(ported: nn.Module, path: str, expected: Mapping[str, mx.array] | None) -> str:
+    """Which of a module's stored weights are not what the conversion makes them; empty if none."""
+    prefix = f"{path}." if path else ""
+    wrong = []
+    for name, array in tree_flatten(ported.parameters()):
+        wanted = (expected or {}).get(name)
+        if not name.startswith(prefix) or wanted is None or wanted.dtype != array.dtype:
+            continue
+        if wanted.shape != array.shape:
+            wrong.append(name)
+        elif not bool(mx.allclose(array, wanted, rtol=1e-3, atol=1e-6, equal_nan=True)):
+            wrong.append(name)
+    return f"Stored weights differ from the original's: {', '.join(wrong[:4])}." if wrong else ""
 
 
 def _float32(value: Any) -> Any:

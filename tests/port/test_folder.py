@@ -1,0 +1,204 @@
+"""``mlxport port`` and what it leaves: the folder is whole, runs by itself, and is verified again later."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import torch
+from mlx.utils import tree_flatten
+
+import mlxport as package
+from mlxport.errors import SourceError, VerificationError
+
+FILE = Path(__file__).parent / "vocoder.py"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The vocoder as ``mlxport port`` leaves it."""
+    destination = tmp_path_factory.mktemp("ports") / "vocoder"
+    package.port_folder(f"{FILE}:make", destination, mlxfn=True)
+    return destination
+
+
+def reference(*shape):
+    sys.path.insert(0, str(FILE.parent))
+    from vocoder import make
+
+    module, _ = make()
+    mel = torch.randn(*shape, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        return mel, {name: value.numpy() for name, value in module(mel).items()}
+
+
+def test_files(folder):
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "README.md", "config.json", "example_inputs.safetensors", "example_outputs.safetensors", "mlxport.json",
+        "model.mlxfn", "model.py", "model.safetensors", "model.safetensors.index.json",
+    }  # fmt: skip
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model_file"] == "model.py" and config["model_type"] == "vocoder"
+    record = json.loads((folder / "mlxport.json").read_text())
+    assert record["verified"] and record["options"]["layout"] == "generated"
+    assert {row["inputs"] for row in record["parity"]["comparisons"]} == {"example", "other sizes"}
+
+
+def test_load_at_another_size(folder):
+    model = package.load(folder)
+    mel, wanted = reference(3, 8, 19)
+    got = model(mx.array(mel.numpy()))
+    assert list(got) == ["audio", "features"]
+    for name, value in wanted.items():
+        assert np.abs(np.array(got[name]) - value).max() < 1e-5
+    with pytest.raises(ValueError, match="mel must be an mx.array of shape"):
+        model(mx.zeros((3, 9, 19)))
+    with pytest.raises(ValueError, match=r"gain=0\.5: this port was made with gain=1\.0"):
+        model(mx.array(mel.numpy()), gain=0.5)
+
+
+def test_example_is_reproduced(folder):
+    inputs = mx.load(str(folder / "example_inputs.safetensors"))
+    outputs = mx.load(str(folder / "example_outputs.safetensors"))
+    got = package.load(folder)(**inputs)
+    assert set(outputs) == {"audio", "features"}
+    assert all(mx.allclose(got[name], outputs[name], atol=1e-6) for name in outputs)
+    exported = mx.import_function(str(folder / "model.mlxfn"))
+    order = json.loads((folder / "config.json").read_text())["mlxfn"]
+    assert order == {"inputs": ["mel"], "outputs": ["audio", "features"]}
+    for ours, name in zip(exported(inputs["mel"]), order["outputs"], strict=True):
+        assert mx.allclose(ours, outputs[name], atol=1e-5)
+
+
+def test_runs_with_nothing_but_mlx(folder, tmp_path):
+    """A plain import of model.py in an environment without torch, transformers, numpy or mlxport."""
+    venv.create(tmp_path / "bare", with_pip=False, symlinks=True)
+    (packages,) = (tmp_path / "bare").glob("lib/python*/site-packages")
+    installed = Path(mx.__file__).parents[1]
+    (packages / "mlx").symlink_to(installed / "mlx")
+    code = (
+        "import importlib.util as u\n"
+        "assert not any(u.find_spec(name) for name in ('torch', 'transformers', 'mlxport', 'numpy', 'mlx_lm'))\n"
+        "import mlx.core as mx\n"
+        "from model import load\n"
+        "model = load()\n"
+        "inputs = mx.load('example_inputs.safetensors')\n"
+        "outputs = mx.load('example_outputs.safetensors')\n"
+        "got = model(**inputs)\n"
+        "assert all(mx.allclose(got[k], v, atol=1e-5) for k, v in outputs.items())\n"
+        "print('ran')\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL"))}
+    command = [str(tmp_path / "bare" / "bin" / "python"), "-c", code]
+    result = subprocess.run(
+        command, cwd=folder, env={**environment, "PYTHONPATH": str(folder)}, capture_output=True, text=True
+    )
+    assert result.stdout == "ran\n", result.stderr
+
+
+def test_source_is_clean_and_readable(folder):
+    source = (folder / "model.py").read_text()
+    for rules in (["check", "--isolated", "--select", "E,F,I,B,UP", "--line-length", "120"], ["format", "--isolated",
+                  "--check", "--line-length", "120"]):  # fmt: skip
+        subprocess.run([sys.executable, "-m", "ruff", *rules, "-"], input=source, text=True, check=True)
+    assert "class ResidualUnit(nn.Module)" in source and "for unit in self.units" in source
+    assert "weight_g" not in source and "parametrizations" not in source
+
+
+def test_quantized(tmp_path, mlxport):
+    result = mlxport("port", f"{FILE}:dense", tmp_path / "out", "-q", "8", "--group-size", "32", "--json")
+    assert result.code == 0, result.err
+    report = json.loads(result.out)
+    assert report["plan"]["quantized_modules"] == 2 and report["verified"]
+    model = package.load(tmp_path / "out")
+    assert {name for name, _ in tree_flatten(model.parameters())} >= {"layers.0.scales", "layers.2.scales"}
+
+
+def test_half_precision(tmp_path):
+    report = package.port_folder(f"{FILE}:make", tmp_path / "out", dtype="bfloat16")
+    assert report.parity is not None and report.parity.passed and report.plan.dtype == "bfloat16"
+    weights = mx.load(str(tmp_path / "out" / "model.safetensors"))
+    assert {array.dtype for array in weights.values()} == {mx.bfloat16}
+
+
+def test_batchnorm_is_folded(tmp_path, mlxport):
+    explained = mlxport("port", f"{FILE}:make", tmp_path / "out", "--fold-batchnorm", "--explain")
+    assert explained.code == 0, explained.err
+    assert "BatchNorm norm is not folded: what comes before it is not a convolution" in explained.out
+    assert "upsample.weight from" in explained.out and "aten.conv1d.default" in explained.out
+
+
+def test_verify_again(folder, tmp_path, mlxport):
+    assert mlxport("verify", folder, "--against", f"{FILE}:make").code == 0
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in filter(Path.is_file, folder.iterdir()):
+        (broken / path.name).write_bytes(path.read_bytes())
+    weights = mx.load(str(broken / "model.safetensors"))
+    mx.eval(weights)
+    weights["units.1.conv.weight"] *= 1.2
+    mx.save_safetensors(str(broken / "model.safetensors"), weights, {"format": "mlx"})
+    result = mlxport("verify", broken, "--against", f"{FILE}:make")
+    assert result.code == VerificationError.exit_code
+    assert "first diverging module: units.1.conv" in result.err and "units.1.conv.weight" in result.err
+
+
+def shifted_sine(x):
+    return mx.cos(x)
+
+
+def test_a_wrong_op_is_named(tmp_path):
+    """An override that computes something else is found, module and op."""
+    from mlxport.graph.registry import LOWERINGS
+
+    kept = LOWERINGS["aten.sin.default"]
+    try:
+        package.register_op("aten::sin")(shifted_sine)
+        with pytest.raises(VerificationError) as caught:
+            package.port_folder(f"{FILE}:make", tmp_path / "out")
+    finally:
+        LOWERINGS["aten.sin.default"] = kept
+    assert "first diverging module: units.0.snake" in caught.value.message
+    assert "aten.sin.default" in caught.value.message and "vocoder.py:" in caught.value.message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("factory", "code", "parts"),
+    [
+        ("nothing", 2, ["has no function nothing", "make"]),
+        ("module_alone", 2, ["returns Vocoder", "(module, args)"]),
+        ("broken", 1, ["no such checkpoint"]),
+        ("branches", 1, ["data-dependent", "vocoder.py:"]),
+        ("unknown", 1, ["vocoder.mystery.default", "(2 times", "vocoder.py:", "register_op"]),
+        ("misfit", 2, ["do not fit Vocoder.forward"]),
+    ],
+)
+def test_errors(factory, code, parts, tmp_path, mlxport):
+    result = mlxport("port", f"{FILE}:{factory}", tmp_path / "out")
+    assert result.code == code
+    assert result.err.splitlines()[0].startswith("error: ") and "Traceback" not in result.err
+    assert all(part in result.err for part in parts), result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_errors(tmp_path, mlxport):
+    assert "not of the form" in mlxport("port", "vocoder", tmp_path / "out").err
+    assert "no such file" in mlxport("port", tmp_path / "none.py:make", tmp_path / "out").err
+    (tmp_path / "bad.py").write_text("import nonsense_that_is_not_there\n")
+    assert "does not run" in mlxport("port", f"{tmp_path / 'bad.py'}:make", tmp_path / "out").err
+    assert "DST is missing" in mlxport("port", f"{FILE}:make").err
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("kept")
+    refused = mlxport("port", f"{FILE}:make", tmp_path / "out", "--overwrite")
+    assert refused.code != 0 and (tmp_path / "out" / "mine.txt").read_text() == "kept"
+    with pytest.raises(SourceError):
+        package.load(tmp_path)
