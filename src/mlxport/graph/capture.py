@@ -182,6 +182,7 @@ def capture(
             "give its arguments as the example: (args, kwargs)",
             usage=True,
         ) from error
+    args, kwargs = _distinct(args, kwargs)
     problem: Exception | None = None
     with _explicit(module, signature, args, kwargs) as explicit:
         attempts: list[Any] = [dynamic if dynamic is not False else None]
@@ -204,6 +205,21 @@ def capture(
         reason = _first_line(problem)
         captured.notes.append(f"sizes are fixed to the example's: torch.export with dynamic ones says {reason}")
     return captured
+
+
+def _distinct(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The example with a copy where a tensor is given twice: torch.export takes one object for one input."""
+    seen: set[int] = set()
+
+    def own(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        known = id(leaf) in seen
+        seen.add(id(leaf))
+        return leaf.clone() if known else leaf
+
+    distinct: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map(own, (args, kwargs))
+    return distinct
 
 
 def _first_line(error: Exception) -> str:

@@ -128,10 +128,11 @@ def _values(example: torch.Tensor, shape: tuple[int, ...], generator: torch.Gene
         return example.new_zeros(shape)
     if example.is_floating_point():
         wide = example.float()
-        if not torch.isfinite(wide).all() or wide.unique().numel() <= 2:  # a mask
+        if not torch.isfinite(wide).all() or (wide.unique().numel() == 2 and wide.numel() > 2):  # a mask
             return _resampled(example, shape, generator)
         spread = wide.std() if example.numel() > 1 else torch.tensor(1.0)
-        return (torch.randn(shape, generator=generator) * spread + wide.mean()).to(example.dtype)
+        noise = torch.randn(shape, generator=generator) * (spread if spread > 0 else 0.1)
+        return (noise + wide.mean()).to(example.dtype)  # also where all were equal, as a state of zeros is
     if example.ndim and example.dtype is torch.int64 and example.shape[-1] > 1:
         steps = torch.arange(example.shape[-1])
         if torch.equal(example - example[..., :1], steps.expand(example.shape)):

@@ -17,7 +17,7 @@ from mlxport.graph.registry import UnsupportedOp
 
 __all__ = ["Rule", "relations", "size_rules"]
 
-_SPAN = 160  # sizes that are tried from the smallest on
+_SPAN = 1024  # sizes that are tried from the smallest on
 _LARGEST_STEP = 64
 
 
@@ -96,7 +96,9 @@ def size_rules(captured: Captured, symbols: Sequence[sympy.Symbol]) -> dict[symp
 def _rule(tried: range, allowed: list[int], low: int, top: int | None) -> Rule:
     if len(allowed) == len(tried) or not allowed:
         return Rule(low, top)
-    first = allowed[0]
+    first, last = allowed[0], allowed[-1]
+    if allowed == list(range(first, last + 1)) and last < tried[-1]:
+        return Rule(first, last)
     for step in range(1, _LARGEST_STEP + 1):
         if allowed == [value for value in tried if value >= first and (value - first) % step == 0]:
             return Rule(first, top, step, first % step)

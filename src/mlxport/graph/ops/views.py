@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import mlx.core
+from torch.fx import Node
 
 from mlxport.graph.axes import axis, known
 from mlxport.graph.expr import Expr, mx
@@ -124,8 +125,10 @@ def squeeze_dims(self: Expr, dim: Sequence[int]) -> Expr:
 
 
 @op("aten.squeeze.dim", "aten.squeeze_copy.dim")
-def squeeze_dim(self: Expr, dim: int) -> Expr:
+def squeeze_dim(self: Expr, dim: int, node: Node | None = None) -> Expr:
     """Without the given axis if its size is 1."""
+    if node is not None and node.meta["val"].ndim < self.ndim:  # also where a guard alone says that the size is one
+        return self.squeeze(axis(dim, self.ndim))
     return squeezed(self, [dim])
 
 
