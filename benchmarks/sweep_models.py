@@ -18,10 +18,13 @@ import threading
 import time
 import traceback
 import warnings
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import diffusion_cases as diffusion
 import model_cases as cases
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -40,8 +43,12 @@ def run_case(model_type: str, part: str, class_name: str) -> dict[str, Any]:
     result: dict[str, Any] = {"type": model_type, "part": part, "class": class_name}
     for number, variant in enumerate(cases.VARIANTS):
         try:
-            model = cases.make_model(model_type, class_name, variant)
-            given, wanted = _runs(model)
+            if part == "diffusers":
+                model = diffusion.make_model(model_type)
+                given, wanted = _runs(model, [diffusion.CASES[model_type][2]()])
+            else:
+                model = cases.make_model(model_type, class_name, variant)
+                given, wanted = _runs(model, cases.inputs(model))
             break
         except Exception as error:
             if not number:
@@ -59,13 +66,13 @@ def run_case(model_type: str, part: str, class_name: str) -> dict[str, Any]:
     return {**result, **_ported(model, captured, given, wanted)}
 
 
-def _runs(model: Any) -> tuple[dict[str, Any], list[Any]]:
+def _runs(model: Any, tried: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], list[Any]]:
     """The first inputs that the model takes, and its outputs, all finite."""
     import torch
     from torch.utils import _pytree as pytree
 
     failure: Exception = ValueError("no inputs are known for it")
-    for given in cases.inputs(model):
+    for given in tried:
         try:
             with torch.no_grad():
                 out = model(**_copied(given))
@@ -93,15 +100,7 @@ def _plain(out: Any) -> Any:
 def _captured(model: Any, given: dict[str, Any]) -> Any:
     from mlxport.graph.capture import capture
 
-    try:
-        return capture(model, (), _copied(given))
-    except Exception as error:
-        try:
-            captured = capture(model, (), _copied(given), dynamic=False)
-        except Exception:
-            raise error from None
-        captured.notes.append("static")
-        return captured
+    return capture(model, (), _copied(given))
 
 
 def _ported(model: Any, captured: Any, given: dict[str, Any], wanted: list[Any]) -> dict[str, Any]:
@@ -114,7 +113,7 @@ def _ported(model: Any, captured: Any, given: dict[str, Any], wanted: list[Any])
     from mlxport.porting import _difference, _instance
 
     started = time.monotonic()
-    info: dict[str, Any] = {"static": "static" in captured.notes}
+    info: dict[str, Any] = {"static": any("torch.export raises" in note for note in captured.notes)}
     try:
         port = build(captured)
         info["build_seconds"] = round(time.monotonic() - started, 2)
@@ -258,7 +257,7 @@ def main() -> None:
     """Run the sweep."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", help="model types")
-    parser.add_argument("--part", choices=("base", "head", "all"), default="all")
+    parser.add_argument("--part", choices=("base", "head", "diffusers", "all"), default="all")
     parser.add_argument("--status", nargs="*", help="only what has one of these statuses in --json, again")
     parser.add_argument("--json", type=Path, default=Path(".sweep-models.jsonl"), help="results, appended to")
     parser.add_argument("--output", type=Path, help="write the table here (markdown)")
@@ -266,7 +265,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     done = load(arguments.json)
-    todo = [case for case in cases.cases() if arguments.part in ("all", case[1])]
+    todo = [(name, "diffusers", case[0]) for name, case in diffusion.CASES.items() if find_spec("diffusers")]
+    todo = [case for case in [*cases.cases(), *todo] if arguments.part in ("all", case[1])]
     if arguments.only:
         todo = [case for case in todo if case[0] in arguments.only]
     elif arguments.status is not None:

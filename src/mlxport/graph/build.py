@@ -85,7 +85,7 @@ def build(
     Raises:
         MissingOps: with every op that has no lowering.
     """
-    port = Port(captured)
+    port = Port(captured, notes=list(captured.notes))
     _notes(captured, port)
     inline_scalars(captured)
     remove_noops(captured.graph)
@@ -160,6 +160,10 @@ def _lower(captured: Captured) -> dict[Node, Any]:
             lowered[node] = result
     if missing:
         raise MissingOps(list(missing.values()))
+    for node in reversed(list(lowered)):  # what only served nodes that are gone
+        if not node.users and node.target is not store:
+            graph.erase_node(node)
+            del lowered[node]
     return lowered
 
 

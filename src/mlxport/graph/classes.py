@@ -115,46 +115,33 @@ def _is_number(value: Any) -> bool:
 
 
 _WORDS: dict[str, tuple[str, ...]] = {
-    "num_embeddings": ("vocab", "position", "type", "num_embeddings", "n_ctx", "size", "codebook", "embed"),
+    "num_embeddings": ("vocab", "position", "type", "num_embeddings", "n_ctx", "codebook", "num_embed", "max_"),
     "eps": ("eps",),
     "range": ("layer", "depth", "block", "num_stages"),
     "num_groups": ("group",),
 }
-_NEVER = ("token_id", "_id", "seed", "dropout", "drop", "prob", "initializer", "version", "layerdrop", "length_penalty",
-          "num_return", "top_k", "max_length", "min_length", "num_beams", "temperature")  # fmt: skip
+# What the sizes of layers and weights may be called.
+_SIZES = ("size", "dim", "d_model", "d_ff", "embd", "width", "channels", "units", "features", "inner", "planes", "ffn")
+_SIZE_TAGS = frozenset(
+    "input_dims output_dims dims in_channels out_channels input_size hidden_size num_features weight".split()
+)
+_NEVER = ("token_id", "_id", "seed", "dropout", "drop", "prob", "initializer", "version", "penalty", "num_return",
+          "top_k", "topk", "length", "num_beams", "temperature", "batch", "window", "image", "patch", "kernel", "chunk",
+          "max_position", "num_", "tile", "crop", "pad")  # fmt: skip
 
 
 def _fits(name: str, tag: str) -> bool:
     low = name.lower()
-    if any(word in low for word in _NEVER):
-        return False
     words = _WORDS.get(tag)
     if words is not None:
-        return any(word in low for word in words)
-    if tag in (
-        "input_dims",
-        "output_dims",
-        "dims",
-        "in_channels",
-        "out_channels",
-        "input_size",
-        "hidden_size",
-        "num_features",
-        "weight",
-    ):
-        layers = (
-            "layer",
-            "depth",
-            "eps",
-            "position",
-            "heads",
-            "vocab" if tag in ("dims",) else "eps",
-            "image",
-            "patch",
-            "kernel",
-        )
-        return not any(word in low for word in layers)
-    return False
+        return any(word in low for word in words) and "_id" not in low
+    if low == "num_channels":
+        return tag in ("in_channels", "out_channels")
+    if tag not in _SIZE_TAGS or any(word in low for word in _NEVER):
+        return False
+    if "vocab" in low:
+        return tag == "output_dims"
+    return any(word in low for word in (*_SIZES, "rank"))
 
 
 def _rank(name: str, tag: str) -> tuple[int, int]:

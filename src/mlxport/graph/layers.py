@@ -418,6 +418,8 @@ def find_layers(captured: Captured) -> dict[str, LayerSpec]:
             continue
         if below.get(home.path, set()) - {source for weight in home.weights.values() for source in weight.sources}:
             continue  # it has more weights than the layer: it is a class of its own
+        if any(name != "parametrizations" for name, _ in _children(captured, home.path)):
+            continue
         layers[home.path] = home
         for match, call in zip(found, calls, strict=True):
             assert call is not None
@@ -550,6 +552,11 @@ def _used_elsewhere(found: list[_Match], by_name: dict[str, Node]) -> bool:
         if source in by_name and by_name[source] in matched and not _plain_bias(by_name[source])
         for user in by_name[source].users
     )
+
+
+def _children(captured: Captured, path: str) -> list[tuple[str, torch.nn.Module]]:
+    module = captured.modules.get(path)
+    return list(module.named_children()) if module is not None else []
 
 
 def _weights_below(captured: Captured) -> dict[str, set[str]]:

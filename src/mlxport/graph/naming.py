@@ -38,9 +38,18 @@ def op_name(node: Node) -> str:
     if base == "layer":
         base = snake(node.meta["layer"].path)
     base = base.strip("_")
+    if base in _BETTER:
+        return _BETTER[base]
     if base in ("view", "permute", "transpose", "to_copy", "unsafe_view", "unsqueeze", "expand", "squeeze", "to"):
         return "x"
-    return "part" if base == "getitem" else base
+    return base
+
+
+# Names of ops that are Python's, too.
+_BETTER = {
+    "getitem": "part", "slice": "part", "select": "part", "sum": "total", "max": "largest", "min": "smallest",
+    "any": "some", "all": "every", "abs": "size", "pow": "power", "round": "rounded", "sorted": "ordered",
+}  # fmt: skip
 
 
 def snake(path: str) -> str:
