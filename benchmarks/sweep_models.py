@@ -113,7 +113,7 @@ def _ported(model: Any, captured: Any, given: dict[str, Any], wanted: list[Any])
     from mlxport.porting import _difference, _instance
 
     started = time.monotonic()
-    info: dict[str, Any] = {"static": any("torch.export raises" in note for note in captured.notes)}
+    info: dict[str, Any] = {"static": any("sizes are fixed" in note for note in captured.notes)}
     try:
         port = build(captured)
         info["build_seconds"] = round(time.monotonic() - started, 2)

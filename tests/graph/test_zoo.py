@@ -1,0 +1,49 @@
+"""Diffusion, vision, audio, recurrent and graph models: values at the example's and at other sizes, and the source."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+import torch
+from mlx.utils import tree_flatten
+from test_wiring import compared, randomised
+from zoo import ZOO
+
+import mlxport
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", ZOO)
+def test_values_paths_and_source(name):
+    make, example, other = ZOO[name]
+    module = randomised(make())
+    ported = mlxport.port(module, example)
+    compared(module, ported, other)
+    ours = {path for path, _ in tree_flatten(ported.parameters())}
+    if name not in ("vocoder", "tagger", "transformer"):  # weight norm and torch's own compound layers are rewritten
+        assert ours == {path for path in module.state_dict() if not path.endswith("num_batches_tracked")}
+    lint = ["ruff", "check", "--isolated", "--line-length", "120", "--select", "E,F,I,B,UP", "-"]
+    found = subprocess.run(lint, input=ported.source, text=True, capture_output=True)
+    assert found.returncode == 0, found.stdout
+
+
+def test_an_image_model_has_no_transposes_inside():
+    make, example, _ = ZOO["efficientnet"]
+    source = mlxport.port(randomised(make()), example).source
+    assert source.count("transpose") + source.count("moveaxis") <= 1
+
+
+def test_lists_are_lists_and_equal_blocks_share_a_class():
+    make, example, _ = ZOO["dit"]
+    ported = mlxport.port(randomised(make()), example)
+    assert isinstance(ported.blocks, list) and len(ported.blocks) == 3
+    assert ported.source.count("class DiTBlock") == 1
+    assert "for block in self.blocks:" in ported.source
+
+
+def test_sizes_are_checked():
+    make, example, _ = ZOO["dit"]
+    ported = mlxport.port(randomised(make()), example)
+    with pytest.raises(ValueError, match="x must be an mx.array of shape"):
+        ported(torch.zeros(2, 4, 8, 8), None, None)
