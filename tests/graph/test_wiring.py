@@ -356,4 +356,17 @@ def test_a_layer_that_is_the_model():
     module = randomised(nn.Linear(4, 3))
     ported = mlxport.port(module, (torch.randn(2, 4),))
     compared(module, ported, (torch.randn(5, 4),))
-    assert paths(ported) == {"weight", "bias"}
+    assert {name.rpartition(".")[2] for name in paths(ported)} == {"weight", "bias"}
+
+
+class Literals(nn.Module):
+    def forward(self, x):
+        mean = torch.tensor([0.485, 0.456, 0.406], device=x.device).view(1, 3, 1)
+        return (x - mean) * torch.tensor(2.5) + torch.tensor([[1], [2], [3]])
+
+
+def test_constants_of_the_code_stay_in_the_code():
+    ported = mlxport.port(Literals(), (torch.randn(2, 3, 4),))
+    compared(Literals(), ported, (torch.randn(5, 3, 7),))
+    assert not paths(ported)
+    assert "2.5" in ported.source and "0.485" in ported.source

@@ -20,7 +20,7 @@ from mlxport.graph.body import build_body
 from mlxport.graph.capture import Captured
 from mlxport.graph.classes import build_classes
 from mlxport.graph.clean import remove_noops
-from mlxport.graph.constants import inline_scalars
+from mlxport.graph.constants import inline_constants
 from mlxport.graph.emit import file_source, format_source
 from mlxport.graph.expr import Expr, to_ast
 from mlxport.graph.flat import MissingOps, is_assertion
@@ -85,9 +85,9 @@ def build(
     Raises:
         MissingOps: with every op that has no lowering.
     """
-    port = Port(captured, notes=list(captured.notes))
+    port = Port(captured)
     _notes(captured, port)
-    inline_scalars(captured)
+    inline_constants(captured)
     remove_noops(captured.graph)
     port.ops = _op_counts(captured)
     if batchnorm:

@@ -1,4 +1,4 @@
-"""Numbers that a module keeps as tensors without axes become numbers in the code."""
+"""Constants in the code of a module, and scalars that no checkpoint has, become numbers and lists of numbers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ import torch
 from torch.fx import Graph, Node
 
 from mlxport.graph.capture import Captured
+from mlxport.graph.expr import Expr, mx
+from mlxport.graph.registry import LOWERINGS
 
-__all__ = ["inline_scalars"]
+__all__ = ["inline_constants"]
+
+_MOST = 32  # elements of a constant that is written into the code
 
 _aten = torch.ops.aten
 _BINARY: frozenset[Any] = frozenset(
@@ -25,18 +29,54 @@ _RANK: tuple[Callable[[torch.dtype], bool], ...] = (
 )
 
 
-def inline_scalars(captured: Captured) -> None:
-    """Write constants that no checkpoint has, lifted ones and buffers that are not saved, in place of their uses."""
+def literal(values: Any, dtype: torch.dtype) -> Any:
+    """The target of a node that is a small constant array."""
+    raise NotImplementedError
+
+
+def _lower_literal(values: Any, dtype: Any) -> Expr:
+    return mx.array(values, dtype=dtype)
+
+
+LOWERINGS["literal"] = _lower_literal
+
+
+def inline_constants(captured: Captured) -> None:
+    """Write constants that no checkpoint has, lifted ones and scalar buffers that are not saved, into the code."""
     written = {name for name, _ in captured.mutations}
     for node, name in list(captured.weights.items()):
         tensor = captured.state[name]
-        if tensor.ndim or name in captured.trainable or name in written or tensor.device.type == "meta":
+        if name in captured.trainable or name in written or tensor.device.type == "meta" or not node.users:
             continue
-        if not node.users or tensor.dtype.is_complex or _saved(captured, name):
+        if tensor.dtype.is_complex or not (_lifted(captured, name) or not tensor.ndim and not _saved(captured, name)):
             continue
-        _inline(captured.graph, node, _number(tensor))
+        if not tensor.ndim:
+            _inline(captured.graph, node, _number(tensor))
+        elif 0 < tensor.numel() <= _MOST:
+            _spell(captured.graph, node, tensor)
+        else:
+            continue
         captured.graph.erase_node(node)
         del captured.weights[node]
+
+
+def _lifted(captured: Captured, name: str) -> bool:
+    """Whether the tensor is one that the code makes, not an attribute of a module."""
+    path, _, last = name.rpartition(".")
+    module = captured.modules.get(path)
+    return last.startswith("lifted_tensor_") and (module is None or not hasattr(module, last))
+
+
+def _spell(graph: Graph, node: Node, tensor: torch.Tensor) -> None:
+    def listed(part: torch.Tensor) -> Any:
+        return [listed(item) for item in part] if part.ndim else _number(part)
+
+    first = next(item for item in graph.nodes if item in node.users)
+    with graph.inserting_before(first):
+        made = graph.call_function(literal, (listed(tensor), tensor.dtype))
+    made.meta = {key: first.meta[key] for key in ("nn_module_stack", "stack_trace") if key in first.meta}
+    made.meta["val"] = node.meta["val"]
+    node.replace_all_uses_with(made)
 
 
 def _saved(captured: Captured, name: str) -> bool:

@@ -108,16 +108,14 @@ def _chain(node: Node) -> list[Node]:
 
 
 def _worth(node: Node, weighted: set[Node]) -> bool:
+    """Whether to keep the value as a weight: what no weight is part of is computed where the original does."""
     value = node.meta["val"]
-    if not isinstance(value, torch.Tensor):
+    if not isinstance(value, torch.Tensor) or node not in weighted:
         return False
     chain = _chain(node)
-    computing = [item for item in chain if _short(item) not in _VIEWS]
-    if node in weighted:
-        sources = [item for link in chain for item in link.all_input_nodes if item.op == "placeholder"]
-        size = sum(prod(item.meta["val"].shape) for item in set(sources))
-        return bool(computing) and prod(value.shape) <= max(2 * size, 4096)
-    return len(computing) >= 3 and prod(value.shape) <= 1 << 22
+    sources = [item for link in chain for item in link.all_input_nodes if item.op == "placeholder"]
+    size = sum(prod(item.meta["val"].shape) for item in set(sources))
+    return any(_short(item) not in _VIEWS for item in chain) and prod(value.shape) <= max(2 * size, 4096)
 
 
 def _short(node: Node) -> str:
