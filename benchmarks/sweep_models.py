@@ -34,9 +34,11 @@ TOLERANCE = 1e-4
 MEMORY = 10 << 30
 
 
-def run_case(model_type: str, part: str, class_name: str) -> dict[str, Any]:
+def run_case(model_type: str, part: str, class_name: str, dynamic: bool = True) -> dict[str, Any]:
     """Build, run, export, port and compare one model; what stops it is part of the result."""
     import torch
+
+    from mlxport.graph.capture import capture
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -59,10 +61,11 @@ def run_case(model_type: str, part: str, class_name: str) -> dict[str, Any]:
     result["inputs"] = sorted(given)
     started = time.monotonic()
     try:
-        captured = _captured(model, given)
+        captured = capture(model, (), _copied(given), dynamic=dynamic)
     except Exception as error:
         return {**result, "status": "not-exported", "reason": _brief(error), "trace": _trace(error)}
     result["export_seconds"] = round(time.monotonic() - started, 2)
+    result["static"] = not dynamic or any("sizes are fixed" in note for note in captured.notes)
     return {**result, **_ported(model, captured, given, wanted)}
 
 
@@ -97,12 +100,6 @@ def _plain(out: Any) -> Any:
     return {k: v for k, v in out.items() if k != "past_key_values"} if hasattr(out, "items") else out
 
 
-def _captured(model: Any, given: dict[str, Any]) -> Any:
-    from mlxport.graph.capture import capture
-
-    return capture(model, (), _copied(given))
-
-
 def _ported(model: Any, captured: Any, given: dict[str, Any], wanted: list[Any]) -> dict[str, Any]:
     import mlx.core as mx
     from torch.utils import _pytree as pytree
@@ -110,10 +107,10 @@ def _ported(model: Any, captured: Any, given: dict[str, Any], wanted: list[Any])
     from mlxport.graph.build import build
     from mlxport.graph.flat import MissingOps
     from mlxport.graph.weights import from_torch, to_mlx
-    from mlxport.porting import _difference, _instance
+    from mlxport.porting import _instance
 
     started = time.monotonic()
-    info: dict[str, Any] = {"static": any("sizes are fixed" in note for note in captured.notes)}
+    info: dict[str, Any] = {}
     try:
         port = build(captured)
         info["build_seconds"] = round(time.monotonic() - started, 2)
@@ -133,7 +130,7 @@ def _ported(model: Any, captured: Any, given: dict[str, Any], wanted: list[Any])
             if ours.shape != reference.shape or ours.dtype != reference.dtype:
                 found = f"output {index} is {ours.shape} {ours.dtype}, not {reference.shape} {reference.dtype}"
                 return {**info, "status": "error", "reason": found}
-            difference = _difference(ours, reference)
+            difference = _difference(numpy.array(ours), numpy.array(reference))
             worst = difference if not difference <= worst else worst
         info["error"] = float(f"{worst:.2e}")
         return {**info, "status": "pass" if worst <= TOLERANCE else "wrong"}
@@ -142,6 +139,18 @@ def _ported(model: Any, captured: Any, given: dict[str, Any], wanted: list[Any])
         return {**info, "status": "unsupported", "reason": "; ".join(names)}
     except Exception as error:
         return {**info, "status": "error", "reason": _brief(error), "trace": _trace(error)}
+
+
+def _difference(ours: Any, theirs: Any) -> float:
+    """Largest absolute difference, relative to the largest finite value; equal infinities and NaNs do not count."""
+    import numpy as np
+
+    if not theirs.size:
+        return 0.0
+    a, b = (x.astype(np.complex128 if np.iscomplexobj(x) else np.float64) for x in (ours, theirs))
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    scale = np.abs(b[np.isfinite(b)]).max(initial=1e-6)
+    return float(np.where(same, 0, np.abs(a - b)).max() / scale)
 
 
 def _brief(error: BaseException) -> str:
@@ -155,7 +164,7 @@ def _trace(error: BaseException) -> list[str]:
     return own[-4:]
 
 
-def worker(case: tuple[str, str, str], pipe: Any) -> None:
+def worker(case: tuple[str, str, str], dynamic: bool, pipe: Any) -> None:
     """Run one case in a process of its own and send its result."""
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
@@ -166,7 +175,7 @@ def worker(case: tuple[str, str, str], pipe: Any) -> None:
 
     def work() -> None:
         try:
-            box.append(run_case(*case))
+            box.append(run_case(*case, dynamic))
         except BaseException as error:
             box.append({"type": case[0], "part": case[1], "class": case[2], "status": "error", "reason": _brief(error),
                         "trace": _trace(error)})  # fmt: skip
@@ -181,9 +190,15 @@ def worker(case: tuple[str, str, str], pipe: Any) -> None:
 
 
 def run_one(context: Any, case: tuple[str, str, str], timeout: float) -> dict[str, Any]:
+    """The result of one case; with fixed sizes if torch.export takes too long to reason about dynamic ones."""
+    result = _run_one(context, case, True, timeout)
+    return _run_one(context, case, False, timeout) if "over" in result.get("reason", "")[:5] else result
+
+
+def _run_one(context: Any, case: tuple[str, str, str], dynamic: bool, timeout: float) -> dict[str, Any]:
     """The result of one case, or what became of its process."""
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=worker, args=(case, theirs))
+    process = context.Process(target=worker, args=(case, dynamic, theirs))
     process.start()
     theirs.close()
     result = {"type": case[0], "part": case[1], "class": case[2], "status": "error"}

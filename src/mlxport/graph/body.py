@@ -210,8 +210,7 @@ class _Builder:
                 if index == same[-1] or units.leaves(node, own):
                     return own.names[0]
             elif len(own.names) > 1:
-                leaving = [n for i in same for n in units.results(units.all[i]) if units.leaves(n, own)]
-                names = own.names
+                leaving, names = units.leaving(own), own.names
                 if len(leaving) == len(names) and node in leaving and names[leaving.index(node)] != "_":
                     return names[leaving.index(node)]
                 if len(results) == len(names) and names[position] != "_":

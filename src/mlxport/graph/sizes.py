@@ -15,6 +15,7 @@ from mlxport.graph.registry import UnsupportedOp
 __all__ = ["expression", "placeholder", "size_name", "written"]
 
 _EXPRESSIONS: dict[str, sympy.Expr] = {}
+_NAMES: dict[sympy.Expr, str] = {}  # sympy takes long to print
 
 
 def placeholder(size: Any) -> ast.expr:
@@ -22,9 +23,10 @@ def placeholder(size: Any) -> ast.expr:
     expr = size if isinstance(size, sympy.Basic) else size.node.expr
     if expr.is_number:
         return _number(expr)
-    name = "$" + str(expr)
-    _EXPRESSIONS[name] = expr
-    return ast.Name(name)
+    if expr not in _NAMES:
+        _NAMES[expr] = "$" + str(expr)
+        _EXPRESSIONS[_NAMES[expr]] = expr
+    return ast.Name(_NAMES[expr])
 
 
 def expression(name: str) -> sympy.Expr:

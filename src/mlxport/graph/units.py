@@ -101,6 +101,7 @@ class Units:
             for name in found:
                 if name[0] == "%":
                     self.uses.setdefault(name[1:], []).append(index)
+        self._leaving: dict[Statement, list[Node]] = {}
         self.of_statement: dict[Statement, list[int]] = {}
         for index, made in enumerate(self.statements):
             if made is not None:
@@ -145,6 +146,13 @@ class Units:
     def leaves(self, node: Node, own: Statement) -> bool:
         """Whether the value is used outside the statement that computes it."""
         return any(index >= len(self.all) or self.statements[index] != own for index in self.uses.get(node.name, ()))
+
+    def leaving(self, own: Statement) -> list[Node]:
+        """The values of a statement that are used outside of it."""
+        if own not in self._leaving:
+            results = [node for index in self.of_statement[own] for node in self.results(self.all[index])]
+            self._leaving[own] = [node for node in results if self.leaves(node, own)]
+        return self._leaving[own]
 
     def sizes(self) -> list[tuple[int, sympy.Expr]]:
         """The dynamic sizes that the code mentions, each with the index of the first unit that does."""
