@@ -130,7 +130,7 @@ def _ported(model: Any, captured: Any, given: dict[str, Any], wanted: list[Any])
             if ours.shape != reference.shape or ours.dtype != reference.dtype:
                 found = f"output {index} is {ours.shape} {ours.dtype}, not {reference.shape} {reference.dtype}"
                 return {**info, "status": "error", "reason": found}
-            difference = _difference(numpy.array(ours), numpy.array(reference))
+            difference = _difference(ours, reference)
             worst = difference if not difference <= worst else worst
         info["error"] = float(f"{worst:.2e}")
         return {**info, "status": "pass" if worst <= TOLERANCE else "wrong"}
@@ -147,7 +147,8 @@ def _difference(ours: Any, theirs: Any) -> float:
 
     if not theirs.size:
         return 0.0
-    a, b = (x.astype(np.complex128 if np.iscomplexobj(x) else np.float64) for x in (ours, theirs))
+    arrays = (np.array(x) for x in (ours, theirs))
+    a, b = (x.astype(np.complex128 if np.iscomplexobj(x) else np.float64) for x in arrays)
     same = (a == b) | (np.isnan(a) & np.isnan(b))
     scale = np.abs(b[np.isfinite(b)]).max(initial=1e-6)
     return float(np.where(same, 0, np.abs(a - b)).max() / scale)
