@@ -60,16 +60,23 @@ def find_scores(node: Any, values: Values, depth: int = 0) -> Scores | None:
         return None
     product = contraction(node)
     if product is not None:
+        if _uses(node) > 1:
+            raise Declined("the scores are used elsewhere")
         return _product(product, values)
     rule = _RULES.get(kind(node), _cast if is_cast(node) else None)
     found = rule(node, values, depth + 1) if rule is not None else None
     if found is None:
         return None
-    if depth and len(node.users) > 1:
+    if depth and _uses(node) > 1:
         raise Declined("the scores are used elsewhere")
     if ndim(node) > ndim(found.widest):
         found.widest = node
     return found
+
+
+def _uses(node: Node) -> int:
+    """How many use the scores, their maximum that is taken off left out."""
+    return sum(kind(user) not in ("amax", "max") for user in node.users)
 
 
 def _product(product: Contraction, values: Values) -> Scores | None:
