@@ -151,7 +151,7 @@ def _trials(mask: Node, values: Values, lengths: tuple[Any, Any]) -> Iterator[tu
     """Sizes to compute a mask at, and numbers to put in the place of those that are too large to try."""
     from mlxport.graph.fuse.values import symbols
 
-    small = list(values.sizes([mask]))
+    small = list(values.sizes())
     yield from ((sizes, {}) for sizes in small)
     axes = {symbol for length in lengths if not isinstance(length, int) for symbol in length.node.expr.free_symbols}
     axes &= symbols([mask])

@@ -54,7 +54,7 @@ def _repeats(node: Node, source: Node, axis: int, values: Values) -> bool:
     if not isinstance(fewer, int) or fewer >= heads or heads % fewer or fewer == 0:
         return False
     try:
-        sizes = next(iter(values.sizes([node, source])))
+        sizes = next(iter(values.sizes()))
         x = values.random(source, sizes)
         (got,) = values.run([node], {source: x}, sizes)
     except CannotEvaluate:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch.fx import Node
 
 from mlxport.graph.fuse.graphs import is_cast, is_float, kind, ndim, peel, shape
@@ -208,7 +209,7 @@ def _spans(node: Any, norm: Norm) -> bool:
 
 
 def inside(output: Node, x: Node) -> set[Node]:
-    """The nodes that depend on ``x`` and that ``output``, which is one of them, is computed from."""
+    """The nodes that depend on the values of ``x`` and that ``output``, which is one of them, is computed from."""
     after: set[Node] = set()
     stack = [output]
     while stack:
@@ -218,7 +219,8 @@ def inside(output: Node, x: Node) -> set[Node]:
             stack.extend(node.all_input_nodes)
     found: set[Node] = set()
     for node in sorted(after):
-        if any(item is x or item in found for item in node.all_input_nodes):
+        is_size = isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool | int | float)
+        if not is_size and any(item is x or item in found for item in node.all_input_nodes):
             found.add(node)
     return found
 

@@ -84,7 +84,7 @@ def _matching(norm: Norm, output: Output, values: Values) -> float | None:
     parameters = [item for item in (output.weight, output.bias) if item is not None]
     for eps in dict.fromkeys([*norm.eps, 0.0]):
         try:
-            sizes = next(iter(values.sizes([norm.x, output.node])))
+            sizes = next(iter(values.sizes()))
             # Small numbers show where eps is added, a shift what is done to the mean.
             if all(
                 _agrees(norm, output, values, eps, sizes, parameters, scale) for scale in (1.0, max(eps, 1e-12) ** 0.5)

@@ -130,7 +130,7 @@ def _reached(x: Node, values: Values) -> list[Node]:
         known.add(node)
         found[node] = None
         waiting = sorted({*waiting, *node.users})
-        if len(found) > 64:
+        if len(found) > 256:
             break
     return list(found)
 

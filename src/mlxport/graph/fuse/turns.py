@@ -61,10 +61,10 @@ def measure(x: Node, result: Node, values: Values) -> Turn | str | None:
     """
     angles: _Angles | None = None
     trials = []
-    for sizes in values.sizes([x, result]):
+    for sizes in values.sizes():
         found = _pairs(x, result, values, sizes)
         if found is None:
-            return None
+            return None if angles is None else "the positions do not count up by one"
         angles = angles or found
         if (found.axis, found.dims, found.traditional) != (angles.axis, angles.dims, angles.traditional):
             return None

@@ -61,6 +61,7 @@ class Values:
         self.captured, self.folds = captured, dict(folds or {})
         self.static: set[Node] = set()
         self._constants: dict[Node, torch.Tensor | None] = {}
+        self._symbols = sorted(symbols(captured.graph.nodes), key=str)
         for node in captured.graph.nodes:
             self.learn(node)
 
@@ -105,16 +106,15 @@ class Values:
         found = self.constant(item)
         return float(found) if found is not None and found.numel() == 1 and not found.is_complex() else None
 
-    def sizes(self, nodes: Iterable[Node], extra: Iterable[Node] = ()) -> Iterator[dict[sympy.Symbol, int]]:
-        """Sizes to try: small ones, odd and even, then those of the example."""
-        found = sorted(symbols([*nodes, *extra]), key=str)
-        for choice in ((5, 3, 7, 4, 6), (4, 6, 10, 8, 12), (8, 16, 24, 32, 40)):
+    def sizes(self) -> Iterator[dict[sympy.Symbol, int]]:
+        """Sizes to try, one for each symbol of the graph: small ones, odd and even."""
+        for choice in ((5, 7, 9, 11, 6, 8, 10, 12), (6, 10, 8, 12, 14, 9, 7, 11), (8, 16, 24, 32, 40, 48, 56, 64)):
             chosen = {}
-            for index, symbol in enumerate(found):
+            for index, symbol in enumerate(self._symbols):
                 low, high = self.captured.ranges.get(str(symbol), (0, 2**63 - 1))
                 chosen[symbol] = min(max(choice[index % len(choice)], low), high)
             yield chosen
-            if not found:
+            if not self._symbols:
                 return
 
     def random(self, node: Node, sizes: Mapping[sympy.Symbol, int], seed: int = 0, scale: float = 1.0) -> torch.Tensor:
