@@ -21,18 +21,20 @@ def fuse(captured: Any, folds: Mapping[str, Any] | None = None) -> list[Fusion]:
         captured: The captured program; its graph is rewritten.
         folds: Constants that were folded before, by name.
     """
+    from mlxport.graph.fuse.graphs import merge_views
     from mlxport.graph.fuse.values import Values
 
     results: list[Fusion] = []
     for apply in _passes():
         results.extend(apply(captured, Values(captured, folds)))
         captured.graph.eliminate_dead_code()
+    merge_views(captured.graph)
     alive = set(captured.graph.nodes)
     captured.weights = {node: name for node, name in captured.weights.items() if node in alive}
     return results
 
 
 def _passes() -> list[Callable[[Any, Any], Iterable[Fusion]]]:
-    from mlxport.graph.fuse import activations, attention, layer_norm, linear, rms_norm, rope
+    from mlxport.graph.fuse import activations, attention, layer_norm, linear, moe, rms_norm, rope
 
-    return [activations.apply, rms_norm.apply, layer_norm.apply, linear.apply, rope.apply, attention.apply]
+    return [activations.apply, rms_norm.apply, layer_norm.apply, linear.apply, moe.apply, rope.apply, attention.apply]

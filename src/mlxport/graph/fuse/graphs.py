@@ -6,14 +6,29 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from mlxport.graph.capture import Captured
 from mlxport.graph.tree import module_path
 
-__all__ = ["CASTS", "Editor", "is_float", "kind", "ndim", "peel", "same_size", "shape", "value", "where"]
+__all__ = [
+    "CASTS",
+    "Editor",
+    "VIEWS",
+    "is_float",
+    "kind",
+    "merge_views",
+    "ndim",
+    "peel",
+    "same_size",
+    "shape",
+    "value",
+    "where",
+]
 
 CASTS = frozenset("_to_copy to type_as clone detach alias contiguous lift_fresh_copy".split())
+
+VIEWS = frozenset({"view", "reshape", "_unsafe_view"})
 
 
 def kind(node: Any) -> str:
@@ -73,6 +88,14 @@ def where(node: Node) -> str:
     return module_path(node).partition("@")[0]
 
 
+def merge_views(graph: Graph) -> None:
+    """A view of a view is a view."""
+    for node in graph.nodes:
+        while kind(node) in VIEWS and kind(node.args[0]) in VIEWS:
+            node.args = (node.args[0].args[0], *node.args[1:])
+    graph.eliminate_dead_code()
+
+
 class Editor:
     """Writes into a captured graph: new nodes take their scope and their source line from the node they replace."""
 
@@ -98,9 +121,26 @@ class Editor:
             return target(*real[0], **real[1])
 
     def size(self, node: Node, axis: int) -> Any:
-        """A size of ``node`` as an argument: an int, or the node that gives it."""
+        """A size of ``node`` as an argument: an int, or a node that gives it, of another tensor where that is known."""
         size = shape(node)[axis]
-        return size if isinstance(size, int) else self.call(torch.ops.aten.sym_size.int, node, axis, val=size)
+        found = self.known_size(size)
+        return self.call(torch.ops.aten.sym_size.int, node, axis, val=size) if found is None else found
+
+    def known_size(self, size: Any) -> Any:
+        """A size as an argument, if something before the anchor gives it: an int, or a node."""
+        if isinstance(size, int):
+            return size
+        for node in self.graph.nodes:
+            if not node < self.anchor:
+                return None
+            known = node.meta.get("val")
+            if node.op == "call_function" and isinstance(known, torch.SymInt) and same_size(known, size):
+                return node
+            if node in self.captured.inputs and isinstance(known, torch.Tensor):
+                for axis, own in enumerate(known.shape):
+                    if same_size(own, size):
+                        return self.call(torch.ops.aten.sym_size.int, node, axis, val=size)
+        return None
 
     def sizes(self, node: Node, axes: Iterable[int]) -> list[Any]:
         """Several sizes of ``node``."""
@@ -112,7 +152,7 @@ class Editor:
         own = shape(node)
         if len(own) == len(wanted) and all(map(same_size, own, wanted)):
             return node
-        if kind(node) in ("view", "reshape", "_unsafe_view"):
+        if kind(node) in VIEWS:
             before = shape(node.args[0])
             if len(before) == len(wanted) and all(map(same_size, before, wanted)):
                 return node.args[0]

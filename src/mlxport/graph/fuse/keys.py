@@ -20,7 +20,7 @@ _MOVES = frozenset(
 
 
 def unrepeat(edit: Editor, key: Node, value: Node, values: Values) -> tuple[Node, Node]:
-    """Keys and values with the heads that they had before each was repeated; themselves if none was."""
+    """Keys and values with the heads that they had before each was repeated, or themselves."""
     sources = [_source(node, values) for node in (key, value)]
     if any(found is None for found in sources):
         return key, value

@@ -1,4 +1,4 @@
-"""Linear layers in their other spellings -> ``aten.linear``, which becomes ``nn.Linear`` where the weight is a module's.
+"""Linear layers in their other spellings -> ``aten.linear``, so ``nn.Linear`` where the weight is a module's.
 
 ``addmm``, ``x @ W.T + b``, ``x @ W + b`` (a weight stored as (in, out)), ``einsum`` with a matrix.
 """

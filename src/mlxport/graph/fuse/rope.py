@@ -25,9 +25,9 @@ from mlxport.graph.fuse.values import CannotEvaluate, Values
 __all__ = ["apply"]
 
 _MOVES = frozenset(
-    """slice split split_with_sizes getitem chunk unbind select view reshape _unsafe_view unsqueeze squeeze neg cat stack
-    _to_copy to type_as clone view_as_complex view_as_real transpose permute flatten unflatten expand index roll flip
-    narrow complex real imag contiguous select_scatter slice_scatter tensor_split""".split()
+    """slice split split_with_sizes getitem chunk unbind select view reshape _unsafe_view unsqueeze squeeze neg cat
+    stack view_as_complex view_as_real transpose permute flatten unflatten expand index roll flip narrow complex real
+    imag _to_copy to type_as clone contiguous select_scatter slice_scatter tensor_split""".split()
 )
 _LINEAR = _MOVES | frozenset("mul add sub addcmul div rsub".split())
 

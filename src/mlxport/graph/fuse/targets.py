@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["attention", "quick_gelu", "rotary", "sliding_window"]
+__all__ = ["attention", "gather_mm", "quick_gelu", "rotary", "sliding_window"]
 
 
 def attention(
@@ -62,3 +62,8 @@ def rotary(
 def quick_gelu(x: torch.Tensor) -> torch.Tensor:
     """``x * sigmoid(1.702 * x)``."""
     return x * torch.sigmoid(1.702 * x)
+
+
+def gather_mm(x: torch.Tensor, weight: torch.Tensor, experts: torch.Tensor, ascending: bool = False) -> torch.Tensor:
+    """``x @ weight[experts]``: a matrix for each of the first axes of ``x``; ``ascending``: the experts are sorted."""
+    return x @ weight[experts]

@@ -7,9 +7,10 @@ from typing import Any
 import mlx.core
 
 from mlxport.graph.expr import Expr, mx
+from mlxport.graph.fuse import targets
 from mlxport.graph.helpers import matmul as helper
 from mlxport.graph.ops.common import is_complex, is_float, is_integer
-from mlxport.graph.registry import call, op
+from mlxport.graph.registry import LOWERINGS, call, fused, op, refuse
 
 
 def product(a: Expr, b: Expr) -> Expr:
@@ -105,3 +106,28 @@ def addr(self: Expr, vec1: Expr, vec2: Expr, beta: Any = 1, alpha: Any = 1) -> E
     result = vec1[:, None] * vec2
     result = result if alpha == 1 else alpha * result
     return result if beta == 0 else (self if beta == 1 else beta * self) + result
+
+
+@fused(targets.gather_mm)
+def gather_mm(x: Expr, weight: Expr, experts: Expr, ascending: bool = False) -> Expr:
+    """``mx.gather_mm``."""
+    options = {"sorted_indices": True} if ascending else {}
+    return mx.gather_mm(x, weight, rhs_indices=experts, **options)
+
+
+def grouped_mm(input: Expr, weight: Expr, offs: Expr) -> Expr:
+    """Consecutive rows, up to each offset, with a matrix of their own; transformers' op of that name."""
+    return call(helper.grouped_mm, input, weight, offs)
+
+
+LOWERINGS["transformers.grouped_mm_fallback.default"] = grouped_mm  # an op of transformers, which may not be there
+
+
+@op("aten._grouped_mm.default")
+def _grouped_mm(
+    self: Expr, mat2: Expr, offs: Expr | None = None, bias: Expr | None = None, out_dtype: Any = None
+) -> Expr:
+    """``grouped_mm`` of rows; groups of columns and batches are refused."""
+    refuse(offs is None or self.ndim != 2 or mat2.ndim != 3, "groups that are not of rows")
+    refuse(bias is not None or out_dtype is not None, "a bias or another dtype within the product")
+    return call(helper.grouped_mm, self, mat2, offs)
