@@ -22,7 +22,11 @@ CASES = {
         lambda x: x * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)),
     ],
     "nn.gelu_fast_approx(": [lambda x: x * torch.sigmoid(1.702 * x), lambda x: torch.sigmoid(x * 1.702) * x],
-    "nn.silu(": [lambda x: x * torch.sigmoid(x), lambda x: x / (1 + torch.exp(-x)), lambda x: x * (x.neg().exp() + 1) ** -1],
+    "nn.silu(": [
+        lambda x: x * torch.sigmoid(x),
+        lambda x: x / (1 + torch.exp(-x)),
+        lambda x: x * (x.neg().exp() + 1) ** -1,
+    ],
     "nn.mish(": [lambda x: x * torch.tanh(functional.softplus(x))],
     "nn.hardswish(": [lambda x: x * functional.relu6(x + 3) / 6, lambda x: x * (x + 3).clamp(0, 6) / 6],
 }  # fmt: skip

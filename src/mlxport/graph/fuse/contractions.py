@@ -80,13 +80,11 @@ def _einsum(node: Node, equation: str, a: Node, b: Node) -> Contraction | None:
 
 
 def _ellipsis(equation: str, *ranks: int) -> str | None:
-    """The equation with letters for its dots, which must stand for the same number of axes everywhere."""
+    """The equation with letters for its dots, which must stand for the same number of axes wherever they are."""
     inputs, _, result = equation.partition("->")
     terms = inputs.split(",")
-    if not all("..." in term for term in (*terms, result)):
-        return None
-    counts = {rank - len(term) + 3 for term, rank in zip(terms, ranks, strict=True)}
-    if len(counts) != 1:
+    counts = {rank - len(term) + 3 for term, rank in zip(terms, ranks, strict=True) if "..." in term}
+    if len(counts) != 1 or "..." not in result:
         return None
     free = [letter for letter in "ABCDEFGH" if letter not in equation][: counts.pop()]
     return equation.replace("...", "".join(free))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from mlxport.graph.fuse.graphs import is_cast, is_float, kind, ndim, peel, shape
+from mlxport.graph.fuse.graphs import CASTS, is_cast, is_float, kind, ndim, peel, shape
 from mlxport.graph.fuse.values import Values
 
 __all__ = ["Norm", "Output", "find_norm", "inside", "leaks"]
@@ -60,6 +60,7 @@ def find_norm(root: Node, values: Values) -> Norm | None:
     norm = _reduced(reduction, values) if reduction is not None else None
     if norm is None:
         return None
+    norm.centred |= kind(root) not in _REDUCTIONS and _less_square(root.args[0], values)
     norm.eps = eps
     norm.outputs = list(_outputs(root, norm, values, eps))
     return norm if norm.outputs else None
@@ -86,6 +87,20 @@ def _reduction(node: Any, values: Values, eps: list[float]) -> Node | None:
             return None
         node = others[0]
     return None
+
+
+def _less_square(node: Any, values: Values) -> bool:
+    """Whether something that is computed is taken off on the way: the square of the mean, off the mean of squares."""
+    for _ in range(12):
+        if kind(node) in _REDUCTIONS or kind(node) not in (*_SCALED, *_SHAPED, *CASTS):
+            return False
+        others = [item for item in node.args if isinstance(item, Node) and values.scalar(item) is None]
+        if kind(node) == "sub" and len(others) == 2:
+            return True
+        if not others:
+            return False
+        node = others[0]
+    return False
 
 
 def _reduced(node: Node, values: Values) -> Norm | None:

@@ -9,13 +9,14 @@ import torch
 from torch.fx import Node
 
 from mlxport.graph.capture import Captured
-from mlxport.graph.fuse.graphs import Editor, ndim, peel, shape, where
+from mlxport.graph.fuse.graphs import Editor, kind, ndim, peel, shape, where
 from mlxport.graph.fuse.norms import Norm, Output, find_norm, inside, leaks
 from mlxport.graph.fuse.record import Fusion
 from mlxport.graph.fuse.values import CannotEvaluate, Values, close
 
 __all__ = ["apply", "rewrite"]
 
+_BROADCASTS = ("view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "expand")
 _DIFFERENT = {
     False: "it computes something else than x / sqrt(mean(x²) + eps) * weight",
     True: "it computes something else than (x - mean) / sqrt(variance + eps) * weight + bias",
@@ -80,9 +81,9 @@ def _signature(output: Output, norm: Norm, region: set[Node]) -> Any:
 
 
 def _matching(norm: Norm, output: Output, values: Values) -> float | None:
-    """The eps with which the graph computes the norm, None if it computes something else."""
+    """The (positive) eps with which the graph computes the norm, None if it computes something else."""
     parameters = [item for item in (output.weight, output.bias) if item is not None]
-    for eps in dict.fromkeys([*norm.eps, 0.0]):
+    for eps in dict.fromkeys(norm.eps):
         try:
             sizes = next(iter(values.sizes()))
             # Small numbers show where eps is added, a shift what is done to the mean.
@@ -126,12 +127,26 @@ def _write(captured: Captured, norm: Norm, output: Output, eps: float) -> None:
         order.append(order.pop(norm.axes[0]))
         x = edit.permute(x, order)
     dims = [int(size) for size in shape(x)[rank - len(norm.axes) :]]
-    weight, bias = (None if item is None else edit.view(item, dims) for item in (output.weight, output.bias))
+    weight, bias = (None if item is None else _vector(edit, item, dims) for item in (output.weight, output.bias))
+    kept = dtype  # a folded ``1 + weight`` is float32 in a model of halves
+    for item in (weight, bias):
+        kept = kept if item is None else torch.promote_types(kept, item.meta["val"].dtype)
+    val = x.meta["val"].to(kept)
     if norm.centred:
-        made = edit.call(torch.ops.aten.layer_norm.default, x, dims, weight, bias, eps)
+        made = edit.call(torch.ops.aten.layer_norm.default, x, dims, weight, bias, eps, val=val)
     else:
-        made = edit.call(torch.ops.aten.rms_norm.default, x, dims, weight, eps)
-    made.meta["val"] = made.meta["val"].to(dtype)
+        made = edit.call(torch.ops.aten.rms_norm.default, x, dims, weight, eps, val=val)
+    made = edit.cast(made, dtype)
     if order != sorted(order):
         made = edit.permute(made, [order.index(axis) for axis in range(rank)])
     edit.replace(made)
+
+
+def _vector(edit: Editor, node: Node, dims: list[int]) -> Node:
+    """A weight in the shape of the normalised axes: what it was before it was made to broadcast."""
+    source: Any = node
+    while kind(source) in _BROADCASTS:
+        source = source.args[0]
+        if list(shape(source)) == dims and source.meta["val"].dtype == node.meta["val"].dtype:
+            return source
+    return edit.view(node, dims)
