@@ -148,7 +148,9 @@ def _half(node: Any) -> tuple[Node, int, int] | None:
         source = node.args[0]
         axis = (node.args[1] if len(node.args) > 1 else 0) % ndim(source)
         start = node.args[2] if len(node.args) > 2 and node.args[2] is not None else 0
-        return _checked(node, source, axis, 0 if start == 0 else 1)
+        whole = shape(source)[axis]
+        starts = {0: 0, whole // 2: 1, -(whole // 2): 1} if isinstance(whole, int) and isinstance(start, int) else {}
+        return _checked(node, source, axis, starts.get(start))
     return None
 
 
