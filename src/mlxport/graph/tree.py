@@ -60,6 +60,8 @@ def build_tree(captured: Captured, nodes: Sequence[Node], dissolved: Set[str] = 
     entries = [(node, _frames(node, kept, dissolved)) for node in nodes]
     root.items = _group(entries, 0)
     _connect(captured, root)
+    # An input may be used for its sizes only.
+    root.inputs += [node for node in captured.inputs if node is not None and node not in root.inputs]
     _align(root)
     return root
 
