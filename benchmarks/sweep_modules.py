@@ -1,57 +1,46 @@
-"""Every module of torch's ModuleInfo database through the port, compared with torch.
+"""Every module of torch's ModuleInfo database through ``mlxport.port``, compared with torch.
 
-python benchmarks/sweep_modules.py                     everything
-python benchmarks/sweep_modules.py --only nn.Conv1d    some modules
+python benchmarks/sweep_modules.py                              a line per module
+python benchmarks/sweep_modules.py --only nn.Conv1d nn.Lazy*    some modules
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
+import traceback
 import warnings
-from multiprocessing import get_context
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "graph"))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "tests" / "graph")]
 warnings.simplefilter("ignore")
 
+from sweep_pool import outcomes  # noqa: E402
 
-def _check(task: tuple[int, str]) -> tuple[str, str, str, str]:
-    import signal
-    import traceback
+_LIMIT = 600  # seconds for one module
 
+
+def _check(index: int) -> tuple[str, str]:
     import torch
 
     torch.set_num_threads(1)
     from modules_conformance import check_module
     from torch.testing._internal.common_modules import module_db
 
-    index, dtype = task
-    info = module_db[index]
-
-    def late(*_: object) -> None:
-        raise TimeoutError("over 900 s")
-
-    signal.signal(signal.SIGALRM, late)
-    signal.alarm(900)
     try:
-        outcome = check_module(info, getattr(torch, dtype))
-        return info.name, dtype, outcome.status, outcome.reason
+        outcome = check_module(module_db[index])
+        return outcome.status, outcome.reason
     except Exception as error:  # a sweep goes on and lists what happened
         where = traceback.extract_tb(error.__traceback__)[-1]
         text = (str(error).splitlines() or [""])[0]
-        return info.name, dtype, "error", f"{type(error).__name__}: {text} ({Path(where.filename).name}:{where.lineno})"
-    finally:
-        signal.alarm(0)
+        return "error", f"{type(error).__name__}: {text} ({Path(where.filename).name}:{where.lineno})"
 
 
 def main() -> None:
     """Run the sweep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", help="names such as nn.Conv1d; a trailing * matches the beginning")
-    parser.add_argument("--dtype", nargs="*", default=["float32"])
     parser.add_argument("--json", type=Path, help="write the outcomes here")
     parser.add_argument("--failures", action="store_true", help="print only what does not pass")
     parser.add_argument("--workers", type=int, default=2)
@@ -63,24 +52,19 @@ def main() -> None:
         only = options.only
         return not only or any(name.startswith(o[:-1]) if o.endswith("*") else o == name for o in only)
 
-    tasks = [
-        (index, dtype)
-        for index, info in enumerate(module_db)
-        for dtype in options.dtype
-        if wanted(info.name) and getattr(torch, dtype) in info.dtypes
-    ]
-    outcomes = []
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with get_context("spawn").Pool(options.workers, maxtasksperchild=30) as pool:
-        for name, dtype, status, reason in pool.imap(_check, tasks):
-            outcomes.append((name, dtype, status, reason))
-            if not options.failures or status not in ("pass", "unexported"):
-                print(f"{status:12} {name:30} {dtype:8} {reason}", flush=True)
-    counted = [outcome for outcome in outcomes if outcome[2] != "unexported"]
-    passed = sum(outcome[2] == "pass" for outcome in counted)
-    print(f"{passed} of {len(counted)} modules pass ({len(outcomes) - len(counted)} that torch does not export)")
-    if options.json:
-        options.json.write_text(json.dumps(outcomes, indent=1))
+    tasks = [i for i, info in enumerate(module_db) if wanted(info.name) and torch.float32 in info.dtypes]
+    found = []
+    for index, outcome, failure in outcomes(_check, tasks, options.workers, _LIMIT):
+        name = module_db[index].name
+        status, reason = outcome or ("error", failure)
+        found.append((name, "float32", status, reason))
+        if not options.failures or status not in ("pass", "unexported"):
+            print(f"{status:12} {name:30} {reason}", flush=True)
+        if options.json:
+            options.json.write_text(json.dumps(found, indent=1))
+    counted = [row for row in found if row[2] != "unexported"]
+    passed = sum(row[2] == "pass" for row in counted)
+    print(f"{passed} of {len(counted)} modules pass ({len(found) - len(counted)} that torch does not export)")
 
 
 if __name__ == "__main__":
