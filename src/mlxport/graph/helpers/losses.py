@@ -102,7 +102,7 @@ def cosine_similarity(x1, x2, axis=1, eps=1e-8):
     return ((x1 / norm1) * (x2 / norm2)).sum(axis=axis)
 
 
-def vector_norm(x, p=2.0):
+def last_axis_norm(x, p=2.0):
     """The p-norm over the last axis."""
     x = mx.abs(x)
     if p == 2:
@@ -123,9 +123,9 @@ def pdist(x, p=2.0):
         return mx.zeros((n * (n - 1) // 2,), dtype=x.dtype)
     first = mx.concatenate([mx.full((n - 1 - i,), i) for i in range(n - 1)])
     second = mx.concatenate([mx.arange(i + 1, n) for i in range(n - 1)])
-    return vector_norm(x[first] - x[second], p)
+    return last_axis_norm(x[first] - x[second], p)
 
 
 def cdist(x1, x2, p=2.0):
     """The p-norm distance of every row of x1 to every row of x2."""
-    return vector_norm(mx.expand_dims(x1, -2) - mx.expand_dims(x2, -3), p)
+    return last_axis_norm(mx.expand_dims(x1, -2) - mx.expand_dims(x2, -3), p)

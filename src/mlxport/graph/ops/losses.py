@@ -210,7 +210,7 @@ def cosine_similarity(x1: Expr, x2: Expr, dim: int = 1, eps: float = 1e-8) -> Ex
 def pairwise_distance(x1: Expr, x2: Expr, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> Expr:
     """The p-norm of ``x1 - x2 + eps`` over the last axis."""
     options: dict[str, Any] = {} if p == 2 else {"p": p}
-    distance = call(helper.vector_norm, x1 - x2 + eps, **options)
+    distance = call(helper.last_axis_norm, x1 - x2 + eps, **options)
     return distance[..., None] if keepdim else distance
 
 
