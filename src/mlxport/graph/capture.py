@@ -299,7 +299,7 @@ def _captured(
             tensors[name] = state[spec.target]
     mutations: list[tuple[str | Node, Node]] = []
     for output in program.graph_signature.output_specs:
-        if output.kind is OutputKind.BUFFER_MUTATION:
+        if output.kind in (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION):
             mutations.append((first.get(output.target, output.target), named[output.arg.name]))
         elif output.kind is OutputKind.USER_INPUT_MUTATION:
             mutations.append((named[output.target], named[output.arg.name]))

@@ -27,7 +27,7 @@ def scaled_dot_product_attention(
     dropout_p: float = 0.0,
     is_causal: bool = False,
     *,
-    scale: float | None = None,
+    scale: Any = None,
     enable_gqa: bool = False,
     node: Node | None = None,
 ) -> Expr:
@@ -35,8 +35,8 @@ def scaled_dot_product_attention(
     refuse(dropout_p > 0, "dropout: the result is random")
     if scale is None:
         width = query.shape[-1]
-        refuse(not isinstance(width, int), "the head size is dynamic")
-        scale = 1 / math.sqrt(width) if width else 1.0
+        fixed = isinstance(width, int)
+        scale = width**-0.5 if not fixed else 1 / math.sqrt(width) if width else 1.0
     mask: Any = attn_mask
     sees = is_causal or (node is not None and every_row_sees(_mask_node(node)))
     if is_causal:
@@ -66,7 +66,7 @@ def _mask_node(node: Node) -> object:
     return node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
 
 
-def _fast(query: Expr, key: Expr, value: Expr, mask: Any, scale: float, sees: bool) -> Expr:
+def _fast(query: Expr, key: Expr, value: Expr, mask: Any, scale: Any, sees: bool) -> Expr:
     """``sees``: every query is known to see a key, so that no row needs torch's zeros."""
     if mask is None:
         return mx.fast.scaled_dot_product_attention(query, key, value, scale=scale)
