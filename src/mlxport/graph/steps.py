@@ -1,4 +1,4 @@
-"""Recurrent layers keep their number of time steps dynamic: torch.export would unroll them to find their shapes."""
+"""Composite ops whose sizes stay dynamic, though torch would fix them to find out their shapes (and unroll LSTMs)."""
 
 from __future__ import annotations
 
@@ -42,6 +42,17 @@ def _rnn(
     return input.new_empty(*input.shape[:-1], hx.shape[-1] * (2 if bidirectional else 1)), hx.clone()
 
 
+def _take_along_dim(input: torch.Tensor, indices: torch.Tensor, dim: int | None = None) -> torch.Tensor:
+    if dim is None:
+        return input.new_empty(indices.numel())
+    lists = [list(input.shape), list(indices.shape)]
+    for sizes in lists:
+        sizes[dim] = 1
+    shape = list(torch.broadcast_shapes(*lists))
+    shape[dim] = indices.shape[dim]
+    return input.new_empty(shape)
+
+
 def _shapes() -> dict[Any, Callable[..., Any]]:
     aten = torch.ops.aten
     return {
@@ -49,15 +60,16 @@ def _shapes() -> dict[Any, Callable[..., Any]]:
         aten.gru.input: _rnn,
         aten.rnn_tanh.input: _rnn,
         aten.rnn_relu.input: _rnn,
+        aten.take_along_dim.default: _take_along_dim,
     }
 
 
 @contextmanager
 def any_length() -> Iterator[None]:
-    """While it lasts, recurrent layers give tensors of the right shapes, made without a step."""
+    """While it lasts, these ops give tensors of the right shapes and compute nothing."""
     shapes = _shapes()
     table = torch._decomp.decomposition_table
-    saved = [(operator, operator.py_kernels.copy(), table[operator]) for operator in shapes]
+    saved = [(operator, operator.py_kernels.copy(), table.get(operator)) for operator in shapes]
     for operator, function in shapes.items():
         operator.py_kernels.update(dict.fromkeys(_KEYS, function))
         operator._dispatch_cache.clear()
@@ -69,4 +81,7 @@ def any_length() -> Iterator[None]:
             operator.py_kernels.clear()
             operator.py_kernels.update(kernels)
             operator._dispatch_cache.clear()
-            table[operator] = rule
+            if rule is None:
+                del table[operator]
+            else:
+                table[operator] = rule

@@ -99,6 +99,14 @@ def gather(self: Expr, dim: int, index: Expr, sparse_grad: bool = False) -> Expr
     return mx.take_along_axis(lined_up(self, index, dim), index, axis=dim)
 
 
+@op("aten.take_along_dim.default")
+def take_along_dim(self: Expr, indices: Expr, dim: int | None = None) -> Expr:
+    """``mx.take_along_axis``, of the flattened array without ``dim``."""
+    if dim is None:
+        return take(self, indices if indices.ndim == 1 else indices.reshape(-1))
+    return mx.take_along_axis(self, indices, axis=axis(dim, self.ndim))
+
+
 @op("aten.take.default")
 def take(self: Expr, index: Expr) -> Expr:
     """Elements of the flattened array."""
