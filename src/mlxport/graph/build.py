@@ -93,6 +93,8 @@ def build(
     if batchnorm:
         port.notes += fold_batchnorm(captured)
     port.folds = fold_constants(captured)
+    learned = {name for name, fold in port.folds.items() if captured.trainable.intersection(fold.sources)}
+    captured.trainable |= learned
     if fusions:
         port.fusions = fuse(captured, port.folds)
         remove_noops(captured.graph)

@@ -14,7 +14,7 @@ import torch
 
 from mlxport.graph.capture import Captured
 from mlxport.graph.expr import to_ast
-from mlxport.graph.layers import LayerSpec
+from mlxport.graph.layers import DEFAULTS, LayerSpec
 from mlxport.graph.registry import HELPERS
 from mlxport.graph.units import Body, Context, Step
 
@@ -236,7 +236,7 @@ def _draft(
                 buffers.append(relative)
     module = captured.modules.get(body.scope.path)
     return ClassDef(
-        type(module).__name__ if module is not None else "Model",
+        type(module).__name__.removeprefix("Parametrized") if module is not None else "Model",
         tuple(body.parameters),
         init,
         [Step(step.targets, copy.deepcopy(step.value)) for step in body.steps],
@@ -361,10 +361,23 @@ def _merge(
     for column, name in names.items():
         merged.options[name] = {body.scope.path: value for (body, _, _), value in zip(members, column, strict=True)}
     _replace(merged, replacements)
+    for tree in merged.init.values():
+        _drop_defaults(tree)
     trees = [*merged.init.values()]
     if any(isinstance(node, ast.Name) and node.id == "args" for tree in trees for node in ast.walk(tree)):
         merged.needs_args = True
     return merged
+
+
+def _drop_defaults(tree: ast.expr) -> None:
+    """Leave out arguments of layers that say what is the default."""
+    for call in ast.walk(tree):
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
+            call.keywords = [
+                item
+                for item in call.keywords
+                if not isinstance(item.value, ast.Constant) or DEFAULTS.get(item.arg or "", ()) != item.value.value
+            ]
 
 
 def _named(

@@ -316,15 +316,16 @@ class _Finder:
         return _Match(node, spec, inputs)
 
 
-_DEFAULTS: dict[str, Any] = {
+DEFAULTS: dict[str, Any] = {
     "bias": True, "affine": True, "stride": 1, "padding": 0, "dilation": 1, "groups": 1, "output_padding": 0,
     "eps": 1e-5, "pytorch_compatible": False,
 }  # fmt: skip
 
 
 def _given(**args: Any) -> dict[str, Any]:
-    """Constructor arguments without those that are the default."""
-    return {name: value for name, value in args.items() if name not in _DEFAULTS or _DEFAULTS[name] != value}
+    """Constructor arguments without those that are the default, but for what equal layers may differ in."""
+    kept = ("stride", "padding", "dilation", "groups", "output_padding")
+    return {name: value for name, value in args.items() if name in kept or DEFAULTS.get(name, ()) != value}
 
 
 def _plain(names: Mapping[str, str]) -> dict[str, Weight]:

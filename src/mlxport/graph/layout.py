@@ -53,6 +53,25 @@ def channels_last(graph: Graph) -> None:
             if node.op == "call_function" and _sink(graph, node):
                 changed = True
     graph.eliminate_dead_code()
+    _rehome(graph)
+
+
+def _rehome(graph: Graph) -> None:
+    """Permutes belong to the module that all their users are in: one that a module's caller needs is the caller's."""
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    for node in reversed(list(graph.nodes)):
+        if node.target is not PERMUTE:
+            continue
+        stacks = [list((user.meta.get("nn_module_stack") or {}).items()) for user in node.users]
+        common = []
+        for level in zip(*stacks, strict=False):
+            if any(entry != level[0] for entry in level):
+                break
+            common.append(level[0])
+        node.meta["nn_module_stack"] = dict(common)
+        first = min(node.users, key=lambda user: order[user])
+        first.prepend(node)
+        order[node] = order[first]
 
 
 def count_permutes(graph: Graph) -> int:
