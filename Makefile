@@ -3,6 +3,7 @@
 # make check  linter, formatter, types, layering
 # make sweep  every architecture of mlx-lm against PyTorch (long); writes docs/architectures.md
 # make sweep-ops  torch's op and module databases against PyTorch (long); writes docs/ops.md
+# make sweep-models  a tiny model of every transformers type, ported (hours; goes on where it stopped); docs/models.md
 # make bench  conversion beside cp and mlx_lm (makes 2.5 GB files)
 # Each makes .venv and installs what it needs.
 
@@ -15,7 +16,7 @@ UNAME := $(shell uname -s)
 OPENBLAS := $(firstword $(wildcard /usr/lib/*/openblas-pthread/libopenblas.so.0))
 RUN := $(if $(OPENBLAS),env LD_PRELOAD=$(OPENBLAS) )
 
-.PHONY: demo test check sweep sweep-ops bench format clean
+.PHONY: demo test check sweep sweep-ops sweep-models bench format clean
 
 $(VENV)/.installed: pyproject.toml constraints/linux.txt
 	$(PYTHON) -m venv $(VENV)
@@ -51,6 +52,9 @@ sweep-ops: $(VENV)/.installed
 	$(RUN)$(BIN)/python benchmarks/sweep_ops.py --dtype float32 int64 bool --failures --json .sweep-ops.json
 	$(RUN)$(BIN)/python benchmarks/sweep_modules.py --failures --json .sweep-modules.json
 	$(RUN)$(BIN)/python benchmarks/sweep_ops_report.py .sweep-ops.json .sweep-modules.json docs/ops.md
+
+sweep-models: $(VENV)/.installed
+	$(RUN)$(BIN)/python benchmarks/sweep_models.py --json .sweep-models.jsonl --output docs/models.md
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/convert.py

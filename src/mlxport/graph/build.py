@@ -28,12 +28,13 @@ from mlxport.graph.fold import Fold, fold_constants
 from mlxport.graph.fuse import Fusion, fuse
 from mlxport.graph.guards import relations, size_rules
 from mlxport.graph.helpers import inputs as input_helpers
-from mlxport.graph.layers import LayerSpec, Weight, find_layers
+from mlxport.graph.layers import LayerSpec, Weight
 from mlxport.graph.layout import channels_last
 from mlxport.graph.lower import Missing, hint, is_read, lower_node, mx_dtype, symbolic
 from mlxport.graph.naming import argument_names
 from mlxport.graph.paths import Paths
 from mlxport.graph.registry import UnsupportedOp, helper
+from mlxport.graph.sharing import find_layers
 from mlxport.graph.stores import store
 from mlxport.graph.tree import build_tree, scopes
 from mlxport.graph.units import Body, Context, Step

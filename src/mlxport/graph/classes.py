@@ -14,7 +14,8 @@ import torch
 
 from mlxport.graph.capture import Captured
 from mlxport.graph.expr import to_ast
-from mlxport.graph.layers import DEFAULTS, LayerSpec
+from mlxport.graph.layers import LayerSpec
+from mlxport.graph.recognise import DEFAULTS
 from mlxport.graph.registry import HELPERS
 from mlxport.graph.units import Body, Context, Step
 
