@@ -99,7 +99,21 @@ MULTIMODAL_TOKENS = ("image_token_id", "video_token_id", "audio_token_id", "imag
                      "eoi_token_id", "boa_token_id", "eoa_token_id", "image_start_token_id", "image_end_token_id",
                      "audio_start_token_id", "audio_end_token_id")  # fmt: skip
 # What single types need besides; None as a value is the value.
-SPECIFIC: dict[str, dict[str, Any]] = {}
+SPECIFIC: dict[str, dict[str, Any]] = {
+    "hunyuan_v1_dense": {"head_dim": 8},
+    "hunyuan_v1_moe": {"head_dim": 8},
+    "nemotron": {"num_key_value_heads": 2},
+    "zaya": {"num_experts_per_tok": 1},
+    "xmod": {"default_language": "en_XX"},
+    "mpnet": {"relative_attention_num_buckets": 32},
+    "gemma3n_text": {"num_hidden_layers": 6, "layer_types": ..., "num_kv_shared_layers": 0,
+                     "activation_sparsity_pattern": None, "intermediate_size": 48},
+    "qwen2_5_vl_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 700.0, "mrope_section": [1, 1, 2]}},
+    "qwen2_vl_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 700.0, "mrope_section": [1, 1, 2]}},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2, "num_dense_layers": 1},
+    "falcon_h1": {"mamba_d_ssm": 64},
+    "glm5_next_text": {"num_key_value_heads": 4},
+}  # fmt: skip
 
 
 def shrunk(name: str, value: Any) -> Any:
@@ -281,7 +295,10 @@ def inputs(model: Any) -> Iterator[dict[str, Any]]:
         if not wanted or tuple(sorted(wanted)) in seen or any(name not in makers for name in wanted):
             continue
         seen.add(tuple(sorted(wanted)))
-        yield {**{name: makers[name]() for name in wanted}, **extra}
+        given = {**{name: makers[name]() for name in wanted}, **extra}
+        yield given
+        if "input_features" in given:  # time last in some
+            yield {**given, "input_features": given["input_features"].transpose(1, 2).contiguous()}
     if missing := [name for name in names if name not in makers]:
         raise ValueError(f"no maker for the inputs {missing}")
 
@@ -333,6 +350,9 @@ def _makers(config: Any, model: Any) -> dict[str, Any]:
         "input_features": features,
         "inputs_embeds": lambda: torch.randn(2, LENGTH, hidden),
         "hidden_states": lambda: torch.randn(2, LENGTH, hidden),
+        "query_embeds": lambda: torch.randn(2, LENGTH, hidden),
+        "input_features_mask": lambda: torch.ones(2, 64, dtype=torch.long),
+        "latents": lambda: torch.randn(2, hidden, LENGTH),
         "past_values": lambda: torch.randn(2, _first(config, "context_length", default=32), *(
             (config.num_input_channels,) if hasattr(config, "num_input_channels") else ())),
     }  # fmt: skip
