@@ -203,6 +203,9 @@ def _simplify(captured: Captured, node: Node, values: Values) -> str:
             return "is_causal with more keys than queries is aligned to the first key"
         final: Any = "causal"
     elif mask is not None:
+        while kind(mask) == "where" and recognise(mask.args[0], values, lengths) == "none":
+            mask = mask.args[1]  # nothing is hidden
+            given["attn_mask"] = mask
         visible = True if mask.meta["val"].dtype is torch.bool else None
         found = recognise(mask, values, lengths, visible)
         final = mask if found is None else _known(edit, found, mask, lengths)

@@ -157,7 +157,7 @@ def _write(captured: Captured, x: Node, result: Node, turn: Turn) -> None:
     order = list(range(rank))
     order[turn.axis], order[rank - 2] = order[rank - 2], order[turn.axis]
     dtype = result.meta["val"].dtype
-    moved = edit.permute(x, order)
+    moved = edit.permute(_parted(edit, x) if turn.parted else x, order)
     freqs = None
     if turn.freqs is not None:
         path = where(result)
@@ -177,6 +177,16 @@ def _write(captured: Captured, x: Node, result: Node, turn: Turn) -> None:
             if kind(user) in ("transpose", "permute") and permutation(user) == order:
                 user.replace_all_uses_with(made)
     rope.meta["stack_trace"] = result.meta.get("stack_trace", "")
+
+
+def _parted(edit: Editor, x: Node) -> Node:
+    """Neighbours, which are pairs, as halves."""
+    last = ndim(x) - 1
+    parts = [edit.call(torch.ops.aten.slice.Tensor, x, last, first, shape(x)[last], 2) for first in (0, 1)]
+    val = x.meta["val"]
+    with val.fake_mode:
+        joined = torch.empty(tuple(val.shape), dtype=val.dtype, device=val.device)
+    return edit.call(torch.ops.aten.cat.default, parts, last, val=joined)
 
 
 def _defined(edit: Editor, size: Node) -> Node:

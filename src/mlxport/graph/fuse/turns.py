@@ -32,6 +32,7 @@ class Turn:
         offset: The first position, or the size that it is.
         length: What lengths are multiplied with.
         freqs: Reciprocal frequencies, where they follow no base.
+        parted: Whether pairs are neighbours in ``x`` and halves in the result.
     """
 
     axis: int
@@ -42,6 +43,7 @@ class Turn:
     offset: Any
     length: float = 1.0
     freqs: torch.Tensor | None = None
+    parted: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class _Angles:
     traditional: bool
     ratio: torch.Tensor  # complex: positions by pairs
     length: float
+    parted: bool
 
 
 def measure(x: Node, result: Node, values: Values) -> Turn | str | None:
@@ -66,7 +69,7 @@ def measure(x: Node, result: Node, values: Values) -> Turn | str | None:
         if found is None:
             return None if angles is None else "the positions do not count up by one"
         angles = angles or found
-        if (found.axis, found.dims, found.traditional) != (angles.axis, angles.dims, angles.traditional):
+        if _kind(found) != _kind(angles):
             return None
         trials.append((sizes, found))
     if angles is None:
@@ -87,7 +90,13 @@ def measure(x: Node, result: Node, values: Values) -> Turn | str | None:
         return "a part is scaled, a part is not"
     base, scale = _base(frequencies, angles.dims)
     freqs = (1 / frequencies).to(torch.float32) if base is None else None
-    return Turn(angles.axis, angles.dims, angles.traditional, base, scale, offset, angles.length, freqs)
+    if angles.parted and angles.dims != shape(x)[-1]:
+        return "pairs that are neighbours become halves in a part"
+    return Turn(angles.axis, angles.dims, angles.traditional, base, scale, offset, angles.length, freqs, angles.parted)
+
+
+def _kind(angles: _Angles) -> tuple[int, int, bool, bool]:
+    return angles.axis, angles.dims, angles.traditional, angles.parted
 
 
 def _pairs(x: Node, result: Node, values: Values, sizes: Mapping[Any, int]) -> _Angles | None:
@@ -101,12 +110,12 @@ def _pairs(x: Node, result: Node, values: Values, sizes: Mapping[Any, int]) -> _
     dims = len(changed)
     if not dims or dims % 2 or changed != list(range(dims)):
         return None
-    for traditional in (False, True):
-        before, after = (_complex(item[..., :dims], traditional) for item in (given, got))
+    for neighbours, kept in ((False, False), (True, True), (True, False)):
+        before, after = _complex(given[..., :dims], neighbours), _complex(got[..., :dims], kept)
         found = _ratio(after / before)
         if found is not None:
             axis, ratio, length = found
-            return _Angles(axis, dims, traditional, ratio, length)
+            return _Angles(axis, dims, kept, ratio, length, neighbours is not kept)
     return None
 
 
