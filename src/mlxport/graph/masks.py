@@ -130,7 +130,7 @@ def recognise(
     for sizes, numbers in _trials(mask, values, lengths):
         try:
             (found,) = values.run([mask], {}, sizes, numbers)
-            rows, columns = (values._number(length, sizes) for length in lengths)
+            rows, columns = (values.number(length, sizes) for length in lengths)
         except CannotEvaluate:
             if numbers:
                 return None

@@ -368,6 +368,27 @@ def test_capped_scores():
     assert CALL not in result.source and "capped" in result.declined[0]
 
 
+def gpt_oss(self, q, k, v):
+    scores = q @ k.mT * 0.25
+    column = self.sinks.reshape(1, -1, 1, 1).expand(q.shape[0], -1, q.shape[-2], -1)
+    scores = torch.cat([scores, column], dim=-1)
+    scores = scores - scores.max(dim=-1, keepdim=True).values
+    return scores.softmax(-1)[..., :-1] @ v
+
+
+def by_query(self, q, k, v):
+    column = self.sinks.reshape(1, 1, -1, 1).expand(2, 4, -1, 1)
+    return torch.cat([q @ k.mT, column], dim=-1).softmax(-1)[..., :-1] @ v
+
+
+def test_sinks():
+    inputs = torch.randn(Q), torch.randn(K), torch.randn(K)
+    result = fused(Function(gpt_oss, sinks=torch.randn(4)), inputs, dynamic=False)
+    assert "sinks=self.sinks" in result.source and "softmax" not in result.source
+    result = fused(Function(by_query, sinks=torch.randn(5)), inputs, dynamic=False)
+    assert CALL not in result.source and result.declined == ["the sinks are not one for each head"]
+
+
 def test_softmax_over_the_queries():
     result = of(lambda q, k, v: (q @ k.mT).softmax(-2) @ v, Q, K, K, dynamic=False)
     assert CALL not in result.source and result.declined

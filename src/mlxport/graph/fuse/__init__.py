@@ -35,6 +35,7 @@ def fuse(captured: Any, folds: Mapping[str, Any] | None = None) -> list[Fusion]:
 
 
 def _passes() -> list[Callable[[Any, Any], Iterable[Fusion]]]:
-    from mlxport.graph.fuse import activations, attention, layer_norm, linear, moe, rms_norm, rope
+    from mlxport.graph.fuse import activations, attention, known_masks, layer_norm, linear, moe, rms_norm, rope
 
-    return [activations.apply, rms_norm.apply, layer_norm.apply, linear.apply, moe.apply, rope.apply, attention.apply]
+    passes = [activations, rms_norm, layer_norm, linear, moe, rope, attention, known_masks]
+    return [module.apply for module in passes]

@@ -21,7 +21,7 @@ from mlxport.graph.fuse.keys import absorb_scale, unrepeat
 from mlxport.graph.fuse.record import Fusion
 from mlxport.graph.fuse.scores import Declined, Mask, find_scores
 from mlxport.graph.fuse.targets import attention, sliding_window
-from mlxport.graph.fuse.values import Values
+from mlxport.graph.fuse.values import CannotEvaluate, Values
 from mlxport.graph.masks import every_row_sees, recognise
 
 __all__ = ["apply"]
@@ -49,7 +49,13 @@ def apply(captured: Captured, values: Values) -> Iterable[Fusion]:
 def _written_out(captured: Captured, softmax: Node, values: Values) -> bool:
     """Replace the attention around ``softmax``; False if there is none."""
     weights: Node = softmax
-    while len(weights.users) == 1 and (is_cast(user := next(iter(weights.users))) or _keeps_matrix(user)):
+    cut = False
+    while len(weights.users) == 1:
+        user = next(iter(weights.users))
+        if not is_cast(user) and not _keeps_matrix(user):
+            if cut or not _all_but_last(user):
+                break
+            cut = True
         weights = user
     products = [(user, found) for user in weights.users if (found := contraction(user)) is not None]
     if not products:
@@ -59,6 +65,8 @@ def _written_out(captured: Captured, softmax: Node, values: Values) -> bool:
         return False
     if len(weights.users) > 1:
         raise Declined("the attention weights are used elsewhere")
+    if cut is not (scores.sinks is not None):
+        raise Declined("the scores have more columns than there are keys")
     output, after = products[0]
     axis = softmax.args[1] % ndim(softmax)
     layout = Layout(scores, axis, after, weights)
@@ -77,7 +85,8 @@ def _written_out(captured: Captured, softmax: Node, values: Values) -> bool:
     flat = (query, key, value)
     query, key, value = _unmerged(*flat) if not isinstance(final, Node) else flat
     val = layout.result_value(query, value, output)
-    made = edit.call(attention, query, key, value, final, _plain(scale), val=val)
+    more = () if scores.sinks is None else (_sinks(scores.sinks, query, values),)
+    made = edit.call(attention, query, key, value, final, _plain(scale), *more, val=val)
     if query is not flat[0]:
         made = edit.view(made, [*edit.sizes(flat[0], (0, 1)), edit.size(value, 3)])
     edit.replace(layout.restored(edit, made))
@@ -97,6 +106,30 @@ def _keeps_matrix(node: Node) -> bool:
     if kind(node) not in _SHAPED or min(ndim(node), ndim(node.args[0])) < 2:
         return False
     return all(map(same_size, shape(node)[-2:], shape(node.args[0])[-2:]))
+
+
+def _all_but_last(node: Node) -> bool:
+    """Whether the node is its input without the last column."""
+    if kind(node) != "slice" or node.args[1] not in (-1, ndim(node) - 1) or node.args[2] not in (0, None):
+        return False
+    return len(node.args) < 5 and node.args[3] == -1
+
+
+def _sinks(column: Node, query: Node, values: Values) -> Node:
+    """The score of each head's sink, from which ``column`` is made."""
+    source: Any = column
+    while kind(source) in (*_SHAPED, "expand"):
+        source = source.args[0]
+    if ndim(source) == 1 and ndim(query) == 4 and same_size(shape(source)[0], shape(query)[1]):
+        sizes = next(iter(values.sizes()))
+        try:
+            given = values.random(source, sizes)
+            (got,) = values.run([column], {source: given}, sizes)
+        except CannotEvaluate as error:
+            raise Declined("the sinks are not one for each head") from error
+        if got.ndim == 4 and torch.equal(got, given[:, None, None].expand_as(got)):
+            return source
+    raise Declined("the sinks are not one for each head")
 
 
 def _plain(scale: float) -> float:

@@ -41,13 +41,17 @@ class Mask:
 
 @dataclass
 class Scores:
-    """``product * scale`` under masks; ``widest`` is the node with the most axes between product and softmax."""
+    """``product * scale`` under masks; ``widest`` is the node with the most axes between product and softmax.
+
+    ``sinks`` is a column of scores without keys.
+    """
 
     product: Contraction
     scale: float
     widest: Node
     masks: list[Mask] = field(default_factory=list)
     viewed: bool = False
+    sinks: Node | None = None
 
 
 def find_scores(node: Any, values: Values, depth: int = 0) -> Scores | None:
@@ -196,9 +200,16 @@ def _capped(node: Node, values: Values, depth: int) -> Scores | None:
 
 
 def _joined(node: Node, values: Values, depth: int) -> Scores | None:
-    if any(find_scores(item, values, depth) is not None for item in node.args[0]):
+    """Scores with a column of sinks behind them, which takes a share of the weights and gives nothing."""
+    parts = node.args[0]
+    found = find_scores(parts[0], values, depth)
+    if found is None:
+        return None
+    last = ndim(node) - 1
+    if len(parts) != 2 or node.args[1:] not in ((last,), (-1,)) or shape(parts[1])[-1] != 1 or found.sinks is not None:
         raise Declined("the scores have more columns than there are keys")
-    return None
+    found.sinks = parts[1]
+    return found
 
 
 _RULES: dict[str, Any] = {

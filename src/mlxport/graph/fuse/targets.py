@@ -6,15 +6,21 @@ from typing import Any
 
 import torch
 
-__all__ = ["attention", "gather_mm", "quick_gelu", "rotary", "sliding_window"]
+__all__ = ["attention", "causal", "gather_mm", "quick_gelu", "rotary", "sliding_window"]
 
 
 def attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any = None, scale: float = 1.0
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: Any = None,
+    scale: float = 1.0,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """``softmax(scale * query @ key.T + mask) @ value``; each of fewer key heads serves as many query heads.
 
-    The mask is None, ``"causal"`` (the last query sees the last key), truth values, or added.
+    The mask is None, ``"causal"`` (the last query sees the last key), truth values, or added. ``sinks`` has a score
+    for each head that takes part in the softmax and has no value.
     """
     if query.ndim > 3 and key.shape[1] != query.shape[1]:
         key, value = (item.repeat_interleave(query.shape[1] // key.shape[1], 1) for item in (key, value))
@@ -24,7 +30,14 @@ def attention(
         mask = torch.ones(rows, columns, dtype=torch.bool, device=scores.device).tril(columns - rows)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype is torch.bool else scores + mask
-    return scores.softmax(-1).to(value.dtype) @ value
+    if sinks is not None:
+        scores = torch.cat([scores, sinks[:, None, None].expand(*scores.shape[:-1], 1)], dim=-1)
+    return scores.softmax(-1)[..., : key.shape[-2]].to(value.dtype) @ value
+
+
+def causal(rows: int, columns: int) -> torch.Tensor:
+    """Truth values: the last query sees all keys, each one before it a key less."""
+    return torch.ones(rows, columns, dtype=torch.bool).tril(columns - rows)
 
 
 def sliding_window(length: int, window: int) -> torch.Tensor:

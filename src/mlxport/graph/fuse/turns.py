@@ -189,7 +189,7 @@ def _offset(result: Node, values: Values, starts: list[tuple[Mapping[Any, int], 
             continue
         seen.add(node)
         if isinstance(node.meta.get("val"), torch.SymInt) and kind(node) not in ("_local_scalar_dense", "item"):
-            if all(values._number(node.meta["val"], sizes) == start for sizes, start in starts):
+            if all(values.number(node.meta["val"], sizes) == start for sizes, start in starts):
                 return node
         stack.extend(item for item in node.all_input_nodes if item in values.static or ndim(item) < 0)
         stack.extend(item for item in node.all_input_nodes if item not in seen and item not in values.static)

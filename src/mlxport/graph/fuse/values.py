@@ -119,13 +119,14 @@ class Values:
 
     def random(self, node: Node, sizes: Mapping[sympy.Symbol, int], seed: int = 0, scale: float = 1.0) -> torch.Tensor:
         """Normal numbers in the shape of ``node``."""
-        dims = [self._number(size, sizes) for size in shape(node)]
+        dims = [self.number(size, sizes) for size in shape(node)]
         generator = torch.Generator().manual_seed(seed)
         dtype = torch.complex128 if node.meta["val"].is_complex() else torch.float64
         return torch.randn(dims, generator=generator, dtype=dtype) * scale
 
     @staticmethod
-    def _number(size: Any, sizes: Mapping[sympy.Symbol, int]) -> Any:
+    def number(size: Any, sizes: Mapping[sympy.Symbol, int]) -> Any:
+        """A size (or what is computed of sizes) as a number."""
         if isinstance(size, torch.SymInt | torch.SymFloat | torch.SymBool):
             number = size.node.expr.subs(sizes)
             if not getattr(number, "is_number", True) and number not in (sympy.true, sympy.false):
@@ -162,7 +163,7 @@ class Values:
         for node in self._order(wanted, known):
             item = node.meta.get("val")
             if self._is_size(node):
-                known[node] = self._number(item, sizes)
+                known[node] = self.number(item, sizes)
             elif node.op == "placeholder":
                 known[node] = wide(self._weight(node))
             elif node.op != "call_function" or _random(node):

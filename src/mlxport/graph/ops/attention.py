@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from mlxport.graph.expr import Expr, mx
+from mlxport.graph.expr import Expr, mx, source
 from mlxport.graph.fuse import targets
 from mlxport.graph.helpers import attention as helper
 from mlxport.graph.masks import every_row_sees
@@ -76,7 +76,9 @@ def _fast(query: Expr, key: Expr, value: Expr, mask: Any, scale: Any, sees: bool
 
 
 @fused(targets.attention)
-def attention(query: Expr, key: Expr, value: Expr, mask: Any = None, scale: float = 1.0) -> Expr:
+def attention(
+    query: Expr, key: Expr, value: Expr, mask: Any = None, scale: float = 1.0, sinks: Expr | None = None
+) -> Expr:
     """``mx.fast.scaled_dot_product_attention``, its mask taken as it is."""
     if isinstance(mask, Expr) and mask.dtype not in (mx.bool_, query.dtype):
         mask = mask.astype(query.dtype)
@@ -84,6 +86,8 @@ def attention(query: Expr, key: Expr, value: Expr, mask: Any = None, scale: floa
     for _ in range(added):
         query, key, value = query[None], key[None], value[None]
     options: dict[str, Any] = {"scale": scale} if mask is None else {"scale": scale, "mask": mask}
+    if sinks is not None:
+        options["sinks"] = sinks if sinks.dtype == query.dtype else sinks.astype(query.dtype)
     result = mx.fast.scaled_dot_product_attention(query, key, value, **options)
     for _ in range(added):
         result = result[0]
@@ -103,6 +107,14 @@ def rotary(
     """``mx.fast.rope``."""
     options = {} if freqs is None else {"freqs": freqs}
     return mx.fast.rope(x, dims, traditional=traditional, base=base, scale=scale, offset=offset, **options)
+
+
+@fused(targets.causal)
+def causal(rows: Any, columns: Any) -> Expr:
+    """``mx.tri``."""
+    if source(rows) == source(columns):
+        return mx.tri(rows, dtype=mx.bool_)
+    return mx.tri(rows, columns, columns - rows, dtype=mx.bool_)
 
 
 @fused(targets.sliding_window)
