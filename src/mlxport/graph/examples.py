@@ -12,6 +12,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from mlxport.graph.capture import Captured
+from mlxport.graph.guards import Rule, size_rules
 
 __all__ = ["Example", "leaf_names", "other_sizes", "output_leaves"]
 
@@ -71,9 +72,10 @@ def output_leaves(value: Any) -> dict[str, Any]:
 def other_sizes(captured: Captured) -> Iterator[Example]:
     """Inputs of other sizes and values, one candidate after the other; of the same sizes where none is dynamic."""
     symbols = _symbols(captured)
+    rules = size_rules(captured, list(symbols))
     generator = torch.Generator().manual_seed(1)
     for change in _CHANGES if symbols else (None,):
-        sizes = {symbol: _limited(captured, symbol, change(size)) for symbol, size in symbols.items()} if change else {}
+        sizes = {symbol: _allowed(rules[symbol], change(size)) for symbol, size in symbols.items()} if change else {}
         shapes = _shapes(captured, sizes)
         if shapes is None:
             continue
@@ -99,9 +101,11 @@ def _symbols(captured: Captured) -> dict[sympy.Symbol, int]:
     return found
 
 
-def _limited(captured: Captured, symbol: sympy.Symbol, size: int) -> int:
-    low, high = captured.ranges.get(str(symbol), (0, 2**63 - 1))
-    return max(low, min(size, high))
+def _allowed(rule: Rule, size: int) -> int:
+    """The size that the port takes which is nearest below, or else the least one."""
+    size = size if rule.high is None else min(size, rule.high)
+    size -= (size - rule.remainder) % rule.step
+    return max(size, rule.low)
 
 
 def _shapes(captured: Captured, sizes: Mapping[sympy.Symbol, int]) -> list[tuple[int, ...] | None] | None:

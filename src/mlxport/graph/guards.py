@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,7 +59,7 @@ def _compiled(expr: sympy.Expr, symbols: Sequence[sympy.Symbol]) -> Callable[...
     except UnsupportedOp:
         return None
     text = f"lambda {', '.join(map(str, symbols))}: {ast.unparse(ast.fix_missing_locations(tree))}"
-    function: Callable[..., bool] = eval(text, {"max": max, "min": min})  # of a tree that is made here
+    function: Callable[..., bool] = eval(text, {"math": math})  # of a tree that is made here
     return function
 
 
