@@ -34,12 +34,11 @@ class Rule:
     @property
     def trivial(self) -> bool:
         """Whether any positive size will do."""
-        return self.low <= 2 and self.high is None and self.step == 1
+        return self.low <= 1 and self.high is None and self.step == 1
 
     def as_tuple(self) -> tuple[int | None, ...]:
         """What ``check_inputs`` takes."""
-        low = self.low if self.low > 2 else 1
-        return (low, self.high) if self.step == 1 else (low, self.high, self.step, self.remainder)
+        return (self.low, self.high) if self.step == 1 else (self.low, self.high, self.step, self.remainder)
 
 
 def _guards(captured: Captured, symbols: Sequence[sympy.Symbol]) -> list[sympy.Expr]:
@@ -51,6 +50,21 @@ def _guards(captured: Captured, symbols: Sequence[sympy.Symbol]) -> list[sympy.E
                 exprs = [guard.expr for guard in size.node.shape_env.guards]
                 return list(dict.fromkeys(expr for expr in exprs if expr.free_symbols <= known))
     return []
+
+
+def _not_one(expr: sympy.Expr) -> bool:
+    """Whether a guard only keeps a size from being one, which torch.export takes as fixed and MLX broadcasts."""
+    if not isinstance(expr, sympy.core.relational.Relational) or not any(part.is_Integer for part in expr.args):
+        return False
+    left, right = expr.args
+    match expr:
+        case sympy.Ne():
+            return 1 in (left, right)
+        case sympy.Ge() | sympy.Gt():
+            return bool(right == (2 if isinstance(expr, sympy.Ge) else 1))
+        case sympy.Le() | sympy.Lt():
+            return bool(left == (2 if isinstance(expr, sympy.Le) else 1))
+    return False
 
 
 def _compiled(expr: sympy.Expr, symbols: Sequence[sympy.Symbol]) -> Callable[..., bool] | None:
@@ -84,9 +98,9 @@ def size_rules(captured: Captured, symbols: Sequence[sympy.Symbol]) -> dict[symp
     guards = _guards(captured, symbols)
     rules = {}
     for symbol in symbols:
-        low, high = captured.ranges.get(str(symbol), (0, 2**63 - 1))
-        low, top = max(low, 2), high if high < 2**31 else None
-        own = [expr for expr in guards if expr.free_symbols == {symbol}]
+        _, high = captured.ranges.get(str(symbol), (0, 2**63 - 1))
+        low, top = 1, high if high < 2**31 else None
+        own = [expr for expr in guards if expr.free_symbols == {symbol} and not _not_one(expr)]
         checks = [check for expr in own if (check := _compiled(expr, [symbol])) is not None]
         tried = range(low, min(low + _SPAN, (top or 2**31) + 1))
         allowed = [value for value in tried if all(_holds(check, value) for check in checks)]
