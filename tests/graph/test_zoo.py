@@ -35,16 +35,23 @@ def test_an_image_model_has_no_transposes_inside():
     assert source.count("transpose") + source.count("moveaxis") <= 1
 
 
-def test_lists_are_lists_and_equal_blocks_share_a_class():
+@pytest.fixture(scope="module")
+def dit():
     make, example, _ = ZOO["dit"]
-    ported = mlxport.port(randomised(make()), example)
-    assert isinstance(ported.blocks, list) and len(ported.blocks) == 3
-    assert ported.source.count("class DiTBlock") == 1
-    assert "for block in self.blocks:" in ported.source
+    return mlxport.port(randomised(make()), example)
 
 
-def test_sizes_are_checked():
-    make, example, _ = ZOO["dit"]
-    ported = mlxport.port(randomised(make()), example)
+def test_lists_are_lists_and_equal_blocks_share_a_class(dit):
+    assert isinstance(dit.blocks, list) and len(dit.blocks) == 3
+    assert dit.source.count("class DiTBlock") == 1
+    assert "for block in self.blocks:" in dit.source
+
+
+def test_a_sequential_is_the_originals_list_and_is_looped_over(dit):
+    assert [type(layer).__name__ for layer in dit.blocks[0].mlp] == ["Linear", "GELU", "Linear"]
+    assert "for layer in self.mlp:" in dit.source
+
+
+def test_sizes_are_checked(dit):
     with pytest.raises(ValueError, match="x must be an mx.array of shape"):
-        ported(torch.zeros(2, 4, 8, 8), None, None)
+        dit(torch.zeros(2, 4, 8, 8), None, None)

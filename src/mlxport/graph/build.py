@@ -31,6 +31,7 @@ from mlxport.graph.helpers import inputs as input_helpers
 from mlxport.graph.layers import LayerSpec, Weight
 from mlxport.graph.layout import channels_last
 from mlxport.graph.lower import Missing, hint, is_read, lower_node, mx_dtype, symbolic
+from mlxport.graph.members import name_members
 from mlxport.graph.naming import argument_names
 from mlxport.graph.paths import Paths
 from mlxport.graph.registry import UnsupportedOp, helper
@@ -101,6 +102,7 @@ def build(
         remove_noops(captured.graph)
     layers = find_layers(captured)
     channels_last(captured.graph)
+    name_members(captured, layers)
     lowered = _lower(captured)
     context = Context(captured, lowered, Paths(dict(captured.modules)), {n.name: n for n in captured.weights})
     bodies, names = _bodies(context, layers)

@@ -175,6 +175,21 @@ def _axis_op(graph: Graph, node: Node, name: str) -> bool:
     return give_back(graph, node, axes)
 
 
+def _transpose(graph: Graph, node: Node, name: str) -> bool:
+    """Another permute: the two are one."""
+    source = node.args[0]
+    if not is_permuted(source):
+        return False
+    order = list(range(node.meta["val"].ndim))
+    first, second = (axis % len(order) for axis in node.args[1:3])
+    order[first], order[second] = second, first
+    with graph.inserting_before(node):
+        merged = permute(graph, source, order, node.meta)
+    node.replace_all_uses_with(merged)
+    graph.erase_node(node)
+    return True
+
+
 def _split(graph: Graph, node: Node, name: str) -> bool:
     source = node.args[0]
     if not is_permuted(source) or any(user.target is not operator.getitem for user in node.users):
@@ -328,6 +343,7 @@ RULES: dict[str, Callable[[Graph, Node, str], bool]] = {
     **dict.fromkeys(("slice", "softmax", "_softmax", "log_softmax", "flip", "cumsum", "narrow", "glu"), _axis_op),
     **dict.fromkeys(("split", "chunk", "split_with_sizes"), _split),
     "squeeze": _squeeze,
+    "transpose": _transpose,
     "select": _select,
     **dict.fromkeys(("view", "reshape", "_unsafe_view"), _view),
     "flatten": _flatten,

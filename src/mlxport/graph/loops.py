@@ -107,14 +107,10 @@ def _written(
 
 def _variable(name: str, taken: set[str]) -> str:
     base = re.sub(r"\[\d+\]", "", name).rpartition(".")[2].strip("_").lower()
-    singular = (
-        base[:-3] + "y"
-        if base.endswith("ies")
-        else base[:-1]
-        if base.endswith("s") and len(base) > 2
-        else base + "_item"
-    )
-    singular = "layer" if re.match(r"(layer|block|h|stage|net|features)\d*_item$", singular) else singular
+    if base.endswith("ies"):
+        singular = base[:-3] + "y"
+    else:
+        singular = base[:-1] if base.endswith("s") and not base.endswith("ss") and len(base) > 2 else "layer"
     singular = f"{singular}_module" if singular in taken else singular
     while singular in taken:
         singular += "_"

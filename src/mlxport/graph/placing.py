@@ -10,6 +10,7 @@ import torch
 from torch.fx import Node
 
 from mlxport.graph.capture import Captured
+from mlxport.graph.layers import layer
 from mlxport.graph.stores import store
 from mlxport.graph.tree import Scope
 from mlxport.graph.units import Units, is_list
@@ -66,6 +67,8 @@ def _target(captured: Captured, units: Units, index: int, unit: Node | Scope, na
         return None
     if isinstance(unit, Node) and is_list(unit):
         return target
+    if _follows(captured, unit):
+        return None
     if sequential(captured, unit) and sequential(captured, units.all[target]):
         return None
     if mine is not None and mine.names and mine != units.statements[target]:
@@ -81,6 +84,17 @@ def sequential(captured: Captured, unit: Node | Scope) -> bool:
         stack = unit.meta.get("nn_module_stack") or {}
         path = next(reversed(stack.values()), ("", ""))[0].partition("@")[0]
     return bool(path) and isinstance(captured.modules.get(path.rpartition(".")[0]), torch.nn.Sequential)
+
+
+def _follows(captured: Captured, unit: Node | Scope) -> bool:
+    """Whether the unit takes what another member of its Sequential gives: a round of a loop over the members."""
+    if not isinstance(unit, Node) or unit.target is not layer or not sequential(captured, unit):
+        return False
+    source = unit.args[0]
+    if not isinstance(source, Node) or source.target is not layer:
+        return False
+    mine, theirs = unit.meta["layer"].path, source.meta["layer"].path
+    return bool(mine.rpartition(".")[0] == theirs.rpartition(".")[0] and mine.rpartition(".")[2].isdigit())
 
 
 def in_list(unit: Node | Scope) -> bool:
