@@ -174,6 +174,27 @@ def _sorted_pairs(result: Any) -> Any:
 CANONICAL: dict[str, Callable[[Any], Any]] = {"linalg.eig": _sorted_pairs, "linalg.eigvals": _sorted_values}
 
 
+# Results with indices of values that may occur several times, where torch says of none which one it gives: the axis is
+# the argument after these many.
+TIED = {"mode": 0, "topk": 1, "kthvalue": 1}
+
+
+def _picked(entry: Any, sample: Any) -> Callable[[Any], Any]:
+    """(values, indices) as (values, values at the indices, whether the indices differ)."""
+    place = TIED[entry.name]
+    dim = sample.kwargs.get("dim", sample.args[place] if len(sample.args) > place else -1)
+
+    def process(result: Any) -> Any:
+        values, indices = result
+        x = sample.input.reshape(-1) if sample.input.ndim == 0 else sample.input
+        places = indices.reshape(1) if sample.input.ndim == 0 else indices
+        places = places if places.ndim == x.ndim else places.unsqueeze(dim)
+        distinct = places.sort(dim).values.diff(dim=dim).ne(0).all()
+        return values, indices.shape, x.gather(dim, places), distinct
+
+    return process
+
+
 def check_entry(entry: Any, dtype: torch.dtype = torch.float32) -> Outcome:
     """All samples of an OpInfo entry; ``unexported`` where torch cannot export the first one."""
     found = list(samples(entry, dtype))
@@ -191,6 +212,8 @@ def check_entry(entry: Any, dtype: torch.dtype = torch.float32) -> Outcome:
 
 
 def _process(entry: Any, sample: Any) -> Callable[[Any], Any]:
+    if entry.name in TIED and not sample.input.is_floating_point():
+        return _picked(entry, sample)
     return CANONICAL.get(entry.name) or sample.output_process_fn_grad or (lambda x: x)
 
 

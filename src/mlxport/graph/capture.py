@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from mlxport.graph import ops as _ops  # noqa: F401  (fills the table)
 from mlxport.graph.registry import LOWERINGS
-from mlxport.graph.steps import any_length
+from mlxport.graph.shapes import known_shapes
 from mlxport.graph.stores import add_stores
 
 __all__ = ["CaptureError", "Captured", "capture", "decompose", "export", "lowered_decompositions"]
@@ -106,14 +106,14 @@ def export(
         kwargs: Keyword example inputs.
         dynamic: ``dynamic_shapes`` as torch.export takes them, or None for the example's sizes.
     """
-    with _quiet(), torch.no_grad(), any_length():
+    with _quiet(), torch.no_grad(), known_shapes():
         program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
         return decompose(program)
 
 
 def decompose(program: ExportedProgram) -> ExportedProgram:
     """``program`` functionalised, with the ops that the table lacks taken apart as far as torch can."""
-    with _quiet(), any_length():
+    with _quiet(), known_shapes():
         table = torch.export.default_decompositions()
         program = program.run_decompositions(_table(table))
         while found := {target: rule for target, rule in _rules(program) if target not in table}:

@@ -18,6 +18,12 @@ def bilinear(x1, x2, weight):
     return (products @ right[:, :, None]).reshape(*x1.shape[:-1], weight.shape[0])
 
 
+def integer_bilinear(x1, x2, weight):
+    """Compute x1 @ weight[o] @ x2 for every o in integers, which MLX's matmul does not take."""
+    products = x1[..., None, :, None] * weight.astype(mx.int64) * x2[..., None, None, :]
+    return products.sum(axis=(-2, -1)).astype(x1.dtype)
+
+
 def embedding_renorm(weight, indices, max_norm, norm_type=2.0):
     """Return weight with the rows that indices name scaled down to max_norm where their norm exceeds it."""
     norms = mx.linalg.norm(weight, ord=norm_type, axis=1, keepdims=True)

@@ -28,7 +28,8 @@ def linear(input: Expr, weight: Expr, bias: Expr | None = None) -> Expr:
 @op("aten.bilinear.default")
 def bilinear(input1: Expr, input2: Expr, weight: Expr, bias: Expr | None = None) -> Expr:
     """``x1 @ weight[o] @ x2`` for every output feature ``o``."""
-    result = call(helper.bilinear, input1, input2, weight)
+    function = helper.integer_bilinear if is_integer(input1) else helper.bilinear
+    result = call(function, input1, input2, weight)
     return result if bias is None else result + bias
 
 

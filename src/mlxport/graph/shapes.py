@@ -1,4 +1,4 @@
-"""Composite ops whose sizes stay dynamic, though torch would fix them to find out their shapes (and unroll LSTMs)."""
+"""Shapes of composite ops that torch finds by computing: sizes are fixed on the way (an LSTM unrolls), or wrong."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["any_length"]
+__all__ = ["known_shapes"]
 
 _KEYS = (torch._C.DispatchKey.CompositeImplicitAutograd, torch._C.DispatchKey.Autograd)
 
@@ -53,6 +53,20 @@ def _take_along_dim(input: torch.Tensor, indices: torch.Tensor, dim: int | None 
     return input.new_empty(shape)
 
 
+def _nll_loss_nd(
+    self: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    reduction: int = 1,
+    ignore_index: int = -100,
+) -> torch.Tensor:
+    return self.new_empty(() if reduction else target.shape)  # torch: () for a dynamic number of rows
+
+
+def _multilabel_margin_loss(self: torch.Tensor, target: torch.Tensor, reduction: int = 1) -> torch.Tensor:
+    return self.new_empty(() if reduction else target.shape[:-1])  # torch: (1,) for one row
+
+
 def _shapes() -> dict[Any, Callable[..., Any]]:
     aten = torch.ops.aten
     return {
@@ -61,11 +75,13 @@ def _shapes() -> dict[Any, Callable[..., Any]]:
         aten.rnn_tanh.input: _rnn,
         aten.rnn_relu.input: _rnn,
         aten.take_along_dim.default: _take_along_dim,
+        aten.nll_loss_nd.default: _nll_loss_nd,
+        aten.multilabel_margin_loss.default: _multilabel_margin_loss,
     }
 
 
 @contextmanager
-def any_length() -> Iterator[None]:
+def known_shapes() -> Iterator[None]:
     """While it lasts, these ops give tensors of the right shapes and compute nothing."""
     shapes = _shapes()
     table = torch._decomp.decomposition_table
