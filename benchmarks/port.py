@@ -316,7 +316,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write the table here")
     options = parser.parse_args()
     torch.manual_seed(0)
-    head = "| model | parameters | primitives emitted / by hand | time emitted / by hand | ratio | torch eager | differ by |"
+    head = (
+        "| model | parameters | primitives: emitted / by hand | time: emitted / by hand | ratio | torch | difference |"
+    )
     lines = [head, "|---|---|---|---|---|---|---|"]
     for name in options.models:
         row = measured(models[name](), options.repeat)
@@ -327,8 +329,9 @@ def main() -> None:
         )
         print(lines[-1], flush=True)
     if options.output:
-        note = f"Median of {options.repeat} rounds; MLX {mx.__version__} on {mx.default_device()}, torch {torch.__version__}."
-        text = f"# Emitted code beside hand-written MLX\n\n`python benchmarks/port.py --output docs/port-speed.md`. {note}\n\n"
+        where = f"MLX {mx.__version__} on {mx.default_device()}, torch {torch.__version__} eager on the CPU"
+        note = f"`python benchmarks/port.py --output docs/port-speed.md`. Median of {options.repeat} rounds; {where}."
+        text = f"# Emitted code beside hand-written MLX\n\n{note}\n\n"
         options.output.write_text(text + "\n".join(lines) + "\n")
 
 
