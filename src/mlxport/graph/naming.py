@@ -107,7 +107,7 @@ def _assigned(captured: Captured, scope: Scope, parts: set[Node], visible: Mappi
         later = {visible[other] for other in scope.inputs[index + 1 :]}
         if wish not in names and node not in captured.weights:
             free = [name for name in names if name not in taken and name not in later]
-            if not index and names and names[0] not in taken:
+            if not index and names and names[0] not in taken | later:
                 wish = names[0]
             elif free:
                 wish = free[0]
