@@ -18,6 +18,7 @@ from mlxport.graph.weights import from_torch, to_mlx
 from mlxport.job import Job, write_json
 from mlxport.options import ConvertReport
 from mlxport.parity.ported import verify_port
+from mlxport.parity.run import available_memory
 from mlxport.porting_source import PortSource
 from mlxport.progress import Progress
 
@@ -88,6 +89,12 @@ class PortJob(Job):
 
     def _compare(self, folder: Path, report: ConvertReport, progress: Progress) -> ConvertReport:
         captured = self.ported.port.captured
+        if self.plan.nbytes > (limit := available_memory() // 2):
+            needed, free = (f"{size / 1e9:.1f} GB" for size in (self.plan.nbytes, limit))
+            raise UnsupportedError(
+                f"the port's {needed} of weights run in memory, of which {free} may be taken",
+                hint="verify it on a machine with more memory: mlxport verify DST --against SRC",
+            )
         bits = min((spec.bits for spec in self.plan.quantized.values()), default=None)
         model = load_folder(folder)
         parity = verify_port(

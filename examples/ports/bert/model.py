@@ -106,8 +106,8 @@ class BertSelfOutput(nn.Module):
         self.LayerNorm = nn.LayerNorm(args.hidden_size, eps=args.layer_norm_eps)
 
     def __call__(self, hidden_states, input_tensor):
-        hidden_states_2 = self.dense(input_tensor)
-        return self.LayerNorm(hidden_states_2 + hidden_states)
+        hidden_states = self.dense(hidden_states)
+        return self.LayerNorm(hidden_states + input_tensor)
 
 
 class BertIntermediate(nn.Module):
@@ -150,7 +150,7 @@ class BertAttention(nn.Module):
 
     def __call__(self, hidden_states, attention_mask):
         self_2 = self.self(hidden_states, attention_mask)
-        return self.output(hidden_states, self_2)
+        return self.output(self_2, hidden_states)
 
 
 class BertLayer(nn.Module):

@@ -10,8 +10,8 @@ import torch
 from torch.fx import Node
 
 from mlxport.graph.capture import Captured
-from mlxport.graph.origin import statement
-from mlxport.graph.tree import Scope, module_path
+from mlxport.graph.origin import call_arguments, statement
+from mlxport.graph.tree import Scope, module_path, nodes_in
 
 __all__ = ["argument_names", "forward_names", "natural_name", "op_name", "snake"]
 
@@ -73,7 +73,8 @@ def argument_names(captured: Captured, root: Scope, given: Mapping[Node, str]) -
             if before is not item and len(before.inputs) == len(item.inputs):  # a second call of a module
                 names = dict(zip(item.inputs, found[before.key].values(), strict=True))
             else:
-                names = _assigned(captured, item, parts, {n: _visible(captured, n, module, mine) for n in item.inputs})
+                visible = {n: _visible(captured, n, module, mine) for n in item.inputs}
+                names = _assigned(captured, item, parts, visible, _actual(captured, item, module))
             found[item.key] = names
             visit(item, names)
 
@@ -91,23 +92,36 @@ def _visible(captured: Captured, node: Node, module: torch.nn.Module | None, min
     return made.names[0] if made is not None and len(made.names) == 1 else op_name(node)
 
 
-def _assigned(captured: Captured, scope: Scope, parts: set[Node], visible: Mapping[Node, str]) -> dict[Node, str]:
-    """The forward's names: the caller's where it is one of them, the first for the first, free ones in order.
+def _actual(captured: Captured, scope: Scope, caller: torch.nn.Module | None) -> dict[str, str]:
+    """Variable of the caller to the parameter of the module that it is given as."""
+    inside = next(iter(nodes_in(scope)), None)
+    names = tuple(forward_names(captured.modules.get(scope.path)))
+    return {} if inside is None else call_arguments(inside, caller, scope.path.rpartition(".")[2], names)
+
+
+def _assigned(
+    captured: Captured, scope: Scope, parts: set[Node], visible: Mapping[Node, str], actual: Mapping[str, str]
+) -> dict[Node, str]:
+    """The forward's names: as the source of the call has it, the caller's where it is one, free ones in order.
 
     Values that a module gives together, ``parts``, keep the names that they have there.
     """
     names = forward_names(captured.modules.get(scope.path))
     result: dict[Node, str] = {}
+    reserved = {actual[visible[node]] for node in scope.inputs if visible[node] in actual}
     for index, node in enumerate(scope.inputs):
         wish = visible[node]
+        if actual.get(wish, wish) not in result.values() and wish in actual:
+            result[node] = actual[wish]
+            continue
         if node in parts:
             result[node] = natural_name(captured, node)
             continue
         taken = set(result.values())
-        later = {visible[other] for other in scope.inputs[index + 1 :]}
+        later = {visible[other] for other in scope.inputs[index + 1 :] if visible[other] not in actual} | reserved
         if wish not in names and node not in captured.weights:
             free = [name for name in names if name not in taken and name not in later]
-            if not index and names and names[0] not in taken | later:
+            if not index and names and names[0] not in taken | reserved:
                 wish = names[0]
             elif free:
                 wish = free[0]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-__all__ = ["Statement", "enclosing", "frames", "module_path", "place", "statement"]
+__all__ = ["Statement", "call_arguments", "enclosing", "frames", "module_path", "place", "statement"]
 
 _FRAME = re.compile(r'^\s*File "([^"]+)", line (\d+), in (\S+)', re.MULTILINE)
 _TORCH = str(Path(torch.__file__).parent)
@@ -56,6 +56,52 @@ def statement(node: Node, module: torch.nn.Module | None) -> Statement | None:
             return _lookup(*inside[-1])
     own = [frame for frame in own if not frame[0].startswith(_TORCH)]
     return _lookup(*own[-1]) if own else None
+
+
+def call_arguments(
+    node: Node, caller: torch.nn.Module | None, callee: str, parameters: tuple[str, ...]
+) -> dict[str, str]:
+    """Variable of the caller to the parameter of the callee that it is given as, from the caller's source.
+
+    Args:
+        node: An op inside of the call.
+        caller: The module whose forward calls.
+        callee: Name of the attribute that is called.
+        parameters: Names of the callee's parameters, in order.
+    """
+    if caller is None or (span := _span(type(caller))) is None:
+        return {}
+    file, first, last = span
+    lines = [frame[1] for frame in frames(node) if frame[0] == file and first <= frame[1] <= last]
+    if not lines:
+        return {}
+    calls = [call for start, end, name, call in _calls(file) if start <= lines[-1] <= end and name in (callee, "")]
+    named = [call for call in calls if isinstance(call.func, ast.Attribute)] or calls
+    if len(named) != 1:
+        return {}
+    found = {}
+    given = [*zip(parameters, named[0].args, strict=False), *((k.arg or "", k.value) for k in named[0].keywords)]
+    for parameter, value in given:
+        while isinstance(value, ast.Subscript | ast.Attribute):
+            value = value.value
+        if isinstance(value, ast.Name) and parameter in parameters:
+            found.setdefault(value.id, parameter)
+    return found
+
+
+@functools.cache
+def _calls(file: str) -> tuple[tuple[int, int, str, ast.Call], ...]:
+    """Calls of attributes, by name, and of plain variables (a module of a loop), under "": first and last line."""
+    try:
+        tree = ast.parse(Path(file).read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, UnicodeDecodeError):
+        return ()
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+            found.append((node.lineno, node.end_lineno or node.lineno, name, node))
+    return tuple(found)
 
 
 def enclosing(node: Node) -> list[Statement]:
