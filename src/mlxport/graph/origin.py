@@ -69,7 +69,8 @@ def call_arguments(
         callee: Name of the attribute that is called.
         parameters: Names of the callee's parameters, in order.
     """
-    if caller is None or (span := _span(type(caller))) is None:
+    cls: Any = type(caller)
+    if caller is None or (span := _span(cls)) is None:
         return {}
     file, first, last = span
     lines = [frame[1] for frame in frames(node) if frame[0] == file and first <= frame[1] <= last]
@@ -79,7 +80,7 @@ def call_arguments(
     named = [call for call in calls if isinstance(call.func, ast.Attribute)] or calls
     if len(named) != 1:
         return {}
-    found = {}
+    found: dict[str, str] = {}
     given = [*zip(parameters, named[0].args, strict=False), *((k.arg or "", k.value) for k in named[0].keywords)]
     for parameter, value in given:
         while isinstance(value, ast.Subscript | ast.Attribute):
