@@ -256,8 +256,8 @@ def load(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
     return {(row["type"], row["part"]): row for row in rows}
 
 
-def table(results: dict[tuple[str, str], dict[str, Any]]) -> str:
-    """The committed page."""
+def table(results: dict[tuple[str, str], dict[str, Any]], total: int) -> str:
+    """The committed page; ``total``: how many cases there are."""
     rows = [results[key] for key in sorted(results)]
     exported = [row for row in rows if row["status"] not in ("not-eager", "not-exported")]
     passed = [row for row in exported if row["status"] == "pass"]
@@ -271,6 +271,7 @@ def table(results: dict[tuple[str, str], dict[str, Any]]) -> str:
         f"`make sweep-models` with {versions}.",
         "",
         f"{len(passed)} of {len(exported)} that run in torch and export reach parity ({share:.1f}%).",
+        *([f"Tried so far: {len(rows)} of {total}, in random order."] if len(rows) < total else []),
         f"{sum(r['status'] == 'not-eager' for r in rows)} more do not run from a config derived like this, "
         f"{sum(r['status'] == 'not-exported' for r in rows)} are refused by torch.export.",
         "",
@@ -300,6 +301,7 @@ def main() -> None:
     done = load(arguments.json)
     todo = [(name, "diffusers", case[0]) for name, case in diffusion.CASES.items() if find_spec("diffusers")]
     todo = [case for case in [*cases.cases(), *todo] if arguments.part in ("all", case[1])]
+    total = len(todo)
     if arguments.only:
         todo = [case for case in todo if case[0] in arguments.only]
     elif arguments.status is not None:
@@ -319,7 +321,7 @@ def main() -> None:
                 f"{row['type']:26} {row['part']:5} {row['status']:12} {row.get('seconds', ''):5} {number}", flush=True
             )
     if arguments.output:
-        arguments.output.write_text(table(done))
+        arguments.output.write_text(table(done, total))
 
 
 if __name__ == "__main__":
