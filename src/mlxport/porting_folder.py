@@ -170,7 +170,7 @@ def verify_folder(
     _need_torch()
     from mlxport.graph.examples import other_sizes
     from mlxport.parity.ported import verify_port
-    from mlxport.parity.ported_bisect import first_divergence
+    from mlxport.parity.ported_bisect import first_divergence, wrong_weights
     from mlxport.porting_source import load_factory, open_generated, open_module, saved
     from mlxport.record import read_record
     from mlxport.source import open_checkpoint
@@ -200,15 +200,18 @@ def verify_folder(
             bits=bits,
             others=lambda: other_sizes(source.port.captured),
         )
+        expected = source.conversion.program.pipeline(lazy_arrays(source.conversion.program.refs))
         if report.passed:
-            return report
+            wrong = wrong_weights(model, expected)
+            problem = f"stored weights differ from the original's: {', '.join(wrong[:8])}"
+            return replace(report, problems=(problem,)) if wrong else report
         divergence = first_divergence(
             model,
             source.reference(),
             source.example,
             dtype=dtype,
             quantized=bits is not None,
-            expected=source.conversion.program.pipeline(lazy_arrays(source.conversion.program.refs)),
+            expected=expected,
         )
         return replace(report, divergence=divergence)
 

@@ -91,14 +91,18 @@ def call_arguments(
 
 
 @functools.cache
-def _calls(file: str) -> tuple[tuple[int, int, str, ast.Call], ...]:
-    """Calls of attributes, by name, and of plain variables (a module of a loop), under "": first and last line."""
+def _nodes(file: str) -> tuple[ast.AST, ...]:
     try:
-        tree = ast.parse(Path(file).read_text(encoding="utf-8"))
+        return tuple(ast.walk(ast.parse(Path(file).read_text(encoding="utf-8"))))
     except (OSError, SyntaxError, UnicodeDecodeError):
         return ()
+
+
+@functools.cache
+def _calls(file: str) -> tuple[tuple[int, int, str, ast.Call], ...]:
+    """Calls of attributes, by name, and of plain variables (a module of a loop), under "": first and last line."""
     found = []
-    for node in ast.walk(tree):
+    for node in _nodes(file):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
             name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
             found.append((node.lineno, node.end_lineno or node.lineno, name, node))
@@ -131,12 +135,8 @@ def _lookup(file: str, line: int) -> Statement | None:
 
 @functools.cache
 def _statements(file: str) -> tuple[tuple[int, int, tuple[str, ...]], ...]:
-    try:
-        tree = ast.parse(Path(file).read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, UnicodeDecodeError):
-        return ()
     found = []
-    for node in ast.walk(tree):
+    for node in _nodes(file):
         if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             found.append((node.lineno, node.end_lineno or node.lineno, _names(targets[-1])))

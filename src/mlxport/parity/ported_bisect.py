@@ -22,7 +22,7 @@ from mlxport.parity.metrics import relative_error
 from mlxport.parity.record import Array, Record, recording_mlx, recording_torch
 from mlxport.parity.report import Divergence
 
-__all__ = ["first_divergence", "first_wrong_op"]
+__all__ = ["first_divergence", "first_wrong_op", "wrong_weights"]
 
 # Relative error beyond which a module diverges, by the port's main dtype.
 _LIMIT = {"float32": 2e-4, "float16": 2e-2, "bfloat16": 1e-1}
@@ -82,16 +82,22 @@ def _root(ported: nn.Module, reference: Any, example: Example, expected: Mapping
 def _stored(ported: nn.Module, path: str, expected: Mapping[str, mx.array] | None) -> str:
     """Which of a module's stored weights are not what the conversion makes them; empty if none."""
     prefix = f"{path}." if path else ""
+    wrong = [name for name in wrong_weights(ported, expected or {}) if name.startswith(prefix)]
+    return f"Stored weights differ from the original's: {', '.join(wrong[:4])}." if wrong else ""
+
+
+def wrong_weights(ported: nn.Module, expected: Mapping[str, mx.array]) -> list[str]:
+    """Paths of the port's weights that are not what the conversion makes them; quantized ones are not compared."""
     wrong = []
     for name, array in tree_flatten(ported.parameters()):
-        wanted = (expected or {}).get(name)
-        if not name.startswith(prefix) or wanted is None or wanted.dtype != array.dtype:
+        wanted = expected.get(name)
+        if wanted is None or wanted.dtype != array.dtype:
             continue
         if wanted.shape != array.shape:
             wrong.append(name)
         elif not bool(mx.allclose(array, wanted, rtol=1e-3, atol=1e-6, equal_nan=True)):
             wrong.append(name)
-    return f"Stored weights differ from the original's: {', '.join(wrong[:4])}." if wrong else ""
+    return wrong
 
 
 def _float32(value: Any) -> Any:

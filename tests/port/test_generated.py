@@ -1,0 +1,121 @@
+"""``convert --layout generated``: transformers checkpoints whose weights stay on disk until they are written."""
+
+from __future__ import annotations
+
+import json
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import torch
+import transformers
+from mlx.utils import tree_flatten
+from safetensors.torch import load_file, save_file
+
+import mlxport as package
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+
+
+def t5():
+    config = transformers.T5Config(
+        vocab_size=97, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0
+    )
+    return transformers.T5ForConditionalGeneration(config)
+
+
+def mixtral():
+    config = transformers.MixtralConfig(vocab_size=97, num_key_value_heads=2, num_local_experts=4, **SMALL)
+    return transformers.MixtralForCausalLM(config)
+
+
+def vit():
+    return transformers.ViTForImageClassification(transformers.ViTConfig(image_size=32, patch_size=8, **SMALL))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    def save(make):
+        torch.manual_seed(0)
+        make().eval().save_pretrained(tmp_path / "source")
+        return tmp_path / "source"
+
+    return save
+
+
+@pytest.mark.parametrize(
+    ("make", "fits"),
+    [(t5, "a head and embeddings that are one tensor"), (mixtral, "mx.gather_mm("), (vit, "nn.Conv2d(")],
+    ids=["tied", "experts stacked and fused", "images"],
+)
+def test_converted(make, fits, saved, tmp_path, mlxport):
+    result = mlxport("convert", saved(make), tmp_path / "out", "--layout", "generated", "--json")
+    assert result.code == 0, result.err
+    report = json.loads(result.out)
+    assert report["verified"]
+    rows = report["parity"]["comparisons"]
+    assert {row["inputs"] for row in rows} == {"example", "other sizes"} and max(row["relative"] for row in rows) < 1e-5
+    source = (tmp_path / "out" / "model.py").read_text()
+    assert fits in source or make is t5
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["model_file"] == "model.py" and config["architectures"] and config["dtype"] == "float32"
+
+
+def test_auto_takes_the_layout_that_there_is(saved, tmp_path, mlxport):
+    """mlx-lm has no ViT, so its source is generated; asked for by name, mlx-lm's layout is refused as before."""
+    source = saved(vit)
+    refused = mlxport("convert", source, tmp_path / "out", "--layout", "mlx-lm")
+    assert refused.code != 0 and "mlx-lm has no architecture 'vit'" in refused.err
+    assert mlxport("convert", source, tmp_path / "out").code == 0
+    assert json.loads((tmp_path / "out" / "mlxport.json").read_text())["options"]["layout"] == "generated"
+
+
+def test_dtype_and_quantization(saved, tmp_path):
+    source = saved(vit)
+    half = package.convert(source, tmp_path / "half", dtype="float16")
+    assert half.parity is not None and half.parity.passed and half.plan.dtype == "float16"
+    arrays = dict(tree_flatten(package.load(tmp_path / "half").parameters()))
+    assert {array.dtype for array in arrays.values()} == {mx.float16}
+    package.convert(source, tmp_path / "small", quantize=8, q_group_size=32)
+    names = {name for name, _ in tree_flatten(package.load(tmp_path / "small").parameters())}
+    assert any(name.endswith("classifier.scales") for name in names)
+
+
+def test_weights_are_the_checkpoints(saved, tmp_path):
+    """Not those that the model had when it was captured: another checkpoint of the same config gives other outputs."""
+    source = saved(vit)
+    weights = load_file(source / "model.safetensors")
+    weights["classifier.bias"] += 5
+    save_file(weights, source / "model.safetensors", {"format": "pt"})
+    package.convert(source, tmp_path / "out")
+    pixels = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        wanted = transformers.ViTForImageClassification.from_pretrained(source).eval()(pixels).logits.numpy()
+    got = np.array(package.load(tmp_path / "out")(mx.array(pixels.numpy()))["logits"])
+    assert np.abs(got - wanted).max() < 1e-5 and wanted.min() > 3
+
+
+@pytest.mark.parametrize("how", ["missing", "misshapen"])
+def test_wrong_weights_are_named(how, saved, tmp_path, mlxport):
+    source = saved(vit)
+    weights = load_file(source / "model.safetensors")
+    if how == "missing":
+        del weights["classifier.bias"]
+    else:
+        weights["classifier.bias"] = torch.zeros(7)
+    save_file(weights, source / "model.safetensors", {"format": "pt"})
+    result = mlxport("convert", source, tmp_path / "out", "--layout", "generated")
+    assert result.code == 1 and "classifier.bias" in result.err and "Traceback" not in result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_verify_names_a_tensor_that_changed(saved, tmp_path, mlxport):
+    source = saved(vit)
+    package.convert(source, tmp_path / "out")
+    path = tmp_path / "out" / "model.safetensors"
+    weights = {name: mx.array(np.array(array)) for name, array in mx.load(str(path)).items()}
+    name = next(key for key in weights if "layers.1" in key or "layer.1" in key if key.endswith("weight"))
+    weights[name] = weights[name] + 0.5
+    mx.save_safetensors(str(path), weights, {"format": "mlx"})
+    result = mlxport("verify", tmp_path / "out", "--against", source)
+    assert result.code == 3 and name in result.err, result.err
