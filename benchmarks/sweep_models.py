@@ -271,7 +271,7 @@ def table(results: dict[tuple[str, str], dict[str, Any]], total: int) -> str:
         f"`make sweep-models` with {versions}.",
         "",
         f"{len(passed)} of {len(exported)} that run in torch and export reach parity ({share:.1f}%).",
-        *([f"Tried so far: {len(rows)} of {total}, in random order."] if len(rows) < total else []),
+        *([f"Tried so far: {len(rows)} of {total}."] if len(rows) < total else []),
         f"{sum(r['status'] == 'not-eager' for r in rows)} more do not run from a config derived like this, "
         f"{sum(r['status'] == 'not-exported' for r in rows)} are refused by torch.export.",
         "",
