@@ -98,6 +98,25 @@ def run_case(
     return compare(outputs, wanted)
 
 
+Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+
+
+def run_calls(calls: Sequence[Call]) -> Outcome:
+    """``run_case`` of several calls as one program, which takes the time of one; taken one by one if that fails."""
+
+    def every(arguments: Any) -> Any:
+        return [call[0](*args, **kwargs) for call, (args, kwargs) in zip(calls, arguments, strict=True)]
+
+    together = run_case(every, ([call[1:] for call in calls],), {})
+    if together.status == "pass":
+        return together
+    for index, (function, args, kwargs) in enumerate(calls):
+        outcome = run_case(function, args, kwargs)
+        if outcome.status != "pass":
+            return Outcome(outcome.status, f"call {index}: {outcome.reason}")
+    return Outcome(together.status, f"only together: {together.reason}")
+
+
 def _lifted(program: torch.export.ExportedProgram, name: str) -> mx.array:
     signature = program.graph_signature
     target = {

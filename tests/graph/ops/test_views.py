@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import mlx.core as mx
-import pytest
 import torch
-from conformance import run_case, to_mx, to_numpy
+from conformance import Call, run_calls, run_case, to_mx, to_numpy
 
 from mlxport.graph.capture import export
 from mlxport.graph.flat import compile_source, flat_source
@@ -43,21 +40,16 @@ SQUEEZES = {
 }
 
 
-@pytest.mark.parametrize("function", CASES.values(), ids=CASES)
-def test_view(function: Any) -> None:
-    assert run_case(function, (X,), {}).status == "pass"
+def test_views() -> None:
+    calls: list[Call] = [(function, (X,), {}) for function in CASES.values()]
+    outcome = run_calls([*calls, *((function, (ONES,), {}) for function in SQUEEZES.values())])
+    assert outcome.status == "pass", outcome.reason
 
 
-@pytest.mark.parametrize("function", SQUEEZES.values(), ids=SQUEEZES)
-def test_squeeze(function: Any) -> None:
-    assert run_case(function, (ONES,), {}).status == "pass"
-
-
-@pytest.mark.parametrize(
-    "dtype", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.complex64]
-)
-def test_dtype(dtype: torch.dtype) -> None:
-    assert run_case(lambda x: x.reshape(4, -1).t().unsqueeze(1), (X.to(dtype),), {}).status == "pass"
+def test_dtypes() -> None:
+    dtypes = (torch.bool, torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.complex64)
+    outcome = run_calls([(lambda x: x.reshape(4, -1).t().unsqueeze(1), (X.to(dtype),), {}) for dtype in dtypes])
+    assert outcome.status == "pass", outcome.reason
 
 
 def test_empty() -> None:
