@@ -57,3 +57,12 @@ def test_arguments():
 
 def test_weighted_counts():
     check(torch.bincount, torch.tensor([1, 3, 1]), torch.tensor([0.5, 1.0, 2.0]))
+
+
+def test_norms_of_vectors():
+    norm = torch.linalg.vector_norm
+    orders = (2, 1, 0, 3, -2, 0.5, torch.inf, -torch.inf)
+    axes = (None, 1, (0, 2), -1)
+    check(lambda x: tuple(norm(x, o, axis, keepdim=axis == 1) for o in orders for axis in axes), X)
+    check(lambda x: (norm(x), norm(x, 1), norm(x, 0), torch.dist(x, x + 1, 3)), X[0, 0, 0])
+    check(lambda x: (norm(x, 2, 0), norm(x, 1), norm(x, 3, 1)), torch.zeros(0, 3))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mlxport.graph.expr import Expr, mx
-from mlxport.graph.ops.common import HALF, accurate, axes, is_integer, reduced, widened
+from mlxport.graph.ops.common import accurate, axes, reduced, widened
 from mlxport.graph.registry import op
 
 
@@ -163,7 +163,7 @@ def std_mean(self: Expr, dim: Any = None, correction: Any = None, keepdim: bool 
 @op("aten.logsumexp.default", "aten.special_logsumexp.default")
 def logsumexp(self: Expr, dim: Any, keepdim: bool = False) -> Expr:
     """``log(sum(exp(self)))``, stable."""
-    x = accurate(self) if self.dtype in HALF or is_integer(self) else self
+    x = accurate(self)
     if isinstance(self.size, int) and self.size == 0:  # MLX wants a value to start from
         return mx.log(mx.exp(x).sum(**reduced(self, dim, keepdim)))
     return x.logsumexp(**reduced(self, dim, keepdim))
