@@ -86,7 +86,7 @@ def convert(
     if verify in ("full", "layerwise") and (reason := _no_reference()):
         raise UsageError(f"--verify {verify}: {reason}", hint="pip install 'mlxport[torch]', or use --verify none")
     if verify == "none":
-        leave_torch_out(str(source))
+        leave_torch_out(str(source), layout)
     checkpoint = _open(str(source), revision, options)
     options = replace(options, layout=_layout(checkpoint, options))
     hashes = Hashes(checkpoint)

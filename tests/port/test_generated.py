@@ -119,3 +119,15 @@ def test_verify_names_a_tensor_that_changed(saved, tmp_path, mlxport):
     mx.save_safetensors(str(path), weights, {"format": "mlx"})
     result = mlxport("verify", tmp_path / "out", "--against", source)
     assert result.code == 3 and name in result.err, result.err
+
+
+@pytest.mark.parametrize("layout", ["auto", "generated"])
+def test_without_verification_in_a_process_of_its_own(layout, saved, tmp_path):
+    """Which leaves torch out where nothing needs it; a capture does."""
+    from command import finish, start
+
+    options = ("--verify", "none", "--layout", layout)
+    result = finish(start("convert", saved(vit), tmp_path / "out", *options))
+    assert result.code == 0, result.err
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"model.py", "example_outputs.safetensors"} <= names
