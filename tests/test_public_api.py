@@ -37,7 +37,9 @@ PUBLIC = [
     "convert",
     "generate",
     "inspect",
+    "load",
     "port",
+    "port_folder",
     "register_op",
     "verify",
 ]
