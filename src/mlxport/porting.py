@@ -137,7 +137,9 @@ def _verify(module: torch.nn.Module, ported: nn.Module, result: Port, example: E
     from mlxport.graph.examples import other_sizes
     from mlxport.parity.ported import verify_port
 
-    found = [item.dtype for item in module.parameters() if item.is_floating_point()]
+    leaves = [leaf for leaf in result.captured.values if isinstance(leaf, torch.Tensor)]
+    tensors = [*module.parameters()] or leaves
+    found = [item.dtype for item in tensors if item.is_floating_point()]
     main = max(set(found), key=found.count) if found else torch.float32
     reference = module if main not in (torch.float16, torch.bfloat16) else copy.deepcopy(module).float()
     dtype = str(main).removeprefix("torch.") if reference is not module else "float32"

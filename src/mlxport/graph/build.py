@@ -6,8 +6,10 @@ import ast
 import copy
 import inspect
 import operator
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from keyword import iskeyword
 from typing import Any
 
 import torch
@@ -324,10 +326,17 @@ def _input_names(captured: Captured) -> dict[Node, str]:
     for name, path, leaf in _input_leaves(captured):
         if isinstance(leaf, Node):
             last = [str(part) for part in path if isinstance(part, str)]
-            names[leaf] = "_".join([name, *map(str, path)]) if path and not last else (last[-1] if last else name)
-            if list(names.values()).count(names[leaf]) > 1:
+            names[leaf] = last[-1] if last else "_".join([name, *map(str, path)])
+            # A part may not hide the parameter that further parts are taken from.
+            if list(names.values()).count(names[leaf]) > 1 or path and names[leaf] in captured.signature.parameters:
                 names[leaf] = "_".join([name, *map(str, path)])
+            names[leaf] = _identifier(names[leaf])
     return names
+
+
+def _identifier(key: str) -> str:
+    name = re.sub(r"\W", "_", key) or "x"
+    return f"x_{name}" if name[0].isdigit() or iskeyword(name) else name
 
 
 def _signature(captured: Captured, names: Mapping[Node, str]) -> tuple[str, list[str]]:

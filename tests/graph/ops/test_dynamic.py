@@ -122,3 +122,14 @@ def test_other_sizes(name):
             wanted = pytree.tree_leaves(module(*inputs))
         outcome = compare([as_torch(leaf) for leaf in pytree.tree_leaves(ported(*to_mlx(inputs)))], wanted)
         assert outcome.status == "pass", outcome.reason
+
+
+class Parts(nn.Module):
+    def forward(self, batch):
+        return batch["batch"] + batch["my key"] * batch["class"][0]
+
+
+def test_parts_of_an_input_do_not_hide_it():
+    a, b, c = randoms((2, 3), (2, 3), (2, 3))
+    ported = mlxport.port(Parts(), ({"batch": a, "my key": b, "class": [c]},))
+    assert "batch_batch" in ported.source
