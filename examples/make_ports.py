@@ -63,7 +63,7 @@ class DecoderBlock(nn.Module):
 
 def vocoder() -> tuple[nn.Module, tuple[Tensor]]:
     """A vocoder block: 64 channels at 1 step to 32 channels at 4."""
-    return DecoderBlock(64, 32, 4).eval(), (torch.zeros(2, 64, 20),)
+    return DecoderBlock(64, 32, 4).eval(), (torch.randn(2, 64, 20),)
 
 
 def bert() -> tuple[nn.Module, dict[str, Tensor]]:
