@@ -70,6 +70,12 @@ def test_auto_takes_the_layout_that_there_is(saved, tmp_path, mlxport):
     assert json.loads((tmp_path / "out" / "mlxport.json").read_text())["options"]["layout"] == "generated"
 
 
+def test_generating_with_a_port_is_refused(saved, tmp_path, mlxport):
+    package.convert(saved(mixtral), tmp_path / "out", layout="generated")
+    result = mlxport("generate", tmp_path / "out", "--prompt", "a", "--trust-remote-code")
+    assert result.code == 1 and "without a key-value cache" in result.err and "--layout mlx-lm" in result.err
+
+
 def test_dtype_and_quantization(saved, tmp_path):
     source = saved(vit)
     half = package.convert(source, tmp_path / "half", dtype="float16")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxport.errors import ConfigError, SourceError, TokenizerError, UnsafeError, UnsupportedError, WeightsError
+from mlxport.record import read_record
 
 __all__ = ["LoadedModel", "check_ids", "is_mlx_format", "load", "load_model", "resolve"]
 
@@ -158,6 +159,12 @@ def load_model(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any, d
     from mlx_lm.utils import load_model as mlx_lm_load_model
 
     config = _read_config(folder, str(folder))
+    options = read_record(folder).get("options")
+    if config.get("model_file") == "model.py" and isinstance(options, dict) and options.get("layout") == "generated":
+        raise UnsupportedError(
+            f"{folder} is a port with code of its own and without a key-value cache: it computes whole sequences",
+            hint="call it: mlxport.load(PATH)(...); to generate, convert the original with --layout mlx-lm",
+        )
     if config.get("model_file") is not None and not trust_remote_code:
         raise UnsafeError(
             f"{folder}: the model is built by its own code, {config['model_file']!r}, which has not been run",
