@@ -6,7 +6,7 @@ from typing import Any
 
 from mlxport.graph.expr import Expr, mx
 from mlxport.graph.ops.common import accurate, axes, reduced, widened
-from mlxport.graph.registry import op
+from mlxport.graph.registry import UnsupportedOp, op
 
 
 @op("aten.sum.default", "aten.sum.dim_IntList")
@@ -167,3 +167,9 @@ def logsumexp(self: Expr, dim: Any, keepdim: bool = False) -> Expr:
     if isinstance(self.size, int) and self.size == 0:  # MLX wants a value to start from
         return mx.log(mx.exp(x).sum(**reduced(self, dim, keepdim)))
     return x.logsumexp(**reduced(self, dim, keepdim))
+
+
+@op("aten.hash_tensor.default")
+def hash_tensor(self: Expr, dim: Any = (), keepdim: bool = False, mode: int = 0) -> Expr:
+    """Nothing: the exclusive or of the bits of the numbers as 64-bit ones."""
+    raise UnsupportedOp("MLX has neither float64 on the GPU nor a reduction by exclusive or")
