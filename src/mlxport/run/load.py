@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from mlxport.errors import ConfigError, SourceError, TokenizerError, UnsafeError, UnsupportedError, WeightsError
-from mlxport.record import read_record
 
 __all__ = ["LoadedModel", "check_ids", "is_mlx_format", "load", "load_model", "resolve"]
 
@@ -157,6 +156,8 @@ def _format(file: Path) -> str | None:
 def load_model(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any, dict[str, Any]]:
     """Load weights and config of a checked folder with mlx-lm; a tokenizer is not needed."""
     from mlx_lm.utils import load_model as mlx_lm_load_model
+
+    from mlxport.record import read_record
 
     config = _read_config(folder, str(folder))
     options = read_record(folder).get("options")
