@@ -29,6 +29,11 @@ def mixtral():
     return transformers.MixtralForCausalLM(config)
 
 
+def gpt_oss():
+    config = transformers.GptOssConfig(vocab_size=97, num_key_value_heads=2, head_dim=8, num_local_experts=4, **SMALL)
+    return transformers.GptOssForCausalLM(config)
+
+
 def vit():
     return transformers.ViTForImageClassification(transformers.ViTConfig(image_size=32, patch_size=8, **SMALL))
 
@@ -45,7 +50,7 @@ def saved(tmp_path):
 
 @pytest.mark.parametrize(
     ("make", "fits"),
-    [(t5, "a head and embeddings that are one tensor"), (mixtral, "mx.gather_mm("), (vit, "nn.Conv2d(")],
+    [(t5, "a head and embeddings that are one tensor"), (mixtral, " = SwitchLinear("), (vit, "nn.Conv2d(")],
     ids=["tied", "experts stacked and fused", "images"],
 )
 def test_converted(make, fits, saved, tmp_path, mlxport):
@@ -85,6 +90,37 @@ def test_dtype_and_quantization(saved, tmp_path):
     package.convert(source, tmp_path / "small", quantize=8, q_group_size=32)
     names = {name for name, _ in tree_flatten(package.load(tmp_path / "small").parameters())}
     assert any(name.endswith("classifier.scales") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("make", "turned"), [(mixtral, False), (gpt_oss, True)], ids=["stored as MLX has them", "stored turned"]
+)
+def test_experts_are_quantized(make, turned, saved, tmp_path):
+    """As mx.quantize does each expert's matrix, and mixed with other settings by a recipe."""
+    source = saved(make)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        "\n".join(f'"{glob}" = {{bits = {n}, group_size = 32}}' for glob, n in (("*gate_up_proj", 4), ("*", 8)))
+    )
+    report = package.convert(source, tmp_path / "out", layout="generated", recipe=recipe)
+    assert report.parity is not None and report.parity.passed
+    model = package.load(tmp_path / "out")
+    experts = model.model.layers[0].mlp.experts
+    assert experts.gate_up_proj.bits == 4 and experts.down_proj.bits == 8
+    stored = package.convert(source, tmp_path / "plain", layout="generated") and package.load(tmp_path / "plain")
+    plain = stored.model.layers[0].mlp.experts.gate_up_proj.weight
+    for part, wanted in zip(("weight", "scales", "biases"), mx.quantize(plain, 32, 4), strict=True):
+        assert mx.array_equal(experts.gate_up_proj[part], wanted)
+    original = make_original(source)
+    assert np.allclose(np.array(plain), original.mT if turned else original)
+    x, chosen = mx.random.normal((5, 1, 32)), mx.array([0, 1, 1, 2, 3])
+    wanted = x @ mx.dequantize(*mx.quantize(plain, 32, 4), 32, 4)[chosen].swapaxes(1, 2)
+    assert mx.allclose(experts.gate_up_proj(x, chosen, sorted_indices=True), wanted, atol=1e-4)
+
+
+def make_original(source):
+    model = transformers.AutoModelForCausalLM.from_pretrained(source)
+    return model.model.layers[0].mlp.experts.gate_up_proj.detach()
 
 
 def test_weights_are_the_checkpoints(saved, tmp_path):

@@ -265,9 +265,8 @@ def _construct(cls: ClassDef, path: str) -> ast.expr:
 
 def layer_syntax(spec: LayerSpec) -> ast.expr:
     """``nn.Linear(768, 768)`` for a layer."""
-    module, _, name = spec.constructor.partition(".")
     items = list(spec.args.items())
-    call = ast.Call(ast.Attribute(ast.Name(module), name), [], [])
+    call = ast.Call(ast.parse(spec.constructor, mode="eval").body, [], [])
     for index, (key, value) in enumerate(items):
         tree = to_ast(value)
         tree._tag = key  # type: ignore[attr-defined]

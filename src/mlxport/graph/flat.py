@@ -122,12 +122,14 @@ def helper_sources(names: Iterable[str]) -> dict[str, str]:
         if function.__name__ in found:
             return
         code = inspect.unwrap(function)
-        for called in _names(code.__code__):
-            inner = code.__globals__.get(called)
-            if inspect.isfunction(inner) and inner is not function:
-                visit(inner)
+        for part in filter(inspect.isfunction, vars(code).values()) if inspect.isclass(code) else (code,):
+            for called in _names(part.__code__):
+                inner: Any = part.__globals__.get(called)
+                own = inspect.isclass(inner) and inner.__module__ == part.__module__
+                if (inspect.isfunction(inner) or own) and inner is not function:
+                    visit(inner)
         lines = textwrap.dedent(inspect.getsource(code)).splitlines(keepends=True)
-        while not lines[0].startswith("def "):  # decorators
+        while not lines[0].startswith(("def ", "class ")):  # decorators
             lines.pop(0)
         found[function.__name__] = "".join(lines)
 

@@ -34,11 +34,13 @@ class LayerSpec:
 
     Attributes:
         path: Where the module has it; the layer's parameters are ``path.weight`` and so on.
-        constructor: ``nn.Linear`` …
+        constructor: ``nn.Linear`` …, or a class of ``graph.helpers``.
         args: Arguments of the constructor: name to value; ``positional`` of them are written without their names.
         weights: Name within the layer to how it is made.
         channels_last: Whether the layer works with its channels in the last axis.
+        method: What of it is called; ``""`` for the layer itself.
         result: ``""``: one array; ``lstm``, ``gru``: see ``lower``.
+        options: Keyword arguments of each call.
     """
 
     path: str
@@ -49,6 +51,7 @@ class LayerSpec:
     channels_last: bool = False
     method: str = ""
     result: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def layer(*args: Any) -> Any:

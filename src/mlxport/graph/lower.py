@@ -180,7 +180,8 @@ def lower_layer(node: Node, *inputs: Any) -> Any:
     if spec.method:
         callee = ast.Attribute(callee, spec.method)
     result = _reference(callee, node.meta["val"], symbolic_sizes=True)
-    return Expr(ast.Call(callee, [to_ast(item) for item in inputs], []), result.value, dynamic=True)
+    options = [ast.keyword(name, to_ast(value)) for name, value in spec.options.items()]
+    return Expr(ast.Call(callee, [to_ast(item) for item in inputs], options), result.value, dynamic=True)
 
 
 def _resolved(item: Any, resolve: Callable[[Node], Any]) -> Any:

@@ -10,11 +10,16 @@ import torch
 from torch.fx import Node
 
 from mlxport.graph.capture import Captured
+from mlxport.graph.fuse.graphs import kind, permutation
+from mlxport.graph.fuse.targets import gather_mm
+from mlxport.graph.helpers.experts import SwitchLinear
 from mlxport.graph.layers import LayerSpec, Match, Weight
 from mlxport.graph.origin import module_path
-from mlxport.graph.registry import bind
+from mlxport.graph.registry import bind, helper
 
 __all__ = ["DEFAULTS", "recognise"]
+
+helper(SwitchLinear)
 
 
 class _Finder:
@@ -76,6 +81,21 @@ class _Finder:
         vector = bias is None or bias.meta["val"].ndim == 1
         free = path not in taken and not short.isdigit()
         return (path, names) if free and alone and ours and vector else None
+
+    def experts(self, node: Node, x: Node, weight: Node, experts: Node, ascending: bool) -> Match | None:
+        turned = kind(weight) in ("transpose", "permute") and permutation(weight) == [0, 2, 1]
+        stored = weight.args[0] if turned else weight  # (expert, out, in), or (expert, in, out)
+        owned = self.names(weight=stored)
+        owned = owned if owned and owned[0] else self.bare(stored, None)
+        if owned is None:
+            return None
+        path, names = owned
+        count, inputs, outputs = weight.meta["val"].shape
+        made = Weight((names["weight"],)) if turned else Weight((names["weight"],), "move", (1, 2))
+        args = {"input_dims": inputs, "output_dims": outputs, "num_experts": count}
+        options = {"sorted_indices": True} if ascending else {}
+        spec = LayerSpec(path, SwitchLinear.__name__, args, 3, {"weight": made}, options=options)
+        return Match(node, spec, (x, experts))
 
     def embedding(
         self, node: Node, weight: Node, indices: Node, padding_idx: int, scale_grad_by_freq: bool, sparse: bool
@@ -304,6 +324,8 @@ def _all(sizes: Any, rank: int) -> list[int]:
 
 def _matcher(finder: _Finder, node: Node) -> Callable[[], Match | None] | None:
     """The recogniser for a node's op, with its arguments bound."""
+    if node.target is gather_mm:
+        return lambda: finder.experts(node, *node.args)
     if not isinstance(node.target, torch._ops.OpOverload):
         return None
     key = node.target._schema.name.removeprefix("aten::")

@@ -10,10 +10,13 @@ import torch
 from torch.fx import Node
 
 from mlxport.graph.capture import Captured
+from mlxport.graph.fuse.graphs import kind
 from mlxport.graph.layers import LayerSpec, Match, layer
 from mlxport.graph.recognise import recognise
 
 __all__ = ["find_layers"]
+
+_TURNS = ("t", "transpose", "permute")  # of a weight, which the layer stores turned
 
 
 def find_layers(captured: Captured) -> dict[str, LayerSpec]:
@@ -160,7 +163,7 @@ def _used_elsewhere(found: list[Match], by_name: dict[str, Node]) -> bool:
     nodes = {match.node for match in found}
     sources = {source for match in found for weight in match.spec.weights.values() for source in weight.sources}
     matched = {item for match in found for item in match.node.all_input_nodes}
-    turned = {item for item in matched if str(item.target) == "aten.t.default" and nodes.issuperset(item.users)}
+    turned = {item for item in matched if kind(item) in _TURNS and nodes.issuperset(item.users)}
     nodes, matched = nodes | turned, matched | {item.args[0] for item in turned}
     return any(
         user not in nodes

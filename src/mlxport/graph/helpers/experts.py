@@ -1,0 +1,43 @@
+"""Linear maps of which each row of an input goes through one."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+
+class QuantizedSwitchLinear(nn.Module):
+    """A quantized linear map for each expert."""
+
+    def __init__(self, weight, group_size=None, bits=None, mode="affine"):
+        super().__init__()
+        self.weight, self.scales, *biases = mx.quantize(weight, group_size, bits, mode=mode)
+        if biases:
+            self.biases = biases[0]
+        self.group_size = weight.shape[-1] // self.scales.shape[-1]
+        self.bits = 32 * self.weight.shape[-1] // weight.shape[-1]
+        self.mode = mode
+        self.freeze()
+
+    def __call__(self, x, experts, sorted_indices=False):
+        """Multiply each matrix of x by that of its expert."""
+        settings = {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
+        arrays = self.weight, self.scales, self.get("biases")
+        return mx.gather_qmm(x, *arrays, rhs_indices=experts, sorted_indices=sorted_indices, **settings)
+
+
+class SwitchLinear(nn.Module):
+    """A linear map for each expert, without biases."""
+
+    def __init__(self, input_dims, output_dims, num_experts):
+        super().__init__()
+        self.weight = mx.zeros((num_experts, output_dims, input_dims))
+
+    def __call__(self, x, experts, sorted_indices=False):
+        """Multiply each matrix of x by that of its expert."""
+        weight = self.weight.swapaxes(-2, -1)
+        return mx.gather_mm(x, weight, rhs_indices=experts, sorted_indices=sorted_indices)
+
+    def to_quantized(self, group_size=None, bits=None, mode="affine"):
+        """Return the quantized layer, for nn.quantize."""
+        return QuantizedSwitchLinear(self.weight, group_size, bits, mode)
