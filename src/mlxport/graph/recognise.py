@@ -82,19 +82,21 @@ class _Finder:
         free = path not in taken and not short.isdigit()
         return (path, names) if free and alone and ours and vector else None
 
-    def experts(self, node: Node, x: Node, weight: Node, experts: Node, ascending: bool) -> Match | None:
+    def experts(
+        self, node: Node, x: Node, weight: Node, experts: Node, ascending: bool, bias: Any = None
+    ) -> Match | None:
         turned = kind(weight) in ("transpose", "permute") and permutation(weight) == [0, 2, 1]
         stored = weight.args[0] if turned else weight  # (expert, out, in), or (expert, in, out)
-        owned = self.names(weight=stored)
-        owned = owned if owned and owned[0] else self.bare(stored, None)
+        owned = self.names(weight=stored, bias=bias)
+        owned = owned if owned and owned[0] else None if bias is not None else self.bare(stored, None)
         if owned is None:
             return None
         path, names = owned
         count, inputs, outputs = weight.meta["val"].shape
         made = Weight((names["weight"],)) if turned else Weight((names["weight"],), "move", (1, 2))
-        args = {"input_dims": inputs, "output_dims": outputs, "num_experts": count}
+        args = _given(input_dims=inputs, output_dims=outputs, num_experts=count, bias=bias is not None)
         options = {"sorted_indices": True} if ascending else {}
-        spec = LayerSpec(path, SwitchLinear.__name__, args, 3, {"weight": made}, options=options)
+        spec = LayerSpec(path, SwitchLinear.__name__, args, 3, {**_plain(names), "weight": made}, options=options)
         return Match(node, spec, (x, experts))
 
     def embedding(

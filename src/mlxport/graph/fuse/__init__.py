@@ -6,7 +6,7 @@ rewrites the graph to an ATen op or to a target of its own that ``ops.fused`` lo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from mlxport.graph.fuse.record import Fusion
@@ -14,17 +14,18 @@ from mlxport.graph.fuse.record import Fusion
 __all__ = ["Fusion", "fuse"]
 
 
-def fuse(captured: Any, folds: Mapping[str, Any] | None = None) -> list[Fusion]:
+def fuse(captured: Any, folds: dict[str, Any] | None = None) -> list[Fusion]:
     """Apply every fusion to the graph, in order; says what was done and what was not.
 
     Args:
         captured: The captured program; its graph is rewritten.
-        folds: Constants that were folded before, by name.
+        folds: Constants that were folded before, by name; a fusion may add to them.
     """
     from mlxport.graph.fuse.graphs import merge_views
     from mlxport.graph.fuse.values import Values
 
     results: list[Fusion] = []
+    folds = {} if folds is None else folds
     for apply in _passes():
         results.extend(apply(captured, Values(captured, folds)))
         captured.graph.eliminate_dead_code()
@@ -35,7 +36,17 @@ def fuse(captured: Any, folds: Mapping[str, Any] | None = None) -> list[Fusion]:
 
 
 def _passes() -> list[Callable[[Any, Any], Iterable[Fusion]]]:
-    from mlxport.graph.fuse import activations, attention, known_masks, layer_norm, linear, moe, rms_norm, rope
+    from mlxport.graph.fuse import (
+        activations,
+        attention,
+        known_masks,
+        layer_norm,
+        linear,
+        moe,
+        moe_loops,
+        rms_norm,
+        rope,
+    )
 
-    passes = [activations, rms_norm, layer_norm, linear, moe, rope, attention, known_masks]
+    passes = [activations, rms_norm, layer_norm, linear, moe_loops, moe, rope, attention, known_masks]
     return [module.apply for module in passes]

@@ -77,6 +77,16 @@ def quick_gelu(x: torch.Tensor) -> torch.Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-def gather_mm(x: torch.Tensor, weight: torch.Tensor, experts: torch.Tensor, ascending: bool = False) -> torch.Tensor:
-    """``x @ weight[experts]``: a matrix for each of the first axes of ``x``; ``ascending``: the experts are sorted."""
-    return x @ weight[experts]
+def gather_mm(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    experts: torch.Tensor,
+    ascending: bool = False,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """``x @ weight[experts] + bias[experts]``: a matrix for each of the first axes of ``x``.
+
+    The bias is a vector for each expert. ``ascending``: the experts are sorted.
+    """
+    product = x @ weight[experts]
+    return product if bias is None else product + bias[experts].unsqueeze(-2)

@@ -6,6 +6,7 @@ Numbers are computed in float64 whatever their dtype in the graph, so that two f
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import sympy
@@ -57,8 +58,8 @@ class Values:
         static: Nodes that depend on sizes, buffers and constants only, neither on inputs nor on trained parameters.
     """
 
-    def __init__(self, captured: Captured, folds: Mapping[str, Any] | None = None) -> None:
-        self.captured, self.folds = captured, dict(folds or {})
+    def __init__(self, captured: Captured, folds: dict[str, Any] | None = None) -> None:
+        self.captured, self.folds = captured, {} if folds is None else folds
         self.static: set[Node] = set()
         self._constants: dict[Node, torch.Tensor | None] = {}
         self._symbols = sorted(symbols(captured.graph.nodes), key=str)
@@ -83,8 +84,10 @@ class Values:
     @staticmethod
     def _is_size(node: Node) -> bool:
         item = node.meta.get("val")
-        read = kind(node) in ("_local_scalar_dense", "item")
-        return isinstance(item, torch.SymInt | torch.SymBool | torch.SymFloat) and not read and bool(node.args)
+        if not isinstance(item, torch.SymInt | torch.SymBool | torch.SymFloat) or not node.args:
+            return False
+        from_data = not item.node.has_hint()
+        return kind(node) not in ("_local_scalar_dense", "item") and not from_data
 
     def constant(self, item: Any) -> torch.Tensor | None:
         """The value of a number or of a node that nothing can change; None for others."""
@@ -172,7 +175,7 @@ class Values:
                 target: Any = _RESHAPES.get(node.target, node.target)
                 keywords = {key: argument(part) for key, part in node.kwargs.items()}
                 try:
-                    with torch.no_grad():
+                    with torch.no_grad(), _wide_default():
                         known[node] = target(*map(argument, node.args), **keywords)
                 except (RuntimeError, IndexError, ValueError, TypeError, NotImplementedError) as error:
                     raise CannotEvaluate(f"{node.name}: {error}") from error
@@ -206,6 +209,17 @@ class Values:
         if tensor is None or tensor.is_meta:
             raise CannotEvaluate(f"the values of {name} are not known")
         return tensor
+
+
+@contextmanager
+def _wide_default() -> Iterator[None]:
+    """For ops that make numbers without being told a dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _random(node: Node) -> bool:

@@ -9,9 +9,11 @@ import mlx.nn as nn
 class QuantizedSwitchLinear(nn.Module):
     """A quantized linear map for each expert."""
 
-    def __init__(self, weight, group_size=None, bits=None, mode="affine"):
+    def __init__(self, weight, bias=None, group_size=None, bits=None, mode="affine"):
         super().__init__()
         self.weight, self.scales, *biases = mx.quantize(weight, group_size, bits, mode=mode)
+        if bias is not None:
+            self.bias = bias
         if biases:
             self.biases = biases[0]
         self.group_size = weight.shape[-1] // self.scales.shape[-1]
@@ -23,21 +25,25 @@ class QuantizedSwitchLinear(nn.Module):
         """Multiply each matrix of x by that of its expert."""
         settings = {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
         arrays = self.weight, self.scales, self.get("biases")
-        return mx.gather_qmm(x, *arrays, rhs_indices=experts, sorted_indices=sorted_indices, **settings)
+        x = mx.gather_qmm(x, *arrays, rhs_indices=experts, sorted_indices=sorted_indices, **settings)
+        return x + mx.expand_dims(self.bias[experts], -2) if "bias" in self else x
 
 
 class SwitchLinear(nn.Module):
-    """A linear map for each expert, without biases."""
+    """A linear map for each expert."""
 
-    def __init__(self, input_dims, output_dims, num_experts):
+    def __init__(self, input_dims, output_dims, num_experts, bias=True):
         super().__init__()
         self.weight = mx.zeros((num_experts, output_dims, input_dims))
+        if bias:
+            self.bias = mx.zeros((num_experts, output_dims))
 
     def __call__(self, x, experts, sorted_indices=False):
         """Multiply each matrix of x by that of its expert."""
         weight = self.weight.swapaxes(-2, -1)
-        return mx.gather_mm(x, weight, rhs_indices=experts, sorted_indices=sorted_indices)
+        x = mx.gather_mm(x, weight, rhs_indices=experts, sorted_indices=sorted_indices)
+        return x + mx.expand_dims(self.bias[experts], -2) if "bias" in self else x
 
     def to_quantized(self, group_size=None, bits=None, mode="affine"):
         """Return the quantized layer, for nn.quantize."""
-        return QuantizedSwitchLinear(self.weight, group_size, bits, mode)
+        return QuantizedSwitchLinear(self.weight, self.get("bias"), group_size, bits, mode)

@@ -109,10 +109,11 @@ def addr(self: Expr, vec1: Expr, vec2: Expr, beta: Any = 1, alpha: Any = 1) -> E
 
 
 @fused(targets.gather_mm)
-def gather_mm(x: Expr, weight: Expr, experts: Expr, ascending: bool = False) -> Expr:
+def gather_mm(x: Expr, weight: Expr, experts: Expr, ascending: bool = False, bias: Expr | None = None) -> Expr:
     """``mx.gather_mm``."""
     options = {"sorted_indices": True} if ascending else {}
-    return mx.gather_mm(x, weight, rhs_indices=experts, **options)
+    product = mx.gather_mm(x, weight, rhs_indices=experts, **options)
+    return product if bias is None else product + mx.expand_dims(bias[experts], -2)
 
 
 def grouped_mm(input: Expr, weight: Expr, offs: Expr) -> Expr:
