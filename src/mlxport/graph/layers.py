@@ -17,9 +17,8 @@ class Weight:
 
     Attributes:
         sources: Names of the module's tensors (or of folded constants).
-        op: ``""`` as it is; ``"move"`` axis ``args[0]`` to ``args[1]``; ``"transpose"`` of a matrix; ``"add"`` of two;
-            ``"reshape"`` to ``args``; ``"conv_transpose"`` with ``args[0]`` groups; ``"fold"``: see ``fold.Fold``;
-            ``"head"``/``"tail"``: the first or last ``args[0]`` rows of the sum or of the last source.
+        op: ``""`` as it is; ``"move"`` axis ``args[0]`` to ``args[1]``; ``"add"`` of two; ``"tail"``: the last
+            ``args[0]`` rows; ``"grouped"``: a transposed convolution's with ``args[0]`` groups; ``"gru_bias"``.
         args: Integers of ``op``.
     """
 

@@ -10,8 +10,9 @@ import torch
 from torch.fx import Node
 
 from mlxport.graph.capture import Captured
-from mlxport.graph.fuse.graphs import kind, permutation
+from mlxport.graph.fuse.graphs import is_float, kind, ndim, permutation
 from mlxport.graph.fuse.targets import gather_mm
+from mlxport.graph.helpers.conv import GroupedConvTranspose
 from mlxport.graph.helpers.experts import SwitchLinear
 from mlxport.graph.layers import LayerSpec, Match, Weight
 from mlxport.graph.origin import module_path
@@ -19,7 +20,8 @@ from mlxport.graph.registry import bind, helper
 
 __all__ = ["DEFAULTS", "recognise"]
 
-helper(SwitchLinear)
+for _layer in (GroupedConvTranspose, SwitchLinear):
+    helper(_layer)
 
 
 class _Finder:
@@ -196,7 +198,7 @@ class _Finder:
         owned = self.names(weight=weight, bias=bias)
         shape = weight.meta["val"].shape
         rank = len(shape) - 2
-        if owned is None or (rank == 3 and groups > 1) or input.meta["val"].ndim != len(shape):
+        if owned is None or (rank == 3 and groups > 1) or not _batched(input, weight):
             return None
         sizes = _sizes(padding, rank, shape, dilation, stride)
         if sizes is None:
@@ -230,21 +232,28 @@ class _Finder:
         owned = self.names(weight=weight, bias=bias)
         shape = weight.meta["val"].shape
         rank = len(shape) - 2
-        if owned is None or groups > 1 or input.meta["val"].ndim != len(shape):
-            return None  # nn.ConvTranspose has no groups
+        if owned is None or (rank == 3 and groups > 1) or not _batched(input, weight):
+            return None
+        axes = zip(_all(padding, rank), _all(dilation, rank), shape[2:], strict=True)
+        if any(outer > step * (size - 1) for outer, step, size in axes):
+            return None  # MLX would pad by less than nothing
         path, names = owned
+        grouped = {"groups": groups} if groups > 1 else {}  # nn.ConvTranspose has none
         args = _given(
             in_channels=shape[0],
-            out_channels=shape[1],
-            kernel_size=_one(shape[2:], rank),
+            out_channels=shape[1] * groups,
+            kernel_size=tuple(shape[2:]) if grouped else _one(shape[2:], rank),
+            **grouped,
             stride=_one(stride, rank),
             padding=_one(padding, rank),
             dilation=_one(dilation, rank),
             output_padding=_one(output_padding, rank),
             bias=bias is not None,
         )
-        weights = {**_plain(names), "weight": Weight((names["weight"],), "move", (0, -1))}
-        return Match(node, LayerSpec(path, f"nn.ConvTranspose{rank}d", args, 3, weights, channels_last=True), (input,))
+        made = Weight((names["weight"],), *(("grouped", (groups,)) if grouped else ("move", (0, -1))))
+        constructor = GroupedConvTranspose.__name__ if grouped else f"nn.ConvTranspose{rank}d"
+        spec = LayerSpec(path, constructor, args, 3, {**_plain(names), "weight": made}, channels_last=True)
+        return Match(node, spec, (input,))
 
     def recurrent(
         self,
@@ -283,6 +292,11 @@ class _Finder:
             path, f"nn.{kind}", args, 2, weights, result=f"{kind.lower()}{'_batch_first' if batch_first else ''}"
         )
         return Match(node, spec, inputs)
+
+
+def _batched(input: Node, weight: Node) -> bool:
+    """Whether a convolution is what MLX's layers compute: of floats, with an axis for the batch."""
+    return ndim(input) == ndim(weight) and is_float(input)
 
 
 DEFAULTS: dict[str, Any] = {

@@ -10,6 +10,7 @@ import torch
 
 from mlxport.graph.flat import compile_source, flat_source
 from mlxport.graph.fold import Fold
+from mlxport.graph.helpers.conv import grouped_transposed_weight
 from mlxport.graph.layers import Weight
 
 __all__ = ["apply_fold", "apply_weight", "from_torch", "port_weights", "to_mlx"]
@@ -60,6 +61,8 @@ def apply_weight(weight: Weight, sources: Sequence[mx.array]) -> mx.array:
             return sources[0] + sources[1]
         case "tail":
             return first[-args[0] :]
+        case "grouped":  # (C_in, C_out / groups, ...) to (C_out, ..., C_in / groups)
+            return grouped_transposed_weight(first, *args)
         case "gru_bias":  # the candidate's recurrent bias stays apart: it is inside of the reset gate
             gates = args[0]
             return mx.concatenate([sources[0][:gates] + sources[1][:gates], sources[0][gates:]])

@@ -185,7 +185,7 @@ def test_quantized(tmp_path):
     assert experts.up.weight.dtype == mx.uint32
 
 
-SOURCE = '''
+SOURCE = """
 import torch
 from torch import nn
 
@@ -212,4 +212,4 @@ class MoE(nn.Module):
 def make():
     torch.manual_seed(0)
     return MoE().eval(), (torch.randn(2, 7, 32),)
-'''
+"""

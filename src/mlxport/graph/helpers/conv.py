@@ -3,6 +3,35 @@
 from __future__ import annotations
 
 import mlx.core as mx
+import mlx.nn as nn
+
+
+class GroupedConvTranspose(nn.Module):
+    """A transposed convolution with groups, over one axis or two; weight (C_out, ..., C_in / groups)."""
+
+    def __init__(
+        self,
+        in_channels,
+        out_channels,
+        kernel_size,
+        groups,
+        stride=1,
+        padding=0,
+        dilation=1,
+        output_padding=0,
+        bias=True,
+    ):
+        super().__init__()
+        self.weight = mx.zeros((out_channels, *kernel_size, in_channels // groups))
+        if bias:
+            self.bias = mx.zeros((out_channels,))
+        self.options = stride, padding, dilation, output_padding, groups
+
+    def __call__(self, x):
+        """Convolve x (N, ..., C)."""
+        convolve = mx.conv_transpose1d if x.ndim == 3 else mx.conv_transpose2d
+        y = convolve(x, self.weight, *self.options)
+        return y + self.bias if "bias" in self else y
 
 
 def grouped_conv3d(x, weight, stride=1, padding=0, dilation=1, groups=1):
