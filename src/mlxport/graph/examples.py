@@ -79,10 +79,9 @@ def other_sizes(captured: Captured) -> Iterator[Example]:
         shapes = _shapes(captured, sizes)
         if shapes is None:
             continue
-        leaves = [
-            value if shape is None else _values(value, shape, generator)
-            for value, shape in zip(captured.values, shapes, strict=True)
-        ]
+        pairs = list(zip(captured.values, shapes, strict=True))
+        scaled = {old: new for value, shape in pairs if shape for old, new in zip(value.shape, shape, strict=True)}
+        leaves = [value if shape is None else _values(value, shape, generator, scaled) for value, shape in pairs]
         args, kwargs = pytree.tree_unflatten(leaves, captured.in_spec)
         yield Example("other sizes" if sizes else "other values", args, kwargs)
 
@@ -125,8 +124,13 @@ def _shapes(captured: Captured, sizes: Mapping[sympy.Symbol, int]) -> list[tuple
     return shapes
 
 
-def _values(example: torch.Tensor, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """Values like the example's: noise for floats, a sequence for a sequence, otherwise values that occur in it."""
+def _values(
+    example: torch.Tensor, shape: tuple[int, ...], generator: torch.Generator, scaled: Mapping[int, int]
+) -> torch.Tensor:
+    """Values like the example's: noise for floats, a sequence for a sequence, otherwise values that occur in it.
+
+    Ascending integers are taken for places in another input: they stay so, up to its length if they went that far.
+    """
     count = int(torch.Size(shape).numel())
     if example.numel() == 0 or count == 0:
         return example.new_zeros(shape)
@@ -141,6 +145,11 @@ def _values(example: torch.Tensor, shape: tuple[int, ...], generator: torch.Gene
         steps = torch.arange(example.shape[-1])
         if torch.equal(example - example[..., :1], steps.expand(example.shape)):
             return (torch.arange(shape[-1]) + example.reshape(-1)[0]).expand(shape).contiguous()
+        if example.ndim == 1 and (example.diff() >= 0).all():
+            places = _resampled(example, shape, generator).sort().values
+            last = int(example[-1])
+            places[0], places[-1] = example[0], scaled.get(last, last)
+            return places.clamp(max=int(places[-1]))
     return _resampled(example, shape, generator)
 
 
