@@ -92,8 +92,7 @@ def emit(
 
 
 def _missing(missing: tuple[Missing, ...]) -> UnsupportedError:
-    from mlxport.graph.origin import place
-    from mlxport.graph.tree import module_path
+    from mlxport.graph.origin import module_path, place
 
     lines = []
     for item in missing:

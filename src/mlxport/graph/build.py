@@ -50,6 +50,7 @@ class Port:
     """An emitted port.
 
     Attributes:
+        captured: The program that it was made from, rewritten.
         source: Text of ``model.py``.
         weights: Parameter path of the port to how it is made from the module's tensors.
         folds: Constant expressions that the weights refer to.
@@ -59,7 +60,6 @@ class Port:
         ops: Op name to the number of nodes, of the graph as it was captured.
         fusions: What was fused, and what was not with the reason.
         notes: What a user should know (float64 that became float32, …).
-        missing: Ops without a lowering; the source is empty then.
     """
 
     captured: Captured

@@ -11,7 +11,7 @@ import torch
 from torch.fx import Graph, Node
 
 from mlxport.graph.capture import Captured
-from mlxport.graph.tree import module_path
+from mlxport.graph.origin import module_path
 
 __all__ = ["Fold", "fold_constants"]
 
@@ -167,7 +167,7 @@ def _name(captured: Captured, node: Node, sources: Sequence[str], taken: object)
                 return match[1]
     if (own := _sole(captured, node)) is not None and own not in taken:  # type: ignore[operator]
         return own  # ``1 + weight`` takes the place of ``weight``
-    path = re.sub(r"\.?parametrizations\..*", "", module_path(node).partition("@")[0])
+    path = re.sub(r"\.?parametrizations\..*", "", module_path(node))
     base = re.sub(r"_\d+$", "", node.name).strip("_")
     candidate, number = base, 1
     while (f"{path}.{candidate}" if path else candidate) in names:
