@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from mlx.utils import tree_flatten
+from torch import nn
 
 import mlxport as package
 from mlxport.errors import SourceError, VerificationError
@@ -63,6 +64,25 @@ def test_load_at_another_size(folder):
         model(mx.zeros((3, 9, 19)))
     with pytest.raises(ValueError, match=r"gain=0\.5: this port was made with gain=1\.0"):
         model(mx.array(mel.numpy()), gain=0.5)
+
+
+def test_loading_writes_nothing(tmp_path):
+    package.port_folder(f"{FILE}:dense", tmp_path / "out")
+    before = sorted(tmp_path.rglob("*"))
+    package.load(tmp_path / "out")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("module", "inputs", "dtype"),
+    [(nn.Linear(4, 3).double(), torch.randn(2, 4).double(), "float32"),
+     (nn.Softmax(-1), torch.randn(64, 64).bfloat16(), "bfloat16")],
+    ids=["float64", "the inputs', of a module without weights"],
+)  # fmt: skip
+def test_the_dtype_that_is_verified(module, inputs, dtype, tmp_path):
+    report = package.port_folder(lambda: (module, (inputs,)), tmp_path / "out")
+    assert report.parity.passed and report.parity.dtype == report.plan.dtype == dtype
+    package.port(module, (inputs,))
 
 
 def test_example_is_reproduced(folder):
