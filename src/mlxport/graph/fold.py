@@ -34,9 +34,11 @@ def fold_constants(captured: Captured) -> dict[str, Fold]:
     constant: set[Node] = set()
     weighted: set[Node] = set()
     written = {name for name, _ in captured.mutations}
+    asked = _asked(captured.graph)
     for node in captured.graph.nodes:
         if node in captured.weights:
-            if captured.weights[node] in written or not _foldable(captured, captured.weights[node]):
+            name = captured.weights[node]
+            if name in written or not (node in asked or _foldable(captured, name)):
                 continue
             constant.add(node)
             weighted.add(node)
@@ -62,6 +64,14 @@ def fold_constants(captured: Captured) -> dict[str, Fold]:
     alive = set(captured.graph.nodes)
     captured.weights = {node: name for node, name in captured.weights.items() if node in alive}
     return folds
+
+
+def _asked(graph: Graph) -> set[Node]:
+    """Weights of expressions that are to be folded, parameters included: they have the name of the result."""
+    named = [node for node in graph.nodes if "fold_name" in node.meta]
+    return {
+        item for node in named for link in _chain(node) for item in link.all_input_nodes if item.op == "placeholder"
+    }
 
 
 def _foldable(captured: Captured, name: str) -> bool:
