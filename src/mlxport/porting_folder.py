@@ -77,22 +77,21 @@ def port_folder(
 
     request = make_request(quantize, bits=q_bits, group_size=q_group_size, mode=q_mode, recipe=recipe)
     options = Options(
-        dtype, request, max_shard_size, layout="generated", verify=verify, overwrite=overwrite, allow_overflow=True
-    )
+        dtype, request, max_shard_size, layout="generated", verify=verify, overwrite=overwrite, allow_overflow=True,
+        dynamic=dynamic, fold_batchnorm=fold_batchnorm, mlxfn=mlxfn,
+    )  # fmt: skip
     target = absolute(destination)
     what = factory if isinstance(factory, str) else getattr(factory, "__qualname__", "the factory")
     check_destination(target, what.rpartition(":")[0] if isinstance(factory, str) else "", overwrite)
     made = load_factory(factory) if isinstance(factory, str) else factory
     with tempfile.TemporaryDirectory(prefix="mlxport-") as folder:
-        ported, checkpoint = open_module(
-            made, Path(folder), options, what=what, dynamic=dynamic, fold_batchnorm=fold_batchnorm
-        )
+        ported, checkpoint = open_module(made, Path(folder), options, what=what)
         on_port(ported)
         hashes = Hashes(checkpoint)
         try:
             if not dry_run:
                 hashes.start()
-            make_job = functools.partial(PortJob, ported=ported, mlxfn=mlxfn)
+            make_job = functools.partial(PortJob, ported=ported)
             return carry_out(ported.conversion, what, checkpoint, target, options, dry_run, hashes, quiet, make_job)
         finally:
             hashes.stop()
@@ -162,7 +161,13 @@ def verify_folder(
     folder = absolute(output)
     record = read_record(folder)
     asked, written = (part if isinstance(part := record.get(key), dict) else {} for key in ("options", "output"))
-    options = Options(str(asked.get("dtype", "auto")), layout="generated", trust_remote_code=trust_remote_code)
+    options = Options(
+        str(asked.get("dtype", "auto")),
+        layout="generated",
+        trust_remote_code=trust_remote_code,
+        dynamic=bool(asked.get("dynamic", True)),
+        fold_batchnorm=bool(asked.get("fold_batchnorm", False)),
+    )
     bits = min((int(spec["bits"]) for spec in written.get("quantized", {}).values()), default=None)
     with tempfile.TemporaryDirectory(prefix="mlxport-") as temporary:
         source = _original(against, Path(temporary), options, revision)

@@ -48,11 +48,9 @@ class PortJob(Job):
 
     Attributes:
         ported: What was emitted, and the original to compare it with.
-        mlxfn: Whether ``model.mlxfn`` is written too.
     """
 
     ported: PortSource = field(kw_only=True)
-    mlxfn: bool = field(default=False, kw_only=True)
 
     @property
     def layout(self) -> str:
@@ -106,13 +104,13 @@ class PortJob(Job):
     def _last_files(self, folder: Path) -> set[str]:
         """Outputs of the example where no verification left them, of a small model: running one takes it whole."""
         made = (folder / OUTPUTS).exists()
-        if not self.mlxfn and (made or self.plan.nbytes > _SMALL):
+        if not self.options.mlxfn and (made or self.plan.nbytes > _SMALL):
             return {OUTPUTS} if made else set()
         model, example = load_folder(folder), self.ported.example
         if not made:
             outputs = output_arrays(model(*to_mlx(example.args), **to_mlx(example.kwargs)))
             self._keep_outputs(folder)(example, outputs)
-        if not self.mlxfn:
+        if not self.options.mlxfn:
             return {OUTPUTS}
         self._export(folder, model)
         return {OUTPUTS, MLXFN}

@@ -151,18 +151,14 @@ def open_module(
     options: Options,
     *,
     what: str,
-    dynamic: bool | Any = True,
-    fold_batchnorm: bool = False,
 ) -> tuple[PortSource, Checkpoint]:
     """Port the module that a factory makes.
 
     Args:
         factory: Returns the module and its example inputs.
         folder: Where its tensors are stored for the conversion to read.
-        options: Dtype and quantization.
+        options: Dtype, quantization, and those of ``port``.
         what: What to call the factory in an error.
-        dynamic: As in ``port``.
-        fold_batchnorm: As in ``port``.
     """
     original, example = _made(factory, what)
     training = [name or type(original).__name__ for name, part in original.named_modules() if part.training]
@@ -171,7 +167,7 @@ def open_module(
     if options.dtype != "auto":  # the user's own module is left as it is
         dtype, wanted = options.dtype, _DTYPES[options.dtype]
         module, example = copy.deepcopy(original).to(wanted), example.to(wanted)
-    port = emit(module, example, dynamic=dynamic, fold_batchnorm=fold_batchnorm)
+    port = emit(module, example, dynamic=options.dynamic, fold_batchnorm=options.fold_batchnorm)
     if training:
         port.notes.append("the module was in training mode; it is ported as in eval()")
     checkpoint = _saved(port.captured.state, port.model_type, folder)
@@ -208,7 +204,6 @@ def open_generated(checkpoint: Checkpoint, options: Options) -> PortSource:
         UnsupportedError: transformers has no such model, or it cannot be captured.
     """
     from mlxport.target import hf_model
-    from mlxport.target.hf_weights import weight_maps
 
     if checkpoint.config.get("quantization_config"):
         raise UnsupportedError(
@@ -216,7 +211,26 @@ def open_generated(checkpoint: Checkpoint, options: Options) -> PortSource:
             hint="start from the unquantized checkpoint",
         )
     dtype = _stored_dtype(checkpoint) if options.dtype == "auto" else options.dtype
-    trust = options.trust_remote_code
+    port, example, maps = _emitted(checkpoint, options, dtype)
+    conversion = assemble(port, checkpoint.tensors, maps, dtype=dtype, quant=options.quant, config=checkpoint.config)
+
+    def reference() -> Any:
+        from mlxport.parity.lazy_torch import lazy_parameters
+
+        trust = options.trust_remote_code
+        fresh = hf_model.empty_model(checkpoint, dtype=torch.float32, attention="eager", trust_remote_code=trust)
+        return lazy_parameters(fresh, checkpoint)
+
+    return PortSource(conversion, example, reference)
+
+
+def _emitted(checkpoint: Checkpoint, options: Options, dtype: str) -> tuple[Port, Example, dict[str, Any]]:
+    """Source, example inputs, and how each tensor is made of the checkpoint's; eager attention is the second choice."""
+    from mlxport.target import hf_model
+    from mlxport.target.hf_weights import weight_maps
+
+    trust, model_type = options.trust_remote_code, str(checkpoint.config.get("model_type", ""))
+    dynamic, fold = options.dynamic, options.fold_batchnorm
     problem: UnsupportedError | None = None
     for attention in ("sdpa", "eager"):
         model = hf_model.empty_model(checkpoint, dtype=_DTYPES[dtype], attention=attention, trust_remote_code=trust)
@@ -224,24 +238,13 @@ def open_generated(checkpoint: Checkpoint, options: Options) -> PortSource:
         example = Example("example", (), hf_model.example_inputs(model))
         try:
             with hf_model.hollow(model):
-                port = emit(model, example, model_type=str(checkpoint.config.get("model_type", "")))
-            break
+                port = emit(model, example, dynamic=dynamic, fold_batchnorm=fold, model_type=model_type)
         except UnsupportedError as error:
             problem = problem or error
-    else:
-        assert problem is not None
-        raise problem
-    conversion = assemble(
-        port, checkpoint.tensors, _shared(model, maps), dtype=dtype, quant=options.quant, config=checkpoint.config
-    )
-
-    def reference() -> Any:
-        from mlxport.parity.lazy_torch import lazy_parameters
-
-        fresh = hf_model.empty_model(checkpoint, dtype=torch.float32, attention="eager", trust_remote_code=trust)
-        return lazy_parameters(fresh, checkpoint)
-
-    return PortSource(conversion, example, reference)
+            continue
+        return port, example, _shared(model, maps)
+    assert problem is not None
+    raise problem
 
 
 def _shared(model: Any, maps: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torch import nn
 
 import mlxport as package
 from mlxport.errors import SourceError, VerificationError
+from mlxport.porting_folder import verify_folder
 
 FILE = Path(__file__).parent / "vocoder.py"
 
@@ -169,6 +170,24 @@ def test_verify_again(folder, tmp_path, mlxport):
     result = mlxport("verify", broken, "--against", f"{FILE}:make")
     assert result.code == VerificationError.exit_code
     assert "first diverging module: units.1.conv" in result.err and "units.1.conv.weight" in result.err
+
+
+def batchnorm():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    module[1].running_mean += 0.5
+    return module, (torch.randn(2, 3, 8, 8),)
+
+
+@pytest.mark.parametrize("options", [{"fold_batchnorm": True}, {"dynamic": False}], ids=str)
+def test_verify_again_captures_as_before(options, tmp_path):
+    package.port_folder(batchnorm, tmp_path / "out", **options)
+    code = f"import sys; sys.path.insert(0, {str(FILE.parent)!r})\nfrom test_port_folder import batchnorm as make\n"
+    (tmp_path / "module.py").write_text(code)
+    report = verify_folder(tmp_path / "out", f"{tmp_path / 'module.py'}:make")
+    assert report.passed, report.failure_message()
+    names = {name for name, _ in tree_flatten(package.load(tmp_path / "out").parameters())}
+    assert any("running" in name for name in names) is not options.get("fold_batchnorm", False)
 
 
 def shifted_sine(x):
