@@ -170,6 +170,22 @@ def test_verify_again(folder, tmp_path, mlxport):
     result = mlxport("verify", broken, "--against", f"{FILE}:make")
     assert result.code == VerificationError.exit_code
     assert "first diverging module: units.1.conv" in result.err and "units.1.conv.weight" in result.err
+    weights["units.1.conv.weight"] = mx.zeros((1,))
+    mx.save_safetensors(str(broken / "model.safetensors"), weights, {"format": "mlx"})
+    assert "does not load" in mlxport("verify", broken, "--against", f"{FILE}:make").err
+
+
+def test_verify_says_in_json_which_weights_differ(tmp_path, mlxport):
+    """Also of a weight whose part in the outputs is too small to see."""
+    package.port_folder(f"{FILE}:dense", tmp_path / "out")
+    path = str(tmp_path / "out" / "model.safetensors")
+    weights = {name: mx.array(np.array(array)) for name, array in mx.load(path).items()}
+    weights["layers.0.weight"][0, 0] += 1e-4
+    mx.save_safetensors(path, weights, {"format": "mlx"})
+    result = mlxport("verify", tmp_path / "out", "--against", f"{FILE}:dense", "--json")
+    report = json.loads(result.out)
+    assert result.code == VerificationError.exit_code and not report["passed"]
+    assert report["problems"] == ["stored weights differ from the original's: layers.0.weight"]
 
 
 def batchnorm():

@@ -102,6 +102,7 @@ class PortParity:
             "comparisons": rows,
             "divergence": self.divergence.to_json() if self.divergence else None,
             "notes": list(self.notes),
+            "problems": list(self.problems),
         }
 
     def summary(self) -> str:
@@ -113,6 +114,7 @@ class PortParity:
         ]
         if self.divergence is not None:
             lines.append(self.divergence.summary())
+        lines += [f"wrong: {line}" for line in self.problems]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def failure_message(self) -> str:
