@@ -9,14 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import traceback
 import warnings
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "tests" / "graph")]
 warnings.simplefilter("ignore")
 
-from sweep_pool import outcomes  # noqa: E402
+from sweep_pool import failure, outcomes  # noqa: E402
 
 _LIMIT = 600  # seconds for one module
 
@@ -32,9 +31,7 @@ def _check(index: int) -> tuple[str, str]:
         outcome = check_module(module_db[index])
         return outcome.status, outcome.reason
     except Exception as error:  # a sweep goes on and lists what happened
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        text = (str(error).splitlines() or [""])[0]
-        return "error", f"{type(error).__name__}: {text} ({Path(where.filename).name}:{where.lineno})"
+        return "error", failure(error)
 
 
 def main() -> None:
@@ -54,9 +51,9 @@ def main() -> None:
 
     tasks = [i for i, info in enumerate(module_db) if wanted(info.name) and torch.float32 in info.dtypes]
     found = []
-    for index, outcome, failure in outcomes(_check, tasks, options.workers, _LIMIT):
+    for index, outcome, why in outcomes(_check, tasks, options.workers, _LIMIT):
         name = module_db[index].name
-        status, reason = outcome or ("error", failure)
+        status, reason = outcome or ("error", why)
         found.append((name, "float32", status, reason))
         if not options.failures or status not in ("pass", "unexported"):
             print(f"{status:12} {name:30} {reason}", flush=True)

@@ -10,14 +10,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import traceback
 import warnings
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "tests" / "graph")]
 warnings.simplefilter("ignore")
 
-from sweep_pool import outcomes  # noqa: E402
+from sweep_pool import failure, outcomes  # noqa: E402
 
 _LIMIT = 300  # seconds for one entry
 
@@ -34,9 +33,7 @@ def _check(task: tuple[int, str]) -> tuple[str, str]:
         outcome = check_entry(op_db[index], getattr(torch, dtype))
         return outcome.status, outcome.reason
     except Exception as error:  # a sweep goes on and lists what happened
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        text = (str(error).splitlines() or [""])[0]
-        return "error", f"{type(error).__name__}: {text} ({Path(where.filename).name}:{where.lineno})"
+        return "error", failure(error)
 
 
 def main() -> None:
@@ -67,9 +64,9 @@ def main() -> None:
         if wanted(entry) and entry.supports_dtype(getattr(torch, dtype), "cpu")
     ]
     found = []
-    for (index, dtype), outcome, failure in outcomes(_check, tasks, options.workers, _LIMIT):
+    for (index, dtype), outcome, why in outcomes(_check, tasks, options.workers, _LIMIT):
         name = entry_name(op_db[index])
-        status, reason = outcome or ("error", failure)
+        status, reason = outcome or ("error", why)
         found.append((name, dtype, status, reason))
         if not options.failures or status not in ("pass", "unexported"):
             print(f"{status:12} {name:45} {dtype:8} {reason}", flush=True)

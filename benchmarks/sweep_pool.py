@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import os
 import queue
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 _SPAWN = get_context("spawn")
 _TASKS = 60  # after so many a process is replaced: torch keeps what it has compiled
+
+
+def failure(error: BaseException) -> str:
+    """An exception in one line, with the place that raised it."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    text = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {text} ({Path(where.filename).name}:{where.lineno})"
 
 
 def _serve(check: Callable[[Any], Any], connection: Connection) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -37,6 +38,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Allow code of the checkpoint to run.")]
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub repository.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
+QBits = Annotated[int | None, typer.Option("--q-bits", "--bits", help="Bits per weight.")]
+QGroupSize = Annotated[int | None, typer.Option("--q-group-size", "--group-size", help="Group size.")]
+QMode = Annotated[str | None, typer.Option("--q-mode", help="affine, mxfp4, nvfp4 or mxfp8.")]
+ShardSize = Annotated[str, typer.Option(help="Limit of an output file.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace DST, at the very end.")]
+_ported = functools.partial(typer.Option, rich_help_panel="Options of the generated layout")
+Dynamic = Annotated[bool, _ported("--dynamic/--no-dynamic", help="Other input sizes, where provable.")]
+FoldBatchnorm = Annotated[bool, _ported("--fold-batchnorm", help="Multiply BatchNorm into the convolution before it.")]
+Mlxfn = Annotated[bool, _ported("--mlxfn", help="Write model.mlxfn for C++ and Swift too.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -56,25 +67,28 @@ def convert(
     destination: Annotated[str | None, typer.Argument(metavar="DST", help="The output folder.")] = None,
     hf_path: Annotated[str | None, typer.Option("--hf-path", "--model", help="SRC, as mlx-lm spells it.")] = None,
     mlx_path: Annotated[str | None, typer.Option("--mlx-path", help="DST, as mlx-lm spells it.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
+    dtype: Dtype = "auto",
     quantize: Annotated[
         str | None,
         typer.Option("-q", "--quantize", help="Bits (2 3 4 5 6 8), mxfp4, nvfp4, mxfp8, or mixed_4_6 …; alone: 4."),
     ] = None,
-    q_bits: Annotated[int | None, typer.Option("--q-bits", "--bits", help="Bits per weight.")] = None,
-    q_group_size: Annotated[int | None, typer.Option("--q-group-size", "--group-size", help="Group size.")] = None,
-    q_mode: Annotated[str | None, typer.Option("--q-mode", help="affine, mxfp4, nvfp4 or mxfp8.")] = None,
+    q_bits: QBits = None,
+    q_group_size: QGroupSize = None,
+    q_mode: QMode = None,
     recipe: Annotated[
         str | None,
         typer.Option("--recipe", "--quant-predicate", help="A TOML file of rules, or mixed_4_6 …"),
     ] = None,
-    max_shard_size: Annotated[str, typer.Option(help="Limit of an output file.")] = "5GB",
+    max_shard_size: ShardSize = "5GB",
     shard_by: Annotated[str, typer.Option(help="size, or layer to keep each layer in one file.")] = "size",
     layout: Annotated[str, typer.Option(help="auto, mlx-lm, or generated: MLX source of its own.")] = "auto",
     verify: Annotated[str, typer.Option(help="auto, full, layerwise or none.")] = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DST, at the very end.")] = False,
+    overwrite: Overwrite = False,
     allow_overflow: Annotated[bool, typer.Option("--allow-overflow", help="Accept infinities after the cast.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
+    dynamic: Dynamic = True,
+    fold_batchnorm: FoldBatchnorm = False,
+    mlxfn: Mlxfn = False,
     revision: Revision = None,
     trust_remote_code: Trust = False,
     as_json: Json = False,
@@ -102,6 +116,9 @@ def convert(
         revision=revision,
         trust_remote_code=trust_remote_code,
         allow_overflow=allow_overflow,
+        dynamic=dynamic,
+        fold_batchnorm=fold_batchnorm,
+        mlxfn=mlxfn,
         quiet=quiet or as_json,
     )
     if as_json:
@@ -115,26 +132,24 @@ def convert(
 def port(
     factory: Annotated[str, typer.Argument(metavar="FILE.py:FACTORY", help="A function: (module, example inputs).")],
     destination: Annotated[str | None, typer.Argument(metavar="DST", help="The output folder.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
+    dtype: Dtype = "auto",
     quantize: Annotated[
         str | None,
         typer.Option("-q", "--quantize", help="Bits (2 3 4 5 6 8), mxfp4, nvfp4 or mxfp8; alone: 4."),
     ] = None,
-    q_bits: Annotated[int | None, typer.Option("--q-bits", "--bits", help="Bits per weight.")] = None,
-    q_group_size: Annotated[int | None, typer.Option("--q-group-size", "--group-size", help="Group size.")] = None,
-    q_mode: Annotated[str | None, typer.Option("--q-mode", help="affine, mxfp4, nvfp4 or mxfp8.")] = None,
+    q_bits: QBits = None,
+    q_group_size: QGroupSize = None,
+    q_mode: QMode = None,
     recipe: Annotated[str | None, typer.Option("--recipe", "--quant-predicate", help="A TOML file of rules.")] = None,
-    max_shard_size: Annotated[str, typer.Option(help="Limit of an output file.")] = "5GB",
-    dynamic: Annotated[bool, typer.Option("--dynamic/--no-dynamic", help="Other input sizes, where provable.")] = True,
-    fold_batchnorm: Annotated[
-        bool, typer.Option("--fold-batchnorm", help="Multiply BatchNorm into the convolution before it.")
-    ] = False,
-    mlxfn: Annotated[bool, typer.Option("--mlxfn", help="Write model.mlxfn for C++ and Swift too.")] = False,
+    max_shard_size: ShardSize = "5GB",
+    dynamic: Dynamic = True,
+    fold_batchnorm: FoldBatchnorm = False,
+    mlxfn: Mlxfn = False,
     explain: Annotated[
         bool, typer.Option("--explain", help="Print ops, fusions applied and declined, folded weights.")
     ] = False,
     verify: Annotated[str, typer.Option(help="auto or none.")] = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DST, at the very end.")] = False,
+    overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Capture and plan; write nothing.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,

@@ -49,6 +49,9 @@ def convert(
     revision: str | None = None,
     trust_remote_code: bool = False,
     allow_overflow: bool = False,
+    dynamic: bool = True,
+    fold_batchnorm: bool = False,
+    mlxfn: bool = False,
     quiet: bool = True,
 ) -> ConvertReport:
     """Convert a Hugging Face checkpoint to a folder that mlx-lm loads, and prove it against PyTorch.
@@ -72,6 +75,9 @@ def convert(
         revision: Branch, tag or commit of a hub repository.
         trust_remote_code: Allow code of the checkpoint to run (tokenizer, reference model).
         allow_overflow: Accept values that become infinite in the target dtype.
+        dynamic: As in ``port_folder``, of the generated layout only.
+        fold_batchnorm: As in ``port_folder``, of the generated layout only.
+        mlxfn: As in ``port_folder``, of the generated layout only.
         quiet: Show no progress.
 
     Raises:
@@ -79,8 +85,9 @@ def convert(
     """
     request = make_request(quantize, bits=q_bits, group_size=q_group_size, mode=q_mode, recipe=recipe)
     options = Options(
-        dtype, request, max_shard_size, shard_by, layout, verify, overwrite, allow_overflow, trust_remote_code
-    )
+        dtype, request, max_shard_size, shard_by, layout, verify, overwrite, allow_overflow, trust_remote_code,
+        dynamic, fold_batchnorm, mlxfn,
+    )  # fmt: skip
     target = absolute(destination)
     check_destination(target, str(source), overwrite)
     if verify in ("full", "layerwise") and (reason := _no_reference()):
@@ -88,7 +95,7 @@ def convert(
     if verify == "none":
         leave_torch_out(str(source), layout)
     checkpoint = _open(str(source), revision, options)
-    options = replace(options, layout=_layout(checkpoint, options))
+    options = replace(options, layout=_layout(checkpoint.config, options))
     hashes = Hashes(checkpoint)
     try:
         if not dry_run:
@@ -179,13 +186,13 @@ def carry_out(
             raise DiskError(f"{where}: {error.strerror or error}", hint=hint) from error
 
 
-def _layout(checkpoint: Checkpoint, options: Options) -> str:
+def _layout(config: Mapping[str, Any], options: Options) -> str:
     """The layout that ``auto`` means: mlx-lm's where it has the architecture, else source of the model's own."""
     from mlxport.target.mlx_lm import has_architecture
 
     if options.layout != "auto":
         return options.layout
-    return "mlx-lm" if has_architecture(checkpoint.config) or not _can_port(checkpoint.config) else "generated"
+    return "mlx-lm" if has_architecture(config) or not _can_port(config) else "generated"
 
 
 def _can_port(config: Mapping[str, Any]) -> bool:
@@ -210,12 +217,13 @@ def _open(source: str, revision: str | None, options: Options) -> Checkpoint:
                 f"{source} names code of its own in config.json (auto_map), which was not run",
                 hint="read that code, then add --trust-remote-code",
             )
-        if not os.path.isdir(
-            os.path.expanduser(source)
-        ):  # before anything is fetched; of a folder, the target checks it
-            from mlxport.target.mlx_lm import check_supported, has_architecture
+        # Before anything is fetched; of a folder, the target checks it.
+        if not os.path.isdir(os.path.expanduser(source)):
+            from mlxport.target.mlx_lm import check_supported
 
-            if options.layout == "mlx-lm" or has_architecture(config) or not _can_port(config):
+            layout = _layout(config, options)
+            replace(options, layout=layout)  # options that are not of this layout are refused
+            if layout == "mlx-lm" or not _can_port(config):
                 check_supported(config, f"{source}/config.json")
 
     return open_checkpoint(source, revision=revision, trust_remote_code=options.trust_remote_code, check_config=check)

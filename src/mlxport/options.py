@@ -24,7 +24,11 @@ MARGIN_BYTES = 16 << 20  # configs, card, record, headers
 
 @dataclass(frozen=True)
 class Options:
-    """What ``convert`` was asked to do; ``quant`` is the checked form of the quantization options."""
+    """What ``convert`` was asked to do.
+
+    ``quant`` is the checked form of the quantization options; ``dynamic``, ``fold_batchnorm`` and ``mlxfn`` are those
+    of ``port``, for the generated layout.
+    """
 
     dtype: str = "auto"
     quant: QuantRequest | None = None
@@ -35,6 +39,9 @@ class Options:
     overwrite: bool = False
     allow_overflow: bool = False
     trust_remote_code: bool = False
+    dynamic: bool | Any = True
+    fold_batchnorm: bool = False
+    mlxfn: bool = False
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -45,19 +52,31 @@ class Options:
         ):
             if value not in allowed:
                 raise UsageError(f"--{name} {value!r} does not exist", hint=f"choose one of {', '.join(allowed)}")
+        ported = {
+            "--no-dynamic": self.dynamic is not True,
+            "--fold-batchnorm": self.fold_batchnorm,
+            "--mlxfn": self.mlxfn,
+        }
+        if self.layout == "mlx-lm" and (given := [name for name, there in ported.items() if there]):
+            raise UsageError(
+                f"{', '.join(given)}: for the generated layout only, and this one is mlx-lm's",
+                hint="add --layout generated, or leave it out",
+            )
         if isinstance(self.max_shard_size, float):
             raise UsageError(f"{self.max_shard_size!r} is not a size", hint="write it like 5GB, or as whole bytes")
         parse_size(self.max_shard_size)
 
     def recorded(self) -> dict[str, Any]:
-        """The options that decide the bytes of the output."""
+        """The options that decide the bytes of the output, and how to capture the original again."""
         quant = asdict(self.quant) if self.quant else None
+        ported = {"dynamic": self.dynamic is True, "fold_batchnorm": self.fold_batchnorm}
         return {
             "dtype": self.dtype,
             "quantize": quant,
             "max_shard_size": self.max_shard_size,
             "shard_by": self.shard_by,
             "layout": self.layout,
+            **(ported if self.layout == "generated" else {}),
         }
 
 

@@ -92,8 +92,7 @@ def emit(
 
 
 def _missing(missing: tuple[Missing, ...]) -> UnsupportedError:
-    from mlxport.graph.origin import place
-    from mlxport.graph.tree import module_path
+    from mlxport.graph.origin import module_path, place
 
     lines = []
     for item in missing:
@@ -130,20 +129,16 @@ def make_weights(result: Port) -> dict[str, mx.array]:
 
 
 def _verify(module: torch.nn.Module, ported: nn.Module, result: Port, example: Example) -> None:
-    import copy
-
-    import torch
-
     from mlxport.graph.examples import other_sizes
-    from mlxport.parity.ported import verify_port
+    from mlxport.parity.ported import in_float32, main_dtype, verify_port
 
-    leaves = [leaf for leaf in result.captured.values if isinstance(leaf, torch.Tensor)]
-    tensors = [*module.parameters()] or leaves
-    found = [item.dtype for item in tensors if item.is_floating_point()]
-    main = max(set(found), key=found.count) if found else torch.float32
-    reference = module if main not in (torch.float16, torch.bfloat16) else copy.deepcopy(module).float()
-    dtype = str(main).removeprefix("torch.") if reference is not module else "float32"
-    report = verify_port(ported, reference, [example], dtype=dtype, others=lambda: other_sizes(result.captured))
+    report = verify_port(
+        ported,
+        in_float32(module, example),
+        [example],
+        dtype=main_dtype(module, example),
+        others=lambda: other_sizes(result.captured),
+    )
     if not report.passed:
         raise VerificationError(
             report.failure_message(), hint="please report it with the module; verify=False gives the port as it is"

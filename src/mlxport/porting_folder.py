@@ -73,26 +73,25 @@ def port_folder(
     """
     _need_torch()
     from mlxport.porting_job import PortJob
-    from mlxport.porting_source import load_factory, open_module, saved
+    from mlxport.porting_source import load_factory, open_module
 
     request = make_request(quantize, bits=q_bits, group_size=q_group_size, mode=q_mode, recipe=recipe)
     options = Options(
-        dtype, request, max_shard_size, layout="generated", verify=verify, overwrite=overwrite, allow_overflow=True
-    )
+        dtype, request, max_shard_size, layout="generated", verify=verify, overwrite=overwrite, allow_overflow=True,
+        dynamic=dynamic, fold_batchnorm=fold_batchnorm, mlxfn=mlxfn,
+    )  # fmt: skip
     target = absolute(destination)
     what = factory if isinstance(factory, str) else getattr(factory, "__qualname__", "the factory")
     check_destination(target, what.rpartition(":")[0] if isinstance(factory, str) else "", overwrite)
     made = load_factory(factory) if isinstance(factory, str) else factory
-    with tempfile.TemporaryDirectory(prefix="mlxport-") as folder, saved(Path(folder)) as store:
-        ported, checkpoint = open_module(
-            made, store, options, what=what, dynamic=dynamic, fold_batchnorm=fold_batchnorm
-        )
+    with tempfile.TemporaryDirectory(prefix="mlxport-") as folder:
+        ported, checkpoint = open_module(made, Path(folder), options, what=what)
         on_port(ported)
         hashes = Hashes(checkpoint)
         try:
             if not dry_run:
                 hashes.start()
-            make_job = functools.partial(PortJob, ported=ported, mlxfn=mlxfn)
+            make_job = functools.partial(PortJob, ported=ported)
             return carry_out(ported.conversion, what, checkpoint, target, options, dry_run, hashes, quiet, make_job)
         finally:
             hashes.stop()
@@ -125,27 +124,14 @@ def load(path: str | Path) -> nn.Module:
         return load_model(resolve(folder))[0]  # type: ignore[no-any-return]
     if not (folder / "model.py").is_file():
         raise SourceError(f"{folder} has no model.py, which its config names", hint="port it again")
-    return execute_folder(folder)
+    from mlxport.graph.execute import load_folder
 
-
-def execute_folder(folder: Path) -> nn.Module:
-    """Run ``model.py`` of a folder and load its weights."""
-    import importlib.util
-    import sys
-
-    name = f"mlxport_{abs(hash(folder.resolve())):x}"
-    spec = importlib.util.spec_from_file_location(name, folder / "model.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
-        model: nn.Module = module.load(folder)
+        return load_folder(folder)
     except Exception as error:  # the folder's own code and files, whatever is wrong with them
         raise SourceError(
             f"{folder} does not load: {type(error).__name__}: {error}", hint="port it again, or restore its files"
         ) from error
-    return model
 
 
 def is_generated(folder: Path) -> bool:
@@ -168,52 +154,41 @@ def verify_folder(
         revision: Branch, tag or commit of a hub repository.
     """
     _need_torch()
-    from mlxport.graph.examples import other_sizes
-    from mlxport.parity.ported import verify_port
-    from mlxport.parity.ported_bisect import first_divergence, wrong_weights
-    from mlxport.porting_source import load_factory, open_generated, open_module, saved
+    from mlxport.parity.ported_bisect import wrong_weights
     from mlxport.record import read_record
-    from mlxport.source import open_checkpoint
     from mlxport.transform import lazy_arrays
 
     folder = absolute(output)
     record = read_record(folder)
-    written = record.get("output")
-    quantized = written.get("quantized", {}) if isinstance(written, dict) else {}
-    dtype = str(written.get("dtype", "float32")) if isinstance(written, dict) else "float32"
-    asked = record.get("options")
-    options = Options(str(asked.get("dtype", "auto")) if isinstance(asked, dict) else "auto", layout="generated",
-                      trust_remote_code=trust_remote_code)  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="mlxport-") as temporary, saved(Path(temporary)) as store:
-        if against.rpartition(":")[0].endswith(".py"):
-            source, _ = open_module(load_factory(against), store, options, what=against)
-        else:
-            checkpoint = open_checkpoint(against, revision=revision, trust_remote_code=trust_remote_code)
-            source = open_generated(checkpoint, options)
+    asked, written = (part if isinstance(part := record.get(key), dict) else {} for key in ("options", "output"))
+    options = Options(
+        str(asked.get("dtype", "auto")),
+        layout="generated",
+        trust_remote_code=trust_remote_code,
+        dynamic=bool(asked.get("dynamic", True)),
+        fold_batchnorm=bool(asked.get("fold_batchnorm", False)),
+    )
+    bits = min((int(spec["bits"]) for spec in written.get("quantized", {}).values()), default=None)
+    with tempfile.TemporaryDirectory(prefix="mlxport-") as temporary:
+        source = _original(against, Path(temporary), options, revision)
         model = load(folder)
-        bits = min((int(spec["bits"]) for spec in quantized.values()), default=None)
-        report = verify_port(
-            model,
-            source.reference(),
-            [source.example],
-            dtype=dtype,
-            bits=bits,
-            others=lambda: other_sizes(source.port.captured),
-        )
-        expected = source.conversion.program.pipeline(lazy_arrays(source.conversion.program.refs))
-        if report.passed:
-            wrong = wrong_weights(model, expected)
-            problem = f"stored weights differ from the original's: {', '.join(wrong[:8])}"
-            return replace(report, problems=(problem,)) if wrong else report
-        divergence = first_divergence(
-            model,
-            source.reference(),
-            source.example,
-            dtype=dtype,
-            quantized=bits is not None,
-            expected=expected,
-        )
-        return replace(report, divergence=divergence)
+        program = source.conversion.program
+        expected = program.pipeline(lazy_arrays(program.refs))
+        report = source.compare(model, dtype=str(written.get("dtype", "float32")), bits=bits, expected=expected)
+        wrong = wrong_weights(model, expected) if report.passed else []
+        problem = f"stored weights differ from the original's: {', '.join(wrong[:8])}"
+        return replace(report, problems=(problem,)) if wrong else report
+
+
+def _original(against: str, folder: Path, options: Options, revision: str | None) -> PortSource:
+    """What a folder was ported from, captured once more; ``folder`` holds what the capture stores."""
+    from mlxport.porting_source import load_factory, open_generated, open_module
+    from mlxport.source import open_checkpoint
+
+    if against.rpartition(":")[0].endswith(".py"):
+        return open_module(load_factory(against), folder, options, what=against)[0]
+    checkpoint = open_checkpoint(against, revision=revision, trust_remote_code=options.trust_remote_code)
+    return open_generated(checkpoint, options)
 
 
 def explain(ported: PortSource) -> str:

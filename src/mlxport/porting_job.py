@@ -12,20 +12,19 @@ import mlx.nn as nn
 import torch
 
 from mlxport.errors import UnsupportedError, VerificationError
-from mlxport.graph.examples import Example, leaf_names, other_sizes, output_leaves
-from mlxport.graph.execute import execute
+from mlxport.graph.examples import Example, leaf_names, output_arrays
+from mlxport.graph.execute import load_folder
 from mlxport.graph.weights import from_torch, to_mlx
 from mlxport.job import Job, write_json
 from mlxport.options import ConvertReport
-from mlxport.parity.ported import verify_port
 from mlxport.parity.run import available_memory
 from mlxport.porting_source import PortSource
 from mlxport.progress import Progress
 
-__all__ = ["PortJob", "load_folder"]
+__all__ = ["PortJob"]
 
 _SMALL = 256 << 20  # bytes of weights
-INPUTS, OUTPUTS = "example_inputs.safetensors", "example_outputs.safetensors"
+INPUTS, OUTPUTS, MLXFN = "example_inputs.safetensors", "example_outputs.safetensors", "model.mlxfn"
 _USAGE = """\
 ## Use
 
@@ -49,11 +48,9 @@ class PortJob(Job):
 
     Attributes:
         ported: What was emitted, and the original to compare it with.
-        mlxfn: Whether ``model.mlxfn`` is written too.
     """
 
     ported: PortSource = field(kw_only=True)
-    mlxfn: bool = field(default=False, kw_only=True)
 
     @property
     def layout(self) -> str:
@@ -67,29 +64,21 @@ class PortJob(Job):
 
     def _own_files(self, folder: Path) -> set[str]:
         (folder / "model.py").write_text(self.ported.port.source, encoding="utf-8")
-        inputs = {
-            name: from_torch(leaf) for name, leaf in self._example_leaves().items() if isinstance(leaf, torch.Tensor)
-        }
+        inputs = {name: from_torch(tensor) for name, tensor in self._example_tensors().items()}
         mx.save_safetensors(str(folder / INPUTS), inputs, {"format": "mlx"})
         return {"model.py", INPUTS}
 
-    def _export(self, folder: Path, model: nn.Module) -> str:
+    def _export(self, folder: Path, model: nn.Module) -> None:
         """Write ``model.mlxfn`` and note in the config in which order it takes and gives arrays."""
-        example = self.ported.example
-        name = export_function(folder, model, example)
-        outputs = output_leaves(model(*to_mlx(example.args), **to_mlx(example.kwargs)))
-        order = {
-            "inputs": [key for key, leaf in self._example_leaves().items() if isinstance(leaf, torch.Tensor)],
-            "outputs": [key for key, leaf in outputs.items() if isinstance(leaf, mx.array)],
-        }
+        outputs = export_function(folder / MLXFN, model, self.ported.example)
+        order = {"inputs": [*self._example_tensors()], "outputs": outputs}
         write_json(folder / "config.json", {**self.conversion.config, "mlxfn": order})
-        return name
 
-    def _example_leaves(self) -> dict[str, Any]:
-        return leaf_names(self.ported.port.captured.signature, self.ported.example)
+    def _example_tensors(self) -> dict[str, torch.Tensor]:
+        leaves = leaf_names(self.ported.port.captured.signature, self.ported.example)
+        return {name: leaf for name, leaf in leaves.items() if isinstance(leaf, torch.Tensor)}
 
     def _compare(self, folder: Path, report: ConvertReport, progress: Progress) -> ConvertReport:
-        captured = self.ported.port.captured
         if self.plan.nbytes > (limit := available_memory() // 2):
             needed, free = (f"{size / 1e9:.1f} GB" for size in (self.plan.nbytes, limit))
             raise UnsupportedError(
@@ -97,27 +86,10 @@ class PortJob(Job):
                 hint="verify it on a machine with more memory: mlxport verify DST --against SRC",
             )
         bits = min((spec.bits for spec in self.plan.quantized.values()), default=None)
-        model = load_folder(folder)
-        parity = verify_port(
-            model,
-            self.ported.reference(),
-            [self.ported.example],
-            dtype=self.plan.dtype,
-            bits=bits,
-            others=lambda: other_sizes(captured),
-            on_outputs=self._keep_outputs(folder),
+        parity = self.ported.compare(
+            load_folder(folder), dtype=self.plan.dtype, bits=bits, on_outputs=self._keep_outputs(folder)
         )
         if not parity.passed:
-            from mlxport.parity.ported_bisect import first_divergence
-
-            divergence = first_divergence(
-                model,
-                self.ported.reference(),
-                self.ported.example,
-                dtype=self.plan.dtype,
-                quantized=bits is not None,
-            )
-            parity = replace(parity, divergence=divergence)
             hint = f"the output is left in {folder} for inspection; please report this model"
             raise VerificationError(parity.failure_message(), hint=hint)
         return replace(report, parity=parity)
@@ -132,28 +104,26 @@ class PortJob(Job):
     def _last_files(self, folder: Path) -> set[str]:
         """Outputs of the example where no verification left them, of a small model: running one takes it whole."""
         made = (folder / OUTPUTS).exists()
-        if not self.mlxfn and (made or self.plan.nbytes > _SMALL):
+        if not self.options.mlxfn and (made or self.plan.nbytes > _SMALL):
             return {OUTPUTS} if made else set()
         model, example = load_folder(folder), self.ported.example
         if not made:
-            outputs = output_leaves(model(*to_mlx(example.args), **to_mlx(example.kwargs)))
-            arrays = {name: leaf for name, leaf in outputs.items() if isinstance(leaf, mx.array)}
-            self._keep_outputs(folder)(example, arrays)
-        return {OUTPUTS, self._export(folder, model)} if self.mlxfn else {OUTPUTS}
+            outputs = output_arrays(model(*to_mlx(example.args), **to_mlx(example.kwargs)))
+            self._keep_outputs(folder)(example, outputs)
+        if not self.options.mlxfn:
+            return {OUTPUTS}
+        self._export(folder, model)
+        return {OUTPUTS, MLXFN}
 
 
-def load_folder(folder: Path) -> nn.Module:
-    """The model of a folder that a port wrote, run by the folder's own source."""
-    source = (folder / "model.py").read_text(encoding="utf-8")
-    model: nn.Module = execute(source).load(folder)
-    return model
-
-
-def export_function(folder: Path, model: nn.Module, example: Example) -> str:
-    """Write ``model.mlxfn`` (``mx.export_function``) for C++ and Swift, and check it against the model.
+def export_function(path: Path, model: nn.Module, example: Example) -> list[str]:
+    """Write a file (``mx.export_function``) for C++ and Swift, and check it against the model.
 
     The function takes the tensors of the example in the order of the original's parameters, gives the outputs in the
     order of the original's, and has the example's sizes.
+
+    Returns:
+        The outputs' names, in order.
 
     Raises:
         UnsupportedError: MLX cannot export one of its primitives.
@@ -166,26 +136,25 @@ def export_function(folder: Path, model: nn.Module, example: Example) -> str:
     places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, mx.array)]
     arrays = [leaves[index] for index in places]
 
-    def function(*given: mx.array) -> tuple[mx.array, ...]:
+    def named(*given: mx.array) -> dict[str, mx.array]:
         filled = list(leaves)
         for index, value in zip(places, given, strict=True):
             filled[index] = value
         args, kwargs = pytree.tree_unflatten(filled, structure)
-        return tuple(leaf for leaf in output_leaves(model(*args, **kwargs)).values() if isinstance(leaf, mx.array))
+        return output_arrays(model(*args, **kwargs))
 
-    path = folder / "model.mlxfn"
     try:
-        mx.export_function(str(path), function, *arrays)
+        mx.export_function(str(path), lambda *given: tuple(named(*given).values()), *arrays)
     except (ValueError, RuntimeError) as error:
         path.unlink(missing_ok=True)
         raise UnsupportedError(
             f"--mlxfn: MLX cannot export this model: {error}", hint="port it without --mlxfn"
         ) from error
     imported: Any = mx.import_function(str(path))
-    wanted, got = function(*arrays), imported(*arrays)
-    for index, (ours, theirs) in enumerate(zip(got, wanted, strict=True)):
+    wanted = named(*arrays)
+    for (name, theirs), ours in zip(wanted.items(), imported(*arrays), strict=True):
         if ours.shape != theirs.shape or not bool(mx.allclose(ours, theirs, rtol=1e-4, atol=1e-5, equal_nan=True)):
             raise VerificationError(
-                f"output {index} of {path.name} differs from the model's", hint="port it without --mlxfn"
+                f"output {name} of {path.name} differs from the model's", hint="port it without --mlxfn"
             )
-    return path.name
+    return list(wanted)

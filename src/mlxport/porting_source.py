@@ -6,27 +6,26 @@ import copy
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import mlx.core as mx
+import mlx.nn as nn
 import torch
-from torch.utils import _pytree as pytree
 
 from mlxport.errors import SourceError, UnsupportedError, UsageError
 from mlxport.graph.build import Port
-from mlxport.graph.examples import Example
+from mlxport.graph.examples import Example, other_sizes
 from mlxport.options import Options
+from mlxport.parity.ported import PortParity, in_float32, main_dtype, verify_port
+from mlxport.parity.ported_bisect import first_divergence
 from mlxport.porting import emit
 from mlxport.target.generated import GeneratedConversion, assemble
 from mlxport.types import Checkpoint
 
-if TYPE_CHECKING:
-    pass
-
-__all__ = ["Factory", "PortSource", "load_factory", "open_generated", "open_module", "saved"]
+__all__ = ["Factory", "PortSource", "load_factory", "open_generated", "open_module"]
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 Factory = Callable[[], Any]
@@ -50,6 +49,41 @@ class PortSource:
     def port(self) -> Port:
         """The emitted source and what it was made from."""
         return self.conversion.port
+
+    def compare(
+        self,
+        model: nn.Module,
+        *,
+        dtype: str,
+        bits: int | None,
+        expected: Mapping[str, mx.array] | None = None,
+        on_outputs: Callable[[Example, Mapping[str, mx.array]], None] | None = None,
+    ) -> PortParity:
+        """Verify a port of it; where that fails, the report names the first module that diverges.
+
+        Args:
+            model: The port with its weights.
+            dtype: Its main dtype.
+            bits: Fewest bits of a quantized module, or None.
+            expected: What its weights should be, by path, where that is known.
+            on_outputs: Called with its outputs of each input set.
+        """
+        original = self.reference()
+        report = verify_port(
+            model,
+            original,
+            [self.example],
+            dtype=dtype,
+            bits=bits,
+            others=lambda: other_sizes(self.port.captured),
+            on_outputs=on_outputs,
+        )
+        if report.passed:
+            return report
+        divergence = first_divergence(
+            model, original, self.example, dtype=dtype, quantized=bits is not None, expected=expected
+        )
+        return replace(report, divergence=divergence)
 
 
 def load_factory(spec: str) -> Factory:
@@ -111,85 +145,56 @@ def _made(factory: Factory, what: str) -> tuple[torch.nn.Module, Example]:
     return module, Example("example", args, kwargs)
 
 
-def _cast(module: torch.nn.Module, example: Example, dtype: str) -> tuple[torch.nn.Module, Example]:
-    """Module and inputs in the dtype that was asked for; the user's own module is left as it is."""
-    wanted = _DTYPES[dtype]
-
-    def to(value: Any) -> Any:
-        floating = isinstance(value, torch.Tensor) and value.is_floating_point()
-        return value.to(wanted) if floating else value
-
-    return copy.deepcopy(module).to(wanted), Example(example.name, *pytree.tree_map(to, (example.args, example.kwargs)))
-
-
-def _main_dtype(module: torch.nn.Module) -> str:
-    found = [item.dtype for item in module.parameters() if item.is_floating_point()]
-    names = {value: name for name, value in _DTYPES.items()}
-    return names.get(max(set(found), key=found.count), "float32") if found else "float32"
-
-
 def open_module(
     factory: Factory,
-    checkpoint_of: Callable[[Mapping[str, torch.Tensor], str], Checkpoint],
+    folder: Path,
     options: Options,
     *,
     what: str,
-    dynamic: bool | Any = True,
-    fold_batchnorm: bool = False,
 ) -> tuple[PortSource, Checkpoint]:
     """Port the module that a factory makes.
 
     Args:
         factory: Returns the module and its example inputs.
-        checkpoint_of: Stores tensors where the conversion reads them; see ``saved``.
-        options: Dtype and quantization.
+        folder: Where its tensors are stored for the conversion to read.
+        options: Dtype, quantization, and those of ``port``.
         what: What to call the factory in an error.
-        dynamic: As in ``port``.
-        fold_batchnorm: As in ``port``.
     """
     original, example = _made(factory, what)
     training = [name or type(original).__name__ for name, part in original.named_modules() if part.training]
     original.eval()
-    module = original
-    if options.dtype != "auto":
-        module, example = _cast(original, example, options.dtype)
-    dtype = options.dtype if options.dtype != "auto" else _main_dtype(module)
-    port = emit(module, example, dynamic=dynamic, fold_batchnorm=fold_batchnorm)
+    module, dtype = original, main_dtype(original, example)
+    if options.dtype != "auto":  # the user's own module is left as it is
+        dtype, wanted = options.dtype, _DTYPES[options.dtype]
+        module, example = copy.deepcopy(original).to(wanted), example.to(wanted)
+    port = emit(module, example, dynamic=options.dynamic, fold_batchnorm=options.fold_batchnorm)
     if training:
         port.notes.append("the module was in training mode; it is ported as in eval()")
-    checkpoint = checkpoint_of(port.captured.state, port.model_type)
+    checkpoint = _saved(port.captured.state, port.model_type, folder)
     maps = {name: _plain(name) for name in checkpoint.tensors}
     config = {"architectures": [type(module).__name__]}
     conversion = assemble(port, checkpoint.tensors, maps, dtype=dtype, quant=options.quant, config=config)
-
-    def reference() -> Any:
-        return original if _main_dtype(original) == "float32" else copy.deepcopy(original).float()
-
-    return PortSource(conversion, example, reference), checkpoint
+    return PortSource(conversion, example, lambda: in_float32(original, example)), checkpoint
 
 
 def _plain(name: str) -> Any:
     return lambda arrays: arrays[name]
 
 
-@contextmanager
-def saved(folder: Path) -> Iterator[Callable[[Mapping[str, torch.Tensor], str], Checkpoint]]:
-    """Stores tensors under ``folder`` in the form of a checkpoint that the conversion can read."""
+def _saved(state: Mapping[str, torch.Tensor], model_type: str, folder: Path) -> Checkpoint:
+    """Tensors as a checkpoint under ``folder``, which the conversion can read."""
     from safetensors.torch import save_file
 
     from mlxport.source import open_checkpoint
 
-    def store(state: Mapping[str, torch.Tensor], model_type: str) -> Checkpoint:
-        tensors = {
-            name: tensor.detach().contiguous().clone()
-            for name, tensor in state.items()
-            if not tensor.is_complex() and tensor.ndim <= 8
-        }
-        (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
-        save_file(tensors, folder / "model.safetensors")
-        return open_checkpoint(folder)
-
-    yield store
+    tensors = {
+        name: tensor.detach().contiguous().clone()
+        for name, tensor in state.items()
+        if not tensor.is_complex() and tensor.ndim <= 8
+    }
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    save_file(tensors, folder / "model.safetensors")
+    return open_checkpoint(folder)
 
 
 def open_generated(checkpoint: Checkpoint, options: Options) -> PortSource:
@@ -199,7 +204,6 @@ def open_generated(checkpoint: Checkpoint, options: Options) -> PortSource:
         UnsupportedError: transformers has no such model, or it cannot be captured.
     """
     from mlxport.target import hf_model
-    from mlxport.target.hf_weights import weight_maps
 
     if checkpoint.config.get("quantization_config"):
         raise UnsupportedError(
@@ -207,7 +211,26 @@ def open_generated(checkpoint: Checkpoint, options: Options) -> PortSource:
             hint="start from the unquantized checkpoint",
         )
     dtype = _stored_dtype(checkpoint) if options.dtype == "auto" else options.dtype
-    trust = options.trust_remote_code
+    port, example, maps = _emitted(checkpoint, options, dtype)
+    conversion = assemble(port, checkpoint.tensors, maps, dtype=dtype, quant=options.quant, config=checkpoint.config)
+
+    def reference() -> Any:
+        from mlxport.parity.lazy_torch import lazy_parameters
+
+        trust = options.trust_remote_code
+        fresh = hf_model.empty_model(checkpoint, dtype=torch.float32, attention="eager", trust_remote_code=trust)
+        return lazy_parameters(fresh, checkpoint)
+
+    return PortSource(conversion, example, reference)
+
+
+def _emitted(checkpoint: Checkpoint, options: Options, dtype: str) -> tuple[Port, Example, dict[str, Any]]:
+    """Source, example inputs, and how each tensor is made of the checkpoint's; eager attention is the second choice."""
+    from mlxport.target import hf_model
+    from mlxport.target.hf_weights import weight_maps
+
+    trust, model_type = options.trust_remote_code, str(checkpoint.config.get("model_type", ""))
+    dynamic, fold = options.dynamic, options.fold_batchnorm
     problem: UnsupportedError | None = None
     for attention in ("sdpa", "eager"):
         model = hf_model.empty_model(checkpoint, dtype=_DTYPES[dtype], attention=attention, trust_remote_code=trust)
@@ -215,24 +238,13 @@ def open_generated(checkpoint: Checkpoint, options: Options) -> PortSource:
         example = Example("example", (), hf_model.example_inputs(model))
         try:
             with hf_model.hollow(model):
-                port = emit(model, example, model_type=str(checkpoint.config.get("model_type", "")))
-            break
+                port = emit(model, example, dynamic=dynamic, fold_batchnorm=fold, model_type=model_type)
         except UnsupportedError as error:
             problem = problem or error
-    else:
-        assert problem is not None
-        raise problem
-    conversion = assemble(
-        port, checkpoint.tensors, _shared(model, maps), dtype=dtype, quant=options.quant, config=checkpoint.config
-    )
-
-    def reference() -> Any:
-        from mlxport.parity.lazy_torch import lazy_parameters
-
-        fresh = hf_model.empty_model(checkpoint, dtype=torch.float32, attention="eager", trust_remote_code=trust)
-        return lazy_parameters(fresh, checkpoint)
-
-    return PortSource(conversion, example, reference)
+            continue
+        return port, example, _shared(model, maps)
+    assert problem is not None
+    raise problem
 
 
 def _shared(model: Any, maps: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import mlx.nn as mnn
 import numpy as np
 import pytest
 import torch
+from comparing import randomised
 from mlx.utils import tree_flatten
 from torch import nn
 
@@ -86,21 +87,14 @@ class Normed(nn.Module):
         return self.conv(x)
 
 
-def randomised(module: nn.Module) -> nn.Module:
-    torch.manual_seed(0)
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        if tensor.is_floating_point():
-            tensor.data = torch.rand_like(tensor) + 0.5 if "var" in name else torch.randn_like(tensor) * 0.3
-    return module.eval()
-
-
-# torch.export unrolls recurrent layers over time: their number of steps is the example's.
 CASES = {
     "mlp": (Mlp, (torch.randn(3, 4),), (torch.randn(7, 4),)),
     "resnet": (ResNet, (torch.randn(2, 3, 32, 32),), (torch.randn(3, 3, 48, 40),)),
-    "lstm": (lambda: Recurrent(nn.LSTM, True), (torch.randn(2, 5, 4),), (torch.randn(3, 5, 4),)),
-    "lstm, time first": (lambda: Recurrent(nn.LSTM, False), (torch.randn(5, 2, 4),), (torch.randn(5, 3, 4),)),
-    "gru": (lambda: Recurrent(nn.GRU, True), (torch.randn(2, 5, 4),), (torch.randn(3, 5, 4),)),
+    "lstm": (lambda: Recurrent(nn.LSTM, True), (torch.randn(2, 5, 4),), (torch.randn(3, 8, 4),)),
+    "lstm, time first": (lambda: Recurrent(nn.LSTM, False), (torch.randn(5, 2, 4),), (torch.randn(11, 3, 4),)),
+    "gru": (lambda: Recurrent(nn.GRU, True), (torch.randn(2, 5, 4),), (torch.randn(3, 2, 4),)),
+    "gru, time first": (lambda: Recurrent(nn.GRU, False), (torch.randn(5, 2, 4),), (torch.randn(7, 3, 4),)),
+    "rnn": (lambda: Recurrent(nn.RNN, True), (torch.randn(2, 5, 4),), (torch.randn(3, 8, 4),)),
     "weight_norm": (lambda: Normed(nn.utils.weight_norm), (torch.randn(2, 4, 9),), (torch.randn(3, 4, 20),)),
     "weight_norm, parametrized": (
         lambda: Normed(nn.utils.parametrizations.weight_norm), (torch.randn(2, 4, 9),), (torch.randn(3, 4, 20),),

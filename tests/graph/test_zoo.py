@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 import torch
+from comparing import compared, randomised
 from mlx.utils import tree_flatten
-from test_wiring import compared, randomised
 from zoo import ZOO
 
 import mlxport

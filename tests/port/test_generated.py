@@ -38,6 +38,15 @@ def vit():
     return transformers.ViTForImageClassification(transformers.ViTConfig(image_size=32, patch_size=8, **SMALL))
 
 
+def resnet():
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    model = transformers.ResNetForImageClassification(config)
+    for name, buffer in model.named_buffers():
+        if "running" in name:
+            buffer.uniform_(0.5, 1.5)
+    return model
+
+
 @pytest.fixture
 def saved(tmp_path):
     def save(make):
@@ -73,6 +82,29 @@ def test_auto_takes_the_layout_that_there_is(saved, tmp_path, mlxport):
     assert refused.code != 0 and "mlx-lm has no architecture 'vit'" in refused.err
     assert mlxport("convert", source, tmp_path / "out").code == 0
     assert json.loads((tmp_path / "out" / "mlxport.json").read_text())["options"]["layout"] == "generated"
+
+
+def test_the_options_of_port(saved, tmp_path, mlxport):
+    options = ("--layout", "generated", "--no-dynamic", "--fold-batchnorm", "--mlxfn")
+    out, source = tmp_path / "out", saved(resnet)
+    result = mlxport("convert", source, out, *options)
+    assert result.code == 0, result.err
+    names = {name for name, _ in tree_flatten(package.load(out).parameters())}
+    assert not any("running_" in name for name in names)
+    inputs = mx.load(str(out / "example_inputs.safetensors"))
+    outputs = mx.load(str(out / "example_outputs.safetensors"))
+    (logits,) = mx.import_function(str(out / "model.mlxfn"))(inputs["pixel_values"])
+    assert mx.allclose(logits, outputs["logits"], atol=1e-5)
+    with pytest.raises(ValueError, match="pixel_values must be an mx.array of shape"):
+        package.load(out)(mx.zeros((5, *inputs["pixel_values"].shape[1:])))
+    assert mlxport("verify", out, "--against", source).code == 0
+
+
+@pytest.mark.parametrize("layout", ["auto", "mlx-lm"])
+def test_the_options_of_port_are_refused_for_another_layout(layout, source, tmp_path, mlxport):
+    result = mlxport("convert", source, tmp_path / "out", "--layout", layout, "--mlxfn", "--no-dynamic")
+    assert result.code == 2 and "--no-dynamic, --mlxfn: for the generated layout only" in result.err
+    assert "--layout generated" in result.err and not (tmp_path / "out").exists()
 
 
 def test_generating_with_a_port_is_refused(saved, tmp_path, mlxport):

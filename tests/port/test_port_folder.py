@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 import torch
 from mlx.utils import tree_flatten
+from torch import nn
 
 import mlxport as package
 from mlxport.errors import SourceError, VerificationError
+from mlxport.porting_folder import verify_folder
 
 FILE = Path(__file__).parent / "vocoder.py"
 
@@ -63,6 +65,25 @@ def test_load_at_another_size(folder):
         model(mx.zeros((3, 9, 19)))
     with pytest.raises(ValueError, match=r"gain=0\.5: this port was made with gain=1\.0"):
         model(mx.array(mel.numpy()), gain=0.5)
+
+
+def test_loading_writes_nothing(tmp_path):
+    package.port_folder(f"{FILE}:dense", tmp_path / "out")
+    before = sorted(tmp_path.rglob("*"))
+    package.load(tmp_path / "out")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("module", "inputs", "dtype"),
+    [(nn.Linear(4, 3).double(), torch.randn(2, 4).double(), "float32"),
+     (nn.Softmax(-1), torch.randn(64, 64).bfloat16(), "bfloat16")],
+    ids=["float64", "the inputs', of a module without weights"],
+)  # fmt: skip
+def test_the_dtype_that_is_verified(module, inputs, dtype, tmp_path):
+    report = package.port_folder(lambda: (module, (inputs,)), tmp_path / "out")
+    assert report.parity.passed and report.parity.dtype == report.plan.dtype == dtype
+    package.port(module, (inputs,))
 
 
 def test_example_is_reproduced(folder):
@@ -149,6 +170,40 @@ def test_verify_again(folder, tmp_path, mlxport):
     result = mlxport("verify", broken, "--against", f"{FILE}:make")
     assert result.code == VerificationError.exit_code
     assert "first diverging module: units.1.conv" in result.err and "units.1.conv.weight" in result.err
+    weights["units.1.conv.weight"] = mx.zeros((1,))
+    mx.save_safetensors(str(broken / "model.safetensors"), weights, {"format": "mlx"})
+    assert "does not load" in mlxport("verify", broken, "--against", f"{FILE}:make").err
+
+
+def test_verify_says_in_json_which_weights_differ(tmp_path, mlxport):
+    """Also of a weight whose part in the outputs is too small to see."""
+    package.port_folder(f"{FILE}:dense", tmp_path / "out")
+    path = str(tmp_path / "out" / "model.safetensors")
+    weights = {name: mx.array(np.array(array)) for name, array in mx.load(path).items()}
+    weights["layers.0.weight"][0, 0] += 1e-4
+    mx.save_safetensors(path, weights, {"format": "mlx"})
+    result = mlxport("verify", tmp_path / "out", "--against", f"{FILE}:dense", "--json")
+    report = json.loads(result.out)
+    assert result.code == VerificationError.exit_code and not report["passed"]
+    assert report["problems"] == ["stored weights differ from the original's: layers.0.weight"]
+
+
+def batchnorm():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    module[1].running_mean += 0.5
+    return module, (torch.randn(2, 3, 8, 8),)
+
+
+@pytest.mark.parametrize("options", [{"fold_batchnorm": True}, {"dynamic": False}], ids=str)
+def test_verify_again_captures_as_before(options, tmp_path):
+    package.port_folder(batchnorm, tmp_path / "out", **options)
+    code = f"import sys; sys.path.insert(0, {str(FILE.parent)!r})\nfrom test_port_folder import batchnorm as make\n"
+    (tmp_path / "module.py").write_text(code)
+    report = verify_folder(tmp_path / "out", f"{tmp_path / 'module.py'}:make")
+    assert report.passed, report.failure_message()
+    names = {name for name, _ in tree_flatten(package.load(tmp_path / "out").parameters())}
+    assert any("running" in name for name in names) is not options.get("fold_batchnorm", False)
 
 
 def shifted_sine(x):

@@ -25,18 +25,18 @@ from mlxport.graph.clean import remove_noops
 from mlxport.graph.constants import inline_constants
 from mlxport.graph.emit import file_source, format_source
 from mlxport.graph.expr import Expr, to_ast
-from mlxport.graph.flat import MissingOps, is_assertion
+from mlxport.graph.flat import Gaps, is_assertion
 from mlxport.graph.fold import Fold, fold_constants
 from mlxport.graph.fuse import Fusion, fuse
 from mlxport.graph.guards import relations, size_rules
 from mlxport.graph.helpers import inputs as input_helpers
 from mlxport.graph.layers import LayerSpec, Weight
 from mlxport.graph.layout import channels_last
-from mlxport.graph.lower import Missing, hint, is_read, lower_node, mx_dtype, symbolic
+from mlxport.graph.lower import hint, is_read, lower_node, mx_dtype, symbolic
 from mlxport.graph.members import name_members
 from mlxport.graph.naming import argument_names
 from mlxport.graph.paths import Paths
-from mlxport.graph.registry import UnsupportedOp, helper
+from mlxport.graph.registry import helper
 from mlxport.graph.sharing import find_layers
 from mlxport.graph.stores import store
 from mlxport.graph.tree import build_tree, scopes
@@ -50,6 +50,7 @@ class Port:
     """An emitted port.
 
     Attributes:
+        captured: The program that it was made from, rewritten.
         source: Text of ``model.py``.
         weights: Parameter path of the port to how it is made from the module's tensors.
         folds: Constant expressions that the weights refer to.
@@ -59,7 +60,6 @@ class Port:
         ops: Op name to the number of nodes, of the graph as it was captured.
         fusions: What was fused, and what was not with the reason.
         notes: What a user should know (float64 that became float32, …).
-        missing: Ops without a lowering; the source is empty then.
     """
 
     captured: Captured
@@ -146,27 +146,22 @@ def _lower(captured: Captured) -> dict[Node, Any]:
     graph = captured.graph
     by_name = {node.name: node for node in graph.nodes}
     lowered: dict[Node, Any] = {}
-    missing: dict[tuple[str, str], Missing] = {}
+    gaps = Gaps()
     for node in list(graph.nodes):
         if node.op != "call_function" or is_assertion(node) or _is_size(node):
             continue
         if node.target is store:
             lowered[node] = symbolic(node.args[0])
             continue
-        try:
+        with gaps.at(node):
             result = _lowered(node, lowered)
-        except UnsupportedOp as error:
-            key = (str(node.target), str(error))
-            missing.setdefault(key, Missing(*key)).nodes.append(node)
-            continue
-        other = _alias(by_name, result)
-        if other is not None and not missing:
-            node.replace_all_uses_with(other)
-            graph.erase_node(node)
-        else:
-            lowered[node] = result
-    if missing:
-        raise MissingOps(list(missing.values()))
+            other = _alias(by_name, result)
+            if other is not None and not gaps:
+                node.replace_all_uses_with(other)
+                graph.erase_node(node)
+            else:
+                lowered[node] = result
+    gaps.check()
     for node in reversed(list(lowered)):  # what only served nodes that are gone
         if not node.users and node.target is not store:
             graph.erase_node(node)

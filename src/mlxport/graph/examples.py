@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import mlx.core as mx
 import sympy
 import torch
 from torch.utils import _pytree as pytree
@@ -14,7 +15,7 @@ from torch.utils import _pytree as pytree
 from mlxport.graph.capture import Captured
 from mlxport.graph.guards import Rule, size_rules
 
-__all__ = ["Example", "leaf_names", "other_sizes", "output_leaves"]
+__all__ = ["Example", "leaf_names", "other_sizes", "output_arrays", "output_leaves"]
 
 # How each dynamic size of the second set follows from the example's; the first that the original takes is used.
 _CHANGES: tuple[Any, ...] = (
@@ -43,6 +44,15 @@ class Example:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
 
+    def to(self, dtype: torch.dtype) -> Example:
+        """The same inputs with their floating-point tensors in ``dtype``."""
+
+        def cast(value: Any) -> Any:
+            floating = isinstance(value, torch.Tensor) and value.is_floating_point()
+            return value.to(dtype) if floating else value
+
+        return Example(self.name, *pytree.tree_map(cast, (self.args, self.kwargs)))
+
 
 def leaf_names(signature: inspect.Signature, example: Example) -> dict[str, Any]:
     """Leaves of the inputs by the name of their parameter and, where it is nested, their place in it."""
@@ -67,6 +77,11 @@ def _named(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 def output_leaves(value: Any) -> dict[str, Any]:
     """Arrays or tensors of an output by their place: ``last_hidden_state``, ``1``, ``output`` for a single one."""
     return {name.removeprefix("output."): leaf for name, leaf in _named("output", value)}
+
+
+def output_arrays(value: Any) -> dict[str, mx.array]:
+    """The arrays of a port's output by their place."""
+    return {name: leaf for name, leaf in output_leaves(value).items() if isinstance(leaf, mx.array)}
 
 
 def other_sizes(captured: Captured) -> Iterator[Example]:

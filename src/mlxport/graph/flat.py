@@ -9,7 +9,8 @@ import inspect
 import math
 import operator
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
@@ -20,7 +21,7 @@ from mlxport.graph.expr import Expr, to_ast
 from mlxport.graph.lower import Missing, lower_node
 from mlxport.graph.registry import HELPERS, UnsupportedOp
 
-__all__ = ["MissingOps", "compile_source", "flat_source", "helper_sources", "lower_all"]
+__all__ = ["Gaps", "MissingOps", "compile_source", "flat_source", "helper_sources", "lower_all"]
 
 _DROPPED = frozenset(
     """_assert_scalar sym_constrain_range_for_size sym_constrain_range _assert_tensor_metadata _assert_async""".split()
@@ -35,6 +36,30 @@ class MissingOps(Exception):
         self.missing = tuple(missing)
 
 
+class Gaps:
+    """Ops without a lowering, collected so that they are named all at once; true if there are some."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, str], Missing] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    @contextmanager
+    def at(self, node: Node) -> Iterator[None]:
+        """Lower ``node`` inside: that there is no way to is noted."""
+        try:
+            yield
+        except UnsupportedOp as error:
+            key = (str(node.target), str(error))
+            self._found.setdefault(key, Missing(*key)).nodes.append(node)
+
+    def check(self) -> None:
+        """Raise ``MissingOps`` with what was noted."""
+        if self._found:
+            raise MissingOps(list(self._found.values()))
+
+
 def lower_all(nodes: Iterable[Node]) -> dict[Node, Any]:
     """The expression of every op node.
 
@@ -42,19 +67,15 @@ def lower_all(nodes: Iterable[Node]) -> dict[Node, Any]:
         MissingOps: with every op that has no lowering.
     """
     lowered: dict[Node, Any] = {}
-    missing: dict[tuple[str, str], Missing] = {}
+    gaps = Gaps()
     nodes = list(nodes)
     dead = _dead(nodes)
     for node in nodes:
         if node.op != "call_function" or node in dead:
             continue
-        try:
+        with gaps.at(node):
             lowered[node] = lower_node(node)
-        except UnsupportedOp as error:
-            key = (str(node.target), str(error))
-            missing.setdefault(key, Missing(*key)).nodes.append(node)
-    if missing:
-        raise MissingOps(list(missing.values()))
+    gaps.check()
     return lowered
 
 

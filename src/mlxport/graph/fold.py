@@ -11,7 +11,7 @@ import torch
 from torch.fx import Graph, Node
 
 from mlxport.graph.capture import Captured
-from mlxport.graph.tree import module_path
+from mlxport.graph.origin import module_path
 
 __all__ = ["Fold", "fold_constants"]
 
@@ -34,9 +34,11 @@ def fold_constants(captured: Captured) -> dict[str, Fold]:
     constant: set[Node] = set()
     weighted: set[Node] = set()
     written = {name for name, _ in captured.mutations}
+    asked = _asked(captured.graph)
     for node in captured.graph.nodes:
         if node in captured.weights:
-            if captured.weights[node] in written or not _foldable(captured, captured.weights[node]):
+            name = captured.weights[node]
+            if name in written or not (node in asked or _foldable(captured, name)):
                 continue
             constant.add(node)
             weighted.add(node)
@@ -62,6 +64,14 @@ def fold_constants(captured: Captured) -> dict[str, Fold]:
     alive = set(captured.graph.nodes)
     captured.weights = {node: name for node, name in captured.weights.items() if node in alive}
     return folds
+
+
+def _asked(graph: Graph) -> set[Node]:
+    """Weights of expressions that are to be folded, parameters included: they have the name of the result."""
+    named = [node for node in graph.nodes if "fold_name" in node.meta]
+    return {
+        item for node in named for link in _chain(node) for item in link.all_input_nodes if item.op == "placeholder"
+    }
 
 
 def _foldable(captured: Captured, name: str) -> bool:
@@ -167,7 +177,7 @@ def _name(captured: Captured, node: Node, sources: Sequence[str], taken: object)
                 return match[1]
     if (own := _sole(captured, node)) is not None and own not in taken:  # type: ignore[operator]
         return own  # ``1 + weight`` takes the place of ``weight``
-    path = re.sub(r"\.?parametrizations\..*", "", module_path(node).partition("@")[0])
+    path = re.sub(r"\.?parametrizations\..*", "", module_path(node))
     base = re.sub(r"_\d+$", "", node.name).strip("_")
     candidate, number = base, 1
     while (f"{path}.{candidate}" if path else candidate) in names:

@@ -10,8 +10,8 @@ import torch
 from torch.fx import Node
 
 from mlxport.graph.capture import Captured
-from mlxport.graph.origin import call_arguments, statement
-from mlxport.graph.tree import Scope, module_path, nodes_in
+from mlxport.graph.origin import call_arguments, module_path, statement
+from mlxport.graph.tree import Scope, nodes_in
 
 __all__ = ["argument_names", "forward_names", "natural_name", "op_name", "snake"]
 
@@ -26,7 +26,7 @@ def forward_names(module: torch.nn.Module | None) -> list[str]:
 
 def natural_name(captured: Captured, node: Node) -> str:
     """What the module that computes a value calls it."""
-    module = captured.modules.get(module_path(node).partition("@")[0])
+    module = captured.modules.get(module_path(node))
     made = statement(node, module)
     return made.names[0] if made is not None and len(made.names) == 1 else op_name(node)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-__all__ = ["Statement", "call_arguments", "enclosing", "frames", "module_path", "place", "statement"]
+__all__ = ["Statement", "call_arguments", "frames", "module_path", "place", "statement"]
 
 _FRAME = re.compile(r'^\s*File "([^"]+)", line (\d+), in (\S+)', re.MULTILINE)
 _TORCH = str(Path(torch.__file__).parent)
@@ -107,12 +107,6 @@ def _calls(file: str) -> tuple[tuple[int, int, str, ast.Call], ...]:
             name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
             found.append((node.lineno, node.end_lineno or node.lineno, name, node))
     return tuple(found)
-
-
-def enclosing(node: Node) -> list[Statement]:
-    """The statements of all frames that led to ``node``, outermost first, torch's own left out."""
-    own = [frame for frame in frames(node) if not frame[0].startswith((_TORCH, "<"))]
-    return [found for frame in own if (found := _lookup(*frame)) is not None]
 
 
 @functools.cache

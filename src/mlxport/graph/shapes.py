@@ -13,6 +13,11 @@ __all__ = ["known_shapes"]
 _KEYS = (torch._C.DispatchKey.CompositeImplicitAutograd, torch._C.DispatchKey.Autograd)
 
 
+def _sequence(input: torch.Tensor, state: torch.Tensor, bidirectional: bool) -> torch.Tensor:
+    """What a recurrent network gives for every step."""
+    return input.new_empty(*input.shape[:-1], state.shape[-1] * (2 if bidirectional else 1))
+
+
 def _lstm(
     input: torch.Tensor,
     hx: Sequence[torch.Tensor],
@@ -24,8 +29,7 @@ def _lstm(
     bidirectional: bool,
     batch_first: bool,
 ) -> tuple[torch.Tensor, ...]:
-    width = hx[0].shape[-1] * (2 if bidirectional else 1)
-    return input.new_empty(*input.shape[:-1], width), hx[0].clone(), hx[1].clone()
+    return _sequence(input, hx[0], bidirectional), hx[0].clone(), hx[1].clone()
 
 
 def _rnn(
@@ -39,7 +43,7 @@ def _rnn(
     bidirectional: bool,
     batch_first: bool,
 ) -> tuple[torch.Tensor, ...]:
-    return input.new_empty(*input.shape[:-1], hx.shape[-1] * (2 if bidirectional else 1)), hx.clone()
+    return _sequence(input, hx, bidirectional), hx.clone()
 
 
 def _take_along_dim(input: torch.Tensor, indices: torch.Tensor, dim: int | None = None) -> torch.Tensor:

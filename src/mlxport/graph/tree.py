@@ -14,7 +14,7 @@ from mlxport.graph.layers import layer
 from mlxport.graph.lower import is_read
 from mlxport.graph.origin import module_path
 
-__all__ = ["Scope", "build_tree", "module_path", "nodes_in", "scopes"]
+__all__ = ["Scope", "build_tree", "nodes_in", "scopes"]
 
 _CONTAINERS = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict)
 

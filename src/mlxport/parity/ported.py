@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,11 +14,11 @@ import mlx.nn as nn
 import torch
 from torch.utils import _pytree as pytree
 
-from mlxport.graph.examples import Example, output_leaves
+from mlxport.graph.examples import Example, output_arrays, output_leaves
 from mlxport.graph.weights import from_torch, to_mlx
 from mlxport.parity.report import Divergence
 
-__all__ = ["OutputComparison", "PortParity", "compare", "verify_port"]
+__all__ = ["OutputComparison", "PortParity", "compare", "in_float32", "main_dtype", "verify_port"]
 
 # Bounds by the port's main dtype: largest difference over the reference's largest value, and RMS of the difference
 # over RMS of the reference. The reference computes in float32.
@@ -66,6 +68,8 @@ class PortParity:
         comparisons: Every output of every input set.
         divergence: Where a failing port goes wrong.
         notes: What was not covered, and why.
+        mode: Distinguishes it from the other reports.
+        problems: What is wrong besides values: a call that raises, stored weights that are not the original's.
     """
 
     dtype: str
@@ -75,7 +79,6 @@ class PortParity:
     notes: tuple[str, ...] = ()
     mode: str = "ported"
     problems: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -99,6 +102,7 @@ class PortParity:
             "comparisons": rows,
             "divergence": self.divergence.to_json() if self.divergence else None,
             "notes": list(self.notes),
+            "problems": list(self.problems),
         }
 
     def summary(self) -> str:
@@ -110,6 +114,7 @@ class PortParity:
         ]
         if self.divergence is not None:
             lines.append(self.divergence.summary())
+        lines += [f"wrong: {line}" for line in self.problems]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def failure_message(self) -> str:
@@ -192,8 +197,21 @@ def _floating(a: mx.array, b: mx.array, dtype: str, bits: int | None) -> Figures
     return Figures(figures[0], figures[1], figures[2], figures[3], failure)
 
 
-def _reference_inputs(value: Any) -> Any:
-    return pytree.tree_map(lambda x: x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x, value)
+def _most(module: torch.nn.Module, example: Example) -> torch.dtype:
+    leaves = [leaf for leaf in pytree.tree_leaves((example.args, example.kwargs)) if isinstance(leaf, torch.Tensor)]
+    found = Counter(item.dtype for item in [*module.parameters()] or leaves if item.is_floating_point())
+    return max(found, key=found.__getitem__, default=torch.float32)
+
+
+def main_dtype(module: torch.nn.Module, example: Example) -> str:
+    """The dtype that a port mostly computes in: that of most parameters, or of most inputs where there are none."""
+    main = _most(module, example)
+    return str(main).removeprefix("torch.") if main in (torch.float16, torch.bfloat16) else "float32"
+
+
+def in_float32(module: torch.nn.Module, example: Example) -> torch.nn.Module:
+    """What a port of ``module`` is compared with: the module, or a copy where its main dtype is another one."""
+    return module if _most(module, example) is torch.float32 else copy.deepcopy(module).float()
 
 
 def verify_port(
@@ -222,9 +240,10 @@ def verify_port(
     problems: list[str] = []
 
     def run(example: Example) -> bool:
+        given = example.to(torch.float32)
         try:
             with torch.no_grad():
-                wanted = reference(*_reference_inputs(example.args), **_reference_inputs(example.kwargs))
+                wanted = reference(*given.args, **given.kwargs)
         except Exception as error:  # the original's own limits on its inputs, in its own words
             if example in examples:
                 raise
@@ -252,16 +271,15 @@ def _compared(
     on_outputs: Callable[[Example, Mapping[str, mx.array]], None] | None,
 ) -> list[OutputComparison]:
     try:
-        got = output_leaves(ported(*to_mlx(example.args), **to_mlx(example.kwargs)))
-        mx.eval([leaf for leaf in got.values() if isinstance(leaf, mx.array)])
+        arrays = output_arrays(ported(*to_mlx(example.args), **to_mlx(example.kwargs)))
+        mx.eval(arrays)
     except Exception as error:  # emitted code: whatever it raises is a fault of the port
         problems.append(f"{example.name}: the port raises {type(error).__name__}: {error}")
         return []
     if on_outputs is not None:
-        on_outputs(example, {name: leaf for name, leaf in got.items() if isinstance(leaf, mx.array)})
+        on_outputs(example, arrays)
     theirs = output_leaves(wanted)
     tensors = {name: leaf for name, leaf in theirs.items() if isinstance(leaf, torch.Tensor)}
-    arrays = {name: leaf for name, leaf in got.items() if isinstance(leaf, mx.array)}
     if len(tensors) != len(arrays):
         problems.append(f"{example.name}: the port gives {len(arrays)} arrays, the original {len(tensors)}")
         return []

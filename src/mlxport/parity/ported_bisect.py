@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten
 from torch.fx import Graph, Interpreter, Node
 
 from mlxport.graph.capture import export
-from mlxport.graph.examples import Example
+from mlxport.graph.examples import Example, output_arrays
 from mlxport.graph.flat import MissingOps, compile_source, flat_source, is_assertion
 from mlxport.graph.origin import place
 from mlxport.graph.weights import from_torch, to_mlx
@@ -48,12 +48,12 @@ def first_divergence(
         expected: What the port's weights should be, by path, where that is known.
     """
     limit = 0.4 if quantized else _LIMIT.get(dtype, 2e-4)
-    args, kwargs = _float32(example.args), _float32(example.kwargs)
+    given = example.to(torch.float32)
     with recording_torch(reference, lambda _: True) as theirs, torch.no_grad():
-        reference(*args, **kwargs)
+        reference(*given.args, **given.kwargs)
     with recording_mlx(ported, lambda _: True) as ours:
         try:
-            mx.eval(_arrays(ported(*to_mlx(example.args), **to_mlx(example.kwargs))))
+            mx.eval(output_arrays(ported(*to_mlx(example.args), **to_mlx(example.kwargs))))
         except Exception:  # the port stops half-way: what it recorded until then is what can be compared
             pass
     bad: tuple[Record, Record, float, float] | None = None
@@ -98,18 +98,6 @@ def wrong_weights(ported: nn.Module, expected: Mapping[str, mx.array]) -> list[s
         elif not bool(mx.allclose(array, wanted, rtol=1e-3, atol=1e-6, equal_nan=True)):
             wrong.append(name)
     return wrong
-
-
-def _float32(value: Any) -> Any:
-    from torch.utils import _pytree as pytree
-
-    return pytree.tree_map(lambda x: x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x, value)
-
-
-def _arrays(value: Any) -> list[mx.array]:
-    from mlxport.graph.examples import output_leaves
-
-    return [leaf for leaf in output_leaves(value).values() if isinstance(leaf, mx.array)]
 
 
 def _error(ours: Array | None, theirs: Array | None) -> float | None:
@@ -165,10 +153,11 @@ def _inputs_of(reference: Any, module: torch.nn.Module, example: Example) -> tup
     def hook(_: Any, args: Any, kwargs: Any) -> None:
         calls.append((args, kwargs))
 
+    given = example.to(torch.float32)
     handle = module.register_forward_pre_hook(hook, with_kwargs=True)
     try:
         with torch.no_grad():
-            reference(*_float32(example.args), **_float32(example.kwargs))
+            reference(*given.args, **given.kwargs)
     finally:
         handle.remove()
     return calls[0] if calls else None

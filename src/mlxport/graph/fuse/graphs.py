@@ -9,7 +9,7 @@ import torch
 from torch.fx import Graph, Node
 
 from mlxport.graph.capture import Captured
-from mlxport.graph.tree import module_path
+from mlxport.graph.origin import module_path
 
 __all__ = [
     "CASTS",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mlxport.graph.expr import Expr, mx
@@ -119,36 +119,27 @@ def _eval_or_batch(
     return _scaled(input, mean, variance, weight, bias, eps, axis)
 
 
-def _batch_norm_first(
-    input: Expr,
-    weight: Expr | None,
-    bias: Expr | None,
-    running_mean: Expr | None,
-    running_var: Expr | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    cudnn_enabled: bool,
-) -> Expr:
-    refuse(training and running_mean is not None, "training updates the running statistics")
-    return _eval_or_batch(input, weight, bias, running_mean, running_var, training, eps, 1)
+def _batch_norm(axis: int) -> Callable[..., Expr]:
+    """``(x - mean) / sqrt(var + eps) * weight + bias`` for each channel, which are in ``axis``."""
+
+    def batch_norm(
+        input: Expr,
+        weight: Expr | None,
+        bias: Expr | None,
+        running_mean: Expr | None,
+        running_var: Expr | None,
+        training: bool,
+        momentum: float,
+        eps: float,
+        cudnn_enabled: bool,
+    ) -> Expr:
+        refuse(training and running_mean is not None, "training updates the running statistics")
+        return _eval_or_batch(input, weight, bias, running_mean, running_var, training, eps, axis)
+
+    return batch_norm
 
 
-@channels_last("aten.batch_norm.default", plain=_batch_norm_first)
-def batch_norm(
-    input: Expr,
-    weight: Expr | None,
-    bias: Expr | None,
-    running_mean: Expr | None,
-    running_var: Expr | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    cudnn_enabled: bool,
-) -> Expr:
-    """``(x - mean) / sqrt(var + eps) * weight + bias`` for each channel."""
-    refuse(training and running_mean is not None, "training updates the running statistics")
-    return _eval_or_batch(input, weight, bias, running_mean, running_var, training, eps, -1)
+channels_last("aten.batch_norm.default", plain=_batch_norm(1))(_batch_norm(-1))
 
 
 @op("aten._native_batch_norm_legit_no_training.default")

@@ -24,27 +24,17 @@ def _options(
     return options
 
 
-@op("aten.lstm.input")
-def lstm(
-    input: Expr,
-    hx: Sequence[Expr],
-    params: Sequence[Expr],
-    has_biases: bool,
-    num_layers: int,
-    dropout: float,
-    train: bool,
-    bidirectional: bool,
-    batch_first: bool,
-) -> Expr:
-    """An LSTM of several layers; projections are known by the number of parameters."""
-    options = _options(has_biases, num_layers, dropout, train, bidirectional, batch_first)
-    return call(helper.lstm, input, *hx, list(params), **options)
+def _states(hx: Expr | Sequence[Expr]) -> Sequence[Expr]:
+    """An LSTM has two, of which torch makes one argument."""
+    return [hx] if isinstance(hx, Expr) else hx
 
 
 def _register(key: str, function: Callable[..., Any], **fixed: Any) -> None:
-    def rnn(
+    """A network of several layers; an LSTM's projections are known by the number of parameters."""
+
+    def network(
         input: Expr,
-        hx: Expr,
+        hx: Expr | Sequence[Expr],
         params: Sequence[Expr],
         has_biases: bool,
         num_layers: int,
@@ -54,33 +44,35 @@ def _register(key: str, function: Callable[..., Any], **fixed: Any) -> None:
         batch_first: bool,
     ) -> Expr:
         options = _options(has_biases, num_layers, dropout, train, bidirectional, batch_first)
-        return call(function, input, hx, list(params), **fixed, **options)
+        return call(function, input, *_states(hx), list(params), **fixed, **options)
 
-    op(key)(rnn)
+    op(key)(network)
 
 
+_register("aten.lstm.input", helper.lstm)
 _register("aten.gru.input", helper.gru)
 _register("aten.rnn_tanh.input", helper.rnn)
 _register("aten.rnn_relu.input", helper.rnn, activation="relu")
 
 
-@op("aten.lstm_cell.default")
-def lstm_cell(
-    input: Expr, hx: Sequence[Expr], w_ih: Expr, w_hh: Expr, b_ih: Expr | None = None, b_hh: Expr | None = None
-) -> Expr:
-    """One step of an LSTM."""
-    biases = [] if b_ih is None or b_hh is None else [b_ih, b_hh]
-    return call(helper.lstm_cell, input, *hx, w_ih, w_hh, *biases)
-
-
 def _register_cell(key: str, function: Callable[..., Any], **fixed: Any) -> None:
-    def cell(input: Expr, hx: Expr, w_ih: Expr, w_hh: Expr, b_ih: Expr | None = None, b_hh: Expr | None = None) -> Expr:
+    """One step."""
+
+    def cell(
+        input: Expr,
+        hx: Expr | Sequence[Expr],
+        w_ih: Expr,
+        w_hh: Expr,
+        b_ih: Expr | None = None,
+        b_hh: Expr | None = None,
+    ) -> Expr:
         biases = [] if b_ih is None or b_hh is None else [b_ih, b_hh]
-        return call(function, input, hx, w_ih, w_hh, *biases, **fixed)
+        return call(function, input, *_states(hx), w_ih, w_hh, *biases, **fixed)
 
     op(key)(cell)
 
 
+_register_cell("aten.lstm_cell.default", helper.lstm_cell)
 _register_cell("aten.gru_cell.default", helper.gru_cell)
 _register_cell("aten.rnn_tanh_cell.default", helper.rnn_cell)
 _register_cell("aten.rnn_relu_cell.default", helper.rnn_cell, activation="relu")
