@@ -35,6 +35,23 @@ def test_an_image_model_has_no_transposes_inside():
     assert source.count("transpose") + source.count("moveaxis") <= 1
 
 
+@pytest.mark.parametrize("name", ["code", "graph", "meta", "recompile", "_guards_fn"])
+def test_members_that_torch_export_hides(name):
+    class Named(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.add_module(name, torch.nn.Linear(4, 4))
+            self.register_buffer("count", torch.zeros(1))
+
+        def forward(self, x, *, scale=None, **options):
+            return self._modules[name](x) * scale + self.count + options["more"]
+
+    x = torch.randn(2, 4)
+    port = mlxport.port(Named(), (x,), {"scale": torch.tensor(2.0), "more": torch.randn(2, 4)})
+    paths = {path for path, _ in tree_flatten(port.parameters())}
+    assert paths == {f"{name.lstrip('_')}.weight", f"{name.lstrip('_')}.bias", "count"}
+
+
 @pytest.fixture(scope="module")
 def dit():
     make, example, _ = ZOO["dit"]

@@ -416,6 +416,37 @@ class Encoder(nn.Module):
         return self.decoder(y, self.encoder(x), tgt_mask=mask)
 
 
+class Quantizer(nn.Module):
+    """A VQ autoencoder's bottleneck; torch.export itself hides a member that is called ``code``."""
+
+    def __init__(self, dim=8, codes=40):
+        super().__init__()
+        self.encode, self.code = nn.Conv1d(dim, dim, 3, padding=1), nn.Embedding(codes, dim)
+        self.decode = nn.ConvTranspose1d(dim, dim, 4, 2, 1, groups=2)
+
+    def forward(self, x):
+        z = self.encode(x).transpose(1, 2)
+        nearest = torch.cdist(z, self.code.weight.expand(z.shape[0], -1, -1)).argmin(-1)
+        chosen = z + (self.code(nearest) - z).detach()
+        return self.decode(chosen.transpose(1, 2)), nearest, F.mse_loss(chosen, z)
+
+
+class FourierOperator(nn.Module):
+    """A layer of a Fourier neural operator: complex weights on the low frequencies."""
+
+    def __init__(self, width=4, modes=5):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(width, width, modes, modes, dtype=torch.complex64))
+        self.mix, self.modes = nn.Conv2d(width, width, 1), modes
+
+    def forward(self, x):
+        low = (slice(None), slice(None), slice(self.modes), slice(self.modes))
+        spectrum = torch.fft.rfft2(x)
+        kept = torch.zeros_like(spectrum)
+        kept[low] = torch.einsum("bixy,ioxy->boxy", spectrum[low], self.weight)
+        return F.gelu(torch.fft.irfft2(kept, s=x.shape[-2:]) + self.mix(x))
+
+
 def _edges(nodes, count):
     return torch.randint(0, nodes, (2, count))
 
@@ -438,6 +469,8 @@ ZOO = {
     "wavenet": (WaveNet, (torch.randint(0, 16, (2, 20)),), (torch.randint(0, 16, (3, 31)),)),
     "tagger": (Tagger, (torch.randint(0, 20, (2, 5)),), (torch.randint(0, 20, (3, 5)),)),
     "pointnet": (PointNet, (r(2, 3, 10),), (r(3, 3, 17),)),
+    "quantizer": (Quantizer, (r(2, 8, 20),), (r(3, 8, 33),)),
+    "fourier-operator": (FourierOperator, (r(2, 4, 16, 16),), (r(3, 4, 20, 18),)),
     "graph": (GraphNet, (r(6, 5), _edges(6, 9)), (r(8, 5), _edges(8, 13))),
     "transformer": (Encoder, (r(2, 5, 16), r(2, 4, 16)), (r(3, 6, 16), r(3, 7, 16))),
 }  # fmt: skip

@@ -20,6 +20,7 @@ from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 
 from mlxport.graph import ops as _ops  # noqa: F401  (fills the table)
+from mlxport.graph.inside import Inside, bring_out, hides_members
 from mlxport.graph.registry import LOWERINGS
 from mlxport.graph.shapes import known_shapes
 from mlxport.graph.stores import add_stores
@@ -184,14 +185,16 @@ def capture(
         ) from error
     args, kwargs = _distinct(args, kwargs)
     problem: Exception | None = None
-    with _explicit(module, signature, args, kwargs) as explicit:
+    inside = hides_members(module)
+    exported = Inside(module) if inside else module
+    with _explicit(exported, signature, args, kwargs, always=inside) as explicit:
         attempts: list[Any] = [dynamic if dynamic is not False else None]
         if dynamic is True:
             positional, keyword = dynamic_shapes(args, kwargs)
             attempts = [dict(explicit.bind(*positional, **keyword).arguments), None]
         for shapes in attempts:
             try:
-                program = export(module, args, kwargs, shapes)
+                program = export(exported, args, kwargs, shapes)
                 break
             except Exception as error:  # the user's code under torch.export: whatever it raises is about that code
                 problem = problem or error
@@ -200,7 +203,9 @@ def capture(
             raise CaptureError(
                 f"torch.export cannot capture {name}: {_first_line(problem)}", _hint(problem)
             ) from problem
-    captured = _captured(program, module, signature, args, kwargs)
+    captured = _captured(program, exported, signature, args, kwargs)
+    if inside:
+        bring_out(captured)
     if problem is not None:
         reason = _first_line(problem)
         captured.notes.append(f"sizes are fixed to the example's: torch.export with dynamic ones says {reason}")
@@ -238,16 +243,21 @@ def _hint(error: Exception) -> str:
 
 @contextmanager
 def _explicit(
-    module: torch.nn.Module, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+    module: torch.nn.Module,
+    signature: inspect.Signature,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    always: bool = False,
 ) -> Iterator[inspect.Signature]:
     """Spell out what ``**kwargs`` of the forward catches: torch.export cannot give it dynamic shapes otherwise."""
     parameters = dict(signature.parameters)
     caught = next((p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD), None)
     extra = signature.bind(*args, **kwargs).arguments.get(caught or "", {})
-    if not extra:
+    if not extra and not always:
         yield signature
         return
-    del parameters[caught or ""]
+    if extra:
+        del parameters[caught or ""]
     spelled = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in extra]
     explicit = signature.replace(parameters=[*parameters.values(), *spelled])
     forward = module.forward

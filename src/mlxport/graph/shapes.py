@@ -71,6 +71,11 @@ def _multilabel_margin_loss(self: torch.Tensor, target: torch.Tensor, reduction:
     return self.new_empty(() if reduction else target.shape[:-1])  # torch: (1,) for one row
 
 
+def _cdist(x1: torch.Tensor, x2: torch.Tensor, p: float = 2.0, compute_mode: int | None = None) -> torch.Tensor:
+    lead = torch.broadcast_shapes(x1.shape[:-2], x2.shape[:-2])
+    return x1.new_empty(*lead, x1.shape[-2], x2.shape[-2])  # torch: one formula up to 25 rows, another beyond
+
+
 def _shapes() -> dict[Any, Callable[..., Any]]:
     aten = torch.ops.aten
     return {
@@ -78,6 +83,7 @@ def _shapes() -> dict[Any, Callable[..., Any]]:
         aten.gru.input: _rnn,
         aten.rnn_tanh.input: _rnn,
         aten.rnn_relu.input: _rnn,
+        aten.cdist.default: _cdist,
         aten.take_along_dim.default: _take_along_dim,
         aten.nll_loss_nd.default: _nll_loss_nd,
         aten.multilabel_margin_loss.default: _multilabel_margin_loss,

@@ -126,6 +126,14 @@ def pdist(x, p=2.0):
     return last_axis_norm(x[first] - x[second], p)
 
 
+def euclidean_cdist(x1, x2, products=False):
+    """The distance of every row of x1 to every row of x2: by products where there are more than 25, as torch does."""
+    if not products and max(x1.shape[-2], x2.shape[-2]) <= 25:
+        return cdist(x1, x2)
+    squares = mx.square(x1).sum(axis=-1)[..., :, None] + mx.square(x2).sum(axis=-1)[..., None, :]
+    return mx.sqrt(mx.maximum(squares - 2 * x1 @ x2.swapaxes(-2, -1), 0))
+
+
 def cdist(x1, x2, p=2.0):
     """The p-norm distance of every row of x1 to every row of x2."""
     return last_axis_norm(mx.expand_dims(x1, -2) - mx.expand_dims(x2, -3), p)

@@ -40,7 +40,6 @@ def transformed_nd(name: str, x: Expr, s: Sequence[Any] | None, dim: Sequence[in
         sizes = [x.shape[axis] if known(size) and size == -1 else size for axis, size in zip(axes, s, strict=True)]
         if name == "irfft" and known(s[-1]) and s[-1] == -1:
             sizes[-1] = 2 * (x.shape[axes[-1]] - 1)
-        refuse(not known(*sizes), "a Fourier transform of several axes to a dynamic size")
         options["s"] = tuple(sizes)
     if s is not None or axes != list(range(x.ndim)):
         options["axes"] = tuple(axes)

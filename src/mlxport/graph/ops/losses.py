@@ -242,7 +242,9 @@ def native_dropout(input: Expr, p: float, train: bool | None) -> tuple[Expr, Exp
     return input, mx.ones(input.shape, dtype=mx.bool_)
 
 
-@op("aten._cdist_forward.default")
-def cdist(x1: Expr, x2: Expr, p: float, compute_mode: int | None) -> Expr:
-    """Distances of all pairs of rows; ``compute_mode`` is about speed."""
+@op("aten.cdist.default", "aten._cdist_forward.default")
+def cdist(x1: Expr, x2: Expr, p: float = 2.0, compute_mode: int | None = None) -> Expr:
+    """Distances of all pairs of rows; ``compute_mode`` 2 rules out the formula by products, 1 asks for it."""
+    if p == 2 and compute_mode != 2:
+        return call(helper.euclidean_cdist, x1, x2, *[True] if compute_mode == 1 else [])
     return call(helper.cdist, x1, x2, *[] if p == 2 else [p])
