@@ -8,7 +8,8 @@ import inspect
 import operator
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
+from dataclasses import fields as dataclass_fields
 from keyword import iskeyword
 from typing import Any
 
@@ -39,6 +40,7 @@ from mlxport.graph.paths import Paths
 from mlxport.graph.registry import helper
 from mlxport.graph.sharing import find_layers
 from mlxport.graph.stores import store
+from mlxport.graph.structures import Attribute
 from mlxport.graph.tree import build_tree, scopes
 from mlxport.graph.units import Body, Context, Step
 
@@ -313,6 +315,11 @@ def _leaves(captured: Captured, name: str, path: tuple[Any, ...], value: Any) ->
         return [leaf for key, inner in value.items() for leaf in _leaves(captured, name, (*path, key), inner)]
     if isinstance(value, list | tuple):
         return [leaf for index, inner in enumerate(value) for leaf in _leaves(captured, name, (*path, index), inner)]
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = {item.name: getattr(value, item.name) for item in dataclass_fields(value)}
+        return [
+            leaf for key, inner in parts.items() for leaf in _leaves(captured, name, (*path, Attribute(key)), inner)
+        ]
     return [(name, path, value)]
 
 
@@ -358,8 +365,11 @@ def _signature(captured: Captured, names: Mapping[Node, str]) -> tuple[str, list
         else:
             parts.append(f"{name}=None" if optional else name)
         for path, leaf in items:
+            access = name + "".join(f".{part}" if isinstance(part, Attribute) else f"[{part!r}]" for part in path)
             if path and isinstance(leaf, Node):
-                before.append(f"{names[leaf]} = {name}" + "".join(f"[{part!r}]" for part in path))
+                before.append(f"{names[leaf]} = {access}")
+            elif path and isinstance(leaf, bool | int | float | str | None):
+                fixed.append(f"{_identifier('_'.join(map(str, (name, *path))))}=({access}, {leaf!r})")
     checks = _shape_check(captured, names)
     if fixed:
         checks.append(f"check_fixed({', '.join(fixed)})")

@@ -24,6 +24,7 @@ from mlxport.graph.inside import Inside, bring_out, hides_members
 from mlxport.graph.registry import LOWERINGS
 from mlxport.graph.shapes import known_shapes
 from mlxport.graph.stores import add_stores
+from mlxport.graph.structures import known_dataclasses
 
 __all__ = ["CaptureError", "Captured", "capture", "decompose", "export", "lowered_decompositions"]
 
@@ -142,14 +143,23 @@ def _table(table: Any) -> dict[Any, Any]:
 
 
 def dynamic_shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Every axis of every tensor input dynamic where torch.export can prove it (sizes 0 and 1 it takes as fixed)."""
+    """Every axis of every tensor input dynamic where torch.export can prove it (sizes 0 and 1 it takes as fixed).
 
-    def axes(leaf: Any) -> Any:
-        if isinstance(leaf, torch.Tensor):
-            return {axis: torch.export.Dim.AUTO for axis in range(leaf.ndim)}
-        return None
+    In the place of a class that is registered with pytree stands the list of its parts, as torch.export wants it.
+    """
 
-    return pytree.tree_map(axes, args), pytree.tree_map(axes, kwargs)
+    def axes(item: Any) -> Any:
+        if isinstance(item, torch.Tensor):
+            return {axis: torch.export.Dim.AUTO for axis in range(item.ndim)}
+        registered = pytree.SUPPORTED_NODES.get(type(item))
+        return None if registered is None else [each(part) for part in registered.flatten_fn(item)[0]]
+
+    def each(value: Any) -> Any:
+        return pytree.tree_map(
+            axes, value, is_leaf=lambda item: pytree._get_node_type(item) not in pytree.BUILTIN_TYPES
+        )
+
+    return each(args), each(kwargs)
 
 
 def capture(
@@ -183,11 +193,12 @@ def capture(
             "give its arguments as the example: (args, kwargs)",
             usage=True,
         ) from error
-    args, kwargs = _distinct(args, kwargs)
     problem: Exception | None = None
     inside = hides_members(module)
     exported = Inside(module) if inside else module
-    with _explicit(exported, signature, args, kwargs, always=inside) as explicit:
+    known = known_dataclasses(exported, (args, kwargs))
+    with known, _explicit(exported, signature, args, kwargs, always=inside) as explicit:
+        args, kwargs = _distinct(args, kwargs)
         attempts: list[Any] = [dynamic if dynamic is not False else None]
         if dynamic is True:
             positional, keyword = dynamic_shapes(args, kwargs)

@@ -1,0 +1,84 @@
+"""Dataclasses, named tuples and nested structures go in and come out as the original has them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import mlxport
+
+
+@dataclass
+class Output:
+    logits: torch.Tensor
+    hidden: torch.Tensor | None = None
+    other: torch.Tensor | None = None
+
+
+@dataclass
+class Input:
+    x: torch.Tensor
+    scale: float = 1.0
+
+
+@dataclass
+class MLXInput:
+    x: mx.array
+    scale: float = 1.0
+
+
+class Pair(NamedTuple):
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+class Linear(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+
+class Returns(Linear):
+    def forward(self, x):
+        return Output(self.linear(x), hidden=x + 1)
+
+
+class Nested(Linear):
+    def forward(self, x):
+        return Pair(self.linear(x), x + 1), [x * 2, {"key": Output(x * 3)}]
+
+
+class Takes(Linear):
+    def forward(self, given, more):
+        return self.linear(given.x) * given.scale + more["y"] * more["factor"]
+
+
+def test_a_dataclass_becomes_a_dict():
+    module, x = Returns(), torch.randn(2, 4)
+    got = mlxport.port(module, (x,))(mx.array(torch.cat([x, x]).numpy()))
+    assert list(got) == ["logits", "hidden"] and got["hidden"].shape == (4, 4)
+    assert np.allclose(got["logits"][:2], module(x).logits.detach().numpy(), atol=1e-6)
+
+
+def test_one_within_other_structures():
+    pair, (twice, inner) = mlxport.port(Nested(), (torch.randn(2, 4),))(mx.ones((3, 4)))
+    assert type(pair) is tuple and (pair[1] == 2).all() and (twice == 2).all()
+    assert list(inner["key"]) == ["logits"] and (inner["key"]["logits"] == 3).all()
+
+
+def test_one_as_an_input():
+    module, x, y = Takes(), torch.randn(2, 4), torch.randn(2, 4)
+    port = mlxport.port(module, (Input(x, 2.0), {"y": y, "factor": 0.5}))
+    x, y = torch.randn(5, 4), torch.randn(5, 4)
+    got = port(MLXInput(mx.array(x.numpy()), 2.0), {"y": mx.array(y.numpy()), "factor": 0.5})
+    assert np.allclose(got, module(Input(x, 2.0), {"y": y, "factor": 0.5}).detach().numpy(), atol=1e-6)
+    with pytest.raises(ValueError, match=r"given_scale=1.0: this port was made with given_scale=2.0"):
+        port(MLXInput(mx.array(x.numpy())), {"y": mx.array(y.numpy()), "factor": 0.5})
+    with pytest.raises(ValueError, match=r"more_factor=2.0: this port"):
+        port(MLXInput(mx.array(x.numpy()), 2.0), {"y": mx.array(y.numpy()), "factor": 2.0})
