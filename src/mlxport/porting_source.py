@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import json
 import sys
@@ -19,7 +18,7 @@ from mlxport.errors import SourceError, UnsupportedError, UsageError
 from mlxport.graph.build import Port
 from mlxport.graph.examples import Example, other_sizes
 from mlxport.options import Options
-from mlxport.parity.ported import PortParity, in_float32, main_dtype, verify_port
+from mlxport.parity.ported import PortParity, copied, in_float32, main_dtype, verify_port
 from mlxport.parity.ported_bisect import first_divergence
 from mlxport.porting import emit
 from mlxport.target.generated import GeneratedConversion, assemble
@@ -166,7 +165,7 @@ def open_module(
     module, dtype = original, main_dtype(original, example)
     if options.dtype != "auto":  # the user's own module is left as it is
         dtype, wanted = options.dtype, _DTYPES[options.dtype]
-        module, example = copy.deepcopy(original).to(wanted), example.to(wanted)
+        module, example = copied(original).to(wanted), example.to(wanted)
     port = emit(module, example, dynamic=options.dynamic, fold_batchnorm=options.fold_batchnorm)
     if training:
         port.notes.append("the module was in training mode; it is ported as in eval()")
@@ -181,6 +180,9 @@ def _plain(name: str) -> Any:
     return lambda arrays: arrays[name]
 
 
+_NARROW = {torch.complex128: torch.complex64}  # safetensors has no wider one, nor has MLX
+
+
 def _saved(state: Mapping[str, torch.Tensor], model_type: str, folder: Path) -> Checkpoint:
     """Tensors as a checkpoint under ``folder``, which the conversion can read."""
     from safetensors.torch import save_file
@@ -188,9 +190,9 @@ def _saved(state: Mapping[str, torch.Tensor], model_type: str, folder: Path) -> 
     from mlxport.source import open_checkpoint
 
     tensors = {
-        name: tensor.detach().contiguous().clone()
+        name: tensor.detach().contiguous().clone().to(_NARROW.get(tensor.dtype, tensor.dtype))
         for name, tensor in state.items()
-        if not tensor.is_complex() and tensor.ndim <= 8
+        if tensor.ndim <= 8
     }
     (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
     save_file(tensors, folder / "model.safetensors")

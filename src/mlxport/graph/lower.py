@@ -165,12 +165,20 @@ def lower_node(node: Node, resolve: Callable[[Node], Any] = reference) -> Any:
         bound = bind(node.target, args, kwargs)
         if "node" in inspect.signature(function).parameters:  # a lowering that asks where an argument comes from
             bound["node"] = node
+        if function.__module__.endswith(".linalg"):
+            bound = {name: _wide(item) for name, item in bound.items()}
         result = function(**bound)
         return _checked(node, result, node.meta.get("val"))
     function = LOWERINGS.get(getattr(node.target, "__name__", str(node.target)))
     if function is None:
         raise UnsupportedOp("")
     return _checked(node, function(*args, **kwargs), node.meta.get("val"))
+
+
+def _wide(item: Any) -> Any:
+    """MLX decomposes matrices of float32; others are cast, and the result back."""
+    half = isinstance(item, Expr) and isinstance(item.value, mx.array) and item.dtype in (mx.float16, mx.bfloat16)
+    return item.astype(mx.float32) if half else item
 
 
 def lower_layer(node: Node, *inputs: Any) -> Any:

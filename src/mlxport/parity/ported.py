@@ -18,7 +18,7 @@ from mlxport.graph.examples import Example, output_arrays, output_leaves
 from mlxport.graph.weights import from_torch, to_mlx
 from mlxport.parity.report import Divergence
 
-__all__ = ["OutputComparison", "PortParity", "compare", "in_float32", "main_dtype", "verify_port"]
+__all__ = ["OutputComparison", "PortParity", "compare", "copied", "in_float32", "main_dtype", "verify_port"]
 
 # Bounds by the port's main dtype: largest difference over the reference's largest value, and RMS of the difference
 # over RMS of the reference. The reference computes in float32.
@@ -211,7 +211,16 @@ def main_dtype(module: torch.nn.Module, example: Example) -> str:
 
 def in_float32(module: torch.nn.Module, example: Example) -> torch.nn.Module:
     """What a port of ``module`` is compared with: the module, or a copy where its main dtype is another one."""
-    return module if _most(module, example) is torch.float32 else copy.deepcopy(module).float()
+    return module if _most(module, example) is torch.float32 else copied(module).float()
+
+
+def copied(module: torch.nn.Module) -> torch.nn.Module:
+    """A copy with tensors of its own; what a hook has computed of parameters (weight_norm) is computed anew."""
+    for part in module.modules():
+        for name, item in vars(part).items():
+            if isinstance(item, torch.Tensor) and not item.is_leaf:  # deepcopy refuses it
+                setattr(part, name, item.detach())
+    return copy.deepcopy(module)
 
 
 def verify_port(

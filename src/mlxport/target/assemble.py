@@ -134,6 +134,11 @@ def quantize(model: nn.Module, config: dict[str, Any], quant: QuantRequest, buil
             "the checkpoint is already quantized; quantizing it again would add one error to another",
             hint="convert without --quantize to keep its quantization, or start from the unquantized checkpoint",
         )
+    if not count_parameters(model):
+        raise QuantizationError(
+            f"nothing can be quantized with {_spell(quant.spec)}: the model has no layers with weights",
+            hint="convert without --quantize",
+        )
     own = getattr(model, "quant_predicate", None)
     group = quant.spec.group_size
     predicate = own

@@ -15,7 +15,7 @@ from mlxport.graph.build import Port
 from mlxport.graph.execute import execute
 from mlxport.graph.weights import from_torch, port_weights
 from mlxport.quant import QuantRequest
-from mlxport.target.assemble import Built, Conversion, count_parameters, make_conversion, quantize
+from mlxport.target.assemble import Built, Conversion, make_conversion, quantize
 from mlxport.transform import trace
 from mlxport.types import TensorRef
 
@@ -73,9 +73,10 @@ def assemble(
         model.load_weights(list(weights.items()))
         model.eval()
         built.config = dict(base)
+        built.parameters = sum(array.size for array in weights.values())
         if quant is not None:
             built.config = quantize(model, built.config, quant, built)
-        built.model, built.parameters = model, count_parameters(model)
+        built.model = model
         return dict(tree_flatten(model.parameters()))
 
     program = trace(pipeline, refs)

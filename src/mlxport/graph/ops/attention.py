@@ -38,6 +38,8 @@ def scaled_dot_product_attention(
         fixed = isinstance(width, int)
         scale = width**-0.5 if not fixed else 1 / math.sqrt(width) if width else 1.0
     mask: Any = attn_mask
+    if attn_mask is not None and attn_mask.dtype not in (mx.bool_, query.dtype):
+        mask = attn_mask.astype(query.dtype)
     sees = is_causal or (node is not None and every_row_sees(_mask_node(node)))
     if is_causal:
         lengths = query.shape[-2], key.shape[-2]
