@@ -447,6 +447,24 @@ class FourierOperator(nn.Module):
         return F.gelu(torch.fft.irfft2(kept, s=x.shape[-2:]) + self.mix(x))
 
 
+class LocalAttention(nn.Module):
+    """Blocks of a sequence that see themselves and the block before; the length is a multiple of theirs."""
+
+    def __init__(self, dim=8, block=8):
+        super().__init__()
+        self.qkv, self.block = nn.Linear(dim, 3 * dim), block
+
+    def forward(self, x):
+        batch, length, dim = x.shape
+        q, k, v = self.qkv(x).view(batch, length // self.block, self.block, 3, dim).unbind(3)
+        k = torch.cat([F.pad(k, (0, 0, 0, 0, 1, 0))[:, :-1], k], 2)
+        v = torch.cat([F.pad(v, (0, 0, 0, 0, 1, 0))[:, :-1], v], 2)
+        scores = torch.einsum("bnid,bnjd->bnij", q, k) / dim**0.5
+        i, j = torch.arange(self.block)[:, None], torch.arange(2 * self.block)[None] - self.block
+        scores = scores.masked_fill((j > i) | (j < i - self.block), -1e9)
+        return torch.einsum("bnij,bnjd->bnid", scores.softmax(-1), v).reshape(batch, length, dim)
+
+
 def _edges(nodes, count):
     return torch.randint(0, nodes, (2, count))
 
@@ -471,6 +489,7 @@ ZOO = {
     "pointnet": (PointNet, (r(2, 3, 10),), (r(3, 3, 17),)),
     "quantizer": (Quantizer, (r(2, 8, 20),), (r(3, 8, 33),)),
     "fourier-operator": (FourierOperator, (r(2, 4, 16, 16),), (r(3, 4, 20, 18),)),
+    "local-attention": (LocalAttention, (r(2, 40, 8),), (r(3, 64, 8),)),
     "graph": (GraphNet, (r(6, 5), _edges(6, 9)), (r(8, 5), _edges(8, 13))),
     "transformer": (Encoder, (r(2, 5, 16), r(2, 4, 16)), (r(3, 6, 16), r(3, 7, 16))),
 }  # fmt: skip

@@ -13,7 +13,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from mlxport.graph.capture import Captured
-from mlxport.graph.guards import Rule, size_rules
+from mlxport.graph.guards import size_rules
 
 __all__ = ["Example", "leaf_names", "other_sizes", "output_arrays", "output_leaves"]
 
@@ -90,7 +90,7 @@ def other_sizes(captured: Captured) -> Iterator[Example]:
     rules = size_rules(captured, list(symbols))
     generator = torch.Generator().manual_seed(1)
     for change in _CHANGES if symbols else (None,):
-        sizes = {symbol: _allowed(rules[symbol], change(size)) for symbol, size in symbols.items()} if change else {}
+        sizes = {symbol: rules[symbol].nearest(change(size)) for symbol, size in symbols.items()} if change else {}
         shapes = _shapes(captured, sizes)
         if shapes is None:
             continue
@@ -115,13 +115,6 @@ def _symbols(captured: Captured) -> dict[sympy.Symbol, int]:
     return found
 
 
-def _allowed(rule: Rule, size: int) -> int:
-    """The size that the port takes which is nearest below, or else the least one."""
-    size = size if rule.high is None else min(size, rule.high)
-    size -= (size - rule.remainder) % rule.step
-    return max(size, rule.low)
-
-
 def _shapes(captured: Captured, sizes: Mapping[sympy.Symbol, int]) -> list[tuple[int, ...] | None] | None:
     """The shape of each leaf (None where it is no tensor); None if a size would not be a positive whole number."""
     shapes: list[tuple[int, ...] | None] = []
@@ -131,7 +124,10 @@ def _shapes(captured: Captured, sizes: Mapping[sympy.Symbol, int]) -> list[tuple
             continue
         shape = []
         for size in node.meta["val"].shape:
-            number = size.node.expr.subs(sizes) if isinstance(size, torch.SymInt) else sympy.Integer(size)
+            try:
+                number = size.node.expr.subs(sizes) if isinstance(size, torch.SymInt) else sympy.Integer(size)
+            except ZeroDivisionError:
+                return None
             if not number.is_Integer or number < 0:
                 return None
             shape.append(int(number))

@@ -36,6 +36,12 @@ class Rule:
         """Whether any positive size will do."""
         return self.low <= 1 and self.high is None and self.step == 1
 
+    def nearest(self, size: int) -> int:
+        """The size that fits which is nearest below ``size``, or else the least one."""
+        size = size if self.high is None else min(size, self.high)
+        size -= (size - self.remainder) % self.step
+        return max(size, self.low)
+
     def as_tuple(self) -> tuple[int | None, ...]:
         """What ``check_inputs`` takes."""
         return (self.low, self.high) if self.step == 1 else (self.low, self.high, self.step, self.remainder)

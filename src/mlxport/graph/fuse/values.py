@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import sympy
@@ -15,6 +16,7 @@ from torch.fx import Node
 
 from mlxport.graph.capture import Captured
 from mlxport.graph.fuse.graphs import kind, shape
+from mlxport.graph.guards import Rule, size_rules
 
 __all__ = ["CannotEvaluate", "Values", "close", "symbols"]
 
@@ -112,13 +114,16 @@ class Values:
     def sizes(self) -> Iterator[dict[sympy.Symbol, int]]:
         """Sizes to try, one for each symbol of the graph: small ones, odd and even."""
         for choice in ((5, 7, 9, 11, 6, 8, 10, 12), (6, 10, 8, 12, 14, 9, 7, 11), (8, 16, 24, 32, 40, 48, 56, 64)):
-            chosen = {}
-            for index, symbol in enumerate(self._symbols):
-                low, high = self.captured.ranges.get(str(symbol), (0, 2**63 - 1))
-                chosen[symbol] = min(max(choice[index % len(choice)], low), high)
-            yield chosen
+            yield {
+                symbol: self._rules[symbol].nearest(choice[index % len(choice)])
+                for index, symbol in enumerate(self._symbols)
+            }
             if not self._symbols:
                 return
+
+    @cached_property
+    def _rules(self) -> dict[sympy.Symbol, Rule]:
+        return size_rules(self.captured, self._symbols)
 
     def random(self, node: Node, sizes: Mapping[sympy.Symbol, int], seed: int = 0, scale: float = 1.0) -> torch.Tensor:
         """Normal numbers in the shape of ``node``."""
@@ -131,7 +136,10 @@ class Values:
     def number(size: Any, sizes: Mapping[sympy.Symbol, int]) -> Any:
         """A size (or what is computed of sizes) as a number."""
         if isinstance(size, torch.SymInt | torch.SymFloat | torch.SymBool):
-            number = size.node.expr.subs(sizes)
+            try:
+                number = size.node.expr.subs(sizes)
+            except ZeroDivisionError as error:
+                raise CannotEvaluate(f"size {size}") from error
             if not getattr(number, "is_number", True) and number not in (sympy.true, sympy.false):
                 raise CannotEvaluate(f"size {size}")
             made = {torch.SymInt: int, torch.SymFloat: float, torch.SymBool: bool}[type(size)](number)
