@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ __all__ = ["Turn", "measure"]
 
 _EXACT = 1e-6
 _LONG = 256  # positions at which frequencies are measured
+_MOST = 1 << 20  # numbers that are turned for that
 
 
 @dataclass(frozen=True)
@@ -139,13 +141,15 @@ def _ratio(ratio: torch.Tensor) -> tuple[int, torch.Tensor, float] | None:
 
 
 def _longer(x: Node, result: Node, values: Values, angles: _Angles, sizes: Mapping[Any, int]) -> _Angles:
-    """The angles at more positions, where the number of positions can change."""
+    """The angles at more positions, where the number of positions can change; ``sizes``: those of ``angles``."""
     size = shape(x)[angles.axis]
     if isinstance(size, int) or not size.node.expr.is_Symbol:
         return angles
-    _, high = values.captured.ranges.get(str(size.node.expr), (0, _LONG))
+    others = values.smallest()
+    row = prod(values.number(other, others) for axis, other in enumerate(shape(x)) if axis != angles.axis)
+    count = max(sizes[size.node.expr], min(_LONG, _MOST // max(row, 1)))
     try:
-        found = _pairs(x, result, values, {**sizes, size.node.expr: min(high, _LONG)})
+        found = _pairs(x, result, values, {**others, size.node.expr: values.fitting(size.node.expr, count)})
     except CannotEvaluate:
         return angles
     return found or angles

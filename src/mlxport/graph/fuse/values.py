@@ -121,6 +121,14 @@ class Values:
             if not self._symbols:
                 return
 
+    def smallest(self) -> dict[sympy.Symbol, int]:
+        """The least size that each symbol of the graph may have."""
+        return {symbol: rule.low for symbol, rule in self._rules.items()}
+
+    def fitting(self, symbol: sympy.Symbol, size: int) -> int:
+        """The size of ``symbol`` nearest below ``size`` that it may have."""
+        return self._rules[symbol].nearest(size)
+
     @cached_property
     def _rules(self) -> dict[sympy.Symbol, Rule]:
         return size_rules(self.captured, self._symbols)
