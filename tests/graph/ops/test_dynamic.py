@@ -60,6 +60,7 @@ SIGNALS = Functions(
     lambda x: x.masked_fill(torch.ones(x.shape[0], x.shape[1]).tril().bool(), 0.5),
     lambda x: (x / x.shape[1] ** 0.5, torch.full((x.shape[0], 2), x.shape[1])),
     lambda x: torch.arange(x.shape[1] - 1, -1, -1),
+    lambda x: torch.arange(x.shape[1], -x.shape[1], -1.0, dtype=torch.int64),
     lambda x: torch.nonzero(x > 1.5),
     lambda x: F.normalize(x),
 )
