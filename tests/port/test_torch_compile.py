@@ -61,3 +61,57 @@ def test_inference_only(net):
     compiled = torch.compile(net, backend="mlxport")
     with pytest.raises(Exception, match="is for inference"):
         compiled(torch.randn(2, 3, 8, 8))[0].sum().backward()
+
+
+class Constants(nn.Module):
+    """Tensors that the code makes, and writes in place."""
+
+    def forward(self, x):
+        bins = torch.bucketize(x, torch.tensor([-1.0, 0.0, 1.0]))
+        y = x.clone()
+        y[:, 0] = 1.0
+        return bins, torch.where(x > 0, torch.tensor(2.0), y)
+
+
+class Decompositions(nn.Module):
+    """Ops that check their result by themselves."""
+
+    def forward(self, x):
+        matrix = x @ x.mT + 3 * torch.eye(x.shape[-1])
+        return torch.linalg.cholesky(matrix), torch.linalg.inv(matrix), torch.logdet(matrix), torch.linalg.slogdet(x)
+
+
+LAYER = {"d_model": 16, "nhead": 4, "dim_feedforward": 24, "batch_first": True}
+PADDING = torch.arange(7)[None] >= torch.tensor([[7], [4]])
+CAUSAL = torch.ones(7, 7, dtype=torch.bool).triu(1)
+
+
+@pytest.mark.parametrize(
+    ("make", "args", "kwargs"),
+    [
+        (Constants, (torch.randn(3, 4),), {}),
+        (Decompositions, (torch.randn(2, 4, 4),), {}),
+        (lambda: nn.Bilinear(4, 5, 3), (torch.randn(2, 4), torch.randn(2, 5)), {}),
+        (lambda: nn.TransformerEncoderLayer(**LAYER), (torch.randn(2, 7, 16),), {}),
+        (lambda: nn.TransformerEncoderLayer(**LAYER, norm_first=True, activation="gelu"), (torch.randn(2, 7, 16),),
+         {"src_key_padding_mask": PADDING}),
+        (lambda: nn.TransformerEncoderLayer(**LAYER), (torch.randn(2, 7, 16),), {"src_mask": CAUSAL}),
+        (lambda: nn.TransformerEncoderLayer(**LAYER), (torch.randn(2, 7, 16),),
+         {"src_mask": CAUSAL, "src_key_padding_mask": PADDING}),
+        (lambda: nn.MultiheadAttention(16, 4, batch_first=True), (torch.randn(2, 7, 16),) * 3, {}),
+        (lambda: nn.MultiheadAttention(16, 4, batch_first=True), (torch.randn(2, 7, 16),) * 3,
+         {"key_padding_mask": PADDING, "average_attn_weights": False}),
+    ],
+    ids=["constants", "decompositions", "bilinear", "layer", "padding", "causal", "both", "attention", "its weights"],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_only_this_door_meets(make, args, kwargs):
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    module = make().eval()
+    compiled = torch.compile(module, backend="mlxport")
+    with torch.no_grad():
+        wanted, got = (torch.utils._pytree.tree_leaves(call(*args, **kwargs)) for call in (module, compiled))
+    assert len(got) == len(wanted)
+    for ours, theirs in zip(got, wanted, strict=True):
+        assert ours.dtype is theirs.dtype and torch.allclose(ours, theirs, atol=1e-4, rtol=1e-4)

@@ -20,6 +20,7 @@ from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 
 from mlxport.graph import ops as _ops  # noqa: F401  (fills the table)
+from mlxport.graph.fastpath import fast_paths
 from mlxport.graph.inside import Inside, bring_out, hides_members
 from mlxport.graph.registry import LOWERINGS
 from mlxport.graph.shapes import known_shapes
@@ -126,7 +127,7 @@ def decompose(program: ExportedProgram) -> ExportedProgram:
 
 def lowered_decompositions() -> dict[Any, Any]:
     """How torch takes apart every op that the table does not have."""
-    return _table(torch._decomp.decomposition_table)
+    return _table({**torch._decomp.decomposition_table, **fast_paths()})
 
 
 def _rules(program: ExportedProgram) -> Iterator[tuple[Any, Any]]:

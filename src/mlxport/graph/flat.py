@@ -9,7 +9,7 @@ import inspect
 import math
 import operator
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -174,10 +174,13 @@ def used_helpers(source: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def compile_source(source: str, function: str = "forward") -> Callable[..., Any]:
-    """Execute flat source with its helpers and give its function."""
+def compile_source(
+    source: str, function: str = "forward", constants: Mapping[str, mx.array] | None = None
+) -> Callable[..., Any]:
+    """Execute flat source with its helpers and give its function; ``constants``: of the graph's ``get_attr`` nodes."""
     parts = [*helper_sources(used_helpers(source)).values(), source]
     namespace: dict[str, Any] = {"mx": mx, "nn": nn, "math": math}
+    namespace.update({variable(name): array for name, array in (constants or {}).items()})
     exec(compile("\n\n".join(parts), "<mlxport>", "exec"), namespace)
     result: Callable[..., Any] = namespace[function]
     return result

@@ -73,6 +73,13 @@ def slogdet(A: Expr | None = None, self: Expr | None = None) -> Any:  # noqa: N8
     return linalg.slogdet(matrix, stream=mx.cpu)
 
 
+@op("aten._linalg_slogdet.default")
+def slogdet_and_factors(A: Expr) -> Any:  # noqa: N803
+    """``mx.linalg.slogdet``; the factors serve the backward pass."""
+    found = slogdet(A)
+    return found[0], found[1], None, None
+
+
 @op("aten.logdet.default")
 def logdet(self: Expr) -> Expr:
     """``log(det(x))``, NaN for a negative determinant."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from mlxport.graph.expr import Expr, mx
@@ -31,6 +32,24 @@ def bilinear(input1: Expr, input2: Expr, weight: Expr, bias: Expr | None = None)
     function = helper.integer_bilinear if is_integer(input1) else helper.bilinear
     result = call(function, input1, input2, weight)
     return result if bias is None else result + bias
+
+
+@op("aten._trilinear.default")
+def trilinear(
+    i1: Expr,
+    i2: Expr,
+    i3: Expr,
+    expand1: Sequence[int],
+    expand2: Sequence[int],
+    expand3: Sequence[int],
+    sumdim: Sequence[int],
+    unroll_dim: int = 1,
+) -> Expr:
+    """The product of three, each with axes of one put in, summed; ``unroll_dim`` is about speed."""
+    places = zip((i1, i2, i3), (expand1, expand2, expand3), strict=True)
+    a, b, c = (mx.expand_dims(x, tuple(axes)) if axes else x for x, axes in places)
+    product = a * b * c
+    return product.sum(axis=tuple(sumdim)) if sumdim else product
 
 
 @op("aten.embedding.default")
