@@ -97,6 +97,7 @@ MULTIMODAL_TOKENS = ("image_token_id", "video_token_id", "audio_token_id", "imag
                      "audio_token_index", "vision_start_token_id", "vision_end_token_id", "boi_token_id",
                      "eoi_token_id", "boa_token_id", "eoa_token_id", "image_start_token_id", "image_end_token_id",
                      "audio_start_token_id", "audio_end_token_id")  # fmt: skip
+_MROPE = {"rope_type": "default", "rope_theta": 700.0, "mrope_section": [1, 1, 2], "partial_rotary_factor": 1.0}
 # What single types need besides; None as a value is the value.
 SPECIFIC: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("autoformer", "informer", "time_series_transformer"), {"prediction_length": 4}),
@@ -105,24 +106,31 @@ SPECIFIC: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("chameleon", "emu3"), {"vocabulary_map": {
         "<image>": 98, "<|image|>": 98, "<|extra_200|>": 97, **{f"IMGIMGBSABCDEFGHIJ{n}Z": 10 + n for n in range(8)}
     }}),
+    **dict.fromkeys(("qwen2_5_vl_text", "qwen2_vl_text", "glm4v_text", "glm4v_moe_text", "glm_image_text",
+                     "ernie4_5_vl_moe_text"), {"rope_parameters": _MROPE}),
+    **dict.fromkeys(("hunyuan_v1_dense", "hunyuan_v1_moe", "hunyuan_vl_text", "ministral"), {"head_dim": 8}),
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 700.0}}},
+    "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"]},
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 700.0, "clip_qkv": 8}},
+    "sam2_hiera_det_model": {"blocks_per_stage": [1, 2, 3, 2], "global_attention_blocks": [4]},
+    "clap_audio_model": {"num_mel_bins": 64, "hidden_size": ..., "num_attention_heads": ...},
+    **dict.fromkeys(("blt_local_encoder", "blt_local_decoder"), {"hidden_size_global": 32}),
+    "sam2_vision_model": {"backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]]},
+    "dots3_note_text": {"num_key_value_heads": 4},
     "reformer": {"is_decoder": True},
     "mamba2": {"num_heads": 8, "head_dim": 8},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "kyutai_speech_to_text": {"pad_token_id": 98},
     "depth_pro": {"patch_size": 32},
-    **dict.fromkeys(("granite4_vision",), {"deepstack_layer_map": [[0, 0]]}),
+    "granite4_vision": {"deepstack_layer_map": [[0, 0]], "downsample_rate": "1/2"},
     "diffusion_gemma_text": {"top_k_experts": 2},
     "glm5_next_text": {"num_key_value_heads": 4, "qk_rope_head_dim": 0, "qk_head_dim": 8},
-    "hunyuan_v1_dense": {"head_dim": 8},
-    "hunyuan_v1_moe": {"head_dim": 8},
     "nemotron": {"num_key_value_heads": 2},
     "zaya": {"num_experts_per_tok": 1},
     "xmod": {"default_language": "en_XX"},
     "mpnet": {"relative_attention_num_buckets": 32},
     "gemma3n_text": {"num_hidden_layers": 6, "layer_types": ..., "num_kv_shared_layers": 0,
                      "activation_sparsity_pattern": None, "intermediate_size": 48},
-    "qwen2_5_vl_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 700.0, "mrope_section": [1, 1, 2]}},
-    "qwen2_vl_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 700.0, "mrope_section": [1, 1, 2]}},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2, "num_dense_layers": 1},
     "falcon_h1": {"mamba_d_ssm": 64},
 }  # fmt: skip
@@ -143,12 +151,10 @@ class Variant:
     Attributes:
         fields: Over ``TINY``; ``...`` leaves a field at its default.
         scale: What widths that are left at their defaults are divided by, so that they stay in proportion.
-        fill: Fields that ``TINY`` gives even where their default is None.
     """
 
     fields: Mapping[str, Any] = field(default_factory=dict)
     scale: int = 1
-    fill: tuple[str, ...] = ()
 
 
 # Fields that decide how wide, not how deep, a model is: left at their defaults if a type does not take ours.
@@ -161,16 +167,18 @@ _DEPTHS = dict.fromkeys((*COUNTS, "decoder_layers"), ...)
 _IMAGES = {"image_size": ..., "pretrain_image_size": ...}
 VARIANTS: tuple[Variant, ...] = (
     Variant(),
-    Variant({"num_key_value_heads": 4, "head_dim": ...}, fill=("head_dim",)),
+    Variant({"num_key_value_heads": 4, "head_dim": ...}),
     Variant({**_IMAGES, "num_key_value_heads": ...}),
-    Variant(_PROPORTIONS, scale=8, fill=("head_dim",)),
+    Variant(_PROPORTIONS, scale=8),
     Variant({**_PROPORTIONS, **_DEPTHS}, scale=8),
     Variant({"num_key_value_heads": ..., "swa_num_key_value_heads": ..., **dict.fromkeys(_WIDTHS, ...)}),
     Variant({**_IMAGES, **_PROPORTIONS, "layer_types": ...}),
     Variant({**_IMAGES, **_PROPORTIONS, **_DEPTHS, "layer_types": ...}),
 )
 _OPTIONAL = ("head_dim", "num_key_value_heads", "q_lora_rank", "sliding_window", "index_topk")
-_WIDE = re.compile(r"(size|sizes|dim|dims|channels|rank|width|d_model|n_embd|_planes|_section)$")
+_WIDE = re.compile(
+    r"(size|sizes|dim|dims|channels|rank|width|d_model|n_embd|_planes|_section|dim_per_stage|channel_list)$"
+)
 _NOT_WIDE = re.compile(
     r"image|patch|kernel|vocab|window|chunk|batch|codebook|pool|stride|token|crop|hop|in_chan|num_chan"
 )
@@ -191,7 +199,7 @@ def tiny(model_type: str | None, config_class: Any, variant: Variant, probe: Any
     real = {**vars(probe), **{key: getattr(probe, key, None) for key in aliases}}
     chosen: dict[str, Any] = {}
     for name, value in {**TINY, **variant.fields}.items():
-        if name not in real or value is ... or (name in _OPTIONAL and real[name] is None and name not in variant.fill):
+        if name not in real or value is ... or (name in _OPTIONAL and real[name] is None):
             continue
         if isinstance(real[name], list | tuple) != isinstance(value, tuple) or isinstance(real[name], dict):
             continue
@@ -201,7 +209,7 @@ def tiny(model_type: str | None, config_class: Any, variant: Variant, probe: Any
     if isinstance(real.get("image_size"), list | tuple) and "image_size" not in variant.fields:
         fields["image_size"] = type(real["image_size"])([IMAGE] * len(real["image_size"]))
     for index, name in enumerate(MULTIMODAL_TOKENS):
-        if isinstance(real.get(name), int) or (name.startswith("image_token") and name in real):
+        if isinstance(real.get(name), int) or (name in real and re.match("(image|video)_token", name)):
             fields[name] = VOCAB - 1 - index
     fields.update(_layers(real, fields, aliases, variant))
     for name in config_class.sub_configs:
@@ -221,14 +229,14 @@ def _set_by_parent(config_class: Any, probe: Any) -> dict[str, Any]:
         alone = vars(config_class())
     except Exception:  # a config that is only made by another
         return {}
-    private = ("_", "transformers_version", "model_type", "dtype", "architectures")
+    private = ("_", "transformers_version", "model_type", "dtype", "architectures",
+               "stage_names")  # fmt: skip
     stages = getattr(probe, "out_features", None)
     return {
         **({"out_features": list(stages)} if stages and stages != alone.get("_out_features") else {}),
         **{
             name: value for name, value in vars(probe).items()
-            if not name.startswith(private) and name in alone and name not in config_class.sub_configs
-            and alone[name] != value
+            if not name.startswith(private) and name not in config_class.sub_configs and alone.get(name) != value
         },
     }  # fmt: skip
 

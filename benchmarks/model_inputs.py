@@ -239,8 +239,8 @@ def _sound(config: Any, model: Any) -> Makers:
     return {
         "input_values": [normal(2, SAMPLES), normal(2, 1, SAMPLES), normal(2, wide, bins), normal(2, 64, bins)],
         "input_features": [
-            *usual, normal(2, 64, 2 * bins), normal(2, 1, 64, bins), normal(2, 64, dim), normal(2, dim, 64),
-            normal(2, 1, 256, bins), normal(2, 64, 160),
+            *usual, normal(2, 64, 2 * bins), normal(2, 64, 7 * bins), normal(2, 1, 64, bins), normal(2, 64, dim),
+            normal(2, dim, 64), normal(2, 1, 256, bins), normal(2, 64, 160),
         ],
         "input_features_mask": masks(torch.long) + masks(torch.bool),
         "feature_attention_mask": masks(torch.long),

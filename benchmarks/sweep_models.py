@@ -167,7 +167,7 @@ def _difference(ours: Any, theirs: Any) -> float:
     arrays = (np.array(x) for x in (ours, theirs))
     a, b = (x.astype(np.complex128 if np.iscomplexobj(x) else np.float64) for x in arrays)
     same = (a == b) | (np.isnan(a) & np.isnan(b))
-    scale = np.abs(b[np.isfinite(b)]).max(initial=1e-6)
+    scale = np.abs(b[np.abs(b) < 1e30]).max(initial=1e-6)  # larger ones stand for minus infinity
     return float(np.where(same, 0, np.abs(a - b)).max() / scale)
 
 

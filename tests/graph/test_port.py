@@ -13,6 +13,8 @@ from mlx.utils import tree_flatten
 from torch import nn
 
 import mlxport
+from mlxport.graph.build import build
+from mlxport.graph.capture import capture
 from mlxport.graph.weights import from_torch, to_mlx
 
 
@@ -86,6 +88,19 @@ class Normed(nn.Module):
         return self.conv(x)
 
 
+class Frozen(nn.Module):
+    """BatchNorm with fixed statistics, the way detectors spell it: its scale is a part of its shift."""
+
+    def __init__(self):
+        super().__init__()
+        for name in ("weight", "bias", "mean", "var"):
+            self.register_buffer(name, torch.ones(6))
+
+    def forward(self, x):
+        scale = self.weight * (self.var + 1e-5).rsqrt()
+        return x * scale + (self.bias - self.mean * scale)
+
+
 def randomised(module: nn.Module) -> nn.Module:
     torch.manual_seed(0)
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
@@ -101,6 +116,7 @@ CASES = {
     "lstm": (lambda: Recurrent(nn.LSTM, True), (torch.randn(2, 5, 4),), (torch.randn(3, 5, 4),)),
     "lstm, time first": (lambda: Recurrent(nn.LSTM, False), (torch.randn(5, 2, 4),), (torch.randn(5, 3, 4),)),
     "gru": (lambda: Recurrent(nn.GRU, True), (torch.randn(2, 5, 4),), (torch.randn(3, 5, 4),)),
+    "frozen statistics": (Frozen, (torch.randn(2, 6),), (torch.randn(5, 6),)),
     "weight_norm": (lambda: Normed(nn.utils.weight_norm), (torch.randn(2, 4, 9),), (torch.randn(3, 4, 20),)),
     "weight_norm, parametrized": (
         lambda: Normed(nn.utils.parametrizations.weight_norm), (torch.randn(2, 4, 9),), (torch.randn(3, 4, 20),),
@@ -137,6 +153,11 @@ def test_weight_norm_leaves_one_weight():
     ported = mlxport.port(randomised(Normed(nn.utils.parametrizations.weight_norm)), (torch.randn(2, 4, 9),))
     assert {name for name, _ in tree_flatten(ported.parameters())} == {"conv.weight", "conv.bias"}
     assert isinstance(ported.conv, mnn.Conv1d)
+
+
+def test_a_folded_expression_starts_at_the_modules_tensors():
+    folds = build(capture(randomised(Frozen()), (torch.randn(2, 6),))).folds
+    assert {fold.sources for fold in folds.values()} == {("var", "weight"), ("var", "weight", "mean", "bias")}
 
 
 def test_arguments_are_checked():
