@@ -98,6 +98,16 @@ MULTIMODAL_TOKENS = ("image_token_id", "video_token_id", "audio_token_id", "imag
                      "eoi_token_id", "boa_token_id", "eoa_token_id", "image_start_token_id", "image_end_token_id",
                      "audio_start_token_id", "audio_end_token_id")  # fmt: skip
 _MROPE = {"rope_type": "default", "rope_theta": 700.0, "mrope_section": [1, 1, 2], "partial_rotary_factor": 1.0}
+# Convolutions (kernel, stride, padding) over stripes of three lengths.
+_STRIPES = {
+    "reduce_channel": [1, 1, 0], "return_channel": [1, 1, 0],
+    **{f"vertical_long_to_small_conv_{name}ratio": [[size, 1], [1, 1], [size // 2, 0]]
+       for name, size in (("long", 7), ("mid", 5), ("short", 3))},
+    **{f"horizontal_small_to_long_conv_{name}ratio": [[1, size], [1, 1], [0, size // 2]]
+       for name, size in (("long", 7), ("mid", 5), ("short", 3))},
+    **{f"symmetric_conv_long_{name}ratio": [[size, size], [1, 1], [size // 2, size // 2]]
+       for name, size in (("long", 7), ("mid", 5), ("short", 3))},
+}  # fmt: skip
 # What single types need besides; None as a value is the value.
 SPECIFIC: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("autoformer", "informer", "time_series_transformer"), {"prediction_length": 4}),
@@ -117,6 +127,21 @@ SPECIFIC: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("blt_local_encoder", "blt_local_decoder"), {"hidden_size_global": 32}),
     "sam2_vision_model": {"backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]]},
     "dots3_note_text": {"num_key_value_heads": 4},
+    "vitdet": {"out_features": None, "out_indices": [2]},
+    "vitmatte": {"convstream_hidden_sizes": [8, 16, 32], "fusion_hidden_sizes": [32, 16, 8, 4]},
+    "vitpose_backbone": {"out_features": None, "out_indices": [2], "part_features": 8, "num_experts": 1},
+    "lw_detr_vit": {"num_hidden_layers": 10, "out_features": ["stage2", "stage4", "stage5", "stage9"],
+                    "out_indices": [2, 4, 5, 9]},
+    "lw_detr": {"projector_scale_factors": [1.0]},
+    "uvdoc_backbone": {"out_features": [f"stage{number}" for number in range(1, 7)]},
+    "pp_lcnet_v4": {"out_features": ["stage1", "stage2", "stage3", "stage4"]},
+    "molmo2_adapter": {"vision_feature_layer": [1, 0]},
+    "nemotron3_5_transcribe_word_timestamp": {"vocab_size": 100, "blank_token_id": 99},
+    "moonshine_streaming": {"num_key_value_heads": 4},
+    "muse_glimmer_assistant": {"target_layer_ids": [1]},
+    "pix2struct_vision_model": {"patch_embed_hidden_size": 48},
+    "pp_ocrv6_small_det": {"layer_list_out_channels": [96, 96, 192, 384]},
+    "pp_ocrv6_medium_det": {"intraclass_block_config": _STRIPES},
     "reformer": {"is_decoder": True},
     "mamba2": {"num_heads": 8, "head_dim": 8},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},

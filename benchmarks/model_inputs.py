@@ -10,6 +10,7 @@ from typing import Any
 from model_fields import IMAGE, LENGTH, VOCAB
 
 SAMPLES = 2048  # of sound
+FRAMES = 1920  # of sound, where a model takes whole frames
 COMBINATIONS = 24  # of shapes that are tried for one set of inputs
 Makers = dict[str, list[Callable[[], Any]]]  # of each input: the shapes that models take it in, the likeliest first
 
@@ -126,7 +127,7 @@ def _text(config: Any) -> Makers:
         "decoder_input_ids": [integers(2, 7), integers(2 * books, 7)],
         "qformer_input_ids": [integers(2, LENGTH)],
         "task_inputs": [integers(2, _first(config, "task_seq_len", default=77))],
-        "attention_mask": [ones(2, LENGTH)],
+        "attention_mask": [ones(2, LENGTH), ones(2, FRAMES)],
         "qformer_attention_mask": [ones(2, LENGTH)],
         "token_type_ids": [lambda: torch.zeros(2, LENGTH, dtype=torch.long)],
         "bbox": [lambda: torch.tensor([1, 2, 20, 30]).expand(2, LENGTH, 4).contiguous()],
@@ -237,7 +238,8 @@ def _sound(config: Any, model: Any) -> Makers:
 
     wide = _first(config, "max_length", default=64)
     return {
-        "input_values": [normal(2, SAMPLES), normal(2, 1, SAMPLES), normal(2, wide, bins), normal(2, 64, bins)],
+        "input_values": [normal(2, SAMPLES), normal(2, 1, SAMPLES), normal(2, wide, bins), normal(2, 64, bins),
+                         normal(2, FRAMES), normal(2, 1, FRAMES)],
         "input_features": [
             *usual, normal(2, 64, 2 * bins), normal(2, 64, 7 * bins), normal(2, 1, 64, bins), normal(2, 64, dim),
             normal(2, dim, 64), normal(2, 1, 256, bins), normal(2, 64, 160),

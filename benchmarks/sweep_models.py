@@ -296,7 +296,7 @@ def table(results: dict[tuple[str, str], dict[str, Any]], total: int) -> str:
         *([f"Tried so far: {len(rows)} of {total}."] if len(rows) < total else []),
         f"{sum(r['status'] == 'not-eager' for r in rows)} more do not run from a config derived like this, "
         f"{sum(r['status'] == 'not-exported' for r in rows)} are refused by torch.export, "
-        f"{sum(r['status'] == 'not-determined' for r in rows)} pick among near ties, where torch disagrees with itself.",
+        f"{sum(r['status'] == 'not-determined' for r in rows)} pick among near ties: torch differs from itself.",
         "",
         "| model type | class | status | nodes | ops | lines | fusions | error | reason |",
         "|---|---|---|---:|---:|---:|---|---:|---|",
