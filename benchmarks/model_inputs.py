@@ -269,6 +269,8 @@ def _series(config: Any) -> Makers:
 
     return {
         "past_values": [normal(2, context, *tail), normal(2, context + lags)],
+        "past_values_padding": [lambda: torch.zeros(2, context, dtype=torch.long)],
+        "freq": [lambda: torch.zeros(2, 1, dtype=torch.long)],
         "past_time_features": [normal(2, context + lags, times)],
         "past_observed_mask": [lambda: torch.ones(2, context + lags)],
         "future_values": [normal(2, horizon)],
