@@ -142,7 +142,6 @@ SPECIFIC: dict[str, dict[str, Any]] = {
     "pp_ocrv6_small_det": {"layer_list_out_channels": [96, 96, 192, 384]},
     "pp_ocrv6_medium_det": {"intraclass_block_config": _STRIPES},
     "hunyuan_vl_text": {"head_dim": 8, "rope_parameters": {**_MROPE, "mrope_section": [1, 1, 1, 1]}},
-    "zamba": {"num_hidden_layers": 11, "layer_types": ...,  "attn_layer_period": 3, "attn_layer_offset": 1},
     "timesfm2_5": {"context_length": 128},  # its statistics are unrolled over the patches
     "reformer": {"is_decoder": True},
     "mamba2": {"num_heads": 8, "head_dim": 8},
