@@ -14,6 +14,8 @@ from mlx.utils import tree_flatten
 from torch import nn
 
 import mlxport
+from mlxport.graph.build import build
+from mlxport.graph.capture import capture
 from mlxport.graph.weights import from_torch, to_mlx
 
 
@@ -87,6 +89,19 @@ class Normed(nn.Module):
         return self.conv(x)
 
 
+class Frozen(nn.Module):
+    """BatchNorm with fixed statistics, the way detectors spell it: its scale is a part of its shift."""
+
+    def __init__(self):
+        super().__init__()
+        for name in ("weight", "bias", "mean", "var"):
+            self.register_buffer(name, torch.ones(6))
+
+    def forward(self, x):
+        scale = self.weight * (self.var + 1e-5).rsqrt()
+        return x * scale + (self.bias - self.mean * scale)
+
+
 CASES = {
     "mlp": (Mlp, (torch.randn(3, 4),), (torch.randn(7, 4),)),
     "resnet": (ResNet, (torch.randn(2, 3, 32, 32),), (torch.randn(3, 3, 48, 40),)),
@@ -95,6 +110,7 @@ CASES = {
     "gru": (lambda: Recurrent(nn.GRU, True), (torch.randn(2, 5, 4),), (torch.randn(3, 2, 4),)),
     "gru, time first": (lambda: Recurrent(nn.GRU, False), (torch.randn(5, 2, 4),), (torch.randn(7, 3, 4),)),
     "rnn": (lambda: Recurrent(nn.RNN, True), (torch.randn(2, 5, 4),), (torch.randn(3, 8, 4),)),
+    "frozen statistics": (Frozen, (torch.randn(2, 6),), (torch.randn(5, 6),)),
     "weight_norm": (lambda: Normed(nn.utils.weight_norm), (torch.randn(2, 4, 9),), (torch.randn(3, 4, 20),)),
     "weight_norm, parametrized": (
         lambda: Normed(nn.utils.parametrizations.weight_norm), (torch.randn(2, 4, 9),), (torch.randn(3, 4, 20),),
@@ -131,6 +147,11 @@ def test_weight_norm_leaves_one_weight():
     ported = mlxport.port(randomised(Normed(nn.utils.parametrizations.weight_norm)), (torch.randn(2, 4, 9),))
     assert {name for name, _ in tree_flatten(ported.parameters())} == {"conv.weight", "conv.bias"}
     assert isinstance(ported.conv, mnn.Conv1d)
+
+
+def test_a_folded_expression_starts_at_the_modules_tensors():
+    folds = build(capture(randomised(Frozen()), (torch.randn(2, 6),))).folds
+    assert {fold.sources for fold in folds.values()} == {("var", "weight"), ("var", "weight", "mean", "bias")}
 
 
 def test_arguments_are_checked():

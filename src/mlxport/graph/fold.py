@@ -47,19 +47,20 @@ def fold_constants(captured: Captured) -> dict[str, Fold]:
             if any(item in weighted for item in node.all_input_nodes):
                 weighted.add(node)
     folds: dict[str, Fold] = {}
-    for node in list(captured.graph.nodes):
+    places: list[tuple[Node, str]] = []
+    for node in captured.graph.nodes:
         if node not in constant or node.op != "call_function" or all(user in constant for user in node.users):
             continue
-        if not _worth(node, weighted):
-            continue
-        fold = _fold(captured, node)
-        name = _name(captured, node, fold.sources, folds)
+        if _worth(node, weighted):
+            fold = _fold(captured, node)
+            places.append((node, _name(captured, node, fold.sources, folds)))
+            folds[places[-1][1]] = fold
+    for node, name in places:  # after all are found: an expression that has another in it starts at the weights, too
         with captured.graph.inserting_before(_first(captured.graph)):
             made = captured.graph.placeholder("folded")
         made.meta = {"val": node.meta["val"]}
         node.replace_all_uses_with(made)
         captured.weights[made] = name
-        folds[name] = fold
     captured.graph.eliminate_dead_code()
     alive = set(captured.graph.nodes)
     captured.weights = {node: name for node, name in captured.weights.items() if node in alive}

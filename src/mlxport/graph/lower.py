@@ -15,6 +15,7 @@ from torch.fx import Node
 
 from mlxport.graph import ops as _ops  # noqa: F401  (fills the table)
 from mlxport.graph import sizes
+from mlxport.graph.data_sizes import example_sizes
 from mlxport.graph.expr import Expr, to_ast, value_of
 from mlxport.graph.layers import LayerSpec, layer
 from mlxport.graph.registry import CHANNELS_LAST, LOWERINGS, UNBACKED, UnsupportedOp, bind
@@ -64,9 +65,8 @@ def hint(size: Any) -> int:
     node = size.node
     if node.has_hint():
         return int(node.hint)
-    expr = node.expr
-    known = node.shape_env.backed_var_to_val
-    return int(expr.subs({symbol: known.get(symbol, UNBACKED) for symbol in expr.free_symbols}))
+    known = example_sizes(node.shape_env)
+    return int(node.expr.subs({symbol: known.get(symbol, UNBACKED) for symbol in node.expr.free_symbols}))
 
 
 def _example(value: Any) -> int | float | bool:

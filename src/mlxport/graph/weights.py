@@ -37,11 +37,8 @@ def port_weights(
 
     def folded(name: str) -> mx.array:
         if name not in made:
-            made[name] = apply_fold(folds[name], [source(name, part) for part in folds[name].sources])
+            made[name] = apply_fold(folds[name], [original(part) for part in folds[name].sources])
         return made[name]
-
-    def source(of: str, name: str) -> mx.array:
-        return folded(name) if name in folds and name != of and name not in folds[name].sources else original(name)
 
     return {
         path: apply_weight(weight, [folded(name) if name in folds else original(name) for name in weight.sources])

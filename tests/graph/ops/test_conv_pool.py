@@ -60,6 +60,8 @@ POOLS = [
     (F.avg_pool1d, X1, {"kernel_size": 4, "stride": 3, "padding": 2}),
     (F.avg_pool2d, X2, {"kernel_size": 3, "stride": 2, "padding": 1, "count_include_pad": False}),
     (F.avg_pool2d, X2, {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True}),
+    (F.avg_pool2d, X2, {"kernel_size": 99999, "ceil_mode": True}),
+    (F.avg_pool2d, X2, {"kernel_size": 99, "padding": 2, "ceil_mode": True, "count_include_pad": False}),
     (F.avg_pool2d, X2, {"kernel_size": (2, 3), "divisor_override": 7}),
     (F.avg_pool3d, X3, {"kernel_size": 3, "padding": 1, "ceil_mode": True, "count_include_pad": False}),
     (F.adaptive_avg_pool2d, X2, {"output_size": (4, 3)}),

@@ -73,6 +73,7 @@ class _Module(torch.nn.Module):
     [
         lambda x: torch.zeros(x.shape[0], 2),
         lambda x: torch.arange(x.shape[0]) * 2,
+        lambda x: torch.arange(x.shape[0], -x.shape[0], -1.0, dtype=torch.int64),
         lambda x: torch.full_like(x, 3.0),
         lambda x: x.new_ones(x.shape[0] + 1),
         lambda x: torch.eye(x.shape[0]),

@@ -75,6 +75,14 @@ def _assigned(x, i):
     return y
 
 
+def _grouped(x, i):
+    """Rows by class, each class by weights of its own, and back in their order: experts whose counts are read."""
+    order = i.argsort(stable=True)
+    parts = x[order].split(F.one_hot(i, 4).sum(0).tolist())
+    rows = torch.cat([part * factor for factor, part in enumerate(parts)])
+    return torch.zeros_like(x).index_add(0, order, rows)
+
+
 INDICES = Functions(
     _assigned,
     lambda x, i: torch.zeros(4, x.shape[1]).index_add(0, i, x),
@@ -84,6 +92,7 @@ INDICES = Functions(
     lambda x, i: torch.einsum("ij,kj->ik", x, x),
     lambda x, i: x.masked_scatter(x > 0, x.flip(0)),
     lambda x, i: torch.bincount(i, minlength=6),
+    _grouped,
 )
 SIZES_ONLY = Functions(
     lambda x, y: F.interpolate(x, size=y.shape[-2:], mode="bilinear"),

@@ -87,6 +87,8 @@ def avg_pool(x, kernel, stride, padding=None, ceil_mode=False, count_include_pad
     rank = len(kernel)
     padding = padding or [0] * rank
     sizes = x.shape[1:-1]
+    # With ceil_mode a window may be larger than all that there is.
+    kernel = [min(k, n + 2 * p) for k, n, p in zip(kernel, sizes, padding, strict=True)]
     widths = pooling_widths(sizes, kernel, stride, padding, [1] * rank, ceil_mode)
     windows = sliding_windows(mx.pad(x, [(0, 0), *widths, (0, 0)]), kernel, stride, [1] * rank)
     sums = windows.sum(axis=tuple(range(1 + rank, 1 + 2 * rank)))

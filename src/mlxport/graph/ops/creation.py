@@ -176,7 +176,7 @@ def arange_start(start: Any, end: Any, dtype: Any = None) -> Expr:
 @op("aten.arange.start_step")
 def arange(start: Any, end: Any, step: Any = 1, dtype: Any = None) -> Expr:
     """``start``, ``start + step``, ... below ``end``."""
-    if dtype is not None and not _mx.issubdtype(dtype, _mx.inexact):
+    if dtype is not None and dtype not in (mx.float32, *HALF):  # 2.0 counts like 2 there
         start, end, step = (int(n) if isinstance(n, float) and n.is_integer() else n for n in (start, end, step))
     whole = all(
         not isinstance(number.value if isinstance(number, Expr) else number, float) for number in (start, end, step)
