@@ -55,7 +55,8 @@ def _sets(model: Any, parameters: Any) -> tuple[list[str], list[list[str]]]:
     ]  # fmt: skip
     main = model.main_input_name
     main = [main] if isinstance(main, str) else list(main)[:1]
-    names = list(dict.fromkeys([*(name for name in main if name in parameters), *needed]))
+    drawn = [name for name in ("noise",) if name in parameters]  # inside, if it is not given: not the same twice
+    names = list(dict.fromkeys([*(name for name in main if name in parameters), *needed, *drawn]))
     if "input_ids" in parameters and not names:
         names = ["input_ids"]
     optional = ["attention_mask", "decoder_input_ids", "pixel_values", "input_values", "input_features",
