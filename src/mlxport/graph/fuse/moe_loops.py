@@ -9,6 +9,7 @@ scattered weights, ``index_add`` of the rows that an expert is given.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,6 +28,27 @@ __all__ = ["apply"]
 _aten = torch.ops.aten
 _SPLITS = {"chunk": 2, "split": 2, "split_with_sizes": 2}  # position of the axis among the arguments
 _ROWS = frozenset("index index_select select unsqueeze squeeze view reshape _unsafe_view gather".split())
+
+
+@dataclass(frozen=True)
+class _Mixture:
+    """What a loop may amount to.
+
+    Attributes:
+        branches: The experts.
+        join: Where they come together.
+        rows: What they map.
+        indices: Which were chosen for each row.
+        weights: What weighs them, None for nothing.
+        each: Whether the weights are of all experts, not of the chosen ones.
+    """
+
+    branches: Branches
+    join: Node
+    rows: Node
+    indices: Node
+    weights: Node | None
+    each: bool
 
 
 def apply(captured: Captured, values: Values) -> Iterable[Fusion]:
@@ -74,9 +96,10 @@ def _fuse(captured: Captured, values: Values, branches: Branches, chosen: list[N
                 if not fixed or not _matching(shape(rows)[:-1], shape(indices)):
                     continue
                 tried += 1
-                for weights in _weightings(join, branches, indices):
-                    if _same(captured, values, branches, join, rows, indices, weights):
-                        _rewrite(captured, values, branches, join, rows, indices, weights)
+                for weights, each in _weightings(join, branches, indices):
+                    mixture = _Mixture(branches, join, rows, indices, weights, each)
+                    if _same(values, mixture):
+                        _rewrite(captured, values, mixture)
                         return ""
     reason = "where the experts come together is not the sum of the chosen ones by their weights"
     return reason if tried else "no value has a row for each choice of experts"
@@ -151,7 +174,7 @@ def _alike(rows: Any, joined: Any) -> bool:
     return len(rows) == len(joined) and all(map(same_size, rows[:-1], joined[:-1]))
 
 
-def _weightings(join: Node, branches: Branches, indices: Node) -> Iterator[tuple[Node, bool] | None]:
+def _weightings(join: Node, branches: Branches, indices: Node) -> Iterator[tuple[Node | None, bool]]:
     """What may weigh the chosen experts: a number for each choice, or (True) one for each expert; None."""
     inner = {node for nodes in branches.nodes for node in nodes} | _after(branches)
     known = sorted((node for node in _before([join]) if is_float(node) and node not in inner), reverse=True)
@@ -162,7 +185,7 @@ def _weightings(join: Node, branches: Branches, indices: Node) -> Iterator[tuple
     for node in known:
         if ndim(node) and same_size(shape(node)[-1], len(branches.nodes)) and _matching(shape(node)[:-1], wanted):
             yield node, True
-    yield None
+    yield None, False
 
 
 def _after(branches: Branches) -> set[Node]:
@@ -177,21 +200,14 @@ def _after(branches: Branches) -> set[Node]:
     return seen
 
 
-def _same(
-    captured: Captured,
-    values: Values,
-    branches: Branches,
-    join: Node,
-    rows: Node,
-    indices: Node,
-    weights: tuple[Node, bool] | None,
-) -> bool:
+def _same(values: Values, mixture: _Mixture) -> bool:
     """Whether the join is the weighted sum of the chosen experts.
 
     Computed with random rows and a random router. That experts map rows is known, so cheap maps stand for them.
     """
+    branches, join, rows, indices = mixture.branches, mixture.join, mixture.rows, mixture.indices
     needed = _before([join, indices, *branches.inputs], {rows, *branches.outputs})
-    trained = [node for node in sorted(needed) if node in captured.weights and node not in values.static]
+    trained = [node for node in sorted(needed) if node in values.captured.weights and node not in values.static]
     tested = False
     for sizes in values.sizes():
         try:
@@ -200,15 +216,15 @@ def _same(
             inputs = values.run(branches.inputs, given, sizes)
             maps = [_stand_in(index, shape(rows)[-1], shape(join)[-1]) for index in range(len(inputs))]
             made = {node: expert(x) for node, expert, x in zip(branches.outputs, maps, inputs, strict=True)}
-            extra = [] if weights is None else [weights[0]]
+            extra = [] if mixture.weights is None else [mixture.weights]
             wanted, chosen, *factors = values.run([join, indices, *extra], {**given, **made}, sizes)
         except CannotEvaluate:
             continue
         chosen = chosen if chosen.ndim == ndim(rows) else chosen.unsqueeze(-1)
         outputs = torch.stack([expert(given[rows]) for expert in maps], dim=-2)
         outputs = outputs.gather(-2, chosen.unsqueeze(-1).expand(*chosen.shape, outputs.shape[-1]))
-        if weights is not None:
-            factor = factors[0].gather(-1, chosen) if weights[1] else factors[0].reshape(chosen.shape)
+        for factor in factors:
+            factor = factor.gather(-1, chosen) if mixture.each else factor.reshape(chosen.shape)
             outputs = outputs * factor.unsqueeze(-1)
         if not close(outputs.sum(-2), wanted):
             return False
@@ -223,27 +239,17 @@ def _stand_in(index: int, inputs: int, outputs: int) -> Callable[[torch.Tensor],
     return lambda x: torch.tanh(x[..., columns] * factor + offset)
 
 
-def _rewrite(
-    captured: Captured,
-    values: Values,
-    branches: Branches,
-    join: Node,
-    rows: Node,
-    indices: Node,
-    weights: tuple[Node, bool] | None,
-) -> None:
+def _rewrite(captured: Captured, values: Values, mixture: _Mixture) -> None:
     """One expert with stacked weights, for every choice; the sum by weights."""
+    branches, join, rows, indices = mixture.branches, mixture.join, mixture.rows, mixture.indices
     edit = Editor(captured, join)
     if ndim(indices) < ndim(rows):
         indices = edit.call(_aten.unsqueeze.default, indices, -1)
-    if weights is None:
-        factor = None
-    elif weights[1]:
-        factor = edit.call(_aten.gather.default, weights[0], -1, indices)
-    else:
-        factor = weights[0]
-        if ndim(factor) < ndim(indices):
-            factor = edit.call(_aten.unsqueeze.default, factor, -1)
+    factor = mixture.weights
+    if factor is not None and mixture.each:
+        factor = edit.call(_aten.gather.default, factor, -1, indices)
+    elif factor is not None and ndim(factor) < ndim(indices):
+        factor = edit.call(_aten.unsqueeze.default, factor, -1)
     made = _stacked_expert(captured, values, branches, join, rows, indices)
     if factor is not None:
         made = edit.call(_aten.mul.Tensor, made, edit.call(_aten.unsqueeze.default, factor, -1))
