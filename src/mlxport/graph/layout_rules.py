@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
+from mlxport.graph.fuse.graphs import same_size
 from mlxport.graph.permutes import aten_name, axes_of, give_back, inverse_of, is_permuted, permute
 from mlxport.graph.registry import bind
 
@@ -89,7 +90,8 @@ def _reshaped(graph: Graph, item: Node, sizes: list[Any], meta: dict[str, Any]) 
     value = item.meta["val"]
     while str(item.target) in _RESHAPES and isinstance(item.args[0], Node):
         item = item.args[0]
-    if list(item.meta["val"].shape) == sizes:
+    own = item.meta["val"].shape
+    if len(own) == len(sizes) and all(map(same_size, own, sizes)):
         return item
     if all(isinstance(size, int) for size in sizes):
         node = graph.call_function(_aten.view.default, (item, sizes))
