@@ -303,7 +303,7 @@ def table(results: dict[tuple[str, str], dict[str, Any]], total: int) -> str:
     ]
     for row in rows:
         error = f"{row['error']:.1e}" if "error" in row else ""
-        reason = row.get("reason", "").replace("|", "\\|")[:160]
+        reason = re.sub(r"\S*/site-packages/", "", row.get("reason", "")).replace("|", "\\|")[:160]
         counts = (row.get(key, "") for key in ("nodes", "ops", "lines"))
         cells = (row["type"], row["class"], row["status"], *counts, ", ".join(row.get("fusions", ())), error, reason)
         lines.append("| " + " | ".join(map(str, cells)) + " |")
