@@ -86,6 +86,14 @@ def test_a_pipeline_that_cannot_be_exported_is_written_right(tmp_path: Path):
         assert_same(array, pipeline(real(refs))[name], name)
 
 
+def test_many_models_made_before_in_one_process(tmp_path: Path):
+    """Each layer splits the random key; unevaluated, a chain of some thousands crashes MLX's export."""
+    for _ in range(12_000):
+        nn.Linear(2, 2)
+    refs = store_random(tmp_path, a=("F32", (3,)))
+    assert list(trace(lambda weights: {"a": mx.random.permutation(weights["a"])}, refs).outputs) == ["a"]
+
+
 def test_an_output_that_rows_cannot_give_is_written_right_beside_others(tmp_path: Path):
     def pipeline(t):
         return {"sorted": mx.sort(t["a"], axis=0), "same": t["a"], "scaled": t["b"].T * 2}

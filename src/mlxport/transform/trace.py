@@ -42,6 +42,8 @@ def trace(pipeline: Pipeline, refs: Mapping[str, TensorRef]) -> Program:
 
 
 def _traced(pipeline: Pipeline, refs: Mapping[str, TensorRef]) -> dict[str, Output]:
+    # Every layer that is made splits MLX's random key, lazily; MLX walks that chain by recursion when it exports.
+    mx.eval(mx.random.state[0])  # type: ignore[index]
     results: dict[str, mx.array] = {}
     parts: dict[str, tuple[QuantSpec, str]] = {}
     with _recording() as quantized:
