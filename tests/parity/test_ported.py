@@ -47,6 +47,21 @@ def test_nothing_finite_is_noted(tmp_path):
     assert report.parity.passed and "example, output: the original gives no finite number" in report.parity.notes[0]
 
 
+class Tiny(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(64, 64, bias=False)
+
+    def forward(self, x):
+        return self.linear(x) * 1e-24
+
+
+def test_tiny_outputs_are_noted(tmp_path):
+    report = mlxport.port_folder(lambda: (Tiny(), (torch.randn(2, 64),)), tmp_path / "out", quantize=8)
+    assert "nothing larger than" in report.parity.notes[0]
+    assert all(row.cosine > 0.99 for row in report.parity.comparisons)
+
+
 class Large(nn.Module):
     def forward(self, x):
         return (x * 300) ** 2 / 9e4

@@ -31,6 +31,9 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
 _COSINE: Mapping[int, float] = {8: 0.98, 6: 0.95, 5: 0.9, 4: 0.8, 3: 0.5, 2: 0.1}
 
 
+_SMALLEST = 1e-6  # scale of an output below which its numbers are taken for rounding
+
+
 @dataclass(frozen=True)
 class OutputComparison:
     """One output of one call.
@@ -182,11 +185,12 @@ def _floating(a: mx.array, b: mx.array, dtype: str, bits: int | None) -> Figures
     usable = mx.isfinite(a) & mx.isfinite(b)
     a, b = mx.where(usable, a, 0), mx.where(usable, b, 0)
     difference = mx.abs(a - b)
-    scale = mx.maximum(mx.abs(b).max(), 1e-6)
+    scale = mx.maximum(mx.abs(b).max(), _SMALLEST)
     worst = difference.max()
     rms = mx.sqrt(mx.square(a - b).mean() / mx.maximum(mx.square(b).mean(), 1e-12))
-    norms = mx.linalg.norm(a.reshape(-1)) * mx.linalg.norm(b.reshape(-1))
-    cosine = mx.where(norms > 0, (a * b).sum() / mx.maximum(norms, 1e-30), (worst == 0).astype(mx.float32))
+    unit_a, unit_b = (x / mx.maximum(mx.abs(x).max(), 1e-37) for x in (a, b))  # squares of small numbers vanish
+    norms = mx.linalg.norm(unit_a.reshape(-1)) * mx.linalg.norm(unit_b.reshape(-1))
+    cosine = mx.where(norms > 0, (unit_a * unit_b).sum() / mx.maximum(norms, 1e-30), (worst == 0).astype(mx.float32))
     figures = [float(x.item()) for x in (worst, worst / scale, rms, cosine)]  # type: ignore[arg-type]
     if bits is not None:
         least = next(value for limit, value in _COSINE.items() if bits >= limit)
@@ -196,6 +200,15 @@ def _floating(a: mx.array, b: mx.array, dtype: str, bits: int | None) -> Figures
         held = figures[1] <= most and figures[2] <= max(mean, most if dtype == "float32" else 0)
         failure = "" if held else f"differs by {figures[1]:.1e} of the scale, over {most:.0e} ({dtype})"
     return Figures(figures[0], figures[1], figures[2], figures[3], failure)
+
+
+def _weak(wanted: torch.Tensor) -> list[str]:
+    """Why a comparison with these numbers says little."""
+    finite = wanted[torch.isfinite(wanted)]
+    if not finite.numel():
+        return ["no finite number to compare"]
+    largest = float(finite.abs().max())
+    return [f"nothing larger than {largest:.1e}, which may be rounding"] if largest < _SMALLEST else []
 
 
 def _most(module: torch.nn.Module, example: Example) -> torch.dtype:
@@ -298,8 +311,8 @@ def _compared(
         return []
     rows = []
     for name, leaf in tensors.items():
-        if leaf.is_floating_point() and leaf.numel() and not bool(torch.isfinite(leaf).any()):
-            notes.append(f"{example.name}, {name}: the original gives no finite number to compare")
+        if leaf.is_floating_point() and leaf.numel():
+            notes += [f"{example.name}, {name}: the original gives {found}" for found in _weak(leaf)]
     for (name, theirs_), ours in zip(tensors.items(), arrays.values(), strict=True):
         found = compare(ours, theirs_, dtype, bits)
         rows.append(
