@@ -82,3 +82,35 @@ def test_one_as_an_input():
         port(MLXInput(mx.array(x.numpy())), {"y": mx.array(y.numpy()), "factor": 0.5})
     with pytest.raises(ValueError, match=r"more_factor=2.0: this port"):
         port(MLXInput(mx.array(x.numpy()), 2.0), {"y": mx.array(y.numpy()), "factor": 2.0})
+
+
+class Found(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = self.linear(x)
+        places = (x[:, 0] > 0).nonzero()[:, 0]
+        return places, x[places], x.mean(0)
+
+
+class Sized(nn.Module):
+    """Of one result of the inner module, only the number of rows is used."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = Found()
+
+    def forward(self, x):
+        places, rows, mean = self.found(x)
+        return torch.zeros(places.shape[0], 2), rows, mean
+
+
+def test_a_result_of_which_only_the_size_is_used():
+    torch.manual_seed(0)
+    module = Sized()
+    port = mlxport.port(module, (torch.randn(9, 4),))
+    x = torch.randn(12, 4)
+    for ours, theirs in zip(port(mx.array(x.numpy())), module(x), strict=True):
+        assert ours.shape == tuple(theirs.shape) and np.allclose(ours, theirs.detach().numpy(), atol=1e-6)

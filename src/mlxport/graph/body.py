@@ -159,8 +159,8 @@ class _Builder:
         for position, node in enumerate(results):
             names.append(self._new(self._wish(index, unit, node, position), index, names))
             self._bind(names[-1], node)
-        unused = {name for name, node in zip(names, results, strict=True) if node.name not in self.units.uses}
-        used = names if len(names) == 1 else ["_" if name in unused else name for name in names]
+        needed = [node.name in self.units.uses or node in self.chosen for node in results]  # itself, or its sizes
+        used = names if len(names) == 1 else [name if need else "_" for name, need in zip(names, needed, strict=True)]
         self.body.steps.append(Step(tuple(used), tree))
         for node in results:
             self._define_sizes(index, node)
