@@ -27,7 +27,7 @@ LAYERS = [
     ["fit"],
     ["startup", "options", "job", "porting", "porting_source", "porting_job", "conversion", "porting_folder"],
     ["torch_backend"],
-    ["show"],
+    ["show", "show_fit"],
     ["cli"],
     ["__main__"],
 ]
