@@ -1,4 +1,4 @@
-"""The peak memory of a real generation, in a process of its own: FOLDER, then JSON of the options of each run."""
+"""The peak memory of real generations on the CPU, in a process of its own: FOLDER, then the options of each as JSON."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ def main() -> None:
     from pathlib import Path
 
     import mlx.core as mx
+
+    mx.set_default_device(mx.cpu)  # before mlx-lm makes its stream
     from mlx_lm.generate import generate_step
     from mlx_lm.utils import load_model
 

@@ -90,7 +90,10 @@ def _compiled(home: Any) -> list[str]:
 
 @contextlib.contextmanager
 def recordable(fused: bool) -> Iterator[None]:
-    """Replace, for this thread, what MLX cannot record, and with ``fused`` what Metal has kernels for."""
+    """Replace, for this thread, what MLX cannot record, and with ``fused`` what Metal has kernels for.
+
+    The default device is the CPU meanwhile, so that a Mac records what any other machine does.
+    """
     owner = threading.get_ident()
     stand_ins: list[tuple[Any, str, Callable[..., Any]]] = [
         (mx, "quantize", _quantize),
@@ -110,11 +113,14 @@ def recordable(fused: bool) -> Iterator[None]:
         return call
 
     with _lock:
+        device = mx.default_device()
         originals = [(module, name, getattr(module, name)) for module, name, _ in stand_ins]
         try:
+            mx.set_default_device(mx.cpu)
             for (module, name, stand_in), (_, _, original) in zip(stand_ins, originals, strict=True):
                 setattr(module, name, here(original, stand_in))
             yield
         finally:
             for module, name, original in originals:
                 setattr(module, name, original)
+            mx.set_default_device(device)
