@@ -24,9 +24,10 @@ LAYERS = [
     ["parity"],
     ["run"],
     ["inspection_weights", "inspection"],
+    ["fit"],
     ["startup", "options", "job", "porting", "porting_source", "porting_job", "conversion", "porting_folder"],
     ["torch_backend"],
-    ["show"],
+    ["show", "show_fit"],
     ["cli"],
     ["__main__"],
 ]

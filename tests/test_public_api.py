@@ -20,6 +20,7 @@ PUBLIC = [
     "ConvertReport",
     "DestinationError",
     "DiskError",
+    "FitReport",
     "Inspection",
     "Interrupted",
     "MlxportError",
@@ -38,6 +39,7 @@ PUBLIC = [
     "generate",
     "inspect",
     "load",
+    "plan_for",
     "port",
     "port_folder",
     "register_op",
@@ -86,7 +88,9 @@ def test_every_error_has_its_exit_code_and_place():
     assert all(name in drawn for name in errors.__all__)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["convert", "--help"], ["generate", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["convert", "--help"], ["plan", "--help"], ["generate", "--help"]]
+)
 def test_help_imports_nothing_heavy(arguments):
     code = (
         "import sys, json\nfrom mlxport.cli import main\n"

@@ -14,6 +14,7 @@ from mlxport.errors import *
 
 if TYPE_CHECKING:
     from mlxport.conversion import ConvertReport, convert, verify
+    from mlxport.fit import FitReport, plan_for
     from mlxport.graph.registry import register_op
     from mlxport.inspection import Inspection, inspect
     from mlxport.parity import ParityReport
@@ -26,12 +27,14 @@ _LAZY = {
     "AutoModelForCausalLM": "mlxport.run",
     "AutoTokenizer": "mlxport.run",
     "ConvertReport": "mlxport.conversion",
+    "FitReport": "mlxport.fit",
     "Inspection": "mlxport.inspection",
     "ParityReport": "mlxport.parity",
     "convert": "mlxport.conversion",
     "generate": "mlxport.run",
     "inspect": "mlxport.inspection",
     "load": "mlxport.porting_folder",
+    "plan_for": "mlxport.fit",
     "port": "mlxport.porting",
     "port_folder": "mlxport.porting_folder",
     "register_op": "mlxport.graph.registry",

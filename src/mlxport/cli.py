@@ -245,6 +245,43 @@ def inspect(
     print_inspection(inspection)
 
 
+@app.command()
+def plan(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A folder or a hub id (only headers are fetched).")],
+    device: Annotated[
+        str | None, typer.Option("--device", help='A Mac, as in "M2 8GB"; without it the one that this runs on.')
+    ] = None,
+    context: Annotated[int | None, typer.Option("--context", help="Tokens of prompt and answer [4096].")] = None,
+    kv_bits: Annotated[int | None, typer.Option("--kv-bits", help="Bits of a quantized cache.")] = None,
+    kv_group_size: Annotated[int, typer.Option("--kv-group-size", help="Its group size.")] = 64,
+    dtype: Dtype = "auto",
+    macos: Annotated[int | None, typer.Option("--macos", help="Its major version; without it the newest.")] = None,
+    revision: Revision = None,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say what of a model fits a Mac, with what context and how fast; nothing is downloaded but headers."""
+    from mlxport.fit import plan_for
+
+    report = plan_for(
+        source,
+        device=device,
+        context=context,
+        kv_bits=kv_bits,
+        kv_group_size=kv_group_size,
+        dtype=dtype,
+        macos=macos,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
+    if as_json:
+        return _print_json(report.to_json())
+    from mlxport.show_fit import show_fit
+
+    show_fit(report)
+
+
 Prompt = Annotated[str, typer.Option("-p", "--prompt", help='The message; "-" reads standard input.')]
 MaxTokens = Annotated[int, typer.Option("-m", "--max-tokens", help="Most tokens to generate.")]
 Temp = Annotated[float, typer.Option("--temp", help="Temperature; 0 is greedy.")]

@@ -10,14 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxport.errors import DiskError, Interrupted, SourceError, UnsafeError, UsageError, disk_full
+from mlxport.errors import DiskError, Interrupted, SourceError, UsageError, disk_full
 from mlxport.job import Hashes, Job, make_inverse
 from mlxport.options import DTYPES, MARGIN_BYTES, ConvertReport, Options
 from mlxport.plan import DEFAULT_SHARD_SIZE, make_plan, parse_size
 from mlxport.progress import make_progress
 from mlxport.quant import make_request
 from mlxport.record import fingerprint, read_record
-from mlxport.source import needs_remote_code, open_checkpoint
+from mlxport.source import open_checkpoint, refuse_remote_code
 from mlxport.startup import leave_torch_out
 from mlxport.tokenizer_files import check_tokenizer_files, embedding_rows
 from mlxport.types import Checkpoint
@@ -212,11 +212,8 @@ def _no_reference() -> str:
 
 def _open(source: str, revision: str | None, options: Options) -> Checkpoint:
     def check(config: Mapping[str, Any]) -> None:
-        if needs_remote_code(config) and not options.trust_remote_code:
-            raise UnsafeError(
-                f"{source} names code of its own in config.json (auto_map), which was not run",
-                hint="read that code, then add --trust-remote-code",
-            )
+        if not options.trust_remote_code:
+            refuse_remote_code(config, source)
         # Before anything is fetched; of a folder, the target checks it.
         if not os.path.isdir(os.path.expanduser(source)):
             from mlxport.target.mlx_lm import check_supported

@@ -22,7 +22,7 @@ from mlxport.types import Checkpoint, TensorRef
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Inspection", "inspect", "inspect_checkpoint", "print_inspection"]
+__all__ = ["Inspection", "context_length", "inspect", "inspect_checkpoint", "print_inspection"]
 
 _TEXT_PARTS = ("text_config", "llm_config", "language_config")
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
@@ -156,7 +156,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         largest=tuple(LargeTensor(ref.name, ref.dtype, ref.shape, ref.nbytes) for ref in largest),
         layers=_integer(text, "num_hidden_layers", "n_layer", "n_layers", "num_layers"),
         vocabulary=_vocabulary(config, tensors),
-        context_length=_integer(text, "max_position_embeddings", "n_positions", "max_seq_len", "seq_length"),
+        context_length=context_length(config),
         rope=_rope(text),
         tied=tied,
         tokenizer=tokenizer,
@@ -169,6 +169,11 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         config_changes=changes,
         problems=tuple(dict.fromkeys(problems)),
     )
+
+
+def context_length(config: Mapping[str, Any]) -> int | None:
+    """Longest sequence that a config says the model was made for, None where it does not say."""
+    return _integer(_text_config(config), "max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
 
 def _mlx_format(checkpoint: Checkpoint) -> bool | None:

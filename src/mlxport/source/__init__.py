@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from mlxport.errors import SourceError, UnsupportedError
-from mlxport.source.config import check_consistency, needs_remote_code
+from mlxport.source.config import check_consistency, needs_remote_code, refuse_remote_code
 from mlxport.source.folder import open_folder
 from mlxport.source.read import hash_file, read_rows
 from mlxport.types import Checkpoint
 
-__all__ = ["check_consistency", "hash_file", "needs_remote_code", "open_checkpoint", "read_rows"]
+__all__ = ["check_consistency", "hash_file", "needs_remote_code", "open_checkpoint", "read_rows", "refuse_remote_code"]
 
 # What the hub accepts: https://huggingface.co/docs/huggingface_hub/package_reference/utilities (validate_repo_id)
 _REPO_ID = re.compile(r"(?!.*(?:--|\.\.))(?:[A-Za-z0-9_][\w.-]{0,95}/)?[A-Za-z0-9_](?:[\w.-]{0,94}\w)?", re.ASCII)

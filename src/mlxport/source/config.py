@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlxport.errors import ConfigError
+from mlxport.errors import ConfigError, UnsafeError
 from mlxport.source.jsonfile import read_object
 from mlxport.types import TensorRef
 
@@ -88,6 +88,15 @@ def needs_remote_code(config: Mapping[str, Any]) -> bool:
     if not isinstance(auto_map, Mapping):
         return bool(auto_map)
     return any(str(key) == "AutoConfig" or str(key).startswith("AutoModel") for key in auto_map)
+
+
+def refuse_remote_code(config: Mapping[str, Any], source: str) -> None:
+    """Raise UnsafeError for a checkpoint that brings code for its model."""
+    if needs_remote_code(config):
+        raise UnsafeError(
+            f"{source} names code of its own in config.json (auto_map), which was not run",
+            hint="read that code, then add --trust-remote-code",
+        )
 
 
 def check_consistency(config: Mapping[str, Any], tensors: Mapping[str, TensorRef]) -> list[str]:

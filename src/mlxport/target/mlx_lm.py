@@ -6,10 +6,11 @@ placeholders (``mlxport.transform.trace``); nothing of them is repeated here.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from mlxport.target.mlx_lm_heads import is_head, refuse_other_heads
 from mlxport.target.mlx_lm_quantized import UNQUANTIZED, refuse_raw_fp8, source_quantization
 from mlxport.target.mlx_lm_rope import REFUSED
 from mlxport.target.mlx_lm_weights import ignored_weights, prepare_weights
-from mlxport.transform import Program, trace
+from mlxport.transform import Program, mx_dtype, trace
 from mlxport.types import Checkpoint
 
 
@@ -59,7 +60,12 @@ def has_architecture(config: Mapping[str, Any]) -> bool:
 
 
 def open_target(
-    checkpoint: Checkpoint, *, dtype: str = "auto", quant: QuantRequest | None = None, strict: bool = True
+    checkpoint: Checkpoint,
+    *,
+    dtype: str = "auto",
+    quant: QuantRequest | None = None,
+    strict: bool = True,
+    headers_only: bool = False,
 ) -> Conversion:
     """Trace mlx-lm's conversion of ``checkpoint``.
 
@@ -68,6 +74,7 @@ def open_target(
         dtype: ``auto`` follows mlx-lm: config's ``torch_dtype`` where there is one, else each tensor's own.
         quant: What to quantize, or None.
         strict: Refuse missing and unexpected tensors.
+        headers_only: The weights are not here: refuse nothing for its values.
 
     Raises:
         UnsupportedError: The architecture or the checkpoint's own quantization is not one that mlx-lm computes right.
@@ -88,20 +95,42 @@ def open_target(
         built.parameters = count_parameters(model)
         return dict(tree_flatten(model.parameters()))
 
-    try:
+    with _blamed(checkpoint, method):
         program = trace(pipeline, checkpoint.tensors)
+    if not headers_only:
+        _refuse_ignored(checkpoint, normalized, program)
+    assert built.model is not None
+    refuse_raw_fp8(program, built.model)
+    return make_conversion(program, built, dtype, quant, [*normalized.changes, *normalized.warnings], _final_config)
+
+
+def lazy_model(checkpoint: Checkpoint, dtype: str = "auto") -> tuple[nn.Module, dict[str, Any]]:
+    """mlx-lm's model of ``checkpoint`` and its config; the parameters are zeros that nothing has evaluated.
+
+    Names, shapes and dtypes are those that ``open_target`` converts to. Errors as there.
+    """
+    where = f"{checkpoint.location}/config.json"
+    method, normalized = _source_method(checkpoint.config, where), _normalized(checkpoint.config, where)
+    zeros = {name: mx.zeros(ref.shape, dtype=mx_dtype(ref)) for name, ref in checkpoint.tensors.items()}
+    with _blamed(checkpoint, method):
+        model, config = _load(prepare_weights(zeros, normalized.config), normalized, True, method, checkpoint)
+        _cast(model, config, dtype)
+    return model, config
+
+
+@contextlib.contextmanager
+def _blamed(checkpoint: Checkpoint, method: str) -> Iterator[None]:
+    """Third-party model code on a user's checkpoint: whatever it raises is about that input."""
+    try:
+        yield
     except MlxportError:
         raise
-    except Exception as error:  # third-party model code on a user's checkpoint: whatever it raises is about that input
+    except Exception as error:
         what = f"quantized with {method}" if method else f"model type {checkpoint.config.get('model_type')}"
         hint = UNQUANTIZED if method else "check that config.json belongs to these weights"
         reason = _shortened(" ".join(str(error).split()))
         message = f"mlx-lm cannot load {checkpoint.location} ({what}): {type(error).__name__}: {reason}"
         raise UnsupportedError(message, hint=hint) from error
-    _refuse_ignored(checkpoint, normalized, program)
-    assert built.model is not None
-    refuse_raw_fp8(program, built.model)
-    return make_conversion(program, built, dtype, quant, [*normalized.changes, *normalized.warnings], _final_config)
 
 
 def _refuse_ignored(checkpoint: Checkpoint, normalized: NormalizedConfig, program: Program) -> None:
