@@ -27,11 +27,22 @@ def environment(**changes: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, **changes}
 
 
+def _heed_interrupts() -> None:
+    """As in a terminal, also where the tests themselves run in the background, with SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(*arguments: str | Path, code: str | None = None, **options: object) -> subprocess.Popen[str]:
     """The command line in a process of its own; ``code`` runs instead of ``-m mlxport``."""
     head = ["-m", "mlxport"] if code is None else ["-c", code]
     command = [sys.executable, *head, *map(str, arguments)]
-    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment()}
+    settings = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+        "env": environment(),
+        "preexec_fn": _heed_interrupts,
+    }
     return subprocess.Popen(command, **{**settings, **options})  # type: ignore[call-overload,no-any-return]
 
 
