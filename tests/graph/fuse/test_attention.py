@@ -402,3 +402,27 @@ def test_softmax_that_is_no_attention():
 def test_fixed_sizes():
     result = of(lambda q: tril(q, q * 0.5, q + 1), Q, dynamic=False)
     assert 'mask="causal"' in result.source
+
+
+class RelativeToScaled(torch.nn.Module):
+    """Scaled queries also give the scores of positions: their scale may not be taken from there."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.q, self.k, self.v = (torch.nn.Linear(16, 16) for _ in range(3))
+        self.positions = torch.nn.Parameter(torch.randn(20, 20, 4))
+
+    def forward(self, x):
+        batch, length, _ = x.shape
+        q, k, v = self.q(x) * 4**-0.5, self.k(x), self.v(x)
+        q, k, v = (y.view(batch, length, 4, 4).transpose(1, 2).reshape(batch * 4, length, 4) for y in (q, k, v))
+        positions = self.positions[:length, :length]
+        relative = torch.matmul(q.transpose(0, 1), positions.transpose(-2, -1)).transpose(0, 1)
+        weights = (torch.bmm(q, k.transpose(1, 2)) + relative).softmax(-1)
+        return torch.bmm(weights, v).view(batch, 4, length, 4).transpose(1, 2).reshape(batch, length, 16)
+
+
+def test_scaled_queries_that_others_use():
+    result = fused(RelativeToScaled(), (torch.randn(2, 7, 16),), (torch.randn(3, 9, 16),))
+    assert "attention" in result.applied

@@ -65,10 +65,11 @@ def _repeats(node: Node, source: Node, axis: int, values: Values) -> bool:
 
 def absorb_scale(node: Node, values: Values) -> tuple[Node, float]:
     """Queries (or keys) without a number that they were multiplied with, and the number."""
-    factor = 1.0
+    factor, bare = 1.0, node
+    moves: list[Node] = []
     source: Any = node
-    while isinstance(source, Node) and (source is node or len(source.users) == 1 >= len(node.users)):
-        if kind(source) in ("mul", "div") and is_float(source):
+    while isinstance(source, Node):
+        if kind(source) in ("mul", "div") and is_float(source) and (not moves or len(source.users) == 1):
             number = values.scalar(source.args[1])
             inner = source.args[0]
             if number is None and kind(source) == "mul":
@@ -76,16 +77,24 @@ def absorb_scale(node: Node, values: Values) -> tuple[Node, float]:
             if number is None or not isinstance(inner, Node) or number <= 0 or not _same_kind(inner, source):
                 break
             factor *= number if kind(source) == "mul" else 1 / number
-            if source is node:
-                node = inner
-            else:
-                source.replace_all_uses_with(inner)
             source = inner
-            continue
-        if kind(source) not in _MOVES - {"index", "index_select"} and kind(source) not in CASTS:
+            bare = _moved(inner, moves)
+        elif kind(source) in _MOVES - {"index", "index_select"} or kind(source) in CASTS:
+            moves.append(source)
+            source = source.args[0]
+        else:
             break
-        source = source.args[0]
-    return node, factor
+    return bare, factor
+
+
+def _moved(source: Node, moves: list[Node]) -> Node:
+    """``source`` through copies of the moves, the last one first: others may use what they give."""
+    for move in reversed(moves):
+        with move.graph.inserting_before(move):
+            made = move.graph.node_copy(move)
+        made.args = (source, *move.args[1:])
+        source = made
+    return source
 
 
 def _same_kind(a: Node, b: Node) -> bool:
