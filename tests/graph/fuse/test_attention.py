@@ -419,7 +419,9 @@ class RelativeToScaled(torch.nn.Module):
         q, k, v = (y.view(batch, length, 4, 4).transpose(1, 2).reshape(batch * 4, length, 4) for y in (q, k, v))
         positions = self.positions[:length, :length]
         relative = torch.matmul(q.transpose(0, 1), positions.transpose(-2, -1)).transpose(0, 1)
-        weights = (torch.bmm(q, k.transpose(1, 2)) + relative).softmax(-1)
+        scores = (torch.bmm(q, k.transpose(1, 2)) + relative).view(batch, 4, length, length)
+        scores = scores + torch.where(x[:, :, 0] > 1.5, -1e4, 0.0)[:, None, None]
+        weights = scores.view(batch * 4, length, length).softmax(-1)
         return torch.bmm(weights, v).view(batch, 4, length, 4).transpose(1, 2).reshape(batch, length, 16)
 
 
