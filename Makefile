@@ -4,7 +4,7 @@
 # make sweep  every architecture of mlx-lm against PyTorch (long); writes docs/architectures.md
 # make sweep-ops  torch's op and module databases against PyTorch (long); writes docs/ops.md
 # make sweep-models  a tiny model of every transformers type, ported (hours; goes on where it stopped); docs/models.md
-# make bench  conversion beside cp and mlx_lm (makes 2.5 GB files)
+# make bench  conversion beside cp and mlx_lm (makes 2.5 GB files), ports beside hand-written MLX, quantizers
 # Each makes .venv and installs what it needs.
 
 PYTHON ?= python3
@@ -60,6 +60,7 @@ sweep-models: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/convert.py
 	$(RUN)$(BIN)/python benchmarks/port.py
+	$(RUN)$(BIN)/python benchmarks/quantizers.py
 
 clean:
 	rm -rf $(VENV) demo-output demo-output.partial .pytest_cache .mypy_cache .ruff_cache

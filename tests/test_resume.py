@@ -176,6 +176,19 @@ def test_a_damaged_finished_shard_is_written_again(interrupted, many_shards, mlx
     assert hash_tree(tmp_path / "out") == hash_tree(tmp_path / "whole")
 
 
+def test_another_quantizer_begins_again(forks, many_shards, tmp_path):
+    """The names and shapes of the tensors are equal, what is in them is not."""
+    plain, searched = (("convert", many_shards, tmp_path / "out", *SHARDED, "-q", "4", "--quantizer", quantizer)
+                       for quantizer in ("rtn", "search"))  # fmt: skip
+    events = forks.run(*searched, watch=tmp_path / "out")["events"]
+    whole = hash_tree(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    middle = [n for n, event in enumerate(events) if event.endswith(".safetensors.tmp")][3]
+    assert forks.run(*plain, watch=tmp_path / "out", kill_at=middle)["code"] == -signal.SIGKILL
+    assert forks.run(*searched, watch=tmp_path / "out")["code"] == 0
+    assert hash_tree(tmp_path / "out") == whole
+
+
 @pytest.mark.parametrize("change", ["options", "source", "same size, newer"])
 def test_another_conversion_begins_again(interrupted, many_shards, mlxport, tmp_path, change):
     options, source = [*SHARDED], many_shards

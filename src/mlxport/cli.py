@@ -41,6 +41,7 @@ Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or
 Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
 QBits = Annotated[int | None, typer.Option("--q-bits", "--bits", help="Bits per weight.")]
 QGroupSize = Annotated[int | None, typer.Option("--q-group-size", "--group-size", help="Group size.")]
+Quantizer = Annotated[str | None, typer.Option(help="rtn: mlx-lm's tensors; search: less error, same format.")]
 QMode = Annotated[str | None, typer.Option("--q-mode", help="affine, mxfp4, nvfp4 or mxfp8.")]
 ShardSize = Annotated[str, typer.Option(help="Limit of an output file.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace DST, at the very end.")]
@@ -79,6 +80,7 @@ def convert(
         str | None,
         typer.Option("--recipe", "--quant-predicate", help="A TOML file of rules, or mixed_4_6 …"),
     ] = None,
+    quantizer: Quantizer = None,
     max_shard_size: ShardSize = "5GB",
     shard_by: Annotated[str, typer.Option(help="size, or layer to keep each layer in one file.")] = "size",
     layout: Annotated[str, typer.Option(help="auto, mlx-lm, or generated: MLX source of its own.")] = "auto",
@@ -107,6 +109,7 @@ def convert(
         q_group_size=q_group_size,
         q_mode=q_mode,
         recipe=recipe,
+        quantizer=quantizer,
         max_shard_size=max_shard_size,
         shard_by=shard_by,
         layout=layout,
@@ -141,6 +144,7 @@ def port(
     q_group_size: QGroupSize = None,
     q_mode: QMode = None,
     recipe: Annotated[str | None, typer.Option("--recipe", "--quant-predicate", help="A TOML file of rules.")] = None,
+    quantizer: Quantizer = None,
     max_shard_size: ShardSize = "5GB",
     dynamic: Dynamic = True,
     fold_batchnorm: FoldBatchnorm = False,
@@ -170,6 +174,7 @@ def port(
         q_group_size=q_group_size,
         q_mode=q_mode,
         recipe=recipe,
+        quantizer=quantizer,
         max_shard_size=max_shard_size,
         dynamic=dynamic,
         fold_batchnorm=fold_batchnorm,

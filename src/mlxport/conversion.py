@@ -40,6 +40,7 @@ def convert(
     q_group_size: int | None = None,
     q_mode: str | None = None,
     recipe: str | Path | None = None,
+    quantizer: str | None = None,
     max_shard_size: str | int = DEFAULT_SHARD_SIZE,
     shard_by: str = "size",
     layout: str = "auto",
@@ -66,6 +67,8 @@ def convert(
         q_group_size: Group size; the mode's default if None.
         q_mode: ``affine``, ``mxfp4``, ``nvfp4`` or ``mxfp8``.
         recipe: A TOML file of rules, or a mixed recipe's name.
+        quantizer: ``rtn``, the default: the tensors of ``mlx_lm.convert``; ``search``: scales and biases of affine
+            modules are chosen for the least squared error, in the same format.
         max_shard_size: Limit of an output file, such as ``"5GB"``.
         shard_by: ``size``, or ``layer`` to keep each layer in one file.
         layout: ``mlx-lm``; ``generated``: MLX source of the model's own; ``auto``: that where mlx-lm has no such model.
@@ -83,7 +86,9 @@ def convert(
     Raises:
         MlxportError: One of the tree in ``mlxport.errors``; nothing is left under ``destination``.
     """
-    request = make_request(quantize, bits=q_bits, group_size=q_group_size, mode=q_mode, recipe=recipe)
+    request = make_request(
+        quantize, bits=q_bits, group_size=q_group_size, mode=q_mode, recipe=recipe, quantizer=quantizer
+    )
     options = Options(
         dtype, request, max_shard_size, shard_by, layout, verify, overwrite, allow_overflow, trust_remote_code,
         dynamic, fold_batchnorm, mlxfn,

@@ -37,6 +37,7 @@ def port_folder(
     q_group_size: int | None = None,
     q_mode: str | None = None,
     recipe: str | Path | None = None,
+    quantizer: str | None = None,
     max_shard_size: str | int = DEFAULT_SHARD_SIZE,
     dynamic: bool | Any = True,
     fold_batchnorm: bool = False,
@@ -58,6 +59,7 @@ def port_folder(
         q_group_size: Group size; the mode's default if None.
         q_mode: ``affine``, ``mxfp4``, ``nvfp4`` or ``mxfp8``.
         recipe: A TOML file of rules.
+        quantizer: As in ``convert``: ``rtn``, the default, or ``search``.
         max_shard_size: Limit of an output file, such as ``"5GB"``.
         dynamic: Whether sizes of the inputs may change where torch.export proves that they can.
         fold_batchnorm: Multiply eval-mode BatchNorm into the convolution before it.
@@ -75,7 +77,9 @@ def port_folder(
     from mlxport.porting_job import PortJob
     from mlxport.porting_source import load_factory, open_module
 
-    request = make_request(quantize, bits=q_bits, group_size=q_group_size, mode=q_mode, recipe=recipe)
+    request = make_request(
+        quantize, bits=q_bits, group_size=q_group_size, mode=q_mode, recipe=recipe, quantizer=quantizer
+    )
     options = Options(
         dtype, request, max_shard_size, layout="generated", verify=verify, overwrite=overwrite, allow_overflow=True,
         dynamic=dynamic, fold_batchnorm=fold_batchnorm, mlxfn=mlxfn,

@@ -13,7 +13,7 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxport.errors import disk_full
+from mlxport.quant.search import search_affine
 from mlxport.source import read_rows
 from mlxport.transform import (
     BLOCK_BYTES,
@@ -30,7 +31,7 @@ from mlxport.transform import (
     Output,
     Program,
     Value,
-    lazy_arrays,
+    lazy_outputs,
     row_blocks,
     st_dtype,
     to_bytes,
@@ -282,7 +283,7 @@ def _tasks(program: Program, shard: Shard, buffers: _Buffers) -> Iterator[Callab
         value = outputs[0].value
         if value is None:
             if lazy is None:
-                lazy = program.pipeline(lazy_arrays(program.refs))
+                lazy = lazy_outputs(program)
             yield _opaque_task(tensors, lazy)
             continue
         starts = dict.fromkeys((tensor.name for tensor in tensors), 0)
@@ -294,7 +295,7 @@ def _tasks(program: Program, shard: Shard, buffers: _Buffers) -> Iterator[Callab
             if value.leaf is not None and outputs[0].quant is None and value.leaf.dtype != "F64":
                 yield _copy_task(outputs[0].name, value.leaf, start, stop, offsets, buffers, counted)
             else:
-                yield _row_task(outputs, value, start, stop, offsets, counted)
+                yield _row_task(outputs, value, (start, stop), offsets, counted, program.quantizer)
 
 
 class _Counted:
@@ -366,7 +367,12 @@ def _copy_task(
 
 
 def _row_task(
-    outputs: list[Output], value: Value, start: int, stop: int, offsets: Mapping[str, int], counted: _Counted
+    outputs: list[Output],
+    value: Value,
+    span: tuple[int, int],
+    offsets: Mapping[str, int],
+    counted: _Counted,
+    quantizer: str,
 ) -> Callable[[], _Block]:
     def task() -> _Block:
         findings = Findings()
@@ -377,10 +383,10 @@ def _row_task(
                 _add(findings.overflowed, outputs[0].name, _beyond_float32(data))
 
         with mx.stream(_stream()):
-            rows = Evaluator(on_leaf=seen).rows(value, start, stop)
-            arrays = _parts(outputs, rows)
+            rows = Evaluator(on_leaf=seen).rows(value, *span)
+            arrays = _parts(outputs, rows, quantizer)
             mx.eval(rows, *arrays)
-            _note_overflow(outputs[0], rows, value, (start, stop), findings)
+            _note_overflow(outputs[0], rows, value, span, findings)
             if outputs[0].quant is not None and not findings.nonfinite:
                 _note_scales(outputs, arrays, findings)
             parts = tuple(
@@ -392,11 +398,15 @@ def _row_task(
     return task
 
 
-def _parts(outputs: list[Output], rows: mx.array) -> list[mx.array]:
+def _parts(outputs: list[Output], rows: mx.array, quantizer: str) -> list[mx.array]:
     quant = outputs[0].quant
     if quant is None:
         return [rows for _ in outputs]
-    triple = mx.quantize(rows, group_size=quant.group_size, bits=quant.bits, mode=quant.mode)
+    triple: Sequence[mx.array]
+    if quantizer == "search" and quant.mode == "affine":
+        triple = search_affine(rows, group_size=quant.group_size, bits=quant.bits)
+    else:
+        triple = mx.quantize(rows, group_size=quant.group_size, bits=quant.bits, mode=quant.mode)
     named = dict(zip(("weight", "scales", "biases"), triple, strict=False))
     return [named[output.part] for output in outputs]
 

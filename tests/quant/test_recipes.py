@@ -33,6 +33,10 @@ SPELLINGS: list[tuple[dict[str, Any], QuantRequest | None]] = [
     ({"recipe": "mixed_3_6", "group_size": 32}, QuantRequest(QuantSpec("affine", 4, 32), mixed="mixed_3_6")),
     ({"recipe": "mixed_3_4", "quantize": True}, QuantRequest(AFFINE, mixed="mixed_3_4")),
     ({"recipe": "mixed_3_4", "quantize": "mixed_3_4"}, QuantRequest(AFFINE, mixed="mixed_3_4")),
+    ({"quantize": 4, "quantizer": "rtn"}, QuantRequest(AFFINE)),
+    ({"quantize": "mxfp4", "quantizer": "rtn"}, QuantRequest(QuantSpec("mxfp4", 4, 32))),
+    ({"quantize": 4, "quantizer": "search"}, QuantRequest(AFFINE, quantizer="search")),
+    ({"recipe": "mixed_3_4", "quantizer": "search"}, QuantRequest(AFFINE, mixed="mixed_3_4", quantizer="search")),
 ]
 
 
@@ -69,6 +73,11 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"recipe": "absent.toml"}, "cannot read the recipe absent.toml"),
     ({"recipe": "/"}, "cannot read the recipe /"),
     ({"recipe": "mixed_9_9"}, "cannot read the recipe mixed_9_9"),
+    ({"quantizer": "rtn"}, "--quantizer rtn has no effect without --quantize"),
+    ({"quantizer": "search"}, "--quantizer search has no effect without --quantize"),
+    ({"quantize": 4, "quantizer": "gptq"}, "unknown quantizer 'gptq'"),
+    ({"quantize": 4, "quantizer": ""}, "unknown quantizer ''"),
+    ({"quantize": "mxfp4", "quantizer": "search"}, "--quantizer search chooses scales and biases of affine modules"),
 ]
 
 
@@ -120,6 +129,14 @@ def test_a_recipe_file(tmp_path: Path):
         Rule("*.up_proj", QuantSpec("nvfp4", 4, 16)),
         Rule("*", QuantSpec("affine", 4, 128)),
     )
+
+
+def test_a_recipe_is_searched_where_it_is_affine(tmp_path: Path):
+    path = recipe(tmp_path, '"*.up_proj" = "nvfp4"\n"*" = 3')
+    assert make_request(recipe=path, quantizer="search").quantizer == "search"  # type: ignore[union-attr]
+    path = recipe(tmp_path, '"*.up_proj" = "nvfp4"\n"*" = "keep"')
+    with pytest.raises(QuantizationError, match="here are none"):
+        make_request(recipe=path, quantizer="search")
 
 
 def test_the_first_rule_that_matches_wins():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from mlxport.types import QuantSpec
 
 # mlx-lm's own (mlx_lm/convert.py, QUANT_RECIPES); a test holds that the two lists are equal.
 MIXED = ("mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6")
+# How scales and biases are chosen, the default first: as mx.quantize does, or as quant/search.py.
+QUANTIZERS = ("rtn", "search")
 _FIELDS = {"mode", "bits", "group_size", "group", "keep"}
 
 
@@ -38,11 +40,13 @@ class QuantRequest:
         spec: The default setting, written to config.json's ``quantization``.
         mixed: Name of one of mlx-lm's mixed recipes, or None.
         rules: Rules of a recipe file, the first that matches wins; empty without a file.
+        quantizer: How the scales and biases of affine modules are chosen, one of ``QUANTIZERS``.
     """
 
     spec: QuantSpec
     mixed: str | None = None
     rules: tuple[Rule, ...] = ()
+    quantizer: str = QUANTIZERS[0]
 
     def rule(self, path: str) -> Rule | None:
         """The first rule that matches a module path."""
@@ -56,12 +60,35 @@ def make_request(
     group_size: int | None = None,
     mode: str | None = None,
     recipe: str | Path | None = None,
+    quantizer: str | None = None,
 ) -> QuantRequest | None:
     """Read the options of ``convert`` (``quantize=4``, ``"mxfp4"``, ``"mixed_4_6"``, True …) into one request.
 
     Raises:
         QuantizationError: Settings that contradict each other, do not exist, or lack ``quantize``.
     """
+    if quantizer not in (None, *QUANTIZERS):
+        raise QuantizationError(f"unknown quantizer {quantizer!r}", hint=f"choose one of {', '.join(QUANTIZERS)}")
+    request = _settings(quantize, bits, group_size, mode, recipe)
+    if quantizer is None:
+        return request
+    if request is None:
+        raise QuantizationError(f"--quantizer {quantizer} has no effect without --quantize", hint="add -q")
+    specs = [rule.spec for rule in request.rules if rule.spec is not None] or [request.spec]
+    if quantizer != QUANTIZERS[0] and not any(spec.mode == "affine" for spec in specs):
+        message = f"--quantizer {quantizer} chooses scales and biases of affine modules, and here are none"
+        raise QuantizationError(message, hint="leave it out, or quantize with bits")
+    return replace(request, quantizer=quantizer)
+
+
+def _settings(
+    quantize: int | str | bool | None,
+    bits: int | None,
+    group_size: int | None,
+    mode: str | None,
+    recipe: str | Path | None,
+) -> QuantRequest | None:
+    """The request without its quantizer."""
     if recipe is not None and str(recipe) not in MIXED:
         asked = None if quantize is True else quantize
         _refuse_beside("--recipe", quantize=asked, bits=bits, group_size=group_size, mode=mode)

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -61,8 +61,8 @@ class Conversion:
 
     def working_bytes(self) -> int:
         """What the largest block of rows works on while it is computed."""
-        outputs = self.program.outputs.values()
-        return max((working_bytes(output.value, output.quant) for output in outputs if output.value), default=0)
+        outputs, quantizer = self.program.outputs.values(), self.program.quantizer
+        return max((working_bytes(o.value, o.quant, quantizer) for o in outputs if o.value), default=0)
 
 
 @dataclass
@@ -108,6 +108,8 @@ def make_conversion(
             f"nothing can be quantized with {_spell(quant.spec)}: {'; '.join(reasons) or 'no module supports it'}",
             hint="choose a smaller group size, or convert without --quantize",
         )
+    if quant is not None:
+        program = replace(program, quantizer=quant.quantizer)
     main = main_dtype(program, dtype)
     if any(ref.dtype == "F64" for ref in program.refs.values()):
         notes.append("float64 tensors become float32: MLX has no float64 on the GPU")

@@ -9,7 +9,7 @@ from mlxport.transform.dtypes import mx_dtype, st_dtype, to_bytes, to_mx
 from mlxport.transform.evaluate import BLOCK_BYTES, Evaluator, lazy_arrays, row_blocks, working_bytes
 from mlxport.transform.invert import NotInvertible, invert
 from mlxport.transform.program import Output, Program, Value
-from mlxport.transform.trace import trace
+from mlxport.transform.trace import lazy_outputs, trace
 
 __all__ = [
     "BLOCK_BYTES",
@@ -20,6 +20,7 @@ __all__ = [
     "Value",
     "invert",
     "lazy_arrays",
+    "lazy_outputs",
     "mx_dtype",
     "row_blocks",
     "st_dtype",

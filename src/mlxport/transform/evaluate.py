@@ -10,6 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from mlxport.quant.search import search_bytes
 from mlxport.source import read_rows
 from mlxport.transform.dtypes import mx_dtype, to_mx
 from mlxport.transform.ops import ROW_OPS
@@ -175,10 +176,13 @@ def _strided_bytes(value: Value) -> int:
     )
 
 
-def working_bytes(value: Value, quant: QuantSpec | None = None) -> int:
-    """Bytes that the largest block of ``value`` works on: the rows themselves and what they are computed from."""
+def working_bytes(value: Value, quant: QuantSpec | None = None, quantizer: str = "rtn") -> int:
+    """Bytes that the largest block of ``value`` works on: rows, what they are computed from, a search's temporaries."""
     rows = value.shape[0] if value.shape else 1
     start, stop = next(row_blocks(value, quant))
     block = (stop - start) * prod(value.shape[1:]) * max(value.dtype.size, 2)
     share = sum(ref.nbytes for ref in value.leaves()) * (stop - start) // max(rows, 1)
-    return max(block + share, _strided_bytes(value) and min(_strided_bytes(value), WHOLE_BYTES) + block)
+    searched = 0
+    if quantizer == "search" and quant is not None and quant.mode == "affine":
+        searched = search_bytes((stop - start) * prod(value.shape[1:]))
+    return max(block + share, _strided_bytes(value) and min(_strided_bytes(value), WHOLE_BYTES) + block) + searched

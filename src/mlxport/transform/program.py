@@ -79,11 +79,13 @@ class Program:
         refs: Checkpoint tensors by name.
         outputs: Output tensors by name, in the order in which they are written.
         pipeline: The traced function itself, for outputs that the trace could not follow.
+        quantizer: How quantized outputs are computed, as in ``quant.QuantRequest``.
     """
 
     refs: Mapping[str, TensorRef]
     outputs: Mapping[str, Output]
     pipeline: Pipeline = field(repr=False)
+    quantizer: str = "rtn"
 
     def passthrough(self, name: str) -> str | None:
         """The checkpoint tensor that output ``name`` is, unchanged, or None."""

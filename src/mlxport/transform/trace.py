@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxport.quant.modes import make_spec
+from mlxport.quant.search import search_affine
 from mlxport.transform.dtypes import mx_dtype
 from mlxport.transform.evaluate import lazy_arrays
 from mlxport.transform.ops import ROW_OPS
@@ -39,6 +40,19 @@ def trace(pipeline: Pipeline, refs: Mapping[str, TensorRef]) -> Program:
     results = pipeline(lazy_arrays(refs))
     outputs = {name: Output(name, tuple(array.shape), array.dtype, None) for name, array in results.items()}
     return Program(dict(refs), outputs, pipeline)
+
+
+def lazy_outputs(program: Program) -> dict[str, mx.array]:
+    """Every output as the pipeline itself makes it, lazily, of the stored tensors and with the program's quantizer."""
+
+    def quantize(w: mx.array, *args: Any, **kwargs: Any) -> Any:
+        spec = _quant_spec(*args, **kwargs)
+        if spec is None or spec.mode != "affine":
+            return originals["quantize"](w, *args, **kwargs)
+        return search_affine(w, group_size=spec.group_size, bits=spec.bits, chunk=None)
+
+    with _replacing({"quantize": quantize} if program.quantizer == "search" else {}) as originals:
+        return program.pipeline(lazy_arrays(program.refs))
 
 
 def _traced(pipeline: Pipeline, refs: Mapping[str, TensorRef]) -> dict[str, Output]:
@@ -128,8 +142,6 @@ def _recording() -> Iterator[dict[int, tuple[mx.array, QuantSpec, str]]]:
     remembered by identity, so that an output that is one of them is known to be a part of a quantized tensor. Other
     threads go on with the originals.
     """
-    owner = threading.get_ident()
-    originals: dict[str, Callable[..., Any]] = {}
     quantized: dict[int, tuple[mx.array, QuantSpec, str]] = {}
     keep: list[mx.array] = []
 
@@ -147,23 +159,28 @@ def _recording() -> Iterator[dict[int, tuple[mx.array, QuantSpec, str]]]:
         mx.eval(table)  # a constant; its primitive could not be exported
         return mx.take(table, x.astype(mx.uint32))
 
+    with _replacing({"contiguous": lambda a, *_, **__: a, "from_fp8": from_fp8, "quantize": quantize}) as originals:
+        yield quantized
+
+
+@contextlib.contextmanager
+def _replacing(patches: Mapping[str, Callable[..., Any]]) -> Iterator[dict[str, Callable[..., Any]]]:
+    """Replace functions of mlx.core in this thread; yields the originals."""
+    owner = threading.get_ident()
+    originals: dict[str, Callable[..., Any]] = {}
+
     def here(name: str, replacement: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             return (replacement if threading.get_ident() == owner else originals[name])(*args, **kwargs)
 
         return call
 
-    patches: dict[str, Callable[..., Any]] = {
-        "contiguous": lambda a, *_, **__: a,
-        "from_fp8": from_fp8,
-        "quantize": quantize,
-    }
     with _lock:
         originals.update((name, getattr(mx, name)) for name in patches)
         try:
             for name, replacement in patches.items():
                 setattr(mx, name, here(name, replacement))
-            yield quantized
+            yield originals
         finally:
             for name, original in originals.items():
                 setattr(mx, name, original)
