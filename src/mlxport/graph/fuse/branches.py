@@ -11,7 +11,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from mlxport.graph.capture import Captured
-from mlxport.graph.fuse.graphs import kind, ndim, value
+from mlxport.graph.fuse.graphs import ancestors, kind, ndim, value
 
 __all__ = ["Branches", "find_branches"]
 
@@ -44,7 +44,7 @@ def find_branches(captured: Captured) -> Iterator[Branches | tuple[str, str]]:
         if any(end is None for end in ends):
             continue
         inputs, outputs = zip(*(end for end in ends if end is not None), strict=True)
-        if _after(inputs, set(outputs)):
+        if not {*inputs, *ancestors(inputs)}.isdisjoint(outputs):
             continue  # one after the other
         forms = [_form(captured, f"{path}.{index}.", nodes, inputs[index]) for index, nodes in enumerate(members)]
         if any(form != forms[0] for form in forms):
@@ -72,20 +72,6 @@ def _ends(captured: Captured, nodes: list[Node]) -> tuple[Node, Node] | None:
     given = {item for item in given if item not in captured.weights and isinstance(value(item), torch.Tensor)}
     leaving = [node for node in nodes if any(user not in inside for user in node.users)]
     return (given.pop(), leaving[0]) if len(given) == 1 == len(leaving) and ndim(leaving[0]) > 0 else None
-
-
-def _after(inputs: tuple[Node, ...], outputs: set[Node]) -> bool:
-    """Whether an input depends on another member's output."""
-    seen: set[Node] = set()
-    stack = list(inputs)
-    while stack:
-        node = stack.pop()
-        if node in outputs:
-            return True
-        if node not in seen:
-            seen.add(node)
-            stack.extend(node.all_input_nodes)
-    return False
 
 
 def _form(captured: Captured, prefix: str, nodes: list[Node], given: Node) -> list[Any]:

@@ -15,6 +15,7 @@ __all__ = [
     "CASTS",
     "Editor",
     "VIEWS",
+    "ancestors",
     "is_float",
     "kind",
     "merge_views",
@@ -86,6 +87,18 @@ def peel(node: Any) -> Any:
 def where(node: Node) -> str:
     """Path of the module that computes the node."""
     return module_path(node).partition("@")[0]
+
+
+def ancestors(nodes: Iterable[Node], known: Iterable[Node] = ()) -> set[Node]:
+    """All that ``nodes`` depend on where ``known`` are given."""
+    seen = set(known)
+    stack = [node for node in nodes if node not in seen]
+    while stack:
+        for item in stack.pop().all_input_nodes:
+            if item not in seen:
+                seen.add(item)
+                stack.append(item)
+    return seen.difference(known)
 
 
 def merge_views(graph: Graph) -> None:

@@ -18,7 +18,7 @@ from torch.fx import Graph, Node
 from mlxport.graph.capture import Captured
 from mlxport.graph.fold import Fold
 from mlxport.graph.fuse.branches import Branches, find_branches
-from mlxport.graph.fuse.graphs import Editor, is_float, kind, ndim, same_size, shape, value
+from mlxport.graph.fuse.graphs import Editor, ancestors, is_float, kind, ndim, same_size, shape, value
 from mlxport.graph.fuse.record import Fusion
 from mlxport.graph.fuse.targets import gather_mm
 from mlxport.graph.fuse.values import CannotEvaluate, Values, close
@@ -82,15 +82,15 @@ def _choices(captured: Captured, count: int) -> list[Node]:
 
 def _fuse(captured: Captured, values: Values, branches: Branches, chosen: list[Node]) -> str | None:
     """Why not; None where this is no mixture of experts at all."""
-    before, joins = _before(branches.outputs), _joins(captured, branches.outputs)
-    chosen = [node for node in chosen if any(node in _before([join]) for join in joins)]
+    joins = _joins(captured, branches.outputs)
+    chosen = [node for node in chosen if any(node in ancestors([join]) for join in joins)]
     if not chosen:
         return None
     if (op := _not_by_rows(branches)) is not None:
         return f"the experts compute {op}, which is not by rows"
     tried = 0
     for join in joins:
-        for rows in _rows(branches, before, shape(join)):
+        for rows in _rows(branches, shape(join)):
             for indices in chosen:
                 fixed = isinstance(shape(rows)[-1], int) and isinstance(shape(join)[-1], int)
                 if not fixed or not _matching(shape(rows)[:-1], shape(indices)):
@@ -108,18 +108,6 @@ def _fuse(captured: Captured, values: Values, branches: Branches, chosen: list[N
 def _matching(rows: Any, indices: Any) -> bool:
     """Whether the indices are of these rows: one, or several in a last axis."""
     return len(indices) - len(rows) in (0, 1) and all(map(same_size, rows, indices))
-
-
-def _before(nodes: Iterable[Node], known: Iterable[Node] = ()) -> set[Node]:
-    """All that ``nodes`` depend on where ``known`` are given."""
-    seen = set(known)
-    stack = [node for node in nodes if node not in seen]
-    while stack:
-        for item in stack.pop().all_input_nodes:
-            if item not in seen:
-                seen.add(item)
-                stack.append(item)
-    return seen.difference(known)
 
 
 def _joins(captured: Captured, outputs: tuple[Node, ...]) -> list[Node]:
@@ -158,7 +146,7 @@ def _not_by_rows(branches: Branches) -> str | None:
     return None
 
 
-def _rows(branches: Branches, before: set[Node], joined: Any) -> Iterator[Node]:
+def _rows(branches: Branches, joined: Any) -> Iterator[Node]:
     """What the experts' inputs are rows of: an array of as many rows as the result has."""
     first = branches.inputs[0]
     if all(given is first for given in branches.inputs) and _alike(shape(first), joined):
@@ -177,7 +165,7 @@ def _alike(rows: Any, joined: Any) -> bool:
 def _weightings(join: Node, branches: Branches, indices: Node) -> Iterator[tuple[Node | None, bool]]:
     """What may weigh the chosen experts: a number for each choice, or (True) one for each expert; None."""
     inner = {node for nodes in branches.nodes for node in nodes} | _after(branches)
-    known = sorted((node for node in _before([join]) if is_float(node) and node not in inner), reverse=True)
+    known = sorted((node for node in ancestors([join]) if is_float(node) and node not in inner), reverse=True)
     wanted = shape(indices)
     for node in known:
         if len(shape(node)) == len(wanted) and all(map(same_size, shape(node), wanted)):
@@ -206,7 +194,7 @@ def _same(values: Values, mixture: _Mixture) -> bool:
     Computed with random rows and a random router. That experts map rows is known, so cheap maps stand for them.
     """
     branches, join, rows, indices = mixture.branches, mixture.join, mixture.rows, mixture.indices
-    needed = _before([join, indices, *branches.inputs], {rows, *branches.outputs})
+    needed = ancestors([join, indices, *branches.inputs], {rows, *branches.outputs})
     trained = [node for node in sorted(needed) if node in values.captured.weights and node not in values.static]
     tested = False
     for sizes in values.sizes():

@@ -88,8 +88,7 @@ class Values:
         item = node.meta.get("val")
         if not isinstance(item, torch.SymInt | torch.SymBool | torch.SymFloat) or not node.args:
             return False
-        from_data = not item.node.has_hint()
-        return kind(node) not in ("_local_scalar_dense", "item") and not from_data
+        return kind(node) not in ("_local_scalar_dense", "item") and item.node.has_hint()  # data has none
 
     def constant(self, item: Any) -> torch.Tensor | None:
         """The value of a number or of a node that nothing can change; None for others."""
