@@ -45,6 +45,8 @@ Quantizer = Annotated[str | None, typer.Option(help="rtn: mlx-lm's tensors; sear
 QMode = Annotated[str | None, typer.Option("--q-mode", help="affine, mxfp4, nvfp4 or mxfp8.")]
 ShardSize = Annotated[str, typer.Option(help="Limit of an output file.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace DST, at the very end.")]
+KvGroupSize = Annotated[int | None, typer.Option("--kv-group-size", help="Group size of a quantized cache [64].")]
+KvStart = Annotated[int | None, typer.Option("--quantized-kv-start", help="Tokens after which it is quantized.")]
 _ported = functools.partial(typer.Option, rich_help_panel="Options of the generated layout")
 Dynamic = Annotated[bool, _ported("--dynamic/--no-dynamic", help="Other input sizes, where provable.")]
 FoldBatchnorm = Annotated[bool, _ported("--fold-batchnorm", help="Multiply BatchNorm into the convolution before it.")]
@@ -91,6 +93,9 @@ def convert(
     dynamic: Dynamic = True,
     fold_batchnorm: FoldBatchnorm = False,
     mlxfn: Mlxfn = False,
+    kv_bits: Annotated[int | None, typer.Option("--kv-bits", help="Bits of the cache that generate will use.")] = None,
+    kv_group_size: KvGroupSize = None,
+    quantized_kv_start: KvStart = None,
     revision: Revision = None,
     trust_remote_code: Trust = False,
     as_json: Json = False,
@@ -122,6 +127,9 @@ def convert(
         dynamic=dynamic,
         fold_batchnorm=fold_batchnorm,
         mlxfn=mlxfn,
+        kv_bits=kv_bits,
+        kv_group_size=kv_group_size,
+        quantized_kv_start=quantized_kv_start,
         quiet=quiet or as_json,
     )
     if as_json:
@@ -294,6 +302,9 @@ TopP = Annotated[float, typer.Option("--top-p", help="Probability mass to sample
 MinP = Annotated[float, typer.Option("--min-p", help="Least probability relative to the most likely token's.")]
 TopK = Annotated[int, typer.Option("--top-k", help="Number of most likely tokens to sample from; 0 is off.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Makes sampling reproducible.")]
+KvBits = Annotated[
+    str | None, typer.Option("--kv-bits", help='Bits of a quantized cache, or "none" [as the model was converted for].')
+]
 System = Annotated[str | None, typer.Option("--system-prompt", help="Put before the message by the chat template.")]
 
 
@@ -311,6 +322,9 @@ def generate(
     ignore_chat_template: Annotated[
         bool, typer.Option("--ignore-chat-template", help="Continue the prompt as it is.")
     ] = False,
+    kv_bits: KvBits = None,
+    kv_group_size: KvGroupSize = None,
+    quantized_kv_start: KvStart = None,
     trust_remote_code: Trust = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -331,6 +345,9 @@ def generate(
         seed=seed,
         system_prompt=system_prompt,
         ignore_chat_template=ignore_chat_template,
+        kv_bits=kv_bits,
+        kv_group_size=kv_group_size,
+        quantized_kv_start=quantized_kv_start,
         trust_remote_code=trust_remote_code,
         on_text=None if as_json else _stream,
         on_warning=_warn,
@@ -352,6 +369,9 @@ def chat(
     top_k: TopK = 0,
     seed: Seed = None,
     system_prompt: System = None,
+    kv_bits: KvBits = None,
+    kv_group_size: KvGroupSize = None,
+    quantized_kv_start: KvStart = None,
     trust_remote_code: Trust = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -368,6 +388,9 @@ def chat(
         top_k=top_k,
         seed=seed,
         system_prompt=system_prompt,
+        kv_bits=kv_bits,
+        kv_group_size=kv_group_size,
+        quantized_kv_start=quantized_kv_start,
         trust_remote_code=trust_remote_code,
         quiet=quiet,
     )

@@ -17,6 +17,7 @@ from mlxport.plan import DEFAULT_SHARD_SIZE, make_plan, parse_size
 from mlxport.progress import make_progress
 from mlxport.quant import make_request
 from mlxport.record import fingerprint, read_record
+from mlxport.run.kv import check_model, make_kv
 from mlxport.source import open_checkpoint, refuse_remote_code
 from mlxport.startup import leave_torch_out
 from mlxport.tokenizer_files import check_tokenizer_files, embedding_rows
@@ -53,6 +54,9 @@ def convert(
     dynamic: bool = True,
     fold_batchnorm: bool = False,
     mlxfn: bool = False,
+    kv_bits: int | None = None,
+    kv_group_size: int | None = None,
+    quantized_kv_start: int | None = None,
     quiet: bool = True,
 ) -> ConvertReport:
     """Convert a Hugging Face checkpoint to a folder that mlx-lm loads, and prove it against PyTorch.
@@ -81,6 +85,9 @@ def convert(
         dynamic: As in ``port_folder``, of the generated layout only.
         fold_batchnorm: As in ``port_folder``, of the generated layout only.
         mlxfn: As in ``port_folder``, of the generated layout only.
+        kv_bits: Bits of a quantized key-value cache, recorded for ``mlxport generate`` and ``chat``; None for none.
+        kv_group_size: Its group size; 64 if None.
+        quantized_kv_start: Tokens from which on it is quantized; mlx-lm's own number if None.
         quiet: Show no progress.
 
     Raises:
@@ -91,7 +98,7 @@ def convert(
     )
     options = Options(
         dtype, request, max_shard_size, shard_by, layout, verify, overwrite, allow_overflow, trust_remote_code,
-        dynamic, fold_batchnorm, mlxfn,
+        dynamic, fold_batchnorm, mlxfn, make_kv(kv_bits, kv_group_size, quantized_kv_start),
     )  # fmt: skip
     target = absolute(destination)
     check_destination(target, str(source), overwrite)
@@ -126,9 +133,13 @@ def _planned(
         ported = open_generated(checkpoint, options)
         make_job = functools.partial(PortJob, ported=ported)
         return carry_out(ported.conversion, source, checkpoint, target, options, dry_run, hashes, quiet, make_job)
-    from mlxport.target.mlx_lm import open_target
+    from mlxport.target.mlx_lm import lazy_model, open_target
 
     conversion = open_target(checkpoint, dtype=options.dtype, quant=options.quant)
+    if options.kv is not None:
+        model, config = lazy_model(checkpoint, options.dtype)
+        remarks = check_model(model, options.kv, str(config.get("model_type")))
+        conversion = replace(conversion, notes=(*conversion.notes, *remarks, options.kv.note()))
     return carry_out(conversion, source, checkpoint, target, options, dry_run, hashes, quiet, Job)
 
 

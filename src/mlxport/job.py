@@ -17,6 +17,7 @@ from mlxport.options import ConvertReport, Options
 from mlxport.progress import Progress, make_progress
 from mlxport.record import make_record, weight_name
 from mlxport.source import hash_file
+from mlxport.tokenizer_files import embedding_rows
 from mlxport.types import Checkpoint, Plan
 from mlxport.workspace import RECORD, Workspace
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from mlxport.target.assemble import Conversion
     from mlxport.write import Findings, Written
 
+_WIDE = frozenset(("BF16", "F32", "F64", "F8_E4M3", "F8_E5M2"))  # dtypes with values that float16 does not have
 INDEX = "model.safetensors.index.json"
 
 
@@ -89,6 +91,7 @@ class Job:
             progress.stage("hashing the source", 0)
             inputs = self.hashes.result()
             report = replace(report, resumed=resumed, findings=findings)
+            report = self._check_activations(workspace.folder, report, progress)
             report = self._verify(workspace.folder, report, progress)
         self._record(workspace.folder, report, inputs, written)
         carried |= self._last_files(workspace.folder)
@@ -134,6 +137,30 @@ class Job:
                 raise NumericsError(message, hint=hint)
             progress.message(f"warning: {message}")
         return findings
+
+    def _check_activations(self, folder: Path, report: ConvertReport, progress: Progress) -> ConvertReport:
+        """Find what the model computes beyond float16; refuse it where the cast is ours, unless it was allowed."""
+        if self.plan.dtype != "float16" or self.layout != "mlx-lm":
+            return report
+        cast = any(ref.dtype in _WIDE for ref in self.checkpoint.tensors.values())
+        if not cast and self.options.verify == "none":
+            return report
+        from mlxport.parity.activations import largest_activations
+
+        progress.stage("looking for activations that overflow", 0)
+        shapes = {name: output.shape for name, output in self.conversion.program.outputs.items()}
+        config, trust = self.conversion.config, self.options.trust_remote_code
+        try:
+            found = largest_activations(folder, config, embedding_rows(config, shapes) or 1, trust_remote_code=trust)
+        except VerificationError as error:
+            progress.message(f"warning: activations were not checked for overflow: {error.message}")
+            return report
+        if found.beyond and cast and not self.options.allow_overflow:
+            hint = "use --dtype bfloat16 (or float32), or accept infinities with --allow-overflow"
+            raise NumericsError(found.summary(), hint=hint)
+        if found.summary():
+            progress.message(f"warning: {found.summary()}; --dtype bfloat16 holds them")
+        return replace(report, activations=found)
 
     def _side_files(self, folder: Path) -> set[str]:
         """Config, index, and every other file of the source that the output needs, byte for byte."""
@@ -215,6 +242,8 @@ class Job:
             parity=parity,
             tokenizer=report.tokenizer.to_json() if report.tokenizer else None,
             not_verified=report.not_verified,
+            activations=report.activations.to_json() if report.activations else None,
+            generation=self.options.kv.options() if self.options.kv is not None else None,
         )
         write_json(folder / RECORD, record)
         card = model_card(self.checkpoint, self.plan, parity, __version__, usage=self.usage)

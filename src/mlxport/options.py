@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from mlxport.errors import UsageError
 from mlxport.plan import DEFAULT_SHARD_SIZE, parse_size
 from mlxport.quant import QuantRequest
+from mlxport.run.kv import KVQuant
 from mlxport.types import Plan
 
 if TYPE_CHECKING:
     from mlxport.parity import ParityReport
+    from mlxport.parity.activations import Activations
     from mlxport.parity.ported import PortParity
     from mlxport.write import Findings
 
@@ -27,7 +29,7 @@ class Options:
     """What ``convert`` was asked to do.
 
     ``quant`` is the checked form of the quantization options; ``dynamic``, ``fold_batchnorm`` and ``mlxfn`` are those
-    of ``port``, for the generated layout.
+    of ``port``, for the generated layout; ``kv`` is the key-value cache that the output is to be used with.
     """
 
     dtype: str = "auto"
@@ -42,6 +44,7 @@ class Options:
     dynamic: bool | Any = True
     fold_batchnorm: bool = False
     mlxfn: bool = False
+    kv: KVQuant | None = None
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -61,6 +64,11 @@ class Options:
             raise UsageError(
                 f"{', '.join(given)}: for the generated layout only, and this one is mlx-lm's",
                 hint="add --layout generated, or leave it out",
+            )
+        if self.layout == "generated" and self.kv is not None:
+            raise UsageError(
+                "--kv-bits: for mlx-lm's layout only; the generated one has no key-value cache",
+                hint="leave it out, or add --layout mlx-lm",
             )
         if isinstance(self.max_shard_size, float):
             raise UsageError(f"{self.max_shard_size!r} is not a size", hint="write it like 5GB, or as whole bytes")
@@ -94,6 +102,7 @@ class ConvertReport:
         parity: The verification, None if there was none.
         tokenizer: The tokenizer's round trip, None if it was not tested.
         not_verified: Why there was no verification, empty if there was one.
+        activations: The largest ones, where float16 might not hold them; None elsewhere.
         dry_run: Whether nothing was written.
     """
 
@@ -106,6 +115,7 @@ class ConvertReport:
     parity: ParityReport | PortParity | None = None
     tokenizer: Any = None
     not_verified: str = ""
+    activations: Activations | None = None
     dry_run: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -131,6 +141,7 @@ class ConvertReport:
             "resumed": list(self.resumed),
             "nonfinite": dict(self.findings.nonfinite) if self.findings else {},
             "overflowed": dict(self.findings.overflowed) if self.findings else {},
+            "activations": self.activations.to_json() if self.activations else None,
             "verified": bool(self.parity and self.parity.passed),
             "not_verified": self.not_verified,
             "parity": self.parity.to_json() if self.parity else None,

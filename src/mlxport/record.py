@@ -56,6 +56,8 @@ def make_record(
     parity: Mapping[str, Any] | None,
     tokenizer: Mapping[str, Any] | None,
     not_verified: str,
+    activations: Mapping[str, Any] | None = None,
+    generation: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The record as one JSON object; no time stamps, so equal conversions leave equal records.
 
@@ -70,6 +72,8 @@ def make_record(
         parity: Figures of the verification, None if there was none.
         tokenizer: Figures of the tokenizer's round trip, None if there was none.
         not_verified: Why there was no verification.
+        activations: The largest ones, where they were measured.
+        generation: Settings that ``mlxport generate`` uses unless told otherwise, None for none.
     """
     findings = Findings()
     for shard in written.values():
@@ -100,6 +104,8 @@ def make_record(
         "not_verified": not_verified,
         "parity": parity,
         "tokenizer": tokenizer,
+        **({"activations": dict(activations)} if activations else {}),
+        **({"generation": dict(generation)} if generation else {}),
     }
 
 

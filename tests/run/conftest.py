@@ -30,6 +30,22 @@ LLAMA = {
     "tie_word_embeddings": False,
     "eos_token_id": 256,
 }
+WINDOWS = {
+    "model_type": "gemma3_text",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "rms_norm_eps": 1e-6,
+    "vocab_size": VOCABULARY,
+    "sliding_window": 16,
+    "sliding_window_pattern": 2,
+    "query_pre_attn_scalar": 32,
+    "max_position_embeddings": 256,
+    "eos_token_id": 256,
+}
 MAMBA = {
     "model_type": "mamba",
     "vocab_size": VOCABULARY,
@@ -89,6 +105,18 @@ def write_model(folder: Path, config: dict, template: str | None = TEMPLATE, tok
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory) -> Path:
     return write_model(tmp_path_factory.mktemp("models") / "llama", LLAMA)
+
+
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory) -> Path:
+    """A llama with heads that a quantized cache can hold."""
+    return write_model(tmp_path_factory.mktemp("models") / "wide", {**LLAMA, "head_dim": 32})
+
+
+@pytest.fixture(scope="session")
+def windows(tmp_path_factory) -> Path:
+    """Every other layer attends to a window of 16 tokens."""
+    return write_model(tmp_path_factory.mktemp("models") / "windows", WINDOWS)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from mlxport.fit.report import FitReport, FitRow, recommended
 from mlxport.fit.settings import Setting, Weights, measure, settings
 from mlxport.inspection import context_length
 from mlxport.quant import MODES
+from mlxport.run.kv import KVQuant
 from mlxport.source import open_checkpoint, refuse_remote_code
 from mlxport.types import Checkpoint
 
@@ -98,11 +99,7 @@ def plan_for(
 def _check_numbers(context: int | None, kv_bits: int | None, kv_group_size: int) -> None:
     if context is not None and context < 2:
         raise UsageError(f"--context {context}: a context holds at least 2 tokens", hint="leave it out for 4096")
-    affine = MODES["affine"]
-    for option, value, allowed in (("kv-bits", kv_bits, affine.bits), ("kv-group-size", kv_group_size, affine.groups)):
-        if value is not None and value not in allowed:
-            choices = ", ".join(map(str, sorted(allowed)))
-            raise UsageError(f"--{option} {value} does not exist", hint=f"choose from {choices}")
+    KVQuant(MODES["affine"].bits[0] if kv_bits is None else kv_bits, kv_group_size)  # refuses what does not exist
 
 
 def _chosen_context(asked: int | None, limit: int | None) -> int:

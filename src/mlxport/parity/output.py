@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,7 +12,9 @@ import numpy as np
 from safetensors import safe_open
 
 from mlxport.errors import VerificationError
-from mlxport.parity.stored import Packing
+
+if TYPE_CHECKING:
+    from mlxport.parity.stored import Packing
 
 __all__ = ["DTYPE_NAMES", "float_dtypes", "load_output", "logits", "packings", "stepped_logits", "upcast"]
 

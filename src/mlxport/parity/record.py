@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import torch
+
+from mlxport.parity.calls import watching
 
 __all__ = ["Record", "recording_mlx", "recording_torch"]
 
@@ -82,42 +83,14 @@ def recording_torch(model: Any, keep: Keep) -> Iterator[dict[str, Record]]:
             handle.remove()
 
 
-def _recorder(cls: type, record: Callable[[Any, str, Any, Any], None]) -> type:
-    """A subclass that reports its calls: MLX modules have no hooks, and an instance's ``__call__`` is its class's."""
-
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = cls.__call__(self, *args, **kwargs)  # type: ignore[operator]
-        record(self, "", (args, kwargs), result)
-        return result
-
-    def as_linear(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = cls.as_linear(self, *args, **kwargs)  # type: ignore[attr-defined]
-        record(self, ".as_linear", (args, kwargs), result)
-        return result
-
-    body = {"__call__": call, **({"as_linear": as_linear} if hasattr(cls, "as_linear") else {})}
-    return type(cls.__name__, (cls,), body)
-
-
 @contextlib.contextmanager
 def recording_mlx(model: Any, keep: Keep) -> Iterator[dict[str, Record]]:
     """Record the modules whose path ``keep`` accepts, while the context lasts."""
     records: dict[str, Record] = {}
-    kept: dict[int, tuple[str, Any, type]] = {}
-    classes: dict[type, type] = {}
 
-    def record(module: Any, suffix: str, arguments: Any, result: Any) -> None:
-        path = kept[id(module)][0] + suffix
+    def record(path: str, module: Any, arguments: Any, result: Any) -> None:
         records.pop(path, None)
         records[path] = Record(path, type(module).__name__, _mlx_array(arguments), _mlx_array(result))
 
-    for path, module in model.named_modules():
-        if path and keep(path) and isinstance(module, nn.Module) and callable(module) and id(module) not in kept:
-            kept[id(module)] = (path, module, type(module))
-    for _, module, cls in kept.values():
-        module.__class__ = classes.setdefault(cls, _recorder(cls, record))
-    try:
+    with watching(model, lambda path: bool(path) and keep(path), record):
         yield records
-    finally:
-        for _, module, cls in kept.values():
-            module.__class__ = cls

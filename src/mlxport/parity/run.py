@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
-from typing import Any
 
 from mlxport.errors import MlxportError
 from mlxport.parity import output as out
@@ -15,40 +13,12 @@ from mlxport.parity import reference as ref
 from mlxport.parity.fp8 import source_weights
 from mlxport.parity.report import ParityReport
 from mlxport.parity.setup import Run
+from mlxport.parity.sizes import available_memory, probe_length
 from mlxport.parity.stored import Invert
 from mlxport.parity.text import probe_ids
 from mlxport.types import Checkpoint
 
 __all__ = ["available_memory", "execute", "full_bytes", "probe_length"]
-
-# Multiply-adds that MLX's slowest build (the Linux CPU wheel: 4 GFLOP/s) does in about 15 s.
-_FLOPS = 60e9
-_LENGTHS = (16, 512)
-
-
-def available_memory() -> int:
-    """Bytes that can be used without swapping."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            fields = dict(line.split(":", 1) for line in file)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-
-
-def probe_length(parameters: int, config: Any) -> tuple[int, list[str]]:
-    """Tokens of the long sequence, by the cost of running them, and what so many tokens cannot show."""
-    limit = getattr(config, "max_position_embeddings", None) or _LENGTHS[1]
-    affordable = int(_FLOPS / (2 * max(parameters, 1)))
-    window = getattr(config, "sliding_window", None) or 0
-    wanted = max(_LENGTHS[1], window + 64 if window <= 1024 else 0)
-    length = max(min(wanted, affordable, int(limit)), min(_LENGTHS[0], int(limit)))
-    notes = []
-    if length < 128:
-        notes.append(f"{length} tokens only, the model is large: errors that grow with the position may stay unseen")
-    if window and length <= window:
-        notes.append(f"the sliding window ({window} tokens) is longer than the input ({length}): its mask is not seen")
-    return length, notes
 
 
 def full_bytes(checkpoint: Checkpoint, tokens: int, vocabulary: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from mlxport.run.auto import AutoModelForCausalLM, AutoTokenizer, MlxCausalLM
 from mlxport.run.chat import ChatSession, chat
 from mlxport.run.generate import GenerationResult, generate, read_prompt
+from mlxport.run.kv import KVQuant
 from mlxport.run.load import LoadedModel, load
 from mlxport.run.sampling import Sampling
 
@@ -16,6 +17,7 @@ __all__ = [
     "AutoTokenizer",
     "ChatSession",
     "GenerationResult",
+    "KVQuant",
     "LoadedModel",
     "MlxCausalLM",
     "Sampling",

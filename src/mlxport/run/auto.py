@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlxport.errors import UsageError
+from mlxport.run.kv import KVQuant, check_model, chosen_kv, prompt_cache, recorded_kv
 from mlxport.run.load import check_ids, load_model, resolve
 from mlxport.run.sampling import Sampling
 
@@ -42,8 +43,9 @@ class AutoModelForCausalLM:
             UnsupportedError: mlx-lm does not know the architecture.
             UnsafeError: The folder carries code and ``trust_remote_code`` is not given.
         """
-        model, config = load_model(resolve(path), trust_remote_code=trust_remote_code)
-        return MlxCausalLM(model, config)
+        folder = resolve(path)
+        model, config = load_model(folder, trust_remote_code=trust_remote_code)
+        return MlxCausalLM(model, config, recorded_kv(folder))
 
 
 class MlxCausalLM:
@@ -52,11 +54,13 @@ class MlxCausalLM:
     Attributes:
         model: The mlx-lm module.
         config: Its configuration; ``eos_token_id`` of generation_config.json wins.
+        kv: The quantized cache that ``generate`` uses unless told otherwise, None for a plain one.
     """
 
-    def __init__(self, model: Any, config: dict[str, Any]) -> None:
+    def __init__(self, model: Any, config: dict[str, Any], kv: KVQuant | None = None) -> None:
         self.model = model
         self.config = config
+        self.kv = kv
 
     def __call__(self, input_ids: Any) -> Any:
         """Return the logits of unpadded `input_ids` [B, T] as an ``mx.array`` [B, T, vocabulary], not yet evaluated."""
@@ -80,6 +84,9 @@ class MlxCausalLM:
         pad_token_id: int | None = None,
         streamer: Any = None,
         token_type_ids: Any = None,
+        kv_bits: int | str | None = None,
+        kv_group_size: int | None = None,
+        quantized_kv_start: int | None = None,
     ) -> Ids:
         """Continue each row of `input_ids`, as the method of the same name in transformers does.
 
@@ -101,18 +108,24 @@ class MlxCausalLM:
             pad_token_id: Fills rows that ended early; by default the configuration's, else the end of sequence.
             streamer: Gets the prompt and then each token by ``put``, and ``end`` (one row only).
             token_type_ids: Accepted and not used, because tokenizers return it.
+            kv_bits: Bits of a quantized key-value cache, or ``"none"``; None is what the model was converted for.
+            kv_group_size: As in :func:`mlxport.run.generate`.
+            quantized_kv_start: As in :func:`mlxport.run.generate`.
 
         Returns:
             int64 [B, T + new]: each prompt as given, then what was generated.
 
         Raises:
-            UsageError: An option is out of range, or mask and ids do not fit.
+            UsageError: An option is out of range, mask and ids do not fit, or there can be no such cache.
             TypeError: An option that does not exist.
         """
         import numpy as np
 
         del token_type_ids
         ids = _ids(input_ids)
+        kv = chosen_kv(self.kv, kv_bits, kv_group_size, quantized_kv_start)
+        if kv is not None:
+            check_model(self.model, kv, str(self.config.get("model_type")))
         sampling = _sampling(max_new_tokens, do_sample, temperature, top_p, min_p, top_k, seed)
         ends = _id_list(self.config.get("eos_token_id") if eos_token_id is None else eos_token_id)
         pad = self.config.get("pad_token_id") if pad_token_id is None else pad_token_id
@@ -124,12 +137,14 @@ class MlxCausalLM:
             if len(prompts) != 1:
                 raise UsageError(f"a streamer takes one row, got {len(prompts)}")
             streamer.put(ids)
-        rows = [self._row(prompt, sampling, ends, index, streamer) for index, prompt in enumerate(prompts)]
+        rows = [self._row(prompt, sampling, ends, index, streamer, kv) for index, prompt in enumerate(prompts)]
         if streamer is not None:
             streamer.end()
         return np.concatenate([ids, _padded(rows, ends, pad)], axis=1)
 
-    def _row(self, prompt: list[int], sampling: Sampling, ends: list[int], index: int, streamer: Any) -> list[int]:
+    def _row(
+        self, prompt: list[int], sampling: Sampling, ends: list[int], index: int, streamer: Any, kv: KVQuant | None
+    ) -> list[int]:
         import mlx.core as mx
         import numpy as np
         from mlx_lm.generate import generate_step
@@ -137,7 +152,13 @@ class MlxCausalLM:
         sampling.seed_random(index)
         sampler = sampling.sampler(self.config.get("vocab_size"))
         row: list[int] = []
-        for token, _ in generate_step(mx.array(prompt), self.model, max_tokens=sampling.max_tokens, sampler=sampler):
+        options: Any = {
+            "max_tokens": sampling.max_tokens,
+            "sampler": sampler,
+            **(kv.options() if kv is not None else {}),
+        }
+        options["prompt_cache"] = prompt_cache(self.model, kv)
+        for token, _ in generate_step(mx.array(prompt), self.model, **options):
             row.append(int(token))
             if streamer is not None:
                 streamer.put(np.array([token]))

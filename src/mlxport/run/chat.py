@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from mlxport.errors import UsageError
-from mlxport.run.generate import GenerationResult, apply_template, reset_peak_memory, stream
+from mlxport.run.generate import GenerationResult, apply_template, reset_peak_memory, stream, usable_kv
+from mlxport.run.kv import KVQuant, prompt_cache
 from mlxport.run.load import LoadedModel, load
 from mlxport.run.sampling import Sampling
 
@@ -27,12 +28,15 @@ class ChatSession:
     is cut back to what still agrees, or started anew for models whose cache cannot be cut.
     """
 
-    def __init__(self, loaded: LoadedModel, sampling: Sampling, system_prompt: str | None = None) -> None:
+    def __init__(
+        self, loaded: LoadedModel, sampling: Sampling, system_prompt: str | None = None, kv: KVQuant | None = None
+    ) -> None:
         if not loaded.tokenizer.has_chat_template:
             hint = f"continue a text with: mlxport generate {loaded.path} --prompt ..."
             raise UsageError(f"{loaded.path}: the tokenizer has no chat template, so the model cannot chat", hint=hint)
         self.loaded = loaded
         self.sampling = sampling
+        self.kv = kv
         self._system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
         self._turns = 0
         self.reset()
@@ -62,7 +66,8 @@ class ChatSession:
             tokens[reused:],
             sampling,
             on_text=on_text,
-            prompt_cache=self._cache,
+            kv=self.kv,
+            cache=self._cache,
             cached_tokens=reused,
             catch_interrupt=True,
         )
@@ -83,7 +88,7 @@ class ChatSession:
 
     def _reuse(self, tokens: list[int]) -> int:
         """Make the cache hold a proper prefix of `tokens`, and return its length."""
-        from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
+        from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
 
         held = len(self._cached)
         keep = _common_prefix(self._cached, tokens[:-1])
@@ -92,7 +97,7 @@ class ChatSession:
                 return keep
             if can_trim_prompt_cache(self._cache) and trim_prompt_cache(self._cache, held - keep) == held - keep:
                 return keep
-        self._cache, self._cached = make_prompt_cache(self.loaded.model), []
+        self._cache, self._cached = prompt_cache(self.loaded.model, self.kv), []
         return 0
 
 
@@ -115,6 +120,9 @@ def chat(
     top_k: int = 0,
     seed: int | None = None,
     system_prompt: str | None = None,
+    kv_bits: int | str | None = None,
+    kv_group_size: int | None = None,
+    quantized_kv_start: int | None = None,
     trust_remote_code: bool = False,
     quiet: bool = False,
     stdin: IO[str] | None = None,
@@ -125,17 +133,18 @@ def chat(
 
     ``/reset`` forgets the conversation, ``/exit``, end of input or Ctrl-C leaves; Ctrl-C during an answer stops
     the answer (and leaves, where the input is not a terminal). After each answer speed and peak memory are printed
-    unless `quiet`.
+    unless `quiet`. ``kv_bits``, ``kv_group_size`` and ``quantized_kv_start`` are as in :func:`mlxport.run.generate`.
 
     Raises:
-        UsageError: The tokenizer has no chat template, or an option is out of range.
+        UsageError: The tokenizer has no chat template, an option is out of range, or there can be no such cache.
         SourceError: The folder cannot be used; see :func:`mlxport.run.load`.
     """
     sampling = Sampling(max_tokens, temp, top_p, min_p, top_k, seed)
     source, out, err = stdin or sys.stdin, stdout or sys.stdout, stderr or sys.stderr
     reset_peak_memory()
     loaded = path if isinstance(path, LoadedModel) else load(path, trust_remote_code=trust_remote_code)
-    session = ChatSession(loaded, sampling, system_prompt)
+    kv = usable_kv(loaded, kv_bits, kv_group_size, quantized_kv_start, lambda line: print(f"warning: {line}", file=err))
+    session = ChatSession(loaded, sampling, system_prompt, kv)
     interactive = source.isatty()
     if interactive:
         print(_HELP, file=err)

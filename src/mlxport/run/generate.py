@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import IO, Any
 
 from mlxport.errors import UsageError
+from mlxport.run.kv import KVQuant, check_model, chosen_kv, prompt_cache
 from mlxport.run.load import LoadedModel, check_ids, load
 from mlxport.run.sampling import Sampling
 
@@ -73,6 +74,9 @@ def generate(
     seed: int | None = None,
     system_prompt: str | None = None,
     ignore_chat_template: bool = False,
+    kv_bits: int | str | None = None,
+    kv_group_size: int | None = None,
+    quantized_kv_start: int | None = None,
     trust_remote_code: bool = False,
     on_text: Callable[[str], object] | None = None,
     on_warning: Callable[[str], object] | None = None,
@@ -92,12 +96,15 @@ def generate(
         seed: Makes sampling reproducible.
         system_prompt: Put before the message by the chat template.
         ignore_chat_template: Use the prompt as it is.
+        kv_bits: Bits of a quantized key-value cache, or "none"; None is what the folder was converted for.
+        kv_group_size: Its group size; None is what the folder was converted for, or 64.
+        quantized_kv_start: Tokens from which on it is quantized; None is the folder's, or mlx-lm's own number.
         trust_remote_code: Run code that the folder carries.
         on_text: Called with each piece of text as it comes.
         on_warning: Called with each warning; by default :func:`warnings.warn`.
 
     Raises:
-        UsageError: The prompt is empty or an option is out of range.
+        UsageError: The prompt is empty, an option is out of range, or the model cannot have such a cache.
         SourceError: The folder cannot be used; see :func:`mlxport.run.load`.
     """
     sampling = Sampling(max_tokens, temp, top_p, min_p, top_k, seed)
@@ -107,9 +114,32 @@ def generate(
     loaded = path if isinstance(path, LoadedModel) else load(path, trust_remote_code=trust_remote_code)
     tokens = _encode(loaded.tokenizer, prompt, system_prompt, ignore_chat_template)
     warn = on_warning or _warn
+    kv = usable_kv(loaded, kv_bits, kv_group_size, quantized_kv_start, warn)
     if (limit := loaded.context_length) is not None and len(tokens) > limit:
         warn(f"the prompt has {len(tokens)} tokens, the model was made for {limit}: expect a poor answer")
-    return stream(loaded, tokens, sampling, on_text=on_text)
+    return stream(loaded, tokens, sampling, kv=kv, on_text=on_text)
+
+
+def usable_kv(
+    loaded: LoadedModel,
+    bits: int | str | None,
+    group_size: int | None,
+    start: int | None,
+    warn: Callable[[str], object],
+) -> KVQuant | None:
+    """The quantized cache to generate with, None for a plain one; what was asked for now and stays out is warned of.
+
+    Raises:
+        UsageError: Such a setting does not exist.
+        QuantizationError: The model cannot have such a cache.
+    """
+    kv = chosen_kv(loaded.kv, bits, group_size, start)
+    if kv is not None:
+        remarks = check_model(loaded.model, kv, str(loaded.config.get("model_type")))
+        if kv != loaded.kv:  # those of the folder were said when it was converted
+            for remark in remarks:
+                warn(remark)
+    return kv
 
 
 def read_prompt(prompt: str, stdin: IO[str] | None = None) -> str:
@@ -124,12 +154,13 @@ def stream(
     tokens: Sequence[int],
     sampling: Sampling,
     *,
+    kv: KVQuant | None = None,
     on_text: Callable[[str], object] | None = None,
-    prompt_cache: list[Any] | None = None,
+    cache: list[Any] | None = None,
     cached_tokens: int = 0,
     catch_interrupt: bool = False,
 ) -> GenerationResult:
-    """Run mlx-lm's generation on prompt tokens; `prompt_cache` is continued in place.
+    """Run mlx-lm's generation on prompt tokens; `cache` is continued in place.
 
     With ``catch_interrupt`` a Ctrl-C ends the answer, not the program; the cache is then in no defined state.
     """
@@ -144,7 +175,8 @@ def stream(
     last: Any = None
     reason = "interrupted"
     try:
-        options = {"max_tokens": sampling.max_tokens, "sampler": sampler, "prompt_cache": prompt_cache}
+        options = {"max_tokens": sampling.max_tokens, "sampler": sampler, **(kv.options() if kv is not None else {})}
+        options["prompt_cache"] = prompt_cache(loaded.model, kv) if cache is None else cache
         for last in stream_generate(loaded.model, loaded.tokenizer, list(tokens), **options):
             if last.finish_reason != "stop":
                 generated.append(int(last.token))

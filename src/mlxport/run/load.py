@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxport.errors import ConfigError, SourceError, TokenizerError, UnsafeError, UnsupportedError, WeightsError
+from mlxport.run.kv import KVQuant, recorded_kv
 
 __all__ = ["LoadedModel", "check_ids", "is_mlx_format", "load", "load_model", "resolve"]
 
@@ -31,12 +32,14 @@ class LoadedModel:
         config: Its configuration as mlx-lm reads it (``eos_token_id`` of generation_config.json wins).
         model: The mlx-lm module.
         tokenizer: mlx-lm's wrapper of the transformers tokenizer.
+        kv: The quantized cache that the folder's record asks for, None for a plain one.
     """
 
     path: Path
     config: dict[str, Any]
     model: Any
     tokenizer: Any
+    kv: KVQuant | None = None
 
     @property
     def context_length(self) -> int | None:
@@ -59,7 +62,8 @@ def load(path: str | os.PathLike[str], *, trust_remote_code: bool = False) -> Lo
     """
     folder = resolve(path)
     model, config = load_model(folder, trust_remote_code=trust_remote_code)
-    return LoadedModel(folder, config, model, _load_tokenizer(folder, config, trust_remote_code))
+    tokenizer = _load_tokenizer(folder, config, trust_remote_code)
+    return LoadedModel(folder, config, model, tokenizer, recorded_kv(folder))
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:
