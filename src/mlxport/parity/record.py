@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import torch
+
+from mlxport.parity.watch import first_array, watching_mlx
 
 __all__ = ["Record", "recording_mlx", "recording_torch"]
 
@@ -35,26 +36,13 @@ class Record:
     output: Array | None
 
 
-def _first(value: Any, kind: type) -> Any:
-    """The first instance of ``kind`` in nested arguments."""
-    if isinstance(value, kind):
-        return value
-    if isinstance(value, Mapping):
-        value = tuple(value.values())
-    elif hasattr(value, "to_tuple"):
-        value = value.to_tuple()
-    if isinstance(value, (tuple, list)):
-        return next((found for item in value if (found := _first(item, kind)) is not None), None)
-    return None
-
-
 def _torch_array(value: Any) -> Array | None:
-    tensor = _first(value, torch.Tensor)
+    tensor = first_array(value, torch.Tensor)
     return None if tensor is None else np.array(tensor.detach().to(torch.float32).numpy())
 
 
 def _mlx_array(value: Any) -> Array | None:
-    array = _first(value, mx.array)
+    array = first_array(value)
     return None if array is None else np.array(array.astype(mx.float32))
 
 
@@ -82,42 +70,14 @@ def recording_torch(model: Any, keep: Keep) -> Iterator[dict[str, Record]]:
             handle.remove()
 
 
-def _recorder(cls: type, record: Callable[[Any, str, Any, Any], None]) -> type:
-    """A subclass that reports its calls: MLX modules have no hooks, and an instance's ``__call__`` is its class's."""
-
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = cls.__call__(self, *args, **kwargs)  # type: ignore[operator]
-        record(self, "", (args, kwargs), result)
-        return result
-
-    def as_linear(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = cls.as_linear(self, *args, **kwargs)  # type: ignore[attr-defined]
-        record(self, ".as_linear", (args, kwargs), result)
-        return result
-
-    body = {"__call__": call, **({"as_linear": as_linear} if hasattr(cls, "as_linear") else {})}
-    return type(cls.__name__, (cls,), body)
-
-
 @contextlib.contextmanager
 def recording_mlx(model: Any, keep: Keep) -> Iterator[dict[str, Record]]:
     """Record the modules whose path ``keep`` accepts, while the context lasts."""
     records: dict[str, Record] = {}
-    kept: dict[int, tuple[str, Any, type]] = {}
-    classes: dict[type, type] = {}
 
-    def record(module: Any, suffix: str, arguments: Any, result: Any) -> None:
-        path = kept[id(module)][0] + suffix
+    def seen(path: str, kind: str, arguments: Any, result: Any) -> None:
         records.pop(path, None)
-        records[path] = Record(path, type(module).__name__, _mlx_array(arguments), _mlx_array(result))
+        records[path] = Record(path, kind, _mlx_array(arguments), _mlx_array(result))
 
-    for path, module in model.named_modules():
-        if path and keep(path) and isinstance(module, nn.Module) and callable(module) and id(module) not in kept:
-            kept[id(module)] = (path, module, type(module))
-    for _, module, cls in kept.values():
-        module.__class__ = classes.setdefault(cls, _recorder(cls, record))
-    try:
+    with watching_mlx(model, keep, seen):
         yield records
-    finally:
-        for _, module, cls in kept.values():
-            module.__class__ = cls

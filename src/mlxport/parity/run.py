@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -13,27 +12,18 @@ from mlxport.errors import MlxportError
 from mlxport.parity import output as out
 from mlxport.parity import reference as ref
 from mlxport.parity.fp8 import source_weights
+from mlxport.parity.memory import available_memory
 from mlxport.parity.report import ParityReport
 from mlxport.parity.setup import Run
 from mlxport.parity.stored import Invert
 from mlxport.parity.text import probe_ids
 from mlxport.types import Checkpoint
 
-__all__ = ["available_memory", "execute", "full_bytes", "probe_length"]
+__all__ = ["execute", "full_bytes", "probe_length"]
 
 # Multiply-adds that MLX's slowest build (the Linux CPU wheel: 4 GFLOP/s) does in about 15 s.
 _FLOPS = 60e9
 _LENGTHS = (16, 512)
-
-
-def available_memory() -> int:
-    """Bytes that can be used without swapping."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            fields = dict(line.split(":", 1) for line in file)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def probe_length(parameters: int, config: Any) -> tuple[int, list[str]]:
