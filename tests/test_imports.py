@@ -25,6 +25,7 @@ LAYERS = [
     ["run"],
     ["inspection_weights", "inspection"],
     ["fit"],
+    ["quality"],
     ["startup", "options", "job", "porting", "porting_source", "porting_job", "conversion", "porting_folder"],
     ["torch_backend"],
     ["show", "show_fit"],
