@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mlxport.write import Findings, Written
 
 INDEX = "model.safetensors.index.json"
+RECIPE = "recipe.toml"  # of an allocation; --recipe takes it
 
 
 class Hashes:
@@ -142,6 +143,9 @@ class Job:
         metadata = {"total_size": self.plan.nbytes, "total_parameters": self.plan.parameters}
         write_json(folder / INDEX, {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))})
         carried = self._own_files(folder)
+        if self.options.allocation is not None and (recipe := self.options.allocation.recipe()):
+            (folder / RECIPE).write_text(recipe, encoding="utf-8")
+            carried.add(RECIPE)
         for path in self.checkpoint.side_files:
             relative = path.relative_to(self.checkpoint.root)
             if path.name == "README.md" or (path.suffix == ".py" and not self.options.trust_remote_code):
@@ -215,6 +219,7 @@ class Job:
             parity=parity,
             tokenizer=report.tokenizer.to_json() if report.tokenizer else None,
             not_verified=report.not_verified,
+            allocation=self.options.allocation.to_json() if self.options.allocation else None,
         )
         write_json(folder / RECORD, record)
         card = model_card(self.checkpoint, self.plan, parity, __version__, usage=self.usage)

@@ -12,6 +12,7 @@ from mlxport.quant import QuantRequest
 from mlxport.types import Plan
 
 if TYPE_CHECKING:
+    from mlxport.allocation import AllocationReport
     from mlxport.parity import ParityReport
     from mlxport.parity.ported import PortParity
     from mlxport.write import Findings
@@ -27,7 +28,7 @@ class Options:
     """What ``convert`` was asked to do.
 
     ``quant`` is the checked form of the quantization options; ``dynamic``, ``fold_batchnorm`` and ``mlxfn`` are those
-    of ``port``, for the generated layout.
+    of ``port``, for the generated layout. ``allocation`` is what ``quant`` was chosen by, where a limit was asked for.
     """
 
     dtype: str = "auto"
@@ -42,6 +43,7 @@ class Options:
     dynamic: bool | Any = True
     fold_batchnorm: bool = False
     mlxfn: bool = False
+    allocation: AllocationReport | None = None
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -95,6 +97,7 @@ class ConvertReport:
         tokenizer: The tokenizer's round trip, None if it was not tested.
         not_verified: Why there was no verification, empty if there was one.
         dry_run: Whether nothing was written.
+        allocation: What was chosen for each module, where a limit was asked for.
     """
 
     destination: Path
@@ -107,6 +110,7 @@ class ConvertReport:
     tokenizer: Any = None
     not_verified: str = ""
     dry_run: bool = False
+    allocation: AllocationReport | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values only, for ``--json``."""
@@ -127,6 +131,7 @@ class ConvertReport:
                 "disk_needed_bytes": plan.nbytes + MARGIN_BYTES,
                 "disk_free_bytes": self.free_bytes,
             },
+            "allocation": self.allocation.to_json() if self.allocation else None,
             "notes": list(self.notes),
             "resumed": list(self.resumed),
             "nonfinite": dict(self.findings.nonfinite) if self.findings else {},

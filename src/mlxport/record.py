@@ -56,6 +56,7 @@ def make_record(
     parity: Mapping[str, Any] | None,
     tokenizer: Mapping[str, Any] | None,
     not_verified: str,
+    allocation: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The record as one JSON object; no time stamps, so equal conversions leave equal records.
 
@@ -70,6 +71,7 @@ def make_record(
         parity: Figures of the verification, None if there was none.
         tokenizer: Figures of the tokenizer's round trip, None if there was none.
         not_verified: Why there was no verification.
+        allocation: What was chosen for each module under a limit, None where there was none.
     """
     findings = Findings()
     for shard in written.values():
@@ -93,6 +95,7 @@ def make_record(
             "kept": dict(plan.kept),
             "dropped": list(plan.dropped),
         },
+        **({"allocation": allocation} if allocation else {}),
         "config_changes": list(notes),
         "nonfinite": findings.nonfinite,
         "overflowed": findings.overflowed,
