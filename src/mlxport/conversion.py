@@ -135,6 +135,7 @@ def _allocated(checkpoint: Checkpoint, limit: Target, options: Options, quiet: b
     if options.layout == "generated":
         message = "--fit, --target-size and --target-bpw measure mlx-lm's model, and this layout is generated"
         raise UsageError(message, hint="choose bits with -q, or a recipe with --recipe")
+    check_tokenizer_files(checkpoint, None)  # again with the embedding's rows once these are known
     with make_progress(0, f"choosing bits for {checkpoint.name}", quiet=quiet) as progress:
         found = find_allocation(
             checkpoint,

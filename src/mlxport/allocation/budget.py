@@ -86,7 +86,7 @@ def make_budget(
         )  # fmt: skip
     assert target.bits_per_weight is not None
     buffers = _buffer_bytes(model)
-    limit = int(target.bits_per_weight * conversion.parameters / 8)
+    limit = int(target.bits_per_weight * conversion.parameters / 8 + 1e-6)  # a product of floats may be a hair short
     return Budget(
         f"--target-bpw {target.bits_per_weight:g}",
         "bytes of tensors",

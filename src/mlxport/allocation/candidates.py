@@ -78,8 +78,8 @@ def find_candidates(model: nn.Module, program: Program) -> dict[str, Candidate]:
     return found
 
 
-def reachable(model: nn.Module, candidates: Mapping[str, Candidate]) -> tuple[dict[str, Candidate], set[str]]:
-    """The candidates without those whose weight is read by other code, and the paths of those that are called.
+def reachable(model: nn.Module, candidates: Mapping[str, Candidate]) -> tuple[dict[str, Candidate], list[str]]:
+    """The candidates without those whose weight other code reads, and the paths of those that are called, in order.
 
     Code that reads ``module.weight`` by itself (in some architectures a head that is tied to the embeddings) would
     read packed integers once the module is quantized. Nothing is evaluated.
@@ -93,7 +93,9 @@ def reachable(model: nn.Module, candidates: Mapping[str, Candidate]) -> tuple[di
             model(mx.zeros((1, _FEW_TOKENS), mx.int32))
     except Exception as error:  # third-party model code on placeholders: whatever it raises is about this model
         raise not_running(error) from error
-    return {path: given for path, given in candidates.items() if path not in looked}, called
+    return {path: given for path, given in candidates.items() if path not in looked}, [
+        path for path in called if path not in looked
+    ]
 
 
 def not_running(error: Exception) -> UnsupportedError:

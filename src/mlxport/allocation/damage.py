@@ -28,6 +28,8 @@ __all__ = ["Measurement", "damages", "measure_divergence", "weight_errors"]
 SAMPLE = 1 << 19
 _PIECES = 16
 _LEAST = 1e-12
+# Of the median of all modules: what so few tokens did not reach may matter to others.
+_FLOOR = 0.01
 
 
 @dataclass(frozen=True)
@@ -146,15 +148,16 @@ def damages(measured: Measurement) -> dict[str, dict[QuantSpec, float]]:
 
     A measured setting has what was measured; others their squared error times the divergence per squared error of
     the measured settings, interpolated between the two nearest errors. A module that was not measured, because no
-    call reached it, gets the median of the others for its relative error.
+    call reached it, gets the median of the others for its relative error, and none gets less than a hundredth of that.
     """
     rates = {path: _rates(given, measured.errors[path]) for path, given in measured.divergence.items()}
     relative = [rate * measured.energy[path] for path, given in rates.items() for _, rate in given[:1]]
     usual = statistics.median(relative) if relative else 1.0
     result = {}
     for path, errors in measured.errors.items():
-        rate = rates.get(path) or [(1.0, usual / max(measured.energy[path], _LEAST))]
-        result[path] = {spec: error * _rate(rate, error) for spec, error in errors.items()}
+        here = usual / max(measured.energy[path], _LEAST)
+        rate = rates.get(path) or [(1.0, here)]
+        result[path] = {spec: error * max(_rate(rate, error), _FLOOR * here) for spec, error in errors.items()}
     return result
 
 

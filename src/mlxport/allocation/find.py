@@ -30,7 +30,7 @@ from mlxport.tokenizer_files import embedding_rows
 from mlxport.transform import Evaluator, Program, lazy_outputs
 from mlxport.types import Checkpoint, QuantSpec
 
-__all__ = ["Found", "find_allocation"]
+__all__ = ["Found", "find_allocation", "prepare"]
 
 # Settings of each module that are measured, on how many tokens, where that takes at most so many operations; at
 # least the last. A module's others follow from the measured ones, and 64 tokens rank modules nearly as 2,048 do.
@@ -176,7 +176,7 @@ def _solved(search: _Search, options: Mapping[str, list[Option]], overhead: int)
 
 
 def _measured(
-    search: _Search, model: nn.Module, called: set[str], tokens: Tokens | None, progress: Progress
+    search: _Search, model: nn.Module, called: list[str], tokens: Tokens | None, progress: Progress
 ) -> tuple[dict[str, dict[QuantSpec, float]], str]:
     """The damage of every setting of every module, and how it was predicted."""
     candidates, program = search.candidates, search.conversion.program
@@ -194,13 +194,8 @@ def _measured(
         progress.stage("measuring what rounding does to the output", 0)
         rows = embedding_rows(search.conversion.config, {n: o.shape for n, o in program.outputs.items()}) or 2
         tokens = make_tokens(search.checkpoint, model, program, rows, max(1, count // length), length)
-    wanted = [
-        (path, spec)
-        for path, given in candidates.items()
-        if path in called
-        for spec in _references(given, settings, search)
-    ]
-    _prepare(model, program, candidates)
+    wanted = [(path, spec) for path in called for spec in _references(candidates[path], settings, search)]
+    prepare(model, program, candidates)
     progress.stage("measuring what rounding does to the output", len(wanted))
     widest = max(shape[1] * _ROUTED if len(shape) > 2 else shape[0] for shape in map(weights.shape, candidates))
     parts = max(2, min(_MOST_PARTS, _PART_BYTES // (12 * tokens.ids.size * widest)))
@@ -241,7 +236,7 @@ def _references(given: Candidate, settings: int, search: _Search) -> list[QuantS
     return sorted(near[:settings], key=lambda s: s.bits)
 
 
-def _prepare(model: nn.Module, program: Program, candidates: Mapping[str, Candidate]) -> None:
+def prepare(model: nn.Module, program: Program, candidates: Mapping[str, Candidate]) -> None:
     """Give the model its parameters, but the weights of the candidates; all in float32."""
     model.set_dtype(mx.float32)
     own = {f"{path}.weight" for path in candidates}

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import prod
 from typing import Any
 
 import mlx.core as mx
@@ -33,10 +34,12 @@ _lock = threading.RLock()
 class Probe:
     """Which part of the batch sees which setting of which module.
 
+    Until the first module that is rounded for it, a part is what part 0 is: it is computed there, and copied.
+
     Attributes:
         weights: The unquantized weights.
         parts: Number of parts of the batch; part 0 sees no rounding.
-        roundings: Module path to pairs of part and setting, parts ascending.
+        roundings: Module path to pairs of part and setting; parts ascend in the order in which modules are called.
         quantizer: How weights are rounded.
     """
 
@@ -44,56 +47,70 @@ class Probe:
     parts: int
     roundings: Mapping[str, Sequence[tuple[int, QuantSpec]]] = field(default_factory=dict)
     quantizer: str = "rtn"
+    _apart: int = 1  # parts that differ from part 0 by now, and part 0
 
     def linear(self, path: str, x: mx.array) -> mx.array:
         """``x`` [..., columns] by the transpose of the weight, in blocks of its rows."""
-        pieces = []
+        each = self._each(path, x.shape[0])
+        x, pieces = x[: self._begin(path) * each], []
         for start, stop in self.weights.blocks(path):
             rows = self.weights.rows(path, start, stop)
             product = x @ rows.astype(mx.float32).T
-            pieces.append(self._varied(path, product, partial(self._product, x, rows)))
+            pieces.append(self._replaced(path, product, self._cuts(each), partial(self._product, x, rows)))
             mx.eval(pieces[-1])
-        return self._done(path, mx.concatenate(pieces, axis=-1))
+        return self._done(path, mx.concatenate(pieces, axis=-1), each)
 
     def gather(self, path: str, ids: mx.array) -> mx.array:
         """Rows of an embedding; only those that are asked for are read."""
+        each = self._each(path, ids.shape[0])
+        ids = ids[: self._begin(path) * each]
         used, place = np.unique(np.array(ids), return_inverse=True)
         rows = mx.concatenate([self.weights.rows(path, int(row), int(row) + 1) for row in used])
         places = mx.array(place.reshape(ids.shape))
         found = rows.astype(mx.float32)[places]
-        return self._done(path, self._varied(path, found, lambda spec, own: self._rounded(rows, spec)[places[own]]))
+        result = self._replaced(path, found, self._cuts(each), lambda spec, own: self._rounded(rows, spec)[places[own]])
+        return self._done(path, result, each)
 
     def experts(self, path: str, x: mx.array, indices: mx.array) -> mx.array:
         """What ``gather_mm`` computes, one expert's matrix at a time."""
         batch = np.broadcast_shapes(tuple(x.shape[:-2]), tuple(indices.shape))
-        flat = mx.broadcast_to(x, (*batch, *x.shape[-2:])).reshape(-1, *x.shape[-2:])
-        chosen = np.broadcast_to(np.array(indices), batch).reshape(-1)
-        each = self._each(path, len(chosen))
+        first = self._each(path, batch[0])
+        batch = (self._begin(path) * first, *batch[1:])
+        flat = mx.broadcast_to(x[: batch[0]], (*batch, *x.shape[-2:])).reshape(-1, *x.shape[-2:])
+        chosen = np.broadcast_to(np.array(indices[: batch[0]]), batch).reshape(-1)
+        each = first * prod(batch[1:])
         pieces, order = [], []
         for expert in np.unique(chosen):
             matrix = self.weights.rows(path, int(expert), int(expert) + 1)[0]
             places = np.flatnonzero(chosen == expert)
             mine = flat[mx.array(places)]
             product = mine @ matrix.astype(mx.float32).T
-            cuts = np.searchsorted(places, np.arange(self.parts + 1) * each)
+            cuts = np.searchsorted(places, self._cuts(each))
             pieces.append(self._replaced(path, product, cuts, partial(self._product, mine, matrix)))
             order.append(places)
             mx.eval(pieces[-1])
         result = mx.concatenate(pieces)[mx.array(np.argsort(np.concatenate(order)))]
-        return self._done(path, result.reshape(*batch, *result.shape[-2:]))
+        return self._done(path, result.reshape(*batch, *result.shape[-2:]), first)
 
     def other(self, path: str, call: Callable[..., mx.array], module: Any, args: tuple[Any, ...]) -> mx.array:
         """Any other module, with its whole weight: as it is, then rounded on the parts that see it so."""
         placeholder, weight = module["weight"], self.weights.whole(path)
+        parts = self._begin(path)
+
+        def cut(first: int, last: int) -> list[Any]:
+            """The arguments of the parts [first, last)."""
+            sizes = [self._each(path, a.shape[0]) if isinstance(a, mx.array) else 0 for a in args]
+            return [a[first * n : last * n] if n else a for a, n in zip(args, sizes, strict=True)]
 
         def part(spec: QuantSpec, own: slice) -> mx.array:
             module["weight"] = self._rounded(weight, spec)
-            return call(*(self._cut(path, a, own) if isinstance(a, mx.array) else a for a in args))
+            return call(*cut(own.start // each, own.stop // each))
 
         try:
             module["weight"] = weight.astype(mx.float32)
-            result = call(*args)
-            return self._done(path, self._varied(path, result, part, sized=False))
+            result = call(*cut(0, parts))
+            each = result.shape[0] // parts
+            return self._done(path, self._replaced(path, result, self._cuts(each), part), each)
         finally:
             module["weight"] = placeholder
 
@@ -104,6 +121,11 @@ class Probe:
     def _rounded(self, rows: mx.array, spec: QuantSpec) -> mx.array:
         return rounded(rows, spec, self.quantizer)
 
+    def _begin(self, path: str) -> int:
+        """Parts to compute at a call: those that differ from part 0, and those that this module makes differ."""
+        self._apart = max([self._apart, *(part + 1 for part, _ in self.roundings.get(path, ()))])
+        return self._apart
+
     def _each(self, path: str, length: int) -> int:
         """Entries of the first axis that a part has."""
         if length % self.parts:
@@ -113,24 +135,9 @@ class Probe:
             )
         return length // self.parts
 
-    def _cut(self, path: str, array: mx.array, own: slice) -> mx.array:
-        """The entries of the parts [own.start, own.stop)."""
-        each = self._each(path, array.shape[0])
-        return array[own.start * each : own.stop * each]
-
-    def _varied(
-        self, path: str, result: mx.array, compute: Callable[[QuantSpec, slice], mx.array], sized: bool = True
-    ) -> mx.array:
-        """``result`` with the parts that see a rounding computed again; ``sized``: in entries, else in parts."""
-        if path not in self.roundings:
-            return result
-        each = self._each(path, result.shape[0])
-        cuts = np.arange(self.parts + 1) * each
-        if sized:
-            return self._replaced(path, result, cuts, compute)
-        return self._replaced(
-            path, result, cuts, lambda spec, own: compute(spec, slice(own.start // each, own.stop // each))
-        )
+    def _cuts(self, each: int) -> Any:
+        """Where each part starts, and the last ends."""
+        return np.arange(self._apart + 1) * each
 
     def _replaced(
         self, path: str, result: mx.array, cuts: Any, compute: Callable[[QuantSpec, slice], mx.array]
@@ -144,8 +151,10 @@ class Probe:
                 last = stop
         return mx.concatenate([*pieces, result[last:]]) if pieces else result
 
-    def _done(self, path: str, result: mx.array) -> mx.array:
-        """Evaluate, so that no more than one module's weight is alive."""
+    def _done(self, path: str, result: mx.array, each: int) -> mx.array:
+        """All parts, evaluated, so that no more than one module's weight is alive."""
+        if self._apart < self.parts:
+            result = mx.concatenate([result] + [result[:each]] * (self.parts - self._apart))
         finite = mx.isfinite(result).all()
         mx.eval(result, finite)
         mx.clear_cache()
@@ -221,9 +230,9 @@ def probed(modules: Mapping[str, Any], probe: Probe) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def watched(modules: Mapping[str, Any]) -> Iterator[tuple[set[str], set[str]]]:
-    """The paths of modules that are called meanwhile, and of those whose weight is read by other code."""
-    called: set[str] = set()
+def watched(modules: Mapping[str, Any]) -> Iterator[tuple[dict[str, None], set[str]]]:
+    """The paths of modules that are called meanwhile, in order, and of those whose weight is read by other code."""
+    called: dict[str, None] = {}
     looked: set[str] = set()
     inside: list[str] = []
     kinds = {path: type(module) for path, module in modules.items()}
@@ -233,7 +242,7 @@ def watched(modules: Mapping[str, Any]) -> Iterator[tuple[set[str], set[str]]]:
             original = getattr(kind, name)
 
             def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-                called.add(path)
+                called.setdefault(path)
                 inside.append(path)
                 try:
                     return original(self, *args, **kwargs)
