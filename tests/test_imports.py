@@ -26,9 +26,10 @@ LAYERS = [
     ["inspection_weights", "inspection"],
     ["fit"],
     ["quality"],
+    ["allocation"],
     ["startup", "options", "job", "porting", "porting_source", "porting_job", "conversion", "porting_folder"],
     ["torch_backend"],
-    ["show", "show_fit"],
+    ["show", "show_fit", "show_allocation"],
     ["cli"],
     ["__main__"],
 ]

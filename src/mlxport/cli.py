@@ -83,6 +83,13 @@ def convert(
         typer.Option("--recipe", "--quant-predicate", help="A TOML file of rules, or mixed_4_6 …"),
     ] = None,
     quantizer: Quantizer = None,
+    fit: Annotated[
+        str | None,
+        typer.Option("--fit", help='Choose bits by layer so that it runs on a Mac, as in "M2 8GB"; alone: this one.'),
+    ] = None,
+    context: Annotated[int | None, typer.Option("--context", help="Tokens that have to fit too [4096].")] = None,
+    target_size: Annotated[str | None, typer.Option(help="Choose bits by layer for files of this size.")] = None,
+    target_bpw: Annotated[float | None, typer.Option(help="Choose bits by layer for so many per weight.")] = None,
     max_shard_size: ShardSize = "5GB",
     shard_by: Annotated[str, typer.Option(help="size, or layer to keep each layer in one file.")] = "size",
     layout: Annotated[str, typer.Option(help="auto, mlx-lm, or generated: MLX source of its own.")] = "auto",
@@ -115,6 +122,10 @@ def convert(
         q_mode=q_mode,
         recipe=recipe,
         quantizer=quantizer,
+        fit=True if fit == _ALONE else fit,
+        context=context,
+        target_size=target_size,
+        target_bpw=target_bpw,
         max_shard_size=max_shard_size,
         shard_by=shard_by,
         layout=layout,
@@ -399,9 +410,9 @@ def chat(
 _ALONE = "alone"
 
 
-def _with_bare_quantize(arguments: list[str]) -> list[str]:
-    """Let ``-q`` stand alone, as in mlx-lm: give it a value where none follows."""
-    if not {"-q", "--quantize"} & set(arguments):
+def _with_bare_options(arguments: list[str]) -> list[str]:
+    """Let ``-q``, as in mlx-lm, and ``--fit`` stand alone: give them a value where none follows."""
+    if not {"-q", "--quantize", "--fit"} & set(arguments):
         return arguments
     from mlxport.quant import MIXED, MODES
 
@@ -410,11 +421,14 @@ def _with_bare_quantize(arguments: list[str]) -> list[str]:
     result = []
     for position, argument in enumerate(arguments):
         result.append(argument)
+        following = arguments[position + 1] if position + 1 < len(arguments) else "-"
+        is_option, exists = following.startswith("-"), Path(following).exists()
         if argument in ("-q", "--quantize"):
-            following = arguments[position + 1] if position + 1 < len(arguments) else "-"
-            is_path = "/" in following or Path(following).exists()
-            if following.startswith("-") or (is_path and following not in values and not following.isdigit()):
+            is_path = "/" in following or exists
+            if is_option or (is_path and following not in values and not following.isdigit()):
                 result.append(_ALONE)
+        elif argument == "--fit" and (is_option or exists):
+            result.append(_ALONE)
     return result
 
 
@@ -478,7 +492,7 @@ def main(arguments: list[str] | None = None) -> None:
 
         own_process()
     try:
-        code = app(_with_bare_quantize(given), prog_name="mlxport", standalone_mode=False)
+        code = app(_with_bare_options(given), prog_name="mlxport", standalone_mode=False)
         if code == _INTERRUPTED:  # Typer's answer to Ctrl-C
             raise KeyboardInterrupt
         raise SystemExit(code if isinstance(code, int) else 0)

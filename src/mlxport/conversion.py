@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlxport.allocation import Target, make_target
 from mlxport.errors import DiskError, Interrupted, SourceError, UsageError, disk_full
 from mlxport.job import Hashes, Job, make_inverse
 from mlxport.options import DTYPES, MARGIN_BYTES, ConvertReport, Options
@@ -42,6 +43,10 @@ def convert(
     q_mode: str | None = None,
     recipe: str | Path | None = None,
     quantizer: str | None = None,
+    fit: str | bool | None = None,
+    context: int | None = None,
+    target_size: str | int | None = None,
+    target_bpw: float | None = None,
     max_shard_size: str | int = DEFAULT_SHARD_SIZE,
     shard_by: str = "size",
     layout: str = "auto",
@@ -72,7 +77,12 @@ def convert(
         q_mode: ``affine``, ``mxfp4``, ``nvfp4`` or ``mxfp8``.
         recipe: A TOML file of rules, or a mixed recipe's name.
         quantizer: ``rtn``, the default: the tensors of ``mlx_lm.convert``; ``search``: scales and biases of affine
-            modules are chosen for the least squared error, in the same format.
+            modules are chosen for the least squared error, in the same format (the default under a limit).
+        fit: A machine such as ``"M2 8GB"`` (True: the Mac that this runs on): bits and group size of each module are
+            chosen such that the model fits it and the predicted damage is least. Instead of ``quantize`` and the like.
+        context: Tokens of prompt and answer that have to fit beside the weights; 4096 if None. With ``fit`` only.
+        target_size: The same under a limit of the weight files' bytes, such as ``"6GB"``.
+        target_bpw: The same under a limit of bits per weight, as mlx-lm counts them.
         max_shard_size: Limit of an output file, such as ``"5GB"``.
         shard_by: ``size``, or ``layer`` to keep each layer in one file.
         layout: ``mlx-lm``; ``generated``: MLX source of the model's own; ``auto``: that where mlx-lm has no such model.
@@ -93,9 +103,15 @@ def convert(
     Raises:
         MlxportError: One of the tree in ``mlxport.errors``; nothing is left under ``destination``.
     """
-    request = make_request(
-        quantize, bits=q_bits, group_size=q_group_size, mode=q_mode, recipe=recipe, quantizer=quantizer
-    )
+    limit = make_target(
+        fit, context, target_size, target_bpw, quantizer,
+        quantize=quantize, q_bits=q_bits, q_group_size=q_group_size, q_mode=q_mode, recipe=recipe,
+    )  # fmt: skip
+    request = None
+    if limit is None:
+        request = make_request(
+            quantize, bits=q_bits, group_size=q_group_size, mode=q_mode, recipe=recipe, quantizer=quantizer
+        )
     options = Options(
         dtype, request, max_shard_size, shard_by, layout, verify, overwrite, allow_overflow, trust_remote_code,
         dynamic, fold_batchnorm, mlxfn, make_kv(kv_bits, kv_group_size, quantized_kv_start),
@@ -106,8 +122,10 @@ def convert(
         raise UsageError(f"--verify {verify}: {reason}", hint="pip install 'mlxport[torch]', or use --verify none")
     if verify == "none":
         leave_torch_out(str(source), layout)
-    checkpoint = _open(str(source), revision, options)
+    checkpoint = _open(str(source), revision, options, limit)
     options = replace(options, layout=_layout(checkpoint.config, options))
+    if limit is not None:
+        options = _allocated(checkpoint, limit, options, quiet)
     hashes = Hashes(checkpoint)
     try:
         if not dry_run:
@@ -115,6 +133,26 @@ def convert(
         return _planned(str(source), checkpoint, target, options, dry_run, hashes, quiet)
     finally:
         hashes.stop()
+
+
+def _allocated(checkpoint: Checkpoint, limit: Target, options: Options, quiet: bool) -> Options:
+    """The options with the settings that were chosen under a limit."""
+    from mlxport.allocation.find import find_allocation
+
+    if options.layout == "generated":
+        message = "--fit, --target-size and --target-bpw measure mlx-lm's model, and this layout is generated"
+        raise UsageError(message, hint="choose bits with -q, or a recipe with --recipe")
+    check_tokenizer_files(checkpoint, None)  # again with the embedding's rows once these are known
+    with make_progress(0, f"choosing bits for {checkpoint.name}", quiet=quiet) as progress:
+        found = find_allocation(
+            checkpoint,
+            limit,
+            dtype=options.dtype,
+            max_shard_size=options.max_shard_size,
+            shard_by=options.shard_by,
+            progress=progress,
+        )
+    return replace(options, quant=found.request, dtype=found.dtype, allocation=found.report)
 
 
 def _planned(
@@ -181,9 +219,10 @@ def carry_out(
     shapes = {name: output.shape for name, output in conversion.program.outputs.items()}
     tokenizer = options.layout != "generated"
     remarks = check_tokenizer_files(checkpoint, embedding_rows(conversion.config, shapes)) if tokenizer else ()
-    notes = (*checkpoint.problems, *conversion.notes, *remarks)
+    chosen = options.allocation.notes if options.allocation else ()
+    notes = (*checkpoint.problems, *conversion.notes, *chosen, *remarks)
     needed = plan.nbytes + MARGIN_BYTES + sum(path.stat().st_size for path in checkpoint.side_files)
-    report = ConvertReport(target, plan, notes, dry_run=dry_run)
+    report = ConvertReport(target, plan, notes, dry_run=dry_run, allocation=options.allocation)
     if dry_run:
         return replace(report, free_bytes=free_space(target))
     report = replace(report, free_bytes=check_space(target, needed, space_taken(target)))
@@ -226,10 +265,12 @@ def _no_reference() -> str:
     return parity.unavailable()
 
 
-def _open(source: str, revision: str | None, options: Options) -> Checkpoint:
+def _open(source: str, revision: str | None, options: Options, limit: Target | None = None) -> Checkpoint:
     def check(config: Mapping[str, Any]) -> None:
         if not options.trust_remote_code:
             refuse_remote_code(config, source)
+        if limit is not None:
+            limit.check(config)
         # Before anything is fetched; of a folder, the target checks it.
         if not os.path.isdir(os.path.expanduser(source)):
             from mlxport.target.mlx_lm import check_supported

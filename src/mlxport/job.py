@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _WIDE = frozenset(("BF16", "F32", "F64", "F8_E4M3", "F8_E5M2"))  # dtypes with values that float16 does not have
 INDEX = "model.safetensors.index.json"
+RECIPE = "recipe.toml"  # of an allocation; --recipe takes it
 
 
 class Hashes:
@@ -169,6 +170,9 @@ class Job:
         metadata = {"total_size": self.plan.nbytes, "total_parameters": self.plan.parameters}
         write_json(folder / INDEX, {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))})
         carried = self._own_files(folder)
+        if self.options.allocation is not None and (recipe := self.options.allocation.recipe()):
+            (folder / RECIPE).write_text(recipe, encoding="utf-8")
+            carried.add(RECIPE)
         for path in self.checkpoint.side_files:
             relative = path.relative_to(self.checkpoint.root)
             if path.name == "README.md" or (path.suffix == ".py" and not self.options.trust_remote_code):
@@ -244,6 +248,7 @@ class Job:
             not_verified=report.not_verified,
             activations=report.activations.to_json() if report.activations else None,
             generation=self.options.kv.options() if self.options.kv is not None else None,
+            allocation=self.options.allocation.to_json() if self.options.allocation else None,
         )
         write_json(folder / RECORD, record)
         card = model_card(self.checkpoint, self.plan, parity, __version__, usage=self.usage)

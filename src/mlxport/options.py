@@ -13,6 +13,7 @@ from mlxport.run.kv import KVQuant
 from mlxport.types import Plan
 
 if TYPE_CHECKING:
+    from mlxport.allocation import AllocationReport
     from mlxport.parity import ParityReport
     from mlxport.parity.activations import Activations
     from mlxport.parity.ported import PortParity
@@ -29,7 +30,8 @@ class Options:
     """What ``convert`` was asked to do.
 
     ``quant`` is the checked form of the quantization options; ``dynamic``, ``fold_batchnorm`` and ``mlxfn`` are those
-    of ``port``, for the generated layout; ``kv`` is the key-value cache that the output is to be used with.
+    of ``port``, for the generated layout; ``kv`` is the key-value cache that the output is to be used with;
+    ``allocation`` is what ``quant`` was chosen by, where a limit was asked for.
     """
 
     dtype: str = "auto"
@@ -45,6 +47,7 @@ class Options:
     fold_batchnorm: bool = False
     mlxfn: bool = False
     kv: KVQuant | None = None
+    allocation: AllocationReport | None = None
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -104,6 +107,7 @@ class ConvertReport:
         not_verified: Why there was no verification, empty if there was one.
         activations: The largest ones, where float16 might not hold them; None elsewhere.
         dry_run: Whether nothing was written.
+        allocation: What was chosen for each module, where a limit was asked for.
     """
 
     destination: Path
@@ -117,6 +121,7 @@ class ConvertReport:
     not_verified: str = ""
     activations: Activations | None = None
     dry_run: bool = False
+    allocation: AllocationReport | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values only, for ``--json``."""
@@ -137,6 +142,7 @@ class ConvertReport:
                 "disk_needed_bytes": plan.nbytes + MARGIN_BYTES,
                 "disk_free_bytes": self.free_bytes,
             },
+            "allocation": self.allocation.to_json() if self.allocation else None,
             "notes": list(self.notes),
             "resumed": list(self.resumed),
             "nonfinite": dict(self.findings.nonfinite) if self.findings else {},

@@ -58,6 +58,7 @@ def make_record(
     not_verified: str,
     activations: Mapping[str, Any] | None = None,
     generation: Mapping[str, Any] | None = None,
+    allocation: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The record as one JSON object; no time stamps, so equal conversions leave equal records.
 
@@ -74,6 +75,7 @@ def make_record(
         not_verified: Why there was no verification.
         activations: The largest ones, where they were measured.
         generation: Settings that ``mlxport generate`` uses unless told otherwise, None for none.
+        allocation: What was chosen for each module under a limit, None where there was none.
     """
     findings = Findings()
     for shard in written.values():
@@ -97,6 +99,7 @@ def make_record(
             "kept": dict(plan.kept),
             "dropped": list(plan.dropped),
         },
+        **({"allocation": allocation} if allocation else {}),
         "config_changes": list(notes),
         "nonfinite": findings.nonfinite,
         "overflowed": findings.overflowed,

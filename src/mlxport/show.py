@@ -24,6 +24,10 @@ def _console() -> Console:
 def show_conversion(report: ConvertReport) -> None:
     """The plan, and unless it was a dry run the verification and where the output is."""
     console = _console()
+    if report.allocation is not None:
+        from mlxport.show_allocation import show_allocation
+
+        show_allocation(report.allocation, console)
     show_plan(report, console)
     for note in report.notes:
         console.print(f"note: {escape(note)}")

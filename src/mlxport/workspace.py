@@ -34,6 +34,7 @@ _OWN = (
     *("model*.safetensors", "model*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json"),
     *(
         "model.py",
+        "recipe.toml",
         "__pycache__/model.*.pyc",
         "model.mlxfn",
         "example_inputs.safetensors",
