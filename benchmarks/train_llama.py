@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--text", type=Path, action="append", default=[], help="more to learn from, such as prose")
-    parser.add_argument("--steps", type=int, default=1000, help=f"batches of {tiny.BATCH} x {tiny.CONTEXT} tokens")
+    parser.add_argument("--steps", type=int, default=500, help=f"batches of {tiny.BATCH} x {tiny.CONTEXT} tokens")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
