@@ -26,6 +26,7 @@ PUBLIC = [
     "MlxportError",
     "NumericsError",
     "ParityReport",
+    "QualityReport",
     "QuantizationError",
     "SourceError",
     "TokenizerError",
@@ -42,6 +43,7 @@ PUBLIC = [
     "plan_for",
     "port",
     "port_folder",
+    "quality_report",
     "register_op",
     "verify",
 ]
@@ -81,6 +83,7 @@ def test_every_error_has_its_exit_code_and_place():
     assert {name for name, code in codes.items() if code == 2} == {
         "UsageError",
         "DestinationError",
+        "QualityReport",
         "QuantizationError",
     }
     assert all(code in (1, 2) for code in codes.values())

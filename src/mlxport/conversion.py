@@ -53,6 +53,8 @@ def convert(
     dynamic: bool = True,
     fold_batchnorm: bool = False,
     mlxfn: bool = False,
+    report: bool = False,
+    report_device: str | None = None,
     quiet: bool = True,
 ) -> ConvertReport:
     """Convert a Hugging Face checkpoint to a folder that mlx-lm loads, and prove it against PyTorch.
@@ -81,6 +83,8 @@ def convert(
         dynamic: As in ``port_folder``, of the generated layout only.
         fold_batchnorm: As in ``port_folder``, of the generated layout only.
         mlxfn: As in ``port_folder``, of the generated layout only.
+        report: Measure what was lost, and put ``report.html`` and ``report.json`` into the output.
+        report_device: A Mac to predict the speed for in the report, such as ``"M2 8GB"``.
         quiet: Show no progress.
 
     Raises:
@@ -91,7 +95,7 @@ def convert(
     )
     options = Options(
         dtype, request, max_shard_size, shard_by, layout, verify, overwrite, allow_overflow, trust_remote_code,
-        dynamic, fold_batchnorm, mlxfn,
+        dynamic, fold_batchnorm, mlxfn, report, report_device,
     )  # fmt: skip
     target = absolute(destination)
     check_destination(target, str(source), overwrite)
@@ -128,6 +132,10 @@ def _planned(
         return carry_out(ported.conversion, source, checkpoint, target, options, dry_run, hashes, quiet, make_job)
     from mlxport.target.mlx_lm import open_target
 
+    if options.report:
+        from mlxport.quality.text import load_tokenizer
+
+        load_tokenizer(checkpoint.root, trust_remote_code=options.trust_remote_code)  # refused now, not at the end
     conversion = open_target(checkpoint, dtype=options.dtype, quant=options.quant)
     return carry_out(conversion, source, checkpoint, target, options, dry_run, hashes, quiet, Job)
 

@@ -14,6 +14,7 @@ from mlxport.types import Plan
 if TYPE_CHECKING:
     from mlxport.parity import ParityReport
     from mlxport.parity.ported import PortParity
+    from mlxport.quality.report import QualityReport
     from mlxport.write import Findings
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
@@ -27,7 +28,7 @@ class Options:
     """What ``convert`` was asked to do.
 
     ``quant`` is the checked form of the quantization options; ``dynamic``, ``fold_batchnorm`` and ``mlxfn`` are those
-    of ``port``, for the generated layout.
+    of ``port``, for the generated layout. ``report_device`` is the Mac that the quality report predicts for.
     """
 
     dtype: str = "auto"
@@ -42,6 +43,8 @@ class Options:
     dynamic: bool | Any = True
     fold_batchnorm: bool = False
     mlxfn: bool = False
+    report: bool = False
+    report_device: str | None = None
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -62,9 +65,23 @@ class Options:
                 f"{', '.join(given)}: for the generated layout only, and this one is mlx-lm's",
                 hint="add --layout generated, or leave it out",
             )
+        self._check_report()
         if isinstance(self.max_shard_size, float):
             raise UsageError(f"{self.max_shard_size!r} is not a size", hint="write it like 5GB, or as whole bytes")
         parse_size(self.max_shard_size)
+
+    def _check_report(self) -> None:
+        if self.report and self.layout == "generated":
+            raise UsageError(
+                "--report: quality is measured with mlx-lm's models, and this layout brings code of its own",
+                hint="leave it out: the conversion is verified against PyTorch",
+            )
+        if self.report_device is not None:
+            from mlxport.fit.hardware import named_machine
+
+            if not self.report:
+                raise UsageError("--report-device has no effect without --report", hint="add --report")
+            named_machine(self.report_device)
 
     def recorded(self) -> dict[str, Any]:
         """The options that decide the bytes of the output, and how to capture the original again."""
@@ -95,6 +112,7 @@ class ConvertReport:
         tokenizer: The tokenizer's round trip, None if it was not tested.
         not_verified: Why there was no verification, empty if there was one.
         dry_run: Whether nothing was written.
+        quality: The quality report, None where none was asked for.
     """
 
     destination: Path
@@ -107,6 +125,7 @@ class ConvertReport:
     tokenizer: Any = None
     not_verified: str = ""
     dry_run: bool = False
+    quality: QualityReport | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values only, for ``--json``."""
@@ -135,4 +154,5 @@ class ConvertReport:
             "not_verified": self.not_verified,
             "parity": self.parity.to_json() if self.parity else None,
             "tokenizer": self.tokenizer.to_json() if self.tokenizer else None,
+            "quality": self.quality.quality.to_json() if self.quality else None,
         }
