@@ -83,7 +83,6 @@ def test_every_error_has_its_exit_code_and_place():
     assert {name for name, code in codes.items() if code == 2} == {
         "UsageError",
         "DestinationError",
-        "QualityReport",
         "QuantizationError",
     }
     assert all(code in (1, 2) for code in codes.values())

@@ -35,7 +35,13 @@ def render(report: QualityReport) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_fit
     )
     environment.filters.update(
-        bytes=format_bytes, figure=_figure, percent=_percent, count=lambda n: f"{n:,}", visible=_visible
+        bytes=format_bytes,
+        figure=_figure,
+        percent=_percent,
+        count=lambda n: f"{n:,}",
+        visible=_visible,
+        change=_change,
+        number=_number,
     )
     source = files("mlxport.quality").joinpath("report.html.jinja").read_text(encoding="utf-8")
     worst = sorted(report.modules, key=lambda module: -_sortable(module.error))[:_WORST]
@@ -114,10 +120,23 @@ def _sortable(value: float) -> float:
 def _figure(value: float | None, digits: int = 3) -> str:
     if value is None or not math.isfinite(value):
         return "not finite"
-    if value and abs(value) < 10.0**-digits:
+    if value and (abs(value) < 10.0**-digits or abs(value) >= 1e6):
         mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
         return f"{mantissa}e{int(exponent)}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
+
+
+def _change(value: float) -> str:
+    """A relative change."""
+    return f"{100 * value:+.1f}%" if value < 9.995 else f"{_figure(1 + value)} times"
+
+
+def _number(count: int) -> str:
+    """A large number in words that are short."""
+    for size, word in ((10**9, "billion"), (10**6, "million")):
+        if count >= size:
+            return f"{count / size:.4g} {word}"
+    return f"{count:,}"
 
 
 def _percent(value: float) -> str:

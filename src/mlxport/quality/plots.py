@@ -148,7 +148,7 @@ def heatmap(
                 )
             )  # fmt: skip
     below = top + height * len(rows)
-    for value, shown in _whole(list(columns), max(2, int(width * len(columns) / 40))):
+    for value, shown in _whole(list(columns), max(2, int(width * len(columns) / 26))):
         position = list(columns).index(int(value))
         parts.append(_text(label + width * (position + 0.5), below + 17, shown, "middle"))
     parts.append(_text(label + width * len(columns) / 2, below + 35, "block", "middle", "axis"))
