@@ -103,6 +103,10 @@ def convert(
     kv_bits: Annotated[int | None, typer.Option("--kv-bits", help="Bits of the cache that generate will use.")] = None,
     kv_group_size: KvGroupSize = None,
     quantized_kv_start: KvStart = None,
+    report: Annotated[bool, typer.Option("--report", help="Measure what was lost: DST/report.html and .json.")] = False,
+    report_device: Annotated[
+        str | None, typer.Option("--report-device", help='A Mac to predict for in the report, as in "M2 8GB".')
+    ] = None,
     revision: Revision = None,
     trust_remote_code: Trust = False,
     as_json: Json = False,
@@ -112,7 +116,7 @@ def convert(
     """Convert a Hugging Face checkpoint to a folder that mlx-lm loads, and prove it against PyTorch."""
     from mlxport.conversion import convert as run
 
-    report = run(
+    result = run(
         _one("SRC", source, "--hf-path", hf_path),
         _one("DST", destination, "--mlx-path", mlx_path),
         dtype=dtype,
@@ -141,13 +145,15 @@ def convert(
         kv_bits=kv_bits,
         kv_group_size=kv_group_size,
         quantized_kv_start=quantized_kv_start,
+        report=report,
+        report_device=report_device,
         quiet=quiet or as_json,
     )
     if as_json:
-        return _print_json(report.to_json())
+        return _print_json(result.to_json())
     from mlxport.show import show_conversion
 
-    show_conversion(report)
+    show_conversion(result)
 
 
 @app.command()
@@ -249,6 +255,43 @@ def verify(
         if as_json:
             raise typer.Exit(VerificationError.exit_code)
         raise VerificationError(report.failure_message(), hint="convert it again, or report this architecture")
+
+
+@app.command()
+def report(
+    output: Annotated[str, typer.Argument(metavar="DST", help="The converted folder.")],
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="SRC", help="The original; without it the one on record.")
+    ] = None,
+    folder: Annotated[str | None, typer.Option("--output", metavar="FOLDER", help="Where to write [DST].")] = None,
+    device: Annotated[str | None, typer.Option("--device", help='A Mac to predict for, as in "M2 8GB".')] = None,
+    text: Annotated[str | None, typer.Option("--text", metavar="FILE", help="Measure on this text.")] = None,
+    tokens: Annotated[int | None, typer.Option("--tokens", help="Most tokens of the text [4096 or less].")] = None,
+    revision: Revision = None,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Measure what a conversion lost, and write it as a page: report.html, with report.json beside it."""
+    from mlxport.reporting import quality_report
+
+    result = quality_report(
+        output,
+        against,
+        folder=folder,
+        device=device,
+        text=text,
+        tokens=tokens,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        quiet=quiet or as_json,
+    )
+    if as_json:
+        return _print_json(result.to_json())
+    from mlxport.show import show_quality
+
+    show_quality(result)
 
 
 @app.command()

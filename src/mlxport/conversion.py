@@ -62,6 +62,8 @@ def convert(
     kv_bits: int | None = None,
     kv_group_size: int | None = None,
     quantized_kv_start: int | None = None,
+    report: bool = False,
+    report_device: str | None = None,
     quiet: bool = True,
 ) -> ConvertReport:
     """Convert a Hugging Face checkpoint to a folder that mlx-lm loads, and prove it against PyTorch.
@@ -98,6 +100,8 @@ def convert(
         kv_bits: Bits of a quantized key-value cache, recorded for ``mlxport generate`` and ``chat``; None for none.
         kv_group_size: Its group size; 64 if None.
         quantized_kv_start: Tokens from which on it is quantized; mlx-lm's own number if None.
+        report: Measure what was lost, and put ``report.html`` and ``report.json`` into the output.
+        report_device: A Mac to predict the speed for in the report, such as ``"M2 8GB"``.
         quiet: Show no progress.
 
     Raises:
@@ -114,7 +118,8 @@ def convert(
         )
     options = Options(
         dtype, request, max_shard_size, shard_by, layout, verify, overwrite, allow_overflow, trust_remote_code,
-        dynamic, fold_batchnorm, mlxfn, make_kv(kv_bits, kv_group_size, quantized_kv_start),
+        dynamic, fold_batchnorm, mlxfn, kv=make_kv(kv_bits, kv_group_size, quantized_kv_start),
+        report=report, report_device=report_device,
     )  # fmt: skip
     target = absolute(destination)
     check_destination(target, str(source), overwrite)
@@ -173,6 +178,10 @@ def _planned(
         return carry_out(ported.conversion, source, checkpoint, target, options, dry_run, hashes, quiet, make_job)
     from mlxport.target.mlx_lm import lazy_model, open_target
 
+    if options.report:
+        from mlxport.quality.text import load_tokenizer
+
+        load_tokenizer(checkpoint.root, trust_remote_code=options.trust_remote_code)  # refused now, not at the end
     conversion = open_target(checkpoint, dtype=options.dtype, quant=options.quant)
     if options.kv is not None:
         model, config = lazy_model(checkpoint, options.dtype)

@@ -96,6 +96,10 @@ class Job:
             report = self._verify(workspace.folder, report, progress)
         self._record(workspace.folder, report, inputs, written)
         carried |= self._last_files(workspace.folder)
+        report = self._report(workspace, report, quiet)
+        carried |= (
+            {path.name for path in (report.quality.page, report.quality.data) if path} if report.quality else set()
+        )
         keep = {*written, *carried, "config.json", INDEX, RECORD, "README.md"}
         workspace.publish(keep, overwrite=self.options.overwrite)
         return report
@@ -189,6 +193,27 @@ class Job:
     def _last_files(self, folder: Path) -> set[str]:
         """Write what needs the finished model; names of the files."""
         return set()
+
+    def _report(self, workspace: Workspace, report: ConvertReport, quiet: bool) -> ConvertReport:
+        """Write the quality report, where it was asked for."""
+        if not self.options.report:
+            return report
+        from mlxport.quality.report import make_report, write_report
+        from mlxport.reporting import named_or_here
+
+        with make_progress(0, f"measuring {self.checkpoint.name}", quiet=quiet) as progress:
+            quality = make_report(
+                workspace.folder,
+                self.checkpoint,
+                name=workspace.destination.name,
+                source=self.source,
+                same=True,
+                machine=named_or_here(self.options.report_device),
+                trust_remote_code=self.options.trust_remote_code,
+                on_progress=progress.message,
+            )
+        page, data = write_report(quality, workspace.folder)
+        return replace(report, quality=replace(quality, page=page, data=data))
 
     def _verify(self, folder: Path, report: ConvertReport, progress: Progress) -> ConvertReport:
         """Parity and the tokenizer's round trip; raises VerificationError where the output differs."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mlxport.parity import ParityReport
     from mlxport.parity.activations import Activations
     from mlxport.parity.ported import PortParity
+    from mlxport.quality.report import QualityReport
     from mlxport.write import Findings
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
@@ -31,7 +32,8 @@ class Options:
 
     ``quant`` is the checked form of the quantization options; ``dynamic``, ``fold_batchnorm`` and ``mlxfn`` are those
     of ``port``, for the generated layout; ``kv`` is the key-value cache that the output is to be used with;
-    ``allocation`` is what ``quant`` was chosen by, where a limit was asked for.
+    ``allocation`` is what ``quant`` was chosen by, where a limit was asked for; ``report_device`` is the Mac that the
+    quality report predicts for.
     """
 
     dtype: str = "auto"
@@ -48,6 +50,8 @@ class Options:
     mlxfn: bool = False
     kv: KVQuant | None = None
     allocation: AllocationReport | None = None
+    report: bool = False
+    report_device: str | None = None
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -73,9 +77,23 @@ class Options:
                 "--kv-bits: for mlx-lm's layout only; the generated one has no key-value cache",
                 hint="leave it out, or add --layout mlx-lm",
             )
+        self._check_report()
         if isinstance(self.max_shard_size, float):
             raise UsageError(f"{self.max_shard_size!r} is not a size", hint="write it like 5GB, or as whole bytes")
         parse_size(self.max_shard_size)
+
+    def _check_report(self) -> None:
+        if self.report and self.layout == "generated":
+            raise UsageError(
+                "--report: quality is measured with mlx-lm's models, and this layout brings code of its own",
+                hint="leave it out: the conversion is verified against PyTorch",
+            )
+        if self.report_device is not None:
+            from mlxport.fit.hardware import named_machine
+
+            if not self.report:
+                raise UsageError("--report-device has no effect without --report", hint="add --report")
+            named_machine(self.report_device)
 
     def recorded(self) -> dict[str, Any]:
         """The options that decide the bytes of the output, and how to capture the original again."""
@@ -108,6 +126,7 @@ class ConvertReport:
         activations: The largest ones, where float16 might not hold them; None elsewhere.
         dry_run: Whether nothing was written.
         allocation: What was chosen for each module, where a limit was asked for.
+        quality: The quality report, None where none was asked for.
     """
 
     destination: Path
@@ -122,6 +141,7 @@ class ConvertReport:
     activations: Activations | None = None
     dry_run: bool = False
     allocation: AllocationReport | None = None
+    quality: QualityReport | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values only, for ``--json``."""
@@ -152,4 +172,5 @@ class ConvertReport:
             "not_verified": self.not_verified,
             "parity": self.parity.to_json() if self.parity else None,
             "tokenizer": self.tokenizer.to_json() if self.tokenizer else None,
+            "quality": self.quality.quality.to_json() if self.quality else None,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from mlxport.conversion import ConvertReport
     from mlxport.parity import ParityReport
     from mlxport.parity.ported import PortParity
+    from mlxport.quality.report import QualityReport
 
 
 def _console() -> Console:
@@ -41,7 +43,25 @@ def show_conversion(report: ConvertReport) -> None:
     if report.not_verified:
         console.print(f"[yellow]{escape(report.not_verified)}[/]")
         console.print(f"to verify: mlxport verify {escape(str(report.destination))} --against SRC")
+    if report.quality is not None:
+        show_quality(report.quality, console, report.destination / "report.html")
     console.print(f"done: {escape(str(report.destination))}")
+
+
+def show_quality(report: QualityReport, console: Console | None = None, page: Path | None = None) -> None:
+    """The verdict, the figures, and where the page is."""
+    out = console or _console()
+    out.print(escape(report.verdict))
+    out.print(escape(report.quality.summary()))
+    if report.speed is not None:
+        out.print(f"{report.speed.tps:.3g} tokens per second on {escape(report.speed.device)}")
+    if report.predicted is not None and report.predicted.tokens_per_second is not None:
+        low, high = report.predicted.tokens_per_second
+        fits = "" if report.predicted.fits else " if it fitted: its memory is too small"
+        out.print(f"{low:.3g} to {high:.3g} predicted for {escape(report.predicted.machine)}{fits}")
+    for note in report.notes:
+        out.print(f"note: {escape(note)}")
+    out.print(f"report: {escape(str(page or report.page))}")
 
 
 def show_plan(report: ConvertReport, console: Console) -> None:

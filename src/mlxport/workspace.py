@@ -39,6 +39,8 @@ _OWN = (
         "model.mlxfn",
         "example_inputs.safetensors",
         "example_outputs.safetensors",
+        "report.html",
+        "report.json",
     ),
     *("config.json", "weights*.npz", "weights*.safetensors", ".gitattributes", ".DS_Store", RECORD, _STATE),
 )

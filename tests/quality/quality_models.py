@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import torch
 import transformers
@@ -61,6 +62,27 @@ def unpacked(words: np.ndarray, scales: np.ndarray, biases: np.ndarray, bits: in
     codes = (words[..., None] >> np.arange(0, 32, bits, dtype=np.uint32)) & ((1 << bits) - 1)
     codes = codes.reshape(*scales.shape, -1).astype(np.float64)
     return (codes * scales[..., None] + biases[..., None]).reshape(*words.shape[:-1], -1)
+
+
+def stored(folder: Path) -> dict[str, np.ndarray]:
+    """Every tensor of an output in the affine format, dequantized by hand, float64."""
+    settings = json.loads((folder / "config.json").read_text()).get("quantization", {})
+    arrays = {}
+    for path in folder.glob("*.safetensors"):
+        arrays.update(mx.load(str(path)))
+    found = {}
+    for name, array in arrays.items():
+        base, _, part = name.rpartition(".")
+        if part in ("scales", "biases"):
+            continue
+        if part == "weight" and f"{base}.scales" in arrays:
+            scales, biases = (
+                np.array(arrays[f"{base}.{p}"].astype(mx.float32), np.float64) for p in ("scales", "biases")
+            )
+            found[name] = unpacked(np.array(array), scales, biases, settings.get(base, settings)["bits"])
+        else:
+            found[name] = np.array(array.astype(mx.float32), np.float64)
+    return found
 
 
 def torch_logits(folder: Path, ids: np.ndarray, weights: dict[str, np.ndarray] | None = None) -> np.ndarray:

@@ -4,10 +4,9 @@ import shutil
 import subprocess
 import sys
 
-import mlx.core as mx
 import numpy as np
 import pytest
-from quality_models import CONFIGS, edit_config, torch_logits, unpacked
+from quality_models import CONFIGS, edit_config, stored, torch_logits
 
 from checkpoints import save, weights
 from command import environment
@@ -16,26 +15,6 @@ from mlxport.parity.text import PROBE_TEXT
 from mlxport.quality import Tally, compare, heldout_text, open_original, open_output, place, read_text, token_windows
 
 TOKENS = 200
-
-
-def stored(folder, bits):
-    """Every tensor of a quantized llama, dequantized by hand, float64."""
-    arrays = {}
-    for path in folder.glob("*.safetensors"):
-        arrays.update(mx.load(str(path)))
-    found = {}
-    for name, array in arrays.items():
-        base, _, part = name.rpartition(".")
-        if part in ("scales", "biases"):
-            continue
-        if f"{base}.scales" in arrays:
-            scales, biases = (
-                np.array(arrays[f"{base}.{p}"].astype(mx.float32), np.float64) for p in ("scales", "biases")
-            )
-            found[name] = unpacked(np.array(array), scales, biases, bits)
-        else:
-            found[name] = np.array(array.astype(mx.float32), np.float64)
-    return found
 
 
 def log_softmax(logits):
@@ -49,7 +28,7 @@ def test_figures_are_those_of_torch_in_float64(sources, outputs, name, bits):
     quality = compare(source, output, tokens=TOKENS, window=64)
     pieces, _ = token_windows(source, heldout_text(), vocabulary=2048, tokens=TOKENS, window=64)
     kl, same, nll = [], [], {"original": [], "output": []}
-    weights = stored(output, bits)
+    weights = stored(output)
     if name == "llama_tied":
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     for ids in pieces:

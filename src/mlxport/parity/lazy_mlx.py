@@ -18,7 +18,7 @@ from mlxport.source.safetensors_file import read_safetensors
 from mlxport.transform import to_mx
 from mlxport.types import TensorRef
 
-__all__ = ["Tensor", "lazy_array", "output_refs", "read_block", "stream", "stream_tensors"]
+__all__ = ["Tensor", "Written", "lazy_array", "output_refs", "read_block", "stream", "stream_tensors"]
 
 BLOCK_BYTES = 48 << 20  # of float32 rows alive at a time
 SMALL_BYTES = 4 << 20  # parameters of other modules up to this size stay once they are read
@@ -55,23 +55,27 @@ class Tensor(Protocol):
 
 
 @dataclass(frozen=True)
-class _Written:
+class Written:
     """A tensor of a written file."""
 
     ref: TensorRef
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Dimensions."""
         return self.ref.shape
 
     @property
     def nbytes(self) -> int:
+        """Bytes in the file."""
         return self.ref.nbytes
 
     def rows(self, start: int, stop: int) -> mx.array:
+        """``read_block``."""
         return read_block(self.ref, start, stop)
 
     def lazy(self) -> mx.array:
+        """``lazy_array``."""
         return lazy_array(self.ref)
 
 
@@ -217,7 +221,7 @@ def lazy_array(ref: TensorRef) -> mx.array:
 
 def stream(model: Any, folder: Path) -> list[str]:
     """``stream_tensors`` with the tensors of a written folder."""
-    return stream_tensors(model, {name: _Written(ref) for name, ref in output_refs(folder).items()})
+    return stream_tensors(model, {name: Written(ref) for name, ref in output_refs(folder).items()})
 
 
 def stream_tensors(model: Any, tensors: Mapping[str, Tensor]) -> list[str]:

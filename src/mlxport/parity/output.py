@@ -16,7 +16,16 @@ from mlxport.errors import VerificationError
 if TYPE_CHECKING:
     from mlxport.parity.stored import Packing
 
-__all__ = ["DTYPE_NAMES", "float_dtypes", "load_output", "logits", "packings", "stepped_logits", "upcast"]
+__all__ = [
+    "DTYPE_NAMES",
+    "float_dtypes",
+    "load_output",
+    "logits",
+    "next_logits",
+    "packings",
+    "stepped_logits",
+    "upcast",
+]
 
 DTYPE_NAMES: Mapping[str, str] = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 
@@ -77,6 +86,16 @@ def stepped_logits(model: Any, ids: np.ndarray[Any, Any], steps: int = 6) -> np.
     parts = [_run(model, ids[:first], cache)]
     parts += [_run(model, ids[i : i + 1], cache) for i in range(first, len(ids))]
     return np.concatenate(parts)
+
+
+def next_logits(model: Any, ids: np.ndarray[Any, Any], cache: Any, name: str = "the output") -> np.ndarray[Any, Any]:
+    """Logits of the token that follows ``ids``, float32, [vocabulary]; mlx-lm's cache is continued in place.
+
+    Raises:
+        VerificationError: mlx-lm cannot run the model so, called ``name``.
+    """
+    last: np.ndarray[Any, Any] = _run(model, ids, cache, name)[-1]
+    return last
 
 
 def _run(model: Any, ids: np.ndarray[Any, Any], cache: Any, name: str = "the output") -> np.ndarray[Any, Any]:

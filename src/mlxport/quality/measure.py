@@ -38,6 +38,7 @@ MOST_TOKENS, FEWEST_TOKENS = 4096, 256
 # Multiply-adds that are worth waiting for: minutes on one processor core or two, seconds on a GPU.
 _FLOPS_CPU, _FLOPS_GPU = 1e12, 2e14
 _LOGITS_BYTES = 256 << 20  # of one sequence of one model
+_LEVELS = (1.0, 2.0, *(float(level) for level in range(5, 100, 5)), 98.0, 99.0, 99.5, 100.0)
 _BLOCK = 1 << 22  # logits that are worked on at a time, in float64
 
 
@@ -55,6 +56,7 @@ class Quality:
         kl_p99: Its 99th percentile, between two tokens interpolated linearly.
         kl_max: Its largest value.
         kl_error: Standard error of the mean, taking tokens as independent.
+        kl_levels: Divergence that a percentage of the tokens stays below: pairs (percentage, nats).
         top1: Share of tokens for which both find the same token most likely.
         perplexity_original: exp of the original's mean negative log-likelihood of the text.
         perplexity: The same of the output.
@@ -73,6 +75,7 @@ class Quality:
     top1: float
     perplexity_original: float
     perplexity: float
+    kl_levels: tuple[tuple[float, float], ...] = ()
     original_placed: str = ""
     output_placed: str = ""
     notes: tuple[str, ...] = ()
@@ -135,6 +138,7 @@ class Tally:
             top1=self._same / kl.size,
             perplexity_original=original,
             perplexity=output,
+            kl_levels=tuple(zip(_LEVELS, np.percentile(kl, _LEVELS).tolist(), strict=True)),
         )
 
 

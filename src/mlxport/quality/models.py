@@ -81,6 +81,7 @@ class Opened:
         config: Its config.
         model: mlx-lm's model.
         program: From the checkpoint's tensors to the model's, of an original only.
+        packing: Path of each quantized module to how MLX reads its weight.
         context: Longest sequence that it was made for, None where its config does not say.
         placed: ``memory``, ``disk``, or empty before ``place``.
         remarks: What a reader must know.
@@ -91,6 +92,7 @@ class Opened:
     config: Mapping[str, Any]
     model: Any
     program: Program | None = None
+    packing: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     context: int | None = None
     placed: str = ""
     remarks: list[str] = field(default_factory=list)
@@ -158,7 +160,7 @@ class Opened:
             NumericsError: Some are NaN or infinite; names the first module that makes such values.
             UnsupportedError: mlx-lm cannot run the model.
         """
-        with self._bounded():
+        with self.bounded():
             try:
                 found = out.logits(self.model, ids, self.label)
             except VerificationError as error:
@@ -172,7 +174,7 @@ class Opened:
             )
 
     @contextlib.contextmanager
-    def _bounded(self) -> Iterator[None]:
+    def bounded(self) -> Iterator[None]:
         """Keep no freed memory while weights come and go."""
         if self.placed != "disk":
             yield
@@ -223,7 +225,7 @@ def open_original(source: str | Path | Checkpoint, *, trust_remote_code: bool = 
         hint = "quality is measured with mlx-lm's model of the original; mlxport verify compares with torch's"
         raise UnsupportedError(f"no original to measure against: {error.message}", hint=hint) from error
     limit = _limit(source.config)
-    return Opened("the original", source.root, source.config, model, conversion.program, limit)
+    return Opened("the original", source.root, source.config, model, conversion.program, out.packings(model), limit)
 
 
 def open_output(folder: str | Path, *, trust_remote_code: bool = False) -> Opened:
@@ -244,7 +246,7 @@ def open_output(folder: str | Path, *, trust_remote_code: bool = False) -> Opene
         model = out.upcast(out.load_output(path, trust_remote_code=trust_remote_code))
     except VerificationError as error:
         raise UnsupportedError(f"{folder}: {error.message}", hint="convert it again") from error
-    return Opened("the output", path, config, model, context=_limit(config))
+    return Opened("the output", path, config, model, None, out.packings(model), _limit(config))
 
 
 def _limit(config: Mapping[str, Any]) -> int | None:
