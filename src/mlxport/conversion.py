@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlxport.calibrate.text import calibrated_request, read_calibration
 from mlxport.errors import DiskError, Interrupted, SourceError, UsageError, disk_full
 from mlxport.job import Hashes, Job, make_inverse
 from mlxport.options import DTYPES, MARGIN_BYTES, ConvertReport, Options
@@ -20,7 +21,7 @@ from mlxport.record import fingerprint, read_record
 from mlxport.source import open_checkpoint, refuse_remote_code
 from mlxport.startup import leave_torch_out
 from mlxport.tokenizer_files import check_tokenizer_files, embedding_rows
-from mlxport.types import Checkpoint
+from mlxport.types import CalibrationPlan, Checkpoint
 from mlxport.workspace import absolute, check_destination, check_space, free_space, open_workspace, space_taken
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def convert(
     q_mode: str | None = None,
     recipe: str | Path | None = None,
     quantizer: str | None = None,
+    calibrate: str | Path | None = None,
     max_shard_size: str | int = DEFAULT_SHARD_SIZE,
     shard_by: str = "size",
     layout: str = "auto",
@@ -69,6 +71,8 @@ def convert(
         recipe: A TOML file of rules, or a mixed recipe's name.
         quantizer: ``rtn``, the default: the tensors of ``mlx_lm.convert``; ``search``: scales and biases of affine
             modules are chosen for the least squared error, in the same format.
+        calibrate: ``default`` (a text that is shipped), or a file of text: codes, scales and biases of affine modules
+            are chosen by the activations that the model has on it; None or ``none``: without.
         max_shard_size: Limit of an output file, such as ``"5GB"``.
         shard_by: ``size``, or ``layer`` to keep each layer in one file.
         layout: ``mlx-lm``; ``generated``: MLX source of the model's own; ``auto``: that where mlx-lm has no such model.
@@ -89,9 +93,11 @@ def convert(
     request = make_request(
         quantize, bits=q_bits, group_size=q_group_size, mode=q_mode, recipe=recipe, quantizer=quantizer
     )
+    calibration = read_calibration(calibrate)
+    request = calibrated_request(calibration, request, quantizer)
     options = Options(
         dtype, request, max_shard_size, shard_by, layout, verify, overwrite, allow_overflow, trust_remote_code,
-        dynamic, fold_batchnorm, mlxfn,
+        dynamic, fold_batchnorm, mlxfn, calibration,
     )  # fmt: skip
     target = absolute(destination)
     check_destination(target, str(source), overwrite)
@@ -129,6 +135,13 @@ def _planned(
     from mlxport.target.mlx_lm import open_target
 
     conversion = open_target(checkpoint, dtype=options.dtype, quant=options.quant)
+    if options.calibration is not None:
+        from mlxport.calibrate_job import prepare
+
+        make_calibrated, calibration = prepare(checkpoint, conversion, options)
+        return carry_out(
+            conversion, source, checkpoint, target, options, dry_run, hashes, quiet, make_calibrated, calibration
+        )
     return carry_out(conversion, source, checkpoint, target, options, dry_run, hashes, quiet, Job)
 
 
@@ -142,6 +155,7 @@ def carry_out(
     hashes: Hashes,
     quiet: bool,
     make_job: Callable[..., Job],
+    calibration: CalibrationPlan | None = None,
 ) -> ConvertReport:
     """Plan and, unless it is a dry run, write, verify and publish.
 
@@ -155,6 +169,7 @@ def carry_out(
         hashes: Of the source, being computed.
         quiet: Show no progress.
         make_job: Makes the job of the layout.
+        calibration: What calibrating takes.
     """
     plan = make_plan(
         conversion.tensors(),
@@ -167,11 +182,13 @@ def carry_out(
         dropped=conversion.program.unused(),
         working_bytes=conversion.working_bytes(),
     )
+    plan = replace(plan, calibration=calibration)
     shapes = {name: output.shape for name, output in conversion.program.outputs.items()}
     tokenizer = options.layout != "generated"
     remarks = check_tokenizer_files(checkpoint, embedding_rows(conversion.config, shapes)) if tokenizer else ()
     notes = (*checkpoint.problems, *conversion.notes, *remarks)
     needed = plan.nbytes + MARGIN_BYTES + sum(path.stat().st_size for path in checkpoint.side_files)
+    needed += plan.nbytes if calibration is not None else 0  # what is calibrated lies beside the shards for a while
     report = ConvertReport(target, plan, notes, dry_run=dry_run)
     if dry_run:
         return replace(report, free_bytes=free_space(target))
