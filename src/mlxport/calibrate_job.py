@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from mlxport.calibrate import FOLDER, Store, calibrate, estimate, tokens_of
+from mlxport.calibrate.estimate import estimate
+from mlxport.calibrate.passes import calibrate
+from mlxport.calibrate.store import FOLDER, Store
+from mlxport.calibrate.text import tokens_of
 from mlxport.job import Job
 from mlxport.options import Options
 from mlxport.progress import Progress

@@ -152,7 +152,7 @@ def free_space(destination: Path) -> int:
 
 
 def space_taken(destination: Path) -> int:
-    """Bytes that the shards and calibrated layers of an unfinished run take on the disk: allocated ones, the files may have holes."""
+    """Bytes on the disk of an unfinished run's shards and calibrated layers: allocated ones, files may have holes."""
     folder = partial_folder(destination)
     if folder.is_symlink() or not folder.is_dir():
         return 0

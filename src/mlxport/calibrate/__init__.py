@@ -6,20 +6,3 @@ the inputs of its matrices are measured, the matrices are quantized, and both ha
 weights. So one block's weights and the activations between two blocks are all that is in memory, and masks, caches,
 routing and whatever else an architecture does between and in its blocks are its own code.
 """
-
-from mlxport.calibrate.estimate import estimate
-from mlxport.calibrate.passes import calibrate, column_power
-from mlxport.calibrate.store import FOLDER, Store
-from mlxport.calibrate.text import Calibration, calibrated_request, read_calibration, tokens_of
-
-__all__ = [
-    "FOLDER",
-    "Calibration",
-    "Store",
-    "calibrate",
-    "calibrated_request",
-    "column_power",
-    "estimate",
-    "read_calibration",
-    "tokens_of",
-]

@@ -101,8 +101,8 @@ class Batch:
         if isinstance(first, dict):
             return {key: self.join([part[key] for part in parts]) for key in first}
         if isinstance(first, (tuple, list)):
-            joined = [self.join(list(column)) for column in zip(*parts, strict=True)]
-            return type(first)(*joined) if hasattr(first, "_fields") else type(first)(joined)
+            columns = [self.join(list(column)) for column in zip(*parts, strict=True)]
+            return type(first)(*columns) if hasattr(first, "_fields") else type(first)(columns)
         return first
 
 

@@ -118,7 +118,7 @@ class CalibratedLinear(nn.Linear):  # type: ignore[misc]
         if site.ready():
             return mx.zeros((*x.shape[:-1], self.weight.shape[0]))
         site.see(x)
-        y = x.astype(mx.float32) @ self.weight.astype(mx.float32).T
+        y: mx.array = x.astype(mx.float32) @ self.weight.astype(mx.float32).T
         return y + self.bias if "bias" in self else y
 
 

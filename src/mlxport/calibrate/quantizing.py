@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from mlxport.calibrate.moments import Experts, Moments
 from mlxport.calibrate.weights import Rows
+from mlxport.parity.tolerances import STORED_WEIGHT_BOUND, level, level_name
 from mlxport.quant.feedback import Factor, correction, factor, feedback_affine
 from mlxport.quant.search import pack
 from mlxport.types import QuantSpec
@@ -60,13 +61,20 @@ def quantize_matrix(
     for start in range(0, rows, step):
         weight = read(start, min(start + step, rows)).astype(mx.float32)
         if prepared.correction is not None:
-            weight = weight + weight @ prepared.correction
+            weight = _shifted(weight, weight @ prepared.correction, spec)
         part = feedback_affine(weight, prepared.factor, group_size=spec.group_size, bits=spec.bits, dtype=dtype)
         found.append([_packed(part.codes, spec), part.scales, part.biases])
         error, power = error + part.error, power + part.power
         mx.eval(found[-1])
         mx.clear_cache()
-    return [mx.concatenate(parts) for parts in zip(*found, strict=True)], error, power
+    return [mx.concatenate(list(parts)) for parts in zip(*found, strict=True)], error, power
+
+
+def _shifted(weight: mx.array, shift: mx.array, spec: QuantSpec) -> mx.array:
+    """Corrected rows, none by more than half of what verification lets a stored row differ from the original."""
+    most = STORED_WEIGHT_BOUND[level_name(level(spec.mode, spec.bits))] / 2
+    size, length = (mx.linalg.norm(x, axis=-1, keepdims=True) for x in (shift, weight))
+    return weight + shift * mx.minimum(1.0, most * length / mx.maximum(size, 1e-30))
 
 
 def _packed(codes: mx.array, spec: QuantSpec) -> mx.array:
@@ -91,4 +99,4 @@ def quantize_experts(
         found.append(parts)
         error, power = error + lost, power + had
         mx.clear_cache()
-    return [mx.stack(parts) for parts in zip(*found, strict=True)], error, power
+    return [mx.stack(list(parts)) for parts in zip(*found, strict=True)], error, power

@@ -6,13 +6,14 @@ import hashlib
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
-
-import mlx.core as mx
+from typing import TYPE_CHECKING, Any
 
 from mlxport.errors import TokenizerError, UsageError
 from mlxport.quant import QuantRequest
 from mlxport.types import Checkpoint
+
+if TYPE_CHECKING:
+    import mlx.core as mx
 
 __all__ = ["Calibration", "calibrated_request", "read_calibration", "tokens_of"]
 
@@ -103,6 +104,8 @@ def tokens_of(calibration: Calibration, checkpoint: Checkpoint, *, trust_remote_
         TokenizerError: The checkpoint has no tokenizer that loads.
         UsageError: The text has too few tokens.
     """
+    import mlx.core as mx
+
     ids = _ids(calibration, checkpoint, trust_remote_code)
     rows = _rows(checkpoint.config)
     kept = [token for token in ids if 0 <= token < rows] if rows else ids
@@ -148,4 +151,5 @@ def _rows(config: Any) -> int:
 
 
 def _longest(config: Any) -> int:
-    return min((n for name in ("max_position_embeddings", "n_positions") if (n := _field(config, name))), default=LENGTH)
+    names = ("max_position_embeddings", "n_positions")
+    return min((size for name in names if (size := _field(config, name))), default=LENGTH)

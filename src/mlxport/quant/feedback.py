@@ -13,7 +13,7 @@ Everything is done on the transpose, [columns, rows], so that a column is contig
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -220,7 +220,8 @@ class _Rows:
         hessian = self.moments.hessian
         error, power = ((x * (hessian @ x)).sum() for x in (self.errors, self.weight))
         mx.eval(codes, scales, biases, error, power)
-        return Quantized(codes, scales, biases, float(error.item()), float(power.item()))
+        found: tuple[Any, Any] = (error.item(), power.item())
+        return Quantized(codes, scales, biases, *found)
 
 
 def _stored(values: mx.array, dtype: mx.Dtype) -> mx.array:
@@ -228,12 +229,13 @@ def _stored(values: mx.array, dtype: mx.Dtype) -> mx.array:
 
 
 def _span(target: mx.array, weights: mx.array, most: int, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
-    """Scale and bias [rows] of the columns of a group [size, rows]: the best of several spans, each fitted once."""
+    """Scale and bias [rows] of the columns of a group [size, rows]: the best of several spans, each fitted to codes."""
     low, high = target.min(axis=0), target.max(axis=0)
     middle, half = (low + high) / 2, (high - low) / 2
     share = weights[:, None] / mx.maximum(weights.sum(), 1e-30)
     mean = (share * target).sum(axis=0)
-    best, best_scale, best_bias = None, None, None
+    best = mx.full(low.shape, float("inf"))
+    best_scale, best_bias = mx.full(low.shape, _EPS), _stored(middle, dtype)
     for span in _SPANS:
         scale = mx.maximum(2 * half * span / most, _EPS)
         bias = middle - half * span
@@ -242,18 +244,13 @@ def _span(target: mx.array, weights: mx.array, most: int, dtype: mx.Dtype) -> tu
             first = (share * codes).sum(axis=0)
             across = (share * codes * target).sum(axis=0) - first * mean
             spread = (share * codes * codes).sum(axis=0) - first * first
-            fitted = mx.where(spread > 1e-6, across / mx.maximum(spread, 1e-6), scale)
-            scale = mx.maximum(fitted, _EPS)
+            scale = mx.maximum(mx.where(spread > 1e-6, across / mx.maximum(spread, 1e-6), scale), _EPS)
             bias = mean - first * scale
         scale, bias = mx.maximum(_stored(scale, dtype), _EPS), _stored(bias, dtype)
         codes = mx.clip(mx.round((target - bias) / scale), 0, most)
         error = (share * mx.square(target - codes * scale - bias)).sum(axis=0)
-        if best is None:
-            best, best_scale, best_bias = error, scale, bias
-        else:
-            better = error < best
-            best = mx.where(better, error, best)
-            best_scale, best_bias = mx.where(better, scale, best_scale), mx.where(better, bias, best_bias)
-    assert best_scale is not None and best_bias is not None
+        better = error < best
+        best = mx.where(better, error, best)
+        best_scale, best_bias = mx.where(better, scale, best_scale), mx.where(better, bias, best_bias)
     mx.eval(best_scale, best_bias)
     return best_scale, best_bias
