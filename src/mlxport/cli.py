@@ -42,6 +42,7 @@ Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
 QBits = Annotated[int | None, typer.Option("--q-bits", "--bits", help="Bits per weight.")]
 QGroupSize = Annotated[int | None, typer.Option("--q-group-size", "--group-size", help="Group size.")]
 Quantizer = Annotated[str | None, typer.Option(help="rtn: mlx-lm's tensors; search: less error, same format.")]
+Calibrate = Annotated[str | None, typer.Option(help="default, FILE (a text), or none: quantize by activations on it.")]
 QMode = Annotated[str | None, typer.Option("--q-mode", help="affine, mxfp4, nvfp4 or mxfp8.")]
 ShardSize = Annotated[str, typer.Option(help="Limit of an output file.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace DST, at the very end.")]
@@ -90,6 +91,7 @@ def convert(
     context: Annotated[int | None, typer.Option("--context", help="Tokens that have to fit too [4096].")] = None,
     target_size: Annotated[str | None, typer.Option(help="Choose bits by layer for files of this size.")] = None,
     target_bpw: Annotated[float | None, typer.Option(help="Choose bits by layer for so many per weight.")] = None,
+    calibrate: Calibrate = None,
     max_shard_size: ShardSize = "5GB",
     shard_by: Annotated[str, typer.Option(help="size, or layer to keep each layer in one file.")] = "size",
     layout: Annotated[str, typer.Option(help="auto, mlx-lm, or generated: MLX source of its own.")] = "auto",
@@ -130,6 +132,7 @@ def convert(
         context=context,
         target_size=target_size,
         target_bpw=target_bpw,
+        calibrate=calibrate,
         max_shard_size=max_shard_size,
         shard_by=shard_by,
         layout=layout,

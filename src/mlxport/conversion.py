@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxport.allocation import Target, make_target
+from mlxport.calibrate.text import calibrated_request, read_calibration, refuse_quantizer
 from mlxport.errors import DiskError, Interrupted, SourceError, UsageError, disk_full
 from mlxport.job import Hashes, Job, make_inverse
 from mlxport.options import DTYPES, MARGIN_BYTES, ConvertReport, Options
@@ -22,7 +23,7 @@ from mlxport.run.kv import check_model, make_kv
 from mlxport.source import open_checkpoint, refuse_remote_code
 from mlxport.startup import leave_torch_out
 from mlxport.tokenizer_files import check_tokenizer_files, embedding_rows
-from mlxport.types import Checkpoint
+from mlxport.types import CalibrationPlan, Checkpoint
 from mlxport.workspace import absolute, check_destination, check_space, free_space, open_workspace, space_taken
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def convert(
     context: int | None = None,
     target_size: str | int | None = None,
     target_bpw: float | None = None,
+    calibrate: str | Path | None = None,
     max_shard_size: str | int = DEFAULT_SHARD_SIZE,
     shard_by: str = "size",
     layout: str = "auto",
@@ -85,6 +87,8 @@ def convert(
         context: Tokens of prompt and answer that have to fit beside the weights; 4096 if None. With ``fit`` only.
         target_size: The same under a limit of the weight files' bytes, such as ``"6GB"``.
         target_bpw: The same under a limit of bits per weight, as mlx-lm counts them.
+        calibrate: ``default`` (a text that is shipped), or a file of text: codes, scales and biases of affine modules
+            are chosen by the activations that the model has on it; None or ``none``: without.
         max_shard_size: Limit of an output file, such as ``"5GB"``.
         shard_by: ``size``, or ``layer`` to keep each layer in one file.
         layout: ``mlx-lm``; ``generated``: MLX source of the model's own; ``auto``: that where mlx-lm has no such model.
@@ -111,15 +115,18 @@ def convert(
         fit, context, target_size, target_bpw, quantizer,
         quantize=quantize, q_bits=q_bits, q_group_size=q_group_size, q_mode=q_mode, recipe=recipe,
     )  # fmt: skip
-    request = None
+    calibration, request = read_calibration(calibrate), None
     if limit is None:
         request = make_request(
             quantize, bits=q_bits, group_size=q_group_size, mode=q_mode, recipe=recipe, quantizer=quantizer
         )
+        request = calibrated_request(calibration, request, quantizer)
+    elif calibration is not None:
+        refuse_quantizer(calibration, quantizer)
     options = Options(
         dtype, request, max_shard_size, shard_by, layout, verify, overwrite, allow_overflow, trust_remote_code,
         dynamic, fold_batchnorm, mlxfn, kv=make_kv(kv_bits, kv_group_size, quantized_kv_start),
-        report=report, report_device=report_device,
+        report=report, report_device=report_device, calibration=calibration,
     )  # fmt: skip
     target = absolute(destination)
     check_destination(target, str(source), overwrite)
@@ -157,7 +164,8 @@ def _allocated(checkpoint: Checkpoint, limit: Target, options: Options, quiet: b
             shard_by=options.shard_by,
             progress=progress,
         )
-    return replace(options, quant=found.request, dtype=found.dtype, allocation=found.report)
+    calibration = options.calibration if found.request is not None else None  # the model may fit as it is
+    return replace(options, quant=found.request, dtype=found.dtype, allocation=found.report, calibration=calibration)
 
 
 def _planned(
@@ -187,6 +195,13 @@ def _planned(
         model, config = lazy_model(checkpoint, options.dtype)
         remarks = check_model(model, options.kv, str(config.get("model_type")))
         conversion = replace(conversion, notes=(*conversion.notes, *remarks, options.kv.note()))
+    if options.calibration is not None:
+        from mlxport.calibrate_job import prepare
+
+        make_calibrated, calibration = prepare(checkpoint, conversion, options)
+        return carry_out(
+            conversion, source, checkpoint, target, options, dry_run, hashes, quiet, make_calibrated, calibration
+        )
     return carry_out(conversion, source, checkpoint, target, options, dry_run, hashes, quiet, Job)
 
 
@@ -200,6 +215,7 @@ def carry_out(
     hashes: Hashes,
     quiet: bool,
     make_job: Callable[..., Job],
+    calibration: CalibrationPlan | None = None,
 ) -> ConvertReport:
     """Plan and, unless it is a dry run, write, verify and publish.
 
@@ -213,6 +229,7 @@ def carry_out(
         hashes: Of the source, being computed.
         quiet: Show no progress.
         make_job: Makes the job of the layout.
+        calibration: What calibrating takes.
     """
     plan = make_plan(
         conversion.tensors(),
@@ -225,12 +242,14 @@ def carry_out(
         dropped=conversion.program.unused(),
         working_bytes=conversion.working_bytes(),
     )
+    plan = replace(plan, calibration=calibration)
     shapes = {name: output.shape for name, output in conversion.program.outputs.items()}
     tokenizer = options.layout != "generated"
     remarks = check_tokenizer_files(checkpoint, embedding_rows(conversion.config, shapes)) if tokenizer else ()
     chosen = options.allocation.notes if options.allocation else ()
     notes = (*checkpoint.problems, *conversion.notes, *chosen, *remarks)
     needed = plan.nbytes + MARGIN_BYTES + sum(path.stat().st_size for path in checkpoint.side_files)
+    needed += plan.nbytes if calibration is not None else 0  # what is calibrated lies beside the shards for a while
     report = ConvertReport(target, plan, notes, dry_run=dry_run, allocation=options.allocation)
     if dry_run:
         return replace(report, free_bytes=free_space(target))

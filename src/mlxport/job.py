@@ -23,6 +23,7 @@ from mlxport.workspace import RECORD, Workspace
 
 if TYPE_CHECKING:
     from mlxport.target.assemble import Conversion
+    from mlxport.transform import Program
     from mlxport.write import Findings, Written
 
 _WIDE = frozenset(("BF16", "F32", "F64", "F8_E4M3", "F8_E5M2"))  # dtypes with values that float16 does not have
@@ -85,7 +86,7 @@ class Job:
     def run(self, workspace: Workspace, report: ConvertReport, quiet: bool) -> ConvertReport:
         """Write what is missing, verify, publish."""
         with make_progress(self.plan.nbytes, f"converting {self.checkpoint.name}", quiet=quiet) as progress:
-            resumed = self._shards(workspace, progress)
+            resumed = self._shards(workspace, self._program(workspace, progress), progress)
             written = {shard.filename: workspace.done[shard.filename] for shard in self.plan.shards}
             findings = self._check_findings(written, progress)
             carried = self._side_files(workspace.folder)
@@ -104,7 +105,11 @@ class Job:
         workspace.publish(keep, overwrite=self.options.overwrite)
         return report
 
-    def _shards(self, workspace: Workspace, progress: Progress) -> tuple[str, ...]:
+    def _program(self, workspace: Workspace, progress: Progress) -> Program:
+        """What computes the tensors of the shards."""
+        return self.conversion.program
+
+    def _shards(self, workspace: Workspace, program: Program, progress: Progress) -> tuple[str, ...]:
         """Write every shard that is not recorded yet; a recorded one whose bytes differ is written again."""
         from mlxport.write import write_shard
 
@@ -118,7 +123,7 @@ class Job:
                     progress.advance(shard.nbytes)
                     continue
                 workspace.forget(shard.filename)
-            written = write_shard(self.conversion.program, shard, path, advance=progress.advance)
+            written = write_shard(program, shard, path, advance=progress.advance)
             workspace.record(shard.filename, written)
         if resumed:
             progress.message(f"resumed: {len(resumed)} of {len(self.plan.shards)} shards were finished already")
@@ -189,6 +194,10 @@ class Job:
     def _own_files(self, folder: Path) -> set[str]:
         """Write what this layout adds; names of the files."""
         return set()
+
+    def _own_record(self, folder: Path) -> dict[str, Any]:
+        """What this layout adds to the record."""
+        return {}
 
     def _last_files(self, folder: Path) -> set[str]:
         """Write what needs the finished model; names of the files."""
@@ -275,7 +284,7 @@ class Job:
             generation=self.options.kv.options() if self.options.kv is not None else None,
             allocation=self.options.allocation.to_json() if self.options.allocation else None,
         )
-        write_json(folder / RECORD, record)
+        write_json(folder / RECORD, {**record, **self._own_record(folder)})
         card = model_card(self.checkpoint, self.plan, parity, __version__, usage=self.usage)
         (folder / "README.md").write_text(card, encoding="utf-8")
 

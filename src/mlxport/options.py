@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlxport.calibrate.text import Calibration
 from mlxport.errors import UsageError
 from mlxport.plan import DEFAULT_SHARD_SIZE, parse_size
 from mlxport.quant import QuantRequest
@@ -33,7 +34,7 @@ class Options:
     ``quant`` is the checked form of the quantization options; ``dynamic``, ``fold_batchnorm`` and ``mlxfn`` are those
     of ``port``, for the generated layout; ``kv`` is the key-value cache that the output is to be used with;
     ``allocation`` is what ``quant`` was chosen by, where a limit was asked for; ``report_device`` is the Mac that the
-    quality report predicts for.
+    quality report predicts for; ``calibration`` is the text to calibrate on, None without calibration.
     """
 
     dtype: str = "auto"
@@ -52,6 +53,7 @@ class Options:
     allocation: AllocationReport | None = None
     report: bool = False
     report_device: str | None = None
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -78,6 +80,11 @@ class Options:
                 hint="leave it out, or add --layout mlx-lm",
             )
         self._check_report()
+        if self.layout == "generated" and self.calibration is not None:
+            raise UsageError(
+                f"--calibrate {self.calibration.name}: for mlx-lm's layout only, and this one is generated",
+                hint="use --quantizer search instead, or leave --layout out",
+            )
         if isinstance(self.max_shard_size, float):
             raise UsageError(f"{self.max_shard_size!r} is not a size", hint="write it like 5GB, or as whole bytes")
         parse_size(self.max_shard_size)
@@ -106,6 +113,7 @@ class Options:
             "shard_by": self.shard_by,
             "layout": self.layout,
             **(ported if self.layout == "generated" else {}),
+            **({"calibrate": self.calibration.recorded()} if self.calibration else {}),
         }
 
 
@@ -159,6 +167,7 @@ class ConvertReport:
                 "kept": dict(plan.kept),
                 "dropped": list(plan.dropped),
                 "peak_memory_bytes": plan.peak_bytes,
+                "calibration": asdict(plan.calibration) if plan.calibration else None,
                 "disk_needed_bytes": plan.nbytes + MARGIN_BYTES,
                 "disk_free_bytes": self.free_bytes,
             },

@@ -10,13 +10,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mlxport.progress import format_bytes
+from mlxport.progress import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from mlxport.conversion import ConvertReport
     from mlxport.parity import ParityReport
     from mlxport.parity.ported import PortParity
     from mlxport.quality.report import QualityReport
+    from mlxport.types import Plan
 
 
 def _console() -> Console:
@@ -80,6 +81,7 @@ def show_plan(report: ConvertReport, console: Console) -> None:
         ("bits per weight", f"{plan.bits_per_weight:.3f}"),
         ("quantized", "; ".join(f"{n} modules with {what}" for what, n in settings.items()) or "nothing"),
         ("peak memory", f"about {format_bytes(plan.peak_bytes)}, verification apart"),
+        *_calibration_row(plan),
         ("disk", f"{format_bytes(plan.nbytes)} needed, {format_bytes(report.free_bytes)} free"),
     ]
     for name, value in rows:
@@ -93,6 +95,14 @@ def show_plan(report: ConvertReport, console: Console) -> None:
     if plan.dropped:
         shown = ", ".join(plan.dropped[:5]) + (f" and {len(plan.dropped) - 5} more" if len(plan.dropped) > 5 else "")
         console.print(f"not used by the model: {escape(shown)}")
+
+
+def _calibration_row(plan: Plan) -> list[tuple[str, str]]:
+    found = plan.calibration
+    if found is None:
+        return []
+    where = f"{found.tokens:,} tokens of {escape(found.text)}"
+    return [("calibration", f"{where}: about {format_seconds(found.seconds)}, {format_bytes(found.peak_bytes)}")]
 
 
 def show_any_parity(report: ParityReport | PortParity, console: Console | None = None) -> None:
