@@ -34,13 +34,18 @@ SENTENCES = [
 
 
 class Language:
-    """A language model with the text that it is measured on."""
+    """A language model with the text that it is measured on.
 
-    def __init__(self, source: Path, text: Path | None) -> None:
+    ``plain`` is the model converted by mlxport and not quantized: mlx-lm's quantizers start there, because mlx-lm reads
+    the rope settings of checkpoints that transformers 5 saved wrongly.
+    """
+
+    def __init__(self, source: Path, text: Path | None, folder: Path) -> None:
         from mlx_lm.utils import load_model, load_tokenizer
 
-        self.source = source
-        model = load_model(source)[0]
+        self.source, self.plain = source, folder / source.name
+        mlxport.convert(source, self.plain, verify="none")
+        model = load_model(self.plain)[0]
         model.set_dtype(mx.float32)
         if text is None:
             self.tokens = _written(model)
@@ -106,7 +111,8 @@ def measured(language: Language, text: str, known: dict[tuple[str, str], Any], o
 def _row(language: Language, method: Method, text: str, bits_per_weight: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
-        took = run(method.command(language.source, out, bits_per_weight), text, Path(folder))
+        source = language.plain if method.tool == "mlx-lm" else language.source
+        took = run(method.command(source, out, bits_per_weight), text, Path(folder))
         row = {"model": language.source.name, "method": method.name, "tool": method.tool, "bits": method.bits}
         row |= {"kind": method.kind, "seconds": took.seconds, "peak_bytes": took.peak_bytes}
         if took.failure or not (out / "config.json").is_file():
@@ -166,8 +172,9 @@ def main() -> None:
 
         for source, heldout in texts.items():
             if source.is_dir() and (not options.models or source.name in options.models):
-                for row in measured(Language(source, heldout), text, known, options.only):
-                    keep(row)
+                with tempfile.TemporaryDirectory() as plain:
+                    for row in measured(Language(source, heldout, Path(plain)), text, known, options.only):
+                        keep(row)
         if ("MiniLM-L6", "rtn 2") not in known and (not options.models or "MiniLM-L6" in options.models):
             for row in embeddings():
                 keep(row)
@@ -179,9 +186,11 @@ def main() -> None:
 
 def calibration_text() -> str:
     """The text that mlxport calibrates on by default."""
-    from mlxport.calibrate import default_text
+    from mlxport.calibrate.text import read_calibration
 
-    return default_text()
+    default = read_calibration("default")
+    assert default is not None
+    return default.text
 
 
 if __name__ == "__main__":

@@ -79,6 +79,14 @@ def methods() -> Iterator[Method]:
             yield Method(f"{name} {bits}", "mlxport", bits, (*ours, *more), kind)
 
 
+_LAUNCHER = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:], stdout=sys.stderr)
+_, status, usage = os.wait4(process.pid, 0)
+print(os.waitstatus_to_exitcode(status), usage.ru_maxrss)
+"""
+
+
 @dataclass(frozen=True)
 class Run:
     """What a command took; ``failure`` is its last line where it failed."""
@@ -98,14 +106,16 @@ def run(command: list[str], text: str, folder: Path) -> Run:
     environment = {**os.environ, "HOME": str(folder), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     log = folder / "log.txt"
     started = time.monotonic()
-    with log.open("w") as stream:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=stream, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    # By a process that is small itself: a child's peak begins with the size of what started it.
+    with log.open("w") as stream, (folder / "usage").open("w") as usage:
+        launcher = [sys.executable, "-S", "-c", _LAUNCHER, *command]
+        subprocess.run(launcher, cwd=folder, env=environment, stdout=usage, stderr=stream, check=True)
+    seconds = time.monotonic() - started
+    code, peak = (folder / "usage").read_text().split()
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error:")] or lines or ["no output"]
-    failure = "" if process.returncode == 0 else errors[-1][:160]
-    return Run(time.monotonic() - started, usage.ru_maxrss * 1024, failure)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return Run(seconds, int(peak) * unit, "" if code == "0" else errors[-1][:160])
 
 
 def _write_dataset(text: str, folder: Path) -> None:
