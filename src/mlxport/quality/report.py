@@ -34,8 +34,8 @@ from mlxport.types import Checkpoint
 __all__ = ["PAGE", "RECORD", "QualityReport", "make_report", "recorded_source", "write_report"]
 
 PAGE, RECORD = "report.html", "report.json"
-# What a mean divergence in nats amounts to. 8 bits in groups of 64 leave about 0.001 of trained models, 4 bits 0.02 to
-# 0.1, 3 bits several times that; from about 1 on, hardly any prediction is the original's.
+# What a mean divergence in nats amounts to. Of examples/tiny-llama, in groups of 64, 8 bits leave 0.0003, 6 bits 0.003,
+# 5 bits 0.013, 4 bits 0.05, 3 bits 0.24 and 2 bits, which write nothing of use, 1.4 (docs/quantizers.md).
 VERDICTS = (
     (0.002, "Practically the same as the original"),
     (0.02, "Very close to the original"),
@@ -138,8 +138,8 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def recorded_source(folder: Path) -> str:
-    """The source that an output's record names.
+def recorded_source(folder: Path) -> tuple[str, str | None]:
+    """The source that an output's record names, and its revision where it is one of the hub.
 
     Raises:
         UsageError: There is no record, or it names none.
@@ -152,7 +152,8 @@ def recorded_source(folder: Path) -> str:
             f"{folder} does not say what it was converted from",
             hint="name the original: mlxport report DST --against SRC",
         )
-    return name
+    revision = known.get("revision")
+    return name, revision if known.get("repo") and isinstance(revision, str) else None
 
 
 def make_report(
@@ -194,7 +195,9 @@ def make_report(
     """
     say = on_progress or (lambda _: None)
     two = open_output(output, trust_remote_code=trust_remote_code)
-    given = recorded_source(two.folder) if original is None else original
+    given: str | Path | Checkpoint = original or ""
+    if original is None:
+        given, revision = recorded_source(two.folder)
     checkpoint = _open(given, revision, trust_remote_code, recorded=original is None)
     notes: list[str] = []
     if not same:
