@@ -73,7 +73,7 @@ def samples(
         The samples, and remarks on what was left out.
     """
     tokenizer = load_tokenizer(output.folder, trust_remote_code=trust_remote_code)
-    read = sum(side.nbytes for side in (original, output) if side.placed == "disk")
+    read = sum(side.stored_nbytes for side in (original, output) if side.placed == "disk")
     affordable = int(_READ_BYTES / read) if read else _TOKENS * (len(PROMPTS) + 1)
     if affordable < _FEWEST:
         return (), ("no samples: the weights do not fit in memory, and would be read from disk for every token",)
