@@ -102,6 +102,8 @@ def test_ids_stand_for_a_text_where_there_is_no_tokenizer(sources, outputs, tmp_
     assert quality.tokens == 37 + 49
     with pytest.raises(UsageError, match="two tokens"):
         compare(source, outputs("llama", quantize=4), ids=[np.array([1])])
+    with pytest.raises(UsageError, match="320 is outside of the vocabulary of 320"):
+        compare(source, outputs("llama", quantize=4), ids=[np.array([1, 320])])
 
 
 def test_windows_begin_as_texts_do_and_cover_the_text(sources):

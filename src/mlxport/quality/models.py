@@ -271,19 +271,19 @@ def _limit(config: Mapping[str, Any]) -> int | None:
 
 
 def place(original: Opened, output: Opened, memory_limit: int | None = None) -> None:
-    """Load what fits into memory, and let the rest be read from disk where it is used; the original first.
+    """Load what fits into memory, the output before the original; the rest is read from disk where it is used.
 
     Args:
         original: Not placed yet, or left as it is.
         output: Not placed yet, or left as it is.
-        memory_limit: Bytes for both; default half of what is available.
+        memory_limit: Bytes for both; default half of what is available, for what is not placed yet.
 
     Raises:
         UsageError: They are not two versions of one model.
     """
     check_same_model(original, output)
-    limit = available_memory() // 2 if memory_limit is None else memory_limit
-    limit -= sum(side.nbytes for side in (original, output) if side.placed == "memory")
+    taken = sum(side.nbytes for side in (original, output) if side.placed == "memory")
+    limit = available_memory() // 2 if memory_limit is None else memory_limit - taken
     waiting = [side for side in (output, original) if not side.placed]
     for side in waiting:
         later = sum(other.nbytes for other in waiting if not other.placed and other is not side)

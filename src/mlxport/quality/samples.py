@@ -82,7 +82,7 @@ def samples(
     count = max(1, min(len(prompts), affordable // _FEWEST))
     for title, shown, ids in prompts[:count]:
         length = min(_TOKENS, affordable // count, *(s.context - len(ids) for s in (original, output) if s.context))
-        if length > 0 and ids:
+        if length > 0 and ids and max(ids) < min(original.vocabulary, output.vocabulary):
             sides = [continued(side, ids, length, _ends(tokenizer, side.config)) for side in (original, output)]
             made.append(_sample(tokenizer, title, shown, *sides))
     return tuple(made), ()
