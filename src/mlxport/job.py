@@ -97,10 +97,8 @@ class Job:
             report = self._verify(workspace.folder, report, progress)
         self._record(workspace.folder, report, inputs, written)
         carried |= self._last_files(workspace.folder)
-        report = self._report(workspace, report, quiet)
-        carried |= (
-            {path.name for path in (report.quality.page, report.quality.data) if path} if report.quality else set()
-        )
+        report, pages = self._report(workspace, report, quiet)
+        carried |= pages
         keep = {*written, *carried, "config.json", INDEX, RECORD, "README.md"}
         workspace.publish(keep, overwrite=self.options.overwrite)
         return report
@@ -203,10 +201,10 @@ class Job:
         """Write what needs the finished model; names of the files."""
         return set()
 
-    def _report(self, workspace: Workspace, report: ConvertReport, quiet: bool) -> ConvertReport:
-        """Write the quality report, where it was asked for."""
+    def _report(self, workspace: Workspace, report: ConvertReport, quiet: bool) -> tuple[ConvertReport, set[str]]:
+        """Write the quality report, where it was asked for; names of its files."""
         if not self.options.report:
-            return report
+            return report, set()
         from mlxport.quality.report import make_report, write_report
         from mlxport.reporting import named_or_here
 
@@ -221,8 +219,8 @@ class Job:
                 trust_remote_code=self.options.trust_remote_code,
                 on_progress=progress.message,
             )
-        page, data = write_report(quality, workspace.folder)
-        return replace(report, quality=replace(quality, page=page, data=data))
+        names = {path.name for path in write_report(quality, workspace.folder)}
+        return replace(report, quality=quality), names
 
     def _verify(self, folder: Path, report: ConvertReport, progress: Progress) -> ConvertReport:
         """Parity and the tokenizer's round trip; raises VerificationError where the output differs."""

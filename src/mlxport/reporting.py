@@ -60,6 +60,7 @@ def quality_report(
         report = make_report(
             output,
             against,
+            source=None if against is None else str(against),
             machine=machine,
             text=words,
             text_name="" if text is None else Path(text).name,

@@ -56,10 +56,8 @@ def show_quality(report: QualityReport, console: Console | None = None, page: Pa
     out.print(escape(report.quality.summary()))
     if report.speed is not None:
         out.print(f"{report.speed.tps:.3g} tokens per second on {escape(report.speed.device)}")
-    if report.predicted is not None and report.predicted.tokens_per_second is not None:
-        low, high = report.predicted.tokens_per_second
-        fits = "" if report.predicted.fits else " if it fitted: its memory is too small"
-        out.print(f"{low:.3g} to {high:.3g} predicted for {escape(report.predicted.machine)}{fits}")
+    if report.predicted is not None:
+        out.print(f"predicted for {escape(report.predicted.machine)}: {report.predicted.answer}")
     for note in report.notes:
         out.print(f"note: {escape(note)}")
     out.print(f"report: {escape(str(page or report.page))}")

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mlxport.fit.report import rate_in_words
 from mlxport.progress import format_bytes
 
 if TYPE_CHECKING:
@@ -46,11 +47,7 @@ def _cells(row: FitRow) -> tuple[str, ...]:
     spare = format_bytes(abs(row.spare_bytes))
     room = f"[green]{spare} left[/]" if row.fits else f"[red]{spare} short[/]"
     longest = f"{row.longest_context:,}" if row.longest_context else "none"
-    speed = "unknown"
-    if row.tokens_per_second is not None:
-        low, high = row.tokens_per_second
-        # then it is no longer the memory's bandwidth that bounds it
-        speed = "over 1,000" if low >= 1000 else f"{low:.3g}–{high:.3g}" if high < 1000 else f"{low:.0f}–{high:.0f}"
+    speed = rate_in_words(row.tokens_per_second)
     memory = format_bytes(row.memory_bytes)
     return (escape(row.name), f"{row.bits_per_weight:.2f}", format_bytes(row.disk_bytes), memory, room, longest, speed)
 

@@ -4,11 +4,13 @@ import shutil
 import subprocess
 import sys
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from quality_models import CONFIGS, edit_config, stored, torch_logits
 
-from checkpoints import save, weights
+import mlxport
+from checkpoints import save, weights, write_side_files
 from command import environment
 from mlxport.errors import NumericsError, SourceError, TokenizerError, UnsupportedError, UsageError
 from mlxport.parity.text import PROBE_TEXT
@@ -84,6 +86,11 @@ def test_the_output_is_kept_in_memory_first(sources, outputs):
     again = open_output(outputs("llama", quantize=8))
     quality = compare(original, again, tokens=64)
     assert quality.original_placed == "disk" and quality.kl_mean > 0
+    packed = open_output(outputs("llama", quantize=8))
+    place(original, packed, packed.nbytes)  # not enough for what its weights stand for
+    assert packed.placed == "memory" and packed.nbytes < packed.unpacked_nbytes
+    assert again.nbytes == again.unpacked_nbytes or mx.default_device() != mx.cpu
+    assert compare(original, packed, tokens=64).kl_mean == pytest.approx(quality.kl_mean, rel=1e-3)
 
 
 def test_ids_stand_for_a_text_where_there_is_no_tokenizer(sources, outputs, tmp_path):
@@ -95,6 +102,8 @@ def test_ids_stand_for_a_text_where_there_is_no_tokenizer(sources, outputs, tmp_
     assert quality.tokens == 37 + 49
     with pytest.raises(UsageError, match="two tokens"):
         compare(source, outputs("llama", quantize=4), ids=[np.array([1])])
+    with pytest.raises(UsageError, match="320 is outside of the vocabulary of 320"):
+        compare(source, outputs("llama", quantize=4), ids=[np.array([1, 320])])
 
 
 def test_windows_begin_as_texts_do_and_cover_the_text(sources):
@@ -148,15 +157,11 @@ def test_another_model_is_no_original(sources, outputs, tmp_path):
 
 @pytest.mark.parametrize("limit", [None, 0])
 def test_nan_is_refused_with_the_module_that_makes_it(tmp_path, outputs, sources, limit):
-    from checkpoints import write_side_files
-
     source = tmp_path / "source"
     write_side_files(source)
     broken = weights()
     broken["model.layers.1.self_attn.o_proj.weight"][3, 5] = np.nan
     save(source / "model.safetensors", broken, "F32")
-    import mlxport
-
     output = tmp_path / "out"
     mlxport.convert(source, output, verify="none")
     with pytest.raises(NumericsError, match=r"of the original are NaN.*model\.layers\.1\.self_attn\.o_proj"):
@@ -188,3 +193,32 @@ def test_torch_is_not_needed(sources, outputs):
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) == 63  # of 64 tokens, the first is not predicted
+
+
+@pytest.mark.parametrize("quantize", [None, 4, "mxfp8"])
+def test_from_disk_no_more_than_blocks_is_held(tmp_path, monkeypatch, quantize):
+    monkeypatch.setattr("mlxport.parity.lazy_mlx.BLOCK_BYTES", 1 << 20)
+    monkeypatch.setattr("mlxport.parity.lazy_mlx.SMALL_BYTES", 1 << 16)
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "head_dim": 64, "vocab_size": 8192}
+    write_side_files(tmp_path / "source", 8, tie_word_embeddings=True, **sizes)
+    random = np.random.default_rng(0)
+    shapes = {"q": (256, 256), "k": (128, 256), "v": (128, 256), "o": (256, 256)}
+    arrays = {"model.embed_tokens.weight": (8192, 256), "model.norm.weight": (256,)}
+    for layer in range(8):
+        prefix = f"model.layers.{layer}."
+        arrays |= {f"{prefix}self_attn.{name}_proj.weight": shape for name, shape in shapes.items()}
+        arrays |= {f"{prefix}{name}_layernorm.weight": (256,) for name in ("input", "post_attention")}
+        arrays |= {f"{prefix}mlp.{name}_proj.weight": (1024, 256) for name in ("gate", "up")}
+        arrays |= {f"{prefix}mlp.down_proj.weight": (256, 1024)}
+    save(
+        tmp_path / "source" / "model.safetensors",
+        {name: 0.1 * random.standard_normal(shape, np.float32) for name, shape in arrays.items()},
+        "BF16",
+    )
+    mlxport.convert(tmp_path / "source", tmp_path / "out", quantize=quantize, verify="none")
+    parameters = sum(int(np.prod(shape)) for shape in arrays.values())
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    compare(tmp_path / "source", tmp_path / "out", tokens=64, memory_limit=0)
+    assert mx.get_peak_memory() - before < parameters / 2  # in memory both together take 8 bytes a weight

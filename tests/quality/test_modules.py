@@ -109,7 +109,7 @@ def test_a_text_of_ones_own_begins_the_samples(sources, outputs):
 
 def test_from_disk_samples_are_few_or_none(sources, outputs, monkeypatch):
     pair = opened(sources("llama"), outputs("llama", quantize=4), 0)
-    monkeypatch.setattr("mlxport.quality.samples._READ_BYTES", 10 * sum(side.nbytes for side in pair))
+    monkeypatch.setattr("mlxport.quality.samples._READ_BYTES", 10 * sum(side.stored_nbytes for side in pair))
     made, _ = samples(*pair)
     assert [sample.tokens for sample in made] == [10]
     monkeypatch.setattr("mlxport.quality.samples._READ_BYTES", 0)

@@ -180,6 +180,16 @@ def test_an_output_of_another_converter_is_measured_too(mlxport, sources, copied
     assert result.code == 0 and "no record of what it was converted from" in result.out
 
 
+@pytest.mark.parametrize(
+    "record", [{"output": []}, {"source": 1, "options": "x", "output": {"files": [1]}, "verified": "no"}]
+)
+def test_a_record_may_hold_anything(mlxport, sources, copied, record):
+    (copied / "mlxport.json").write_text(json.dumps(record))
+    result = mlxport("report", copied, "--against", sources("llama"), "--tokens", "50", "--quiet")
+    assert result.code == 0, result
+    assert json.loads((copied / "report.json").read_text())["provenance"]["verified"] is False
+
+
 def test_a_source_in_three_files_of_bfloat16(mlxport, tmp_path):
     source = write_llama(tmp_path / "source")
     package.convert(source, tmp_path / "out", verify="none", quantize="mxfp4")

@@ -7,7 +7,7 @@ from typing import Any
 
 from mlxport.fit.hardware import Machine
 
-__all__ = ["FitReport", "FitRow", "recommended"]
+__all__ = ["FitReport", "FitRow", "rate_in_words", "recommended"]
 
 # Tokens a second at the least that feel immediate: a person reads five to ten.
 COMFORTABLE = 20.0
@@ -102,6 +102,17 @@ class FitReport:
     def to_json(self) -> dict[str, Any]:
         """Plain values only, for ``--json``."""
         return {**asdict(self), "rows": [row.to_json() for row in self.rows]}
+
+
+def rate_in_words(tokens_per_second: tuple[float, float] | None) -> str:
+    """Least and most tokens a second, for a person."""
+    if tokens_per_second is None:
+        return "unknown"
+    low, high = tokens_per_second
+    # then it is no longer the memory's bandwidth that bounds it
+    if low >= 1000:
+        return "over 1,000"
+    return f"{low:.3g}–{high:.3g}" if high < 1000 else f"{low:.0f}–{high:.0f}"
 
 
 def recommended(report: FitReport) -> FitReport:

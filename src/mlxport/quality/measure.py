@@ -187,7 +187,7 @@ def compare(
         The figures.
 
     Raises:
-        UsageError: The two are not versions of one model, or the text is too short.
+        UsageError: The two are not versions of one model, the text is too short, or ids are not of this model.
         TokenizerError: There is a text and no tokenizer.
         UnsupportedError: mlx-lm cannot run one of them.
         NumericsError: Logits are NaN or infinite.
@@ -198,8 +198,8 @@ def compare(
     notes: tuple[str, ...] = ()
     if ids is None:
         ids, notes = windows_for(one, two, text, tokens, window, trust_remote_code=trust_remote_code)
-    elif sum(len(piece) - 1 for piece in ids) < 1:
-        raise UsageError("ids: no sequence has two tokens", hint="give at least one token and the one that follows it")
+    else:
+        _check_ids(ids, min(one.vocabulary, two.vocabulary))
     place(one, two, memory_limit)
     tally = Tally()
     for number, piece in enumerate(ids):
@@ -217,6 +217,16 @@ def compare(
         output_placed=two.placed,
         notes=(*notes, *dict.fromkeys([*one.remarks, *two.remarks])),
     )
+
+
+def _check_ids(ids: Sequence[Array], vocabulary: int) -> None:
+    if not ids or min(len(piece) for piece in ids) < 2:
+        raise UsageError("ids: a sequence has less than two tokens", hint="give a token and the one that follows it")
+    odd = [int(i) for piece in ids for i in np.unique(piece) if not 0 <= i < vocabulary]
+    if odd:
+        raise UsageError(
+            f"ids: {odd[0]} is outside of the vocabulary of {vocabulary}", hint="use the model's tokenizer"
+        )
 
 
 def windows_for(

@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten
 from mlxport.errors import MlxportError, NumericsError, UnsupportedError, UsageError, VerificationError
 from mlxport.inspection import context_length
 from mlxport.parity import output as out
-from mlxport.parity.lazy_mlx import Tensor, stream, stream_tensors
+from mlxport.parity.lazy_mlx import Tensor, output_refs, stream, stream_tensors
 from mlxport.parity.memory import available_memory
 from mlxport.parity.watch import first_array, watching_mlx
 from mlxport.run.load import resolve
@@ -99,15 +99,26 @@ class Opened:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its parameters in memory."""
-        if self._unpacked:
-            return 4 * sum(prod(shape) for shape in self.weights.values())
-        return sum(int(value.nbytes) for _, value in tree_flatten(self.model.parameters()))
+        """Bytes of its parameters in memory, packed weights as they are."""
+        values = [value for _, value in tree_flatten(self.model.parameters())]
+        return sum(4 * v.size if mx.issubdtype(v.dtype, mx.floating) else int(v.nbytes) for v in values)
 
     @property
-    def _unpacked(self) -> bool:
-        """Whether weights are held dequantized: on the CPU, MLX multiplies packed ones ten times as slowly."""
-        return _on_cpu() and not any("global_scale" in module for _, module in self.model.named_modules())
+    def unpacked_nbytes(self) -> int:
+        """The same with packed weights dequantized."""
+        return 4 * sum(prod(shape) for shape in self.weights.values())
+
+    @property
+    def stored_nbytes(self) -> int:
+        """Bytes that reading all of it from disk takes."""
+        if self.program is not None:
+            return sum(ref.nbytes for ref in self.program.refs.values())
+        return sum(ref.nbytes for ref in output_refs(self.folder).values())
+
+    @property
+    def unpackable(self) -> bool:
+        """Whether mlx-lm can dequantize all of it."""
+        return not any("global_scale" in module for _, module in self.model.named_modules())
 
     @property
     def weights(self) -> dict[str, tuple[int, ...]]:
@@ -128,12 +139,12 @@ class Opened:
         """Rows of the embedding, as many as there can be where nothing tells."""
         return embedding_rows(self.config, self.weights) or _NO_LIMIT
 
-    def load(self) -> None:
-        """Read its weights, one after the other."""
+    def load(self, unpack: bool = False) -> None:
+        """Read its weights, one after the other; ``unpack`` dequantizes them."""
         if self.program is not None:
             self.model.load_weights(list(lazy_outputs(self.program).items()))
         out.upcast(self.model)
-        if self._unpacked:
+        if unpack:
             from mlx_lm.utils import dequantize_model
 
             dequantize_model(self.model).set_dtype(mx.float32)
@@ -243,7 +254,7 @@ def open_output(folder: str | Path, *, trust_remote_code: bool = False) -> Opene
             hint="mlxport verify compares a port with its original in torch",
         )
     try:
-        model = out.upcast(out.load_output(path, trust_remote_code=trust_remote_code))
+        model = out.load_output(path, trust_remote_code=trust_remote_code)
     except VerificationError as error:
         raise UnsupportedError(f"{folder}: {error.message}", hint="convert it again") from error
     return Opened("the output", path, config, model, None, out.packings(model), _limit(config))
@@ -260,24 +271,28 @@ def _limit(config: Mapping[str, Any]) -> int | None:
 
 
 def place(original: Opened, output: Opened, memory_limit: int | None = None) -> None:
-    """Load what fits into memory, and let the rest be read from disk where it is used; the original first.
+    """Load what fits into memory, the output before the original; the rest is read from disk where it is used.
 
     Args:
         original: Not placed yet, or left as it is.
         output: Not placed yet, or left as it is.
-        memory_limit: Bytes for both; default half of what is available.
+        memory_limit: Bytes for both; default half of what is available, for what is not placed yet.
 
     Raises:
         UsageError: They are not two versions of one model.
     """
     check_same_model(original, output)
-    limit = available_memory() // 2 if memory_limit is None else memory_limit
-    for side in (output, original):
-        if side.placed:
-            limit -= side.nbytes if side.placed == "memory" else 0
-        elif side.nbytes <= limit:
-            limit -= side.nbytes
-            side.load()
+    taken = sum(side.nbytes for side in (original, output) if side.placed == "memory")
+    limit = available_memory() // 2 if memory_limit is None else memory_limit - taken
+    waiting = [side for side in (output, original) if not side.placed]
+    for side in waiting:
+        later = sum(other.nbytes for other in waiting if not other.placed and other is not side)
+        # On the CPU, MLX multiplies packed weights ten times as slowly; what they stand for is the same.
+        unpack = _on_cpu() and side.unpackable and side.unpacked_nbytes + later <= limit
+        needed = side.unpacked_nbytes if unpack else side.nbytes
+        if needed <= limit:
+            limit -= needed
+            side.load(unpack)
         else:
             side.stream()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import hashlib
 import json
 import math
@@ -17,25 +19,25 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxport.errors import DiskError, MlxportError, SourceError, UsageError, disk_full
+from mlxport.errors import DiskError, MlxportError, disk_full
 from mlxport.fit.hardware import Machine
 from mlxport.parity.memory import available_memory
 from mlxport.parity.report import LayerError
 from mlxport.quality.measure import Quality, compare, windows_for
-from mlxport.quality.models import Opened, open_original, open_output, place
+from mlxport.quality.models import open_original, open_output, place
 from mlxport.quality.modules import ModuleError, layer_errors, weight_errors
+from mlxport.quality.origin import find_original
 from mlxport.quality.samples import Sample, samples
 from mlxport.quality.speed import Predicted, Speed, measured, predicted
 from mlxport.quality.text import heldout_text
 from mlxport.record import read_record, versions
-from mlxport.source import hash_file, open_checkpoint, refuse_remote_code
 from mlxport.types import Checkpoint
 
-__all__ = ["PAGE", "RECORD", "QualityReport", "make_report", "recorded_source", "write_report"]
+__all__ = ["PAGE", "RECORD", "QualityReport", "make_report", "write_report"]
 
 PAGE, RECORD = "report.html", "report.json"
-# What a mean divergence in nats amounts to. 8 bits in groups of 64 leave about 0.001 of trained models, 4 bits 0.02 to
-# 0.1, 3 bits several times that; from about 1 on, hardly any prediction is the original's.
+# What a mean divergence in nats amounts to. Of examples/tiny-llama, in groups of 64, 8 bits leave 0.0003, 6 bits 0.003,
+# 5 bits 0.013, 4 bits 0.05, 3 bits 0.24 and 2 bits, which write nothing of use, 1.4 (docs/quantizers.md).
 VERDICTS = (
     (0.002, "Practically the same as the original"),
     (0.02, "Very close to the original"),
@@ -138,23 +140,6 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def recorded_source(folder: Path) -> str:
-    """The source that an output's record names.
-
-    Raises:
-        UsageError: There is no record, or it names none.
-    """
-    source = read_record(folder).get("source")
-    known = source if isinstance(source, dict) else {}
-    name = known.get("repo") or known.get("name")
-    if not isinstance(name, str) or not name:
-        raise UsageError(
-            f"{folder} does not say what it was converted from",
-            hint="name the original: mlxport report DST --against SRC",
-        )
-    return name
-
-
 def make_report(
     output: str | Path,
     original: str | Path | Checkpoint | None = None,
@@ -178,7 +163,7 @@ def make_report(
         original: A folder, a hub id or an opened checkpoint; by default what the output's record names, if its
             weights are still those that were converted.
         name: What to call the output; by default its folder's name.
-        source: What to call the original; by default as it was given.
+        source: What to call the original; by default its repository, or its folder's path.
         same: The original is known to be what was converted; otherwise its files are hashed.
         machine: A Mac to predict for.
         text: What both read; by default the built-in text.
@@ -194,12 +179,9 @@ def make_report(
     """
     say = on_progress or (lambda _: None)
     two = open_output(output, trust_remote_code=trust_remote_code)
-    given = recorded_source(two.folder) if original is None else original
-    checkpoint = _open(given, revision, trust_remote_code, recorded=original is None)
-    notes: list[str] = []
-    if not same:
-        say("hashing the original")
-        notes += _changed(checkpoint, two.folder, recorded=original is None)
+    checkpoint, notes = find_original(
+        two.folder, original, revision=revision, same=same, trust_remote_code=trust_remote_code, on_progress=say
+    )
     one = open_original(checkpoint, trust_remote_code=trust_remote_code)
     ids, remarks = windows_for(one, two, text, tokens, trust_remote_code=trust_remote_code)
     place(one, two, memory_limit)
@@ -212,15 +194,16 @@ def make_report(
     modules = weight_errors(one, two)
     parameters = sum(math.prod(shape) for shape in two.weights.values())
     context = min((side.context for side in (one, two) if side.context), default=None)
-    folder, tensors = two.folder, _tensor_bytes(two)
-    del one, two
+    folder, tensors = two.folder, two.stored_nbytes
+    del one, two  # the speed is measured with the memory to itself
+    gc.collect()
     mx.clear_cache()
     speed, slow = _speed(folder, ids[0], context, tensors, memory_limit, say)
     foretold, unknown = _predicted(folder, machine, context, say)
     measured_text = heldout_text() if text is None else text
     return QualityReport(
         name=name or folder.resolve().name,
-        source=source or checkpoint.repo_id or str(given if not isinstance(given, Checkpoint) else given.root),
+        source=source or checkpoint.location,
         parameters=parameters,
         nbytes=tensors,
         source_nbytes=checkpoint.nbytes,
@@ -240,52 +223,6 @@ def make_report(
         notes=tuple(dict.fromkeys([*notes, *remarks, *quality.notes, *left_out, *slow, *unknown])),
         created=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     )
-
-
-def _open(given: str | Path | Checkpoint, revision: str | None, trust: bool, *, recorded: bool) -> Checkpoint:
-    if isinstance(given, Checkpoint):
-        return given
-
-    def check(config: Mapping[str, Any]) -> None:
-        if not trust:
-            refuse_remote_code(config, str(given))
-
-    try:
-        return open_checkpoint(given, revision=revision, trust_remote_code=trust, check_config=check)
-    except SourceError as error:
-        if not recorded:
-            raise
-        raise UsageError(
-            f"the original that was recorded cannot be opened: {error.message}",
-            hint="name it: mlxport report DST --against SRC",
-        ) from error
-
-
-def _changed(checkpoint: Checkpoint, folder: Path, *, recorded: bool) -> tuple[str, ...]:
-    """A remark where the original's files are not those that were converted; refused where nobody named them."""
-    source = read_record(folder).get("source")
-    known = source.get("files") if isinstance(source, dict) else None
-    if not isinstance(known, dict) or not known:
-        return ("the output has no record of what it was converted from: whether this is it was not checked",)
-    differing = []
-    for path in checkpoint.weight_files:
-        entry = known.get(path.relative_to(checkpoint.root).as_posix())
-        expected = entry if isinstance(entry, dict) else {}
-        if path.stat().st_size != expected.get("size") or hash_file(path) != expected.get("sha256"):
-            differing.append(path.name)
-    if not differing and len(known) == len(checkpoint.weight_files):
-        return ()
-    what = ", ".join(differing[:3]) or f"{len(checkpoint.weight_files)} files instead of {len(known)}"
-    message = f"{checkpoint.location} does not hold the weights that were converted ({what})"
-    if recorded:
-        raise UsageError(message, hint="name the original: mlxport report DST --against SRC")
-    return (f"{message}: differences may be those of another version of the original",)
-
-
-def _tensor_bytes(output: Opened) -> int:
-    from mlxport.parity.lazy_mlx import output_refs
-
-    return sum(ref.nbytes for ref in output_refs(output.folder).values())
 
 
 def _settings(modules: tuple[ModuleError, ...]) -> tuple[tuple[str, int], ...]:
@@ -327,17 +264,22 @@ def _predicted(
 
 def _provenance(folder: Path, checkpoint: Checkpoint) -> dict[str, Any]:
     record = read_record(folder)
-    output = record.get("output")
-    files = output.get("files") if isinstance(output, dict) else None
-    source = record.get("source")
+
+    def section(*path: str) -> dict[str, Any]:
+        """A part of the record, which may hold anything."""
+        found: Any = record
+        for name in path:
+            found = found.get(name) if isinstance(found, dict) else None
+        return found if isinstance(found, dict) else {}
+
     return {
         "versions": versions(),
-        "made_with": record.get("versions") if isinstance(record.get("versions"), dict) else {},
+        "made_with": section("versions"),
         "revision": checkpoint.revision,
-        "source_files": source.get("files", {}) if isinstance(source, dict) else {},
-        "output_files": files if isinstance(files, dict) else {},
-        "options": record.get("options") if isinstance(record.get("options"), dict) else {},
-        "verified": bool(record.get("verified")),
+        "source_files": section("source", "files"),
+        "output_files": section("output", "files"),
+        "options": section("options"),
+        "verified": record.get("verified") is True,
     }
 
 
@@ -356,7 +298,7 @@ def write_report(report: QualityReport, folder: Path) -> tuple[Path, Path]:
         for name, content in ((RECORD, data + "\n"), (PAGE, page)):
             _replace(folder / name, content.encode("utf-8"))
     except OSError as error:
-        if error.errno == 28:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise disk_full(folder) from error
         hint = "choose another folder with --output"
         raise DiskError(f"cannot write the report to {folder}: {error.strerror or error}", hint=hint) from error

@@ -73,7 +73,7 @@ def samples(
         The samples, and remarks on what was left out.
     """
     tokenizer = load_tokenizer(output.folder, trust_remote_code=trust_remote_code)
-    read = sum(side.nbytes for side in (original, output) if side.placed == "disk")
+    read = sum(side.stored_nbytes for side in (original, output) if side.placed == "disk")
     affordable = int(_READ_BYTES / read) if read else _TOKENS * (len(PROMPTS) + 1)
     if affordable < _FEWEST:
         return (), ("no samples: the weights do not fit in memory, and would be read from disk for every token",)
@@ -82,7 +82,7 @@ def samples(
     count = max(1, min(len(prompts), affordable // _FEWEST))
     for title, shown, ids in prompts[:count]:
         length = min(_TOKENS, affordable // count, *(s.context - len(ids) for s in (original, output) if s.context))
-        if length > 0 and ids:
+        if length > 0 and ids and max(ids) < min(original.vocabulary, output.vocabulary):
             sides = [continued(side, ids, length, _ends(tokenizer, side.config)) for side in (original, output)]
             made.append(_sample(tokenizer, title, shown, *sides))
     return tuple(made), ()

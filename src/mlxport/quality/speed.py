@@ -17,6 +17,7 @@ from mlxport.fit.footprint import Footprint
 from mlxport.fit.hardware import Machine, decode_efficiency
 from mlxport.fit.liveness import METAL
 from mlxport.fit.planning import DEFAULT_CONTEXT, longest_context
+from mlxport.fit.report import rate_in_words
 
 __all__ = ["Predicted", "Speed", "measured", "predicted"]
 
@@ -67,6 +68,11 @@ class Predicted:
     gpu_bytes: int
     longest_context: int
     tokens_per_second: tuple[float, float] | None
+
+    @property
+    def answer(self) -> str:
+        """The rate in words."""
+        return rate_in_words(self.tokens_per_second) if self.fits else "does not fit"
 
     @property
     def fits(self) -> bool:

@@ -15,6 +15,7 @@ __all__ = ["LEAST_TOKENS", "heldout_text", "load_tokenizer", "read_text", "token
 
 LEAST_TOKENS = 32  # predicted ones; figures of fewer say nothing
 _MOST_BYTES = 1 << 26
+_LONGEST = 64  # characters of a token, more than nearly all have: what lies beyond is not worth cutting into tokens
 
 
 @functools.cache
@@ -95,7 +96,7 @@ def token_windows(
         UsageError: The text makes too few tokens.
     """
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-    made = [int(i) for i in tokenizer(text, verbose=False)["input_ids"]]
+    made = [int(i) for i in tokenizer(text[: _LONGEST * tokens], verbose=False)["input_ids"]]
     begin = made[:1] if made and made[0] == tokenizer.bos_token_id else []
     made = made[len(begin) :]
     if made and made[-1] == tokenizer.eos_token_id:
