@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from mlxport.calibrate.estimate import estimate
-from mlxport.calibrate.passes import calibrate
+from mlxport.calibrate.passes import calibrate, methods
 from mlxport.calibrate.store import FOLDER, Store
 from mlxport.calibrate.text import tokens_of
 from mlxport.job import Job
@@ -72,13 +72,12 @@ class CalibratedJob(Job):
         """The text, and what was done for each module."""
         calibration, plan = self.options.calibration, self.plan.calibration
         assert calibration is not None and plan is not None
-        facts = {path: {"method": "search"} for path in self.conversion.quantized}
         return {
             "calibration": {
                 **calibration.recorded(),
                 "tokens": plan.tokens,
                 "sequences": plan.sequences,
-                "modules": {**facts, **Store(folder / FOLDER).facts()},
+                "modules": methods(self.conversion.quantized, Store(folder / FOLDER)),
             }
         }
 

@@ -22,7 +22,7 @@ from mlxport.quant.search import search_affine
 from mlxport.transform import Program
 from mlxport.types import QuantSpec
 
-__all__ = ["calibrate", "column_power"]
+__all__ = ["calibrate", "column_power", "methods"]
 
 _SEARCHED = "search"
 _FED_BACK = "error feedback"
@@ -36,7 +36,7 @@ def calibrate(
     store: Store,
     *,
     on_unit: Callable[[str, int], None] = lambda name, nbytes: None,
-) -> dict[str, dict[str, Any]]:
+) -> None:
     """Quantize every matrix that the model uses on a text; what is finished in ``store`` already is not done again.
 
     Args:
@@ -47,9 +47,6 @@ def calibrate(
         store: Takes the packed weights.
         on_unit: Called with the path of each finished unit and the bytes of its weights.
 
-    Returns:
-        What was done for each module, by path: the method, the relative error of its outputs, the tokens it saw.
-
     Raises:
         NumericsError: Activations are not finite, by layer.
         UnsupportedError: The architecture uses its weights in a way that cannot be followed.
@@ -59,10 +56,13 @@ def calibrate(
     runner.rehearse(tokens)
     if any(unit.path not in store.units for unit in runner.pending()):
         runner.run(tokens)
-    facts: dict[str, dict[str, Any]] = {path: {"method": _SEARCHED} for path in specs}
-    facts.update({path: dict(found) for path, found in store.facts().items()})
-    facts.update({path: {"method": f"MLX's {s.mode}"} for path, s in quantized.items() if s.mode != "affine"})
-    return facts
+
+
+def methods(quantized: Mapping[str, QuantSpec], store: Store) -> dict[str, dict[str, Any]]:
+    """What was done for each quantized module, by path: the method; where it was measured, error and tokens too."""
+    how = {path: _SEARCHED if spec.mode == "affine" else f"MLX's {spec.mode}" for path, spec in quantized.items()}
+    facts = store.facts()
+    return {path: {"method": method, **facts.get(path, {})} for path, method in sorted(how.items())}
 
 
 def column_power(model: nn.Module, program: Program, tokens: mx.array) -> dict[str, mx.array]:

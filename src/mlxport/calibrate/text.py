@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["Calibration", "calibrated_request", "read_calibration", "tokens_of"]
 
 DEFAULT, NONE = "default", "none"
-MOST_TOKENS = 16384  # of a text: more lowered the divergence of the models tried by less than 2%
+MOST_TOKENS = 16384  # that a model reads
+MOST_CHARACTERS = 1 << 20  # that a tokenizer reads
+_PIECES = 64
 LEAST_TOKENS = 512
 LENGTH = 512  # tokens of a sequence
 LEAST_SEQUENCES = 2
@@ -107,18 +109,30 @@ def tokens_of(calibration: Calibration, checkpoint: Checkpoint, *, trust_remote_
     import mlx.core as mx
 
     ids = _ids(calibration, checkpoint, trust_remote_code)
-    rows = _rows(checkpoint.config)
-    kept = [token for token in ids if 0 <= token < rows] if rows else ids
+    vocabulary = _field(checkpoint.config, "vocab_size")
+    kept = [token for token in ids if 0 <= token < vocabulary] if vocabulary else ids
     if len(kept) < LEAST_TOKENS:
         raise UsageError(
             f"the calibration text {calibration.name} is too short: {len(kept)} tokens of this model, "
             f"at least {LEAST_TOKENS} are needed",
             hint="give a longer text, or --calibrate default",
         )
-    kept = kept[:MOST_TOKENS]
     length = min(LENGTH, _longest(checkpoint.config), len(kept) // LEAST_SEQUENCES)
-    count = len(kept) // length
-    return mx.array(kept[: count * length], dtype=mx.int32).reshape(count, length)
+    rows = mx.array(kept[: len(kept) // length * length], dtype=mx.int32).reshape(-1, length)
+    return rows[mx.array(_spread(rows.shape[0], max(LEAST_SEQUENCES, MOST_TOKENS // length)))]
+
+
+def _spread(there: int, wanted: int) -> list[int]:
+    """Which ones of so many to take: all, or as many as are wanted, evenly from first to last."""
+    return [index * there // wanted for index in range(wanted)] if there > wanted else list(range(there))
+
+
+def _excerpt(text: str) -> str:
+    """A text that is not longer than a tokenizer should be given at once: pieces from all over it."""
+    if len(text) <= MOST_CHARACTERS:
+        return text
+    size = MOST_CHARACTERS // _PIECES
+    return "".join(text[start : start + size] for start in range(0, len(text) - size, len(text) // _PIECES))
 
 
 def _ids(calibration: Calibration, checkpoint: Checkpoint, trust_remote_code: bool) -> list[int]:
@@ -128,7 +142,7 @@ def _ids(calibration: Calibration, checkpoint: Checkpoint, trust_remote_code: bo
         tokenizer = AutoTokenizer.from_pretrained(
             checkpoint.root, trust_remote_code=trust_remote_code, local_files_only=True
         )
-        return [int(token) for token in tokenizer(calibration.text, verbose=False)["input_ids"]]
+        return [int(token) for token in tokenizer(_excerpt(calibration.text), verbose=False)["input_ids"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         raise TokenizerError(
@@ -144,10 +158,6 @@ def _field(config: Any, name: str) -> int:
         if isinstance(value, int) and value > 0:
             return value
     return 0
-
-
-def _rows(config: Any) -> int:
-    return _field(config, "vocab_size")
 
 
 def _longest(config: Any) -> int:
