@@ -71,8 +71,9 @@ def convert(
         recipe: A TOML file of rules, or a mixed recipe's name.
         quantizer: ``rtn``, the default: the tensors of ``mlx_lm.convert``; ``search``: scales and biases of affine
             modules are chosen for the least squared error, in the same format.
-        calibrate: ``default`` (a text that is shipped), or a file of text: codes, scales and biases of affine modules
-            are chosen by the activations that the model has on it; None or ``none``: without.
+        calibrate: ``default`` (a text that is shipped), ``self`` (what the model writes itself), or a file of text:
+            codes, scales and biases of affine modules are chosen by the activations that the model has on it; None or
+            ``none``: without.
         max_shard_size: Limit of an output file, such as ``"5GB"``.
         shard_by: ``size``, or ``layer`` to keep each layer in one file.
         layout: ``mlx-lm``; ``generated``: MLX source of the model's own; ``auto``: that where mlx-lm has no such model.

@@ -112,7 +112,7 @@ class _Runner:
     def rehearse(self, tokens: mx.array) -> None:
         """Find which units are called, how often, and in which order; nothing is evaluated."""
         self.recorder.begin(REHEARSAL)
-        self.model(tokens[:2])
+        self._forward(tokens[:2])
         for unit in self.units:
             unit.calls = sum(called is unit for called in self.order)
         if self.order and self.order[-1].leaf:
@@ -131,8 +131,19 @@ class _Runner:
         self.batch = make_batch(tokens.shape[0], tokens.shape[1], sizes, paired=self.store is not None)
         half = tokens[: self.batch.sequences]
         self.recorder.begin(OFF)
-        self.model(mx.concatenate([half, half]) if self.batch.paired else half)
+        self._forward(mx.concatenate([half, half]) if self.batch.paired else half)
         mx.clear_cache()
+
+    def _forward(self, tokens: mx.array) -> None:
+        """The model's own code on sequences without a cache: what it raises is about this model."""
+        try:
+            self.model(tokens)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise UnsupportedError(
+                f"mlx-lm cannot run this model to calibrate it: {type(error).__name__}: "
+                f"{' '.join(str(error).split())[:300]}",
+                hint="use --quantizer search instead of --calibrate",
+            ) from error
 
     # --- what the hooks of units call -------------------------------------------------------------------------------
 

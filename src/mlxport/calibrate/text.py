@@ -15,9 +15,9 @@ from mlxport.types import Checkpoint
 if TYPE_CHECKING:
     import mlx.core as mx
 
-__all__ = ["Calibration", "calibrated_request", "read_calibration", "tokens_of"]
+__all__ = ["SELF", "Calibration", "calibrated_request", "first_tokens", "read_calibration", "tokens_of"]
 
-DEFAULT, NONE = "default", "none"
+DEFAULT, SELF, NONE = "default", "self", "none"
 MOST_TOKENS = 16384  # that a model reads
 MOST_CHARACTERS = 1 << 20  # that a tokenizer reads
 _PIECES = 64
@@ -31,8 +31,9 @@ class Calibration:
     """A text to calibrate on.
 
     Attributes:
-        name: ``default``, or the file as the user gave it.
-        text: Its content.
+        name: ``default``, ``self``, or the file as the user gave it.
+        text: Its content; of ``self``, which the model writes, that of ``default``: it says how much, and may be needed
+            to begin with.
     """
 
     name: str
@@ -49,15 +50,15 @@ class Calibration:
 
 
 def read_calibration(value: str | Path | None) -> Calibration | None:
-    """The text that ``--calibrate`` names: ``default``, a file, or none.
+    """The text that ``--calibrate`` names: ``default``, ``self``, a file, or none.
 
     Raises:
         UsageError: The file cannot be read, is empty, or is not text.
     """
     if value is None or str(value) == NONE:
         return None
-    if str(value) == DEFAULT:
-        return Calibration(DEFAULT, (files("mlxport.calibrate") / "default.txt").read_text(encoding="utf-8"))
+    if str(value) in (DEFAULT, SELF):
+        return Calibration(str(value), (files("mlxport.calibrate") / "default.txt").read_text(encoding="utf-8"))
     path = Path(value).expanduser()
     hint = "give a text file in UTF-8, or --calibrate default"
     try:
@@ -120,6 +121,17 @@ def tokens_of(calibration: Calibration, checkpoint: Checkpoint, *, trust_remote_
     length = min(LENGTH, _longest(checkpoint.config), len(kept) // LEAST_SEQUENCES)
     rows = mx.array(kept[: len(kept) // length * length], dtype=mx.int32).reshape(-1, length)
     return rows[mx.array(_spread(rows.shape[0], max(LEAST_SEQUENCES, MOST_TOKENS // length)))]
+
+
+def first_tokens(config: Any, tokens: mx.array) -> mx.array:
+    """What sequences that the model writes begin with: its token for that, or those that ``tokens`` begin with."""
+    import mlx.core as mx
+
+    token = next((s["bos_token_id"] for s in (config, config.get("text_config") or {}) if "bos_token_id" in s), None)
+    vocabulary = _field(config, "vocab_size")
+    if isinstance(token, int) and 0 <= token < (vocabulary or token + 1):
+        return mx.full((tokens.shape[0],), token, dtype=mx.int32)
+    return tokens[:, 0]
 
 
 def _spread(there: int, wanted: int) -> list[int]:
