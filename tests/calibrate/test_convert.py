@@ -220,6 +220,18 @@ def test_a_recipe_with_other_modes_and_kept_modules(tmp_path, text):
     assert "o_proj" not in " ".join(methods) and methods["model.layers.1.self_attn.v_proj"] == "MLX's mxfp4"
 
 
+def test_a_model_that_writes_its_own_text(tmp_path, mlxport):
+    source = write_llama(tmp_path / "source")
+    command = ("convert", source, tmp_path / "out", "-q", "3", "--calibrate", "self", "--verify", "none")
+    small = "import mlxport.calibrate.text as t\nt.MOST_TOKENS = 2048\nfrom mlxport.cli import main\nmain()"
+    results = [finish(start(*command, "--overwrite", code=small)) for _ in range(2)]
+    assert [result.code for result in results] == [0, 0], results
+    first = hash_tree(tmp_path / "out")
+    assert record(tmp_path / "out")["text"] == "self" and record(tmp_path / "out")["tokens"] == 2048
+    assert finish(start(*command, "--overwrite", code=small)).code == 0
+    assert hash_tree(tmp_path / "out") == first
+
+
 # --- statistics -----------------------------------------------------------------------------------------------------
 
 
@@ -321,6 +333,17 @@ def test_nan_names_the_layer(tmp_path, text, mlxport):
     write_raw(path, header, bytes(broken))
     result = mlxport(*calibrated(source, tmp_path / "out", text))
     assert result.code == 1 and "not finite" in result.err and "model.layers.1" in result.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.layers.2.mlp.down_proj.weight"])
+def test_infinite_weights_are_named(name, tmp_path, text, mlxport):
+    source = write_llama(tmp_path / "source", layers=3, shards=1, dtype="F32")
+    arrays = weights(3)
+    arrays[name][5, 7] = np.inf
+    save(source / "model.safetensors", arrays, "F32")
+    result = mlxport(*calibrated(source, tmp_path / "out", text))
+    assert result.code == 1 and "not finite" in result.err and name.rpartition(".")[0][:14] in result.err
     assert not (tmp_path / "out").exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 import mlx.core as mx
@@ -11,7 +12,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxport.calibrate.batch import Batch, arrays_in, make_batch
-from mlxport.calibrate.leaves import OFF, ORIGINAL, REHEARSAL, ROUNDED, Recorder
+from mlxport.calibrate.leaves import OFF, ORIGINAL, REHEARSAL, ROUNDED, Recorder, placeholder
 from mlxport.calibrate.moments import Experts, Moments, Power
 from mlxport.calibrate.quantizing import prepare, quantize_experts, quantize_matrix
 from mlxport.calibrate.store import Store
@@ -105,9 +106,7 @@ class _Runner:
 
     def _empty(self, module: nn.Module) -> None:
         """Replace parameters by placeholders without memory."""
-        module.update(
-            tree_unflatten([(k, mx.broadcast_to(mx.array(0, v.dtype), v.shape)) for k, v in _parameters(module)])
-        )
+        module.update(tree_unflatten([(name, placeholder(value)) for name, value in _parameters(module)]))
 
     def rehearse(self, tokens: mx.array) -> None:
         """Find which units are called, how often, and in which order; nothing is evaluated."""
@@ -115,8 +114,15 @@ class _Runner:
         self._forward(tokens[:2])
         for unit in self.units:
             unit.calls = sum(called is unit for called in self.order)
-        if self.order and self.order[-1].leaf:
-            self.order[-1].head = True
+        last = self.order[-1] if self.order else None
+        if last is not None and last.leaf and (last.table or last.calls == 1):
+            last.head = True
+        for unit in self.order:
+            if unit.table and unit is not last:
+                raise UnsupportedError(
+                    f"this architecture goes on after {unit.path} was its head",
+                    hint="use --quantizer search instead of --calibrate",
+                )
 
     def pending(self) -> list[Unit]:
         """Units that are called and have something to quantize."""
@@ -238,6 +244,7 @@ class _Runner:
 
         collecting = self._collecting(unit)
         if not batch.splits(given) or not batch.paired:
+            # Without an axis of sequences the halves cannot be told apart: both go on with the original's weights.
             spans = batch.pieces() if batch.splits(given) else [None]
             results = [piece(ROUNDED if collecting else OFF, span) for span in spans]
             if final:
@@ -278,8 +285,11 @@ class _Runner:
                     self.power[path] = site.statistics.power()
                     mx.eval(self.power[path])
         elif unit.path not in self.store.units and self._wanted(unit):
+            for path in self._wanted(unit):
+                unit.sites[path].drop()
             arrays, facts = self._quantize(unit)
-            self.store.save(unit.path, arrays, facts)
+            if arrays:
+                self.store.save(unit.path, arrays, facts)
         for site in unit.sites.values():
             site.statistics, site.waiting = None, []
         mx.clear_cache()
@@ -321,6 +331,11 @@ class _Runner:
             else:
                 assert isinstance(found, Experts)
                 parts, error, power = quantize_experts(read, shape, found, spec, dtype)
+            if not isfinite(error):
+                raise NumericsError(
+                    f"{name} has values that are not finite (NaN or infinite)",
+                    hint="look for them with mlxport inspect, or use another --dtype if it is float16",
+                )
             for part, array in zip(("weight", "scales", "biases"), parts, strict=True):
                 arrays[f"{path}.{part}"] = array
             relative = (max(error, 0.0) / power) ** 0.5 if power > 0 else 0.0

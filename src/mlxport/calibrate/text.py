@@ -23,7 +23,7 @@ MOST_CHARACTERS = 1 << 20  # that a tokenizer reads
 _PIECES = 64
 LEAST_TOKENS = 512
 LENGTH = 512  # tokens of a sequence
-LEAST_SEQUENCES = 2
+LEAST_SEQUENCES = 3  # pieces of the batch must be of two sizes
 
 
 @dataclass(frozen=True)

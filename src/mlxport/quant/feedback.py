@@ -107,7 +107,8 @@ def _damped(hessian: mx.array, damping: float) -> mx.array:
     mean = mx.mean(mx.diag(hessian))
     if not mx.isfinite(mean).item() or not mx.all(mx.isfinite(hessian)).item():
         raise ValueError("the second moments are not finite")
-    return hessian + mx.diag(mx.full((hessian.shape[0],), damping) * mx.maximum(mean, 1e-20))
+    place = mx.arange(hessian.shape[0])
+    return hessian.at[place, place].add(damping * mx.maximum(mean, 1e-20))
 
 
 def _cholesky(matrix: mx.array) -> mx.array:
