@@ -1,6 +1,9 @@
 """Round-to-nearest beside the search: squared error, divergence from the original, and time.
 
 python benchmarks/quantizers.py [--data ../shared/data] [--bits 4 3 2] [--output docs/quantizers.md]
+python benchmarks/quantizers.py --methods rtn default self FILE --bits 4 3 2 --groups 64
+
+Other methods than rtn and search are what ``--calibrate`` takes.
 
 Language models are converted by ``mlxport.convert`` and held against their own weights, both in float32: what differs
 is what quantization stored. Errors are relative to the mean square of the weights. Times are processor seconds of one
@@ -80,7 +83,9 @@ class Language:
 
     def measure(self, method: str, bits: int, group: int) -> Row:
         """Convert with one method, and compare what it stored."""
-        report, error, divergence = self.converted(quantize=bits, q_group_size=group, quantizer=method)
+        report, error, divergence = self.converted(
+            quantize=bits, q_group_size=group, **{"quantizer" if method in METHODS else "calibrate": method}
+        )
         return Row(self.source.name, method, bits, group, report.plan.bits_per_weight, error, divergence)
 
     def converted(self, **options: Any) -> tuple[mlxport.ConvertReport, float, float]:
@@ -164,7 +169,7 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def measured(data: Path, all_bits: list[int], groups: list[int]) -> Iterator[Row]:
+def measured(data: Path, all_bits: list[int], groups: list[int], methods: list[str]) -> Iterator[Row]:
     """All rows, as far as the models are there."""
     sources = {ROOT / "examples/tiny-llama": ROOT / "examples/heldout.txt", data / "stories260K": None}
     for source, text in sources.items():
@@ -175,11 +180,11 @@ def measured(data: Path, all_bits: list[int], groups: list[int]) -> Iterator[Row
             model = Language(source, Path(folder), text)
             for group in groups:
                 for bits in all_bits:
-                    yield from (model.measure(method, bits, group) for method in METHODS)
+                    yield from (model.measure(method, bits, group) for method in methods)
     alone = {"MiniLM-L6": minilm(), "4096 × 4096": [mx.random.normal((4096, 4096), key=mx.random.key(0))]}
     alone["4096 × 4096"] = [alone["4096 × 4096"][0].astype(mx.bfloat16)]
     for name, weights in alone.items():
-        for bits in all_bits if weights else ():
+        for bits in all_bits if weights and {*METHODS} == {*methods} else ():
             yield from matrices(name, weights, bits, 64)
 
 
@@ -190,9 +195,10 @@ def main() -> None:
     parser.add_argument("--bits", type=int, nargs="*", default=[2, 3, 4, 5, 6, 8])
     parser.add_argument("--groups", type=int, nargs="*", default=[32, 64])
     parser.add_argument("--output", type=Path, help="a file whose table, its last part, is replaced")
+    parser.add_argument("--methods", nargs="*", default=METHODS, help="rtn first: the others are compared with it")
     options = parser.parse_args()
     rows = []
-    for row in measured(options.data, options.bits, options.groups):
+    for row in measured(options.data, options.bits, options.groups, options.methods):
         rows.append(row)
         print(row, flush=True)
     text = table(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from mlxport.calibrate.estimate import estimate
-from mlxport.calibrate.passes import calibrate
-from mlxport.calibrate.store import FOLDER, Store
-from mlxport.calibrate.text import tokens_of
+from mlxport.calibrate.passes import calibrate, methods
+from mlxport.calibrate.store import FOLDER, TOKENS, Store
+from mlxport.calibrate.text import SELF, first_tokens, tokens_of
+from mlxport.calibrate.weights import Weights
+from mlxport.calibrate.writing import write_sequences
+from mlxport.errors import UnsupportedError
 from mlxport.job import Job
 from mlxport.options import Options
 from mlxport.progress import Progress
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CalibratedJob", "prepare"]
 
+_MOST_MEMORY = 0.7  # of the machine's, for a model that writes its text
+
 
 def prepare(
     checkpoint: Checkpoint, conversion: Conversion, options: Options
@@ -36,8 +42,16 @@ def prepare(
     Raises:
         TokenizerError: The checkpoint has no tokenizer that loads.
         UsageError: The text has too few tokens.
+        UnsupportedError: The model is to write the text, and does not fit in memory.
     """
     assert options.calibration is not None
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if options.calibration.name == SELF and checkpoint.nbytes > _MOST_MEMORY * memory:
+        raise UnsupportedError(
+            f"--calibrate self: to write a text, the whole model must be in memory: it has "
+            f"{checkpoint.nbytes / 1e9:.1f} GB, this machine {memory / 1e9:.1f} GB",
+            hint="use --calibrate default, or a text that suits the model",
+        )
     tokens = tokens_of(options.calibration, checkpoint, trust_remote_code=options.trust_remote_code)
     plan = estimate(options.calibration, tokens, conversion.program, conversion.quantized, conversion.config)
     return functools.partial(CalibratedJob, tokens=tokens), plan
@@ -62,23 +76,36 @@ class CalibratedJob(Job):
         model, _ = lazy_model(self.checkpoint, self.options.dtype)
         plain = open_target(self.checkpoint, dtype=self.options.dtype).program
         calibrate(
-            model, plain, self.conversion.quantized, self.tokens, store,
+            model, plain, self.conversion.quantized, self._tokens(plain, store, progress), store,
             on_unit=lambda _, nbytes: progress.advance(nbytes),
         )  # fmt: skip
         progress.stage(f"converting {self.checkpoint.name}", self.plan.nbytes)
         return _with_calibrated(self.conversion.program, store)
 
+    def _tokens(self, plain: Program, store: Store, progress: Progress) -> mx.array:
+        """Of the text, or written by the model itself, once."""
+        assert self.options.calibration is not None
+        if self.options.calibration.name != SELF:
+            return self.tokens
+        if not (store.folder / TOKENS).is_file():
+            progress.message("writing the text to calibrate on")
+            model, _ = lazy_model(self.checkpoint, self.options.dtype)
+            first = first_tokens(self.checkpoint.config, self.tokens)
+            store.save_tokens(write_sequences(model, Weights(plain), first, self.tokens.shape[1]))
+            del model
+            mx.clear_cache()
+        return store.tokens()
+
     def _own_record(self, folder: Path) -> dict[str, Any]:
         """The text, and what was done for each module."""
         calibration, plan = self.options.calibration, self.plan.calibration
         assert calibration is not None and plan is not None
-        facts = {path: {"method": "search"} for path in self.conversion.quantized}
         return {
             "calibration": {
                 **calibration.recorded(),
                 "tokens": plan.tokens,
                 "sequences": plan.sequences,
-                "modules": {**facts, **Store(folder / FOLDER).facts()},
+                "modules": methods(self.conversion.quantized, Store(folder / FOLDER)),
             }
         }
 

@@ -87,8 +87,9 @@ def convert(
         context: Tokens of prompt and answer that have to fit beside the weights; 4096 if None. With ``fit`` only.
         target_size: The same under a limit of the weight files' bytes, such as ``"6GB"``.
         target_bpw: The same under a limit of bits per weight, as mlx-lm counts them.
-        calibrate: ``default`` (a text that is shipped), or a file of text: codes, scales and biases of affine modules
-            are chosen by the activations that the model has on it; None or ``none``: without.
+        calibrate: ``default`` (a text that is shipped), ``self`` (what the model writes itself), or a file of text:
+            codes, scales and biases of affine modules are chosen by the activations that the model has on it; None or
+            ``none``: without.
         max_shard_size: Limit of an output file, such as ``"5GB"``.
         shard_by: ``size``, or ``layer`` to keep each layer in one file.
         layout: ``mlx-lm``; ``generated``: MLX source of the model's own; ``auto``: that where mlx-lm has no such model.

@@ -42,7 +42,7 @@ class Batch:
     """Sequences, each of them twice: first all of the original, then all of what is quantized so far.
 
     Attributes:
-        sequences: How many there are of each; at least two.
+        sequences: How many there are of each; at least three, so that pieces are of two sizes.
         length: Tokens of a sequence.
         paired: Whether there is a second half; without it, only the original is run.
     """
@@ -110,7 +110,7 @@ def make_batch(sequences: int, length: int, sizes: set[int], paired: bool = True
     """A batch of at most so many sequences whose number is no size of the model."""
     taken = sizes | {length}
     factor = 2 if paired else 1
-    for count in range(sequences, 1, -1):
+    for count in range(sequences, 2, -1):
         if factor * count not in taken and factor * count * length not in taken:
             return Batch(count, length, paired)
     return Batch(sequences, length, paired)

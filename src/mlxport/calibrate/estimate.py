@@ -55,15 +55,26 @@ def estimate(
     hidden = min((shape[-1] for unit in units.values() for _, shape, _ in unit if len(shape) > 1), default=1)
     hidden = config.get("hidden_size") or hidden
     flops, steps, peak = 0.0, 0.0, 0
-    batch = Batch(max(2, tokens.shape[0]), tokens.shape[1])
+    batch = Batch(tokens.shape[0], tokens.shape[1])
     for unit in units.values():
         more, more_steps, needed = _unit(unit, quantized, count, chosen, batch)
         flops, steps, peak = flops + more, steps + more_steps, max(peak, needed)
+    flops += _attention(config, tokens)
     held = 3 * 2 * count * hidden * 4  # activations before a block, after it, and in pieces
     seconds = flops / _rate() + steps * _STEP_SECONDS
     return CalibrationPlan(
         calibration.name, calibration.sha256, count, tokens.shape[0], seconds, BASE_BYTES + peak + held
     )
+
+
+def _attention(config: Mapping[str, Any], tokens: mx.array) -> float:
+    """Operations of attention as most models have it: two products, and a softmax that costs as much as forty."""
+    sections = (config, config.get("text_config") or {})
+    heads, layers, hidden = (
+        next((s[name] for s in sections if isinstance(s.get(name), int)), 0)
+        for name in ("num_attention_heads", "num_hidden_layers", "hidden_size")
+    )
+    return float(_PASSES * tokens.size * tokens.shape[1] * layers * (4 * hidden + 40 * heads))
 
 
 def _unit(
@@ -85,7 +96,7 @@ def _unit(
         rows, columns = shape[-2:]
         experts = shape[0] if len(shape) == 3 else 1
         used = min(chosen, experts)
-        flops += 2 * 2 * _PASSES / 2 * used * rows * columns * count
+        flops += 2 * _PASSES * used * rows * columns * count
         inside += (last - first) * batch.length * used * (rows + columns) * 4
         if spec is None or spec.mode != "affine":
             continue

@@ -13,7 +13,7 @@ from mlx_lm.models.switch_layers import SwitchLinear
 from mlxport.calibrate.moments import Experts, Moments, Power, by_expert
 from mlxport.errors import UnsupportedError
 
-__all__ = ["LEAVES", "OFF", "ORIGINAL", "REHEARSAL", "ROUNDED", "Recorder", "Site"]
+__all__ = ["LEAVES", "OFF", "ORIGINAL", "REHEARSAL", "ROUNDED", "Recorder", "Site", "placeholder"]
 
 # What the forward pass under way is for.
 OFF = "off"  # computing only
@@ -61,6 +61,10 @@ class Site:
         self.statistics: Moments | Power | Experts | None = None
         self.waiting: list[mx.array] = []  # inputs of the original in this piece, in the order of the calls
 
+    def drop(self) -> None:
+        """Let go of the matrix."""
+        self.module.weight = placeholder(self.module.weight)
+
     def ready(self) -> bool:
         """Whether this is the rehearsal, in which leaves compute nothing; refuses a call from outside the unit."""
         if self.recorder.open != self.unit:
@@ -103,6 +107,11 @@ class Site:
         self.recorder.seen[id(x)] = (x, self.statistics)
         for expert, rows in parts:
             self.statistics.add_expert(expert, rows)
+
+
+def placeholder(array: mx.array) -> mx.array:
+    """Zeros of the same shape and dtype, without memory."""
+    return mx.broadcast_to(mx.array(0, array.dtype), array.shape)
 
 
 def _flat(x: mx.array) -> mx.array:

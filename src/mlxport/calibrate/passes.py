@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 import mlx.core as mx
@@ -11,7 +12,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxport.calibrate.batch import Batch, arrays_in, make_batch
-from mlxport.calibrate.leaves import OFF, ORIGINAL, REHEARSAL, ROUNDED, Recorder
+from mlxport.calibrate.leaves import OFF, ORIGINAL, REHEARSAL, ROUNDED, Recorder, placeholder
 from mlxport.calibrate.moments import Experts, Moments, Power
 from mlxport.calibrate.quantizing import prepare, quantize_experts, quantize_matrix
 from mlxport.calibrate.store import Store
@@ -22,7 +23,7 @@ from mlxport.quant.search import search_affine
 from mlxport.transform import Program
 from mlxport.types import QuantSpec
 
-__all__ = ["calibrate", "column_power"]
+__all__ = ["calibrate", "column_power", "methods"]
 
 _SEARCHED = "search"
 _FED_BACK = "error feedback"
@@ -36,7 +37,7 @@ def calibrate(
     store: Store,
     *,
     on_unit: Callable[[str, int], None] = lambda name, nbytes: None,
-) -> dict[str, dict[str, Any]]:
+) -> None:
     """Quantize every matrix that the model uses on a text; what is finished in ``store`` already is not done again.
 
     Args:
@@ -47,9 +48,6 @@ def calibrate(
         store: Takes the packed weights.
         on_unit: Called with the path of each finished unit and the bytes of its weights.
 
-    Returns:
-        What was done for each module, by path: the method, the relative error of its outputs, the tokens it saw.
-
     Raises:
         NumericsError: Activations are not finite, by layer.
         UnsupportedError: The architecture uses its weights in a way that cannot be followed.
@@ -59,10 +57,13 @@ def calibrate(
     runner.rehearse(tokens)
     if any(unit.path not in store.units for unit in runner.pending()):
         runner.run(tokens)
-    facts: dict[str, dict[str, Any]] = {path: {"method": _SEARCHED} for path in specs}
-    facts.update({path: dict(found) for path, found in store.facts().items()})
-    facts.update({path: {"method": f"MLX's {s.mode}"} for path, s in quantized.items() if s.mode != "affine"})
-    return facts
+
+
+def methods(quantized: Mapping[str, QuantSpec], store: Store) -> dict[str, dict[str, Any]]:
+    """What was done for each quantized module, by path: the method; where it was measured, error and tokens too."""
+    how = {path: _SEARCHED if spec.mode == "affine" else f"MLX's {spec.mode}" for path, spec in quantized.items()}
+    facts = store.facts()
+    return {path: {"method": method, **facts.get(path, {})} for path, method in sorted(how.items())}
 
 
 def column_power(model: nn.Module, program: Program, tokens: mx.array) -> dict[str, mx.array]:
@@ -105,18 +106,23 @@ class _Runner:
 
     def _empty(self, module: nn.Module) -> None:
         """Replace parameters by placeholders without memory."""
-        module.update(
-            tree_unflatten([(k, mx.broadcast_to(mx.array(0, v.dtype), v.shape)) for k, v in _parameters(module)])
-        )
+        module.update(tree_unflatten([(name, placeholder(value)) for name, value in _parameters(module)]))
 
     def rehearse(self, tokens: mx.array) -> None:
         """Find which units are called, how often, and in which order; nothing is evaluated."""
         self.recorder.begin(REHEARSAL)
-        self.model(tokens[:2])
+        self._forward(tokens[:2])
         for unit in self.units:
             unit.calls = sum(called is unit for called in self.order)
-        if self.order and self.order[-1].leaf:
-            self.order[-1].head = True
+        last = self.order[-1] if self.order else None
+        if last is not None and last.leaf and (last.table or last.calls == 1):
+            last.head = True
+        for unit in self.order:
+            if unit.table and unit is not last:
+                raise UnsupportedError(
+                    f"this architecture goes on after {unit.path} was its head",
+                    hint="use --quantizer search instead of --calibrate",
+                )
 
     def pending(self) -> list[Unit]:
         """Units that are called and have something to quantize."""
@@ -131,8 +137,19 @@ class _Runner:
         self.batch = make_batch(tokens.shape[0], tokens.shape[1], sizes, paired=self.store is not None)
         half = tokens[: self.batch.sequences]
         self.recorder.begin(OFF)
-        self.model(mx.concatenate([half, half]) if self.batch.paired else half)
+        self._forward(mx.concatenate([half, half]) if self.batch.paired else half)
         mx.clear_cache()
+
+    def _forward(self, tokens: mx.array) -> None:
+        """The model's own code on sequences without a cache: what it raises is about this model."""
+        try:
+            self.model(tokens)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise UnsupportedError(
+                f"mlx-lm cannot run this model to calibrate it: {type(error).__name__}: "
+                f"{' '.join(str(error).split())[:300]}",
+                hint="use --quantizer search instead of --calibrate",
+            ) from error
 
     # --- what the hooks of units call -------------------------------------------------------------------------------
 
@@ -227,6 +244,7 @@ class _Runner:
 
         collecting = self._collecting(unit)
         if not batch.splits(given) or not batch.paired:
+            # Without an axis of sequences the halves cannot be told apart: both go on with the original's weights.
             spans = batch.pieces() if batch.splits(given) else [None]
             results = [piece(ROUNDED if collecting else OFF, span) for span in spans]
             if final:
@@ -267,8 +285,11 @@ class _Runner:
                     self.power[path] = site.statistics.power()
                     mx.eval(self.power[path])
         elif unit.path not in self.store.units and self._wanted(unit):
+            for path in self._wanted(unit):
+                unit.sites[path].drop()
             arrays, facts = self._quantize(unit)
-            self.store.save(unit.path, arrays, facts)
+            if arrays:
+                self.store.save(unit.path, arrays, facts)
         for site in unit.sites.values():
             site.statistics, site.waiting = None, []
         mx.clear_cache()
@@ -310,6 +331,11 @@ class _Runner:
             else:
                 assert isinstance(found, Experts)
                 parts, error, power = quantize_experts(read, shape, found, spec, dtype)
+            if not isfinite(error):
+                raise NumericsError(
+                    f"{name} has values that are not finite (NaN or infinite)",
+                    hint="look for them with mlxport inspect, or use another --dtype if it is float16",
+                )
             for part, array in zip(("weight", "scales", "biases"), parts, strict=True):
                 arrays[f"{path}.{part}"] = array
             relative = (max(error, 0.0) / power) ** 0.5 if power > 0 else 0.0

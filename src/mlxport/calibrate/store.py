@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from mlxport.errors import disk_full
 from mlxport.source import hash_file
 from mlxport.source.safetensors_file import read_safetensors
 from mlxport.types import TensorRef
 
-__all__ = ["FOLDER", "Finished", "Store"]
+__all__ = ["FOLDER", "TOKENS", "Finished", "Store"]
 
 FOLDER = "calibrated"
+TOKENS = "tokens.npy"
 _STATE = "state.json"
 
 
@@ -80,6 +82,17 @@ class Store:
         _sync(state)
         os.replace(state, self.folder / _STATE)
         return self.units[unit]
+
+    def save_tokens(self, tokens: mx.array) -> None:
+        """Keep what the model wrote: a run that goes on must not depend on its writing the same again."""
+        temporary = self.folder / f"tmp.{TOKENS}"
+        np.save(temporary, np.array(tokens))
+        _sync(temporary)
+        os.replace(temporary, self.folder / TOKENS)
+
+    def tokens(self) -> mx.array:
+        """What was kept by ``save_tokens``."""
+        return mx.array(np.load(self.folder / TOKENS))
 
     def refs(self) -> dict[str, TensorRef]:
         """Every finished tensor by output name."""

@@ -15,13 +15,23 @@ from mlxport.types import Checkpoint
 if TYPE_CHECKING:
     import mlx.core as mx
 
-__all__ = ["Calibration", "calibrated_request", "read_calibration", "refuse_quantizer", "tokens_of"]
+__all__ = [
+    "SELF",
+    "Calibration",
+    "calibrated_request",
+    "first_tokens",
+    "read_calibration",
+    "refuse_quantizer",
+    "tokens_of",
+]
 
-DEFAULT, NONE = "default", "none"
-MOST_TOKENS = 16384  # of a text: more lowered the divergence of the models tried by less than 2%
+DEFAULT, SELF, NONE = "default", "self", "none"
+MOST_TOKENS = 16384  # that a model reads
+MOST_CHARACTERS = 1 << 20  # that a tokenizer reads
+_PIECES = 64
 LEAST_TOKENS = 512
 LENGTH = 512  # tokens of a sequence
-LEAST_SEQUENCES = 2
+LEAST_SEQUENCES = 3  # pieces of the batch must be of two sizes
 
 
 @dataclass(frozen=True)
@@ -29,8 +39,9 @@ class Calibration:
     """A text to calibrate on.
 
     Attributes:
-        name: ``default``, or the file as the user gave it.
-        text: Its content.
+        name: ``default``, ``self``, or the file as the user gave it.
+        text: Its content; of ``self``, which the model writes, that of ``default``: it says how much, and may be needed
+            to begin with.
     """
 
     name: str
@@ -47,15 +58,15 @@ class Calibration:
 
 
 def read_calibration(value: str | Path | None) -> Calibration | None:
-    """The text that ``--calibrate`` names: ``default``, a file, or none.
+    """The text that ``--calibrate`` names: ``default``, ``self``, a file, or none.
 
     Raises:
         UsageError: The file cannot be read, is empty, or is not text.
     """
     if value is None or str(value) == NONE:
         return None
-    if str(value) == DEFAULT:
-        return Calibration(DEFAULT, (files("mlxport.calibrate") / "default.txt").read_text(encoding="utf-8"))
+    if str(value) in (DEFAULT, SELF):
+        return Calibration(str(value), (files("mlxport.calibrate") / "default.txt").read_text(encoding="utf-8"))
     path = Path(value).expanduser()
     hint = "give a text file in UTF-8, or --calibrate default"
     try:
@@ -114,18 +125,41 @@ def tokens_of(calibration: Calibration, checkpoint: Checkpoint, *, trust_remote_
     import mlx.core as mx
 
     ids = _ids(calibration, checkpoint, trust_remote_code)
-    rows = _rows(checkpoint.config)
-    kept = [token for token in ids if 0 <= token < rows] if rows else ids
+    vocabulary = _field(checkpoint.config, "vocab_size")
+    kept = [token for token in ids if 0 <= token < vocabulary] if vocabulary else ids
     if len(kept) < LEAST_TOKENS:
         raise UsageError(
             f"the calibration text {calibration.name} is too short: {len(kept)} tokens of this model, "
             f"at least {LEAST_TOKENS} are needed",
             hint="give a longer text, or --calibrate default",
         )
-    kept = kept[:MOST_TOKENS]
     length = min(LENGTH, _longest(checkpoint.config), len(kept) // LEAST_SEQUENCES)
-    count = len(kept) // length
-    return mx.array(kept[: count * length], dtype=mx.int32).reshape(count, length)
+    rows = mx.array(kept[: len(kept) // length * length], dtype=mx.int32).reshape(-1, length)
+    return rows[mx.array(_spread(rows.shape[0], max(LEAST_SEQUENCES, MOST_TOKENS // length)))]
+
+
+def first_tokens(config: Any, tokens: mx.array) -> mx.array:
+    """What sequences that the model writes begin with: its token for that, or those that ``tokens`` begin with."""
+    import mlx.core as mx
+
+    token = next((s["bos_token_id"] for s in (config, config.get("text_config") or {}) if "bos_token_id" in s), None)
+    vocabulary = _field(config, "vocab_size")
+    if isinstance(token, int) and 0 <= token < (vocabulary or token + 1):
+        return mx.full((tokens.shape[0],), token, dtype=mx.int32)
+    return tokens[:, 0]
+
+
+def _spread(there: int, wanted: int) -> list[int]:
+    """Which ones of so many to take: all, or as many as are wanted, evenly from first to last."""
+    return [index * there // wanted for index in range(wanted)] if there > wanted else list(range(there))
+
+
+def _excerpt(text: str) -> str:
+    """A text that is not longer than a tokenizer should be given at once: pieces from all over it."""
+    if len(text) <= MOST_CHARACTERS:
+        return text
+    size = MOST_CHARACTERS // _PIECES
+    return "".join(text[start : start + size] for start in range(0, len(text) - size, len(text) // _PIECES))
 
 
 def _ids(calibration: Calibration, checkpoint: Checkpoint, trust_remote_code: bool) -> list[int]:
@@ -135,7 +169,7 @@ def _ids(calibration: Calibration, checkpoint: Checkpoint, trust_remote_code: bo
         tokenizer = AutoTokenizer.from_pretrained(
             checkpoint.root, trust_remote_code=trust_remote_code, local_files_only=True
         )
-        return [int(token) for token in tokenizer(calibration.text, verbose=False)["input_ids"]]
+        return [int(token) for token in tokenizer(_excerpt(calibration.text), verbose=False)["input_ids"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         raise TokenizerError(
@@ -151,10 +185,6 @@ def _field(config: Any, name: str) -> int:
         if isinstance(value, int) and value > 0:
             return value
     return 0
-
-
-def _rows(config: Any) -> int:
-    return _field(config, "vocab_size")
 
 
 def _longest(config: Any) -> int:
