@@ -23,6 +23,7 @@ LAYERS = [
     ["workspace", "record", "tokenizer_files", "card"],
     ["parity"],
     ["run"],
+    ["distill"],
     ["inspection_weights", "inspection"],
     ["fit"],
     ["startup", "options", "job", "porting", "porting_source", "porting_job", "conversion", "porting_folder"],

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlxport.distill.settings import DistillSettings
 from mlxport.errors import UsageError
 from mlxport.plan import DEFAULT_SHARD_SIZE, parse_size
 from mlxport.quant import QuantRequest
@@ -13,6 +14,7 @@ from mlxport.run.kv import KVQuant
 from mlxport.types import Plan
 
 if TYPE_CHECKING:
+    from mlxport.distill import DistillReport
     from mlxport.parity import ParityReport
     from mlxport.parity.activations import Activations
     from mlxport.parity.ported import PortParity
@@ -29,7 +31,8 @@ class Options:
     """What ``convert`` was asked to do.
 
     ``quant`` is the checked form of the quantization options; ``dynamic``, ``fold_batchnorm`` and ``mlxfn`` are those
-    of ``port``, for the generated layout; ``kv`` is the key-value cache that the output is to be used with.
+    of ``port``, for the generated layout; ``kv`` is the key-value cache that the output is to be used with,
+    ``distill`` how its scales and biases are trained.
     """
 
     dtype: str = "auto"
@@ -45,6 +48,7 @@ class Options:
     fold_batchnorm: bool = False
     mlxfn: bool = False
     kv: KVQuant | None = None
+    distill: DistillSettings | None = None
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -65,6 +69,11 @@ class Options:
                 f"{', '.join(given)}: for the generated layout only, and this one is mlx-lm's",
                 hint="add --layout generated, or leave it out",
             )
+        if self.distill is not None:
+            self.distill.check(self.quant)
+            if self.layout == "generated":
+                message = "--distill: for mlx-lm's layout only; the generated one is a program of its own"
+                raise UsageError(message, hint="leave it out, or add --layout mlx-lm")
         if self.layout == "generated" and self.kv is not None:
             raise UsageError(
                 "--kv-bits: for mlx-lm's layout only; the generated one has no key-value cache",
@@ -84,6 +93,7 @@ class Options:
             "max_shard_size": self.max_shard_size,
             "shard_by": self.shard_by,
             "layout": self.layout,
+            **({"distill": asdict(self.distill)} if self.distill is not None else {}),
             **(ported if self.layout == "generated" else {}),
         }
 
@@ -103,6 +113,7 @@ class ConvertReport:
         tokenizer: The tokenizer's round trip, None if it was not tested.
         not_verified: Why there was no verification, empty if there was one.
         activations: The largest ones, where float16 might not hold them; None elsewhere.
+        distilled: The distillation, None if there was none.
         dry_run: Whether nothing was written.
     """
 
@@ -116,6 +127,7 @@ class ConvertReport:
     tokenizer: Any = None
     not_verified: str = ""
     activations: Activations | None = None
+    distilled: DistillReport | None = None
     dry_run: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -142,6 +154,7 @@ class ConvertReport:
             "nonfinite": dict(self.findings.nonfinite) if self.findings else {},
             "overflowed": dict(self.findings.overflowed) if self.findings else {},
             "activations": self.activations.to_json() if self.activations else None,
+            "distilled": self.distilled.to_json() if self.distilled else None,
             "verified": bool(self.parity and self.parity.passed),
             "not_verified": self.not_verified,
             "parity": self.parity.to_json() if self.parity else None,
