@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxport.distill.params import Trainable
 from mlxport.distill.settings import DistillSettings
@@ -22,6 +20,8 @@ __all__ = ["Fitted", "fit"]
 
 _WARM_UP = 0.1  # of all steps
 _LEAST = 0.05  # of the learning rate, at the end
+# Of Adam (https://arxiv.org/abs/1412.6980); the last keeps a division by nothing away.
+_BETA1, _BETA2, _EPS = 0.9, 0.99, 1e-10
 Changes = dict[str, mx.array]
 
 
@@ -49,18 +49,16 @@ class _State:
     """Everything that the next step depends on."""
 
     changes: Changes
+    first: Changes  # Adam's moments
+    second: Changes
     best: Changes
-    optimizer: optim.Optimizer
-    before: float
-    after: float
+    before: float = 0.0
+    after: float = 0.0
     step: int = 0
     stale: int = 0
 
     def save(self, path: Path) -> None:
-        arrays = {f"changes.{name}": value for name, value in self.changes.items()}
-        arrays |= {f"best.{name}": value for name, value in self.best.items()}
-        flat: Any = tree_flatten(self.optimizer.state)
-        arrays |= {f"optimizer.{name}": value for name, value in flat}
+        arrays = {f"{kind}.{name}": value for kind in _KINDS for name, value in getattr(self, kind).items()}
         numbers = {name: getattr(self, name) for name in ("before", "after", "step", "stale")}
         temporary = path.with_suffix(".tmp.safetensors")
         mx.save_safetensors(str(temporary), arrays, metadata={"state": json.dumps(numbers)})
@@ -69,15 +67,27 @@ class _State:
     def load(self, path: Path) -> None:
         loaded: Any = mx.load(str(path), return_metadata=True)
         arrays, metadata = loaded
-        parts: dict[str, Changes] = {"changes": {}, "best": {}, "optimizer": {}}
-        for name, value in arrays.items():
-            kind, _, rest = name.partition(".")
-            parts[kind][rest] = value
         mx.eval(arrays)
-        self.changes, self.best = parts["changes"], parts["best"]
-        self.optimizer.state = tree_unflatten(list(parts["optimizer"].items()))
+        for kind in _KINDS:
+            found = {
+                name.removeprefix(f"{kind}."): value for name, value in arrays.items() if name.startswith(f"{kind}.")
+            }
+            setattr(self, kind, found)
         for name, value in json.loads(metadata["state"]).items():
             setattr(self, name, value)
+
+    def update(self, gradients: Changes, rate: float) -> None:
+        """One step of Adam."""
+        self.step += 1
+        one, two = 1 - _BETA1**self.step, 1 - _BETA2**self.step
+        for name, gradient in gradients.items():
+            self.first[name] = _BETA1 * self.first[name] + (1 - _BETA1) * gradient
+            self.second[name] = _BETA2 * self.second[name] + (1 - _BETA2) * mx.square(gradient)
+            size = mx.sqrt(self.second[name] / two) + _EPS
+            self.changes[name] = self.changes[name] - rate * (self.first[name] / one) / size
+
+
+_KINDS = ("changes", "first", "second", "best")
 
 
 def fit(
@@ -101,9 +111,8 @@ def fit(
         state: A file that an interrupted training goes on from.
         say: Called with a line at each measurement.
     """
-    optimizer = optim.Adam(learning_rate=settings.rate, betas=(0.9, 0.99), bias_correction=True)
-    now = _State({name: zero for part in parts for name, zero in part.zeros().items()}, {}, optimizer, 0.0, 0.0)
-    optimizer.init(now.changes)
+    zeros = {name: zero for part in parts for name, zero in part.zeros().items()}
+    now = _State(dict(zeros), dict(zeros), dict(zeros), {})
     if state is not None and state.is_file():
         now.load(state)
         say(f"distilling goes on from step {now.step}")
@@ -111,7 +120,7 @@ def fit(
         _install(parts, now.changes)
         now.before = now.after = measure()
     ended = _train(parts, loss, measure, count, settings, now, state, say)
-    _install(parts, now.best or {name: mx.zeros_like(value) for name, value in now.changes.items()})
+    _install(parts, now.best or zeros)
     return Fitted(now.before, now.after, now.best or None, now.step, ended)
 
 
@@ -133,12 +142,10 @@ def _train(
 
     step_of = mx.value_and_grad(changed)
     while now.step < settings.steps and now.stale < settings.patience:
-        now.optimizer.learning_rate = _rate(now.step, settings)
         value, gradients = step_of(now.changes, _numbers(now.step, count, settings))
-        now.changes = now.optimizer.apply_gradients(gradients, now.changes)
-        mx.eval(value, now.changes, now.optimizer.state)
+        now.update(gradients, _rate(now.step, settings))
+        mx.eval(value, now.changes, now.first, now.second)
         mx.clear_cache()
-        now.step += 1
         lost: Any = value.item()
         if not math.isfinite(lost):
             return f"the loss became {lost} in step {now.step}"
