@@ -64,8 +64,10 @@ def trained(model: nn.Module, unpacked: bool | None = None) -> Iterator[None]:
     ]
     for module, cls in changed:
         module.__class__ = _UNPACKED[cls]
+    model.train()  # mlx-lm's layers leave out kernels that have no gradients
     try:
         yield
     finally:
+        model.eval()
         for module, cls in changed:
             module.__class__ = cls

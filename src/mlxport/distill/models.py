@@ -100,8 +100,9 @@ class Original(Lazy):
     def _whole(self, name: str) -> mx.array:
         value = self._program.outputs[name].value
         if value is None:
-            self._opaque = self._opaque or lazy_outputs(self._program)
-            return self._opaque[name]
+            if name not in self._opaque:
+                self._opaque = lazy_outputs(self._program)
+            return self._opaque.pop(name)
         parts = []
         for start, stop in row_blocks(value):
             parts.append(Evaluator().rows(value, start, stop))

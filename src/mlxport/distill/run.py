@@ -43,7 +43,8 @@ def distill(
         config: The output's configuration.
         settings: How.
         work: A folder for what an interrupted run goes on from.
-        text: What to train on; by default what the model itself writes, or a built-in text where it does not fit.
+        text: What to train on, beside what the model itself writes; where no model fits in memory whole, and so none
+            writes, a built-in one by default.
         trust_remote_code: Whether code of the folder may run.
         memory_limit: Bytes that models and training may take; default half of what is available.
         say: Called with a line for each step of the work.
@@ -117,18 +118,24 @@ def _sequences(
     wanted = min(settings.sequences, settings.steps * settings.batch) + settings.held_out
     while wanted in original.sizes() or wanted == length:  # the axis of the sequences is told by its size
         wanted -= 1
-    if text is None and (way.original_whole or way.whole):
-        writer = original if way.original_whole else quantized
+    parts, sources = [], []
+    writer = original if way.original_whole else quantized if way.whole else None
+    if text is not None or writer is None:
+        share = wanted // 2 if writer is not None else wanted
+        chosen = PROBE_TEXT if text is None else text
+        parts.append(
+            read_sequences(folder, chosen, share, length, original.vocabulary, trust_remote_code=trust_remote_code)
+        )
+        length = parts[0].shape[1]
+        sources.append("of a built-in text" if text is None else "of the text")
+    if writer is not None:
         if writer is quantized:
             quantized.fill()
-        ids = written_sequences(writer.model, config, wanted, length, settings.seed)
-        source = "that the original wrote" if writer is original else "that the quantized model wrote"
-    else:
-        vocabulary = original.vocabulary
-        chosen, source = (text, "of the given text") if text is not None else (PROBE_TEXT, "of a built-in text")
-        ids = read_sequences(folder, chosen, wanted, length, vocabulary, trust_remote_code=trust_remote_code)
-        order = mx.random.permutation(ids.shape[0], key=mx.random.key(settings.seed))
-        ids = ids[order]
+        count = wanted - sum(part.shape[0] for part in parts)
+        parts.append(written_sequences(writer.model, config, count, length, settings.seed))
+        sources.append("that the original wrote" if writer is original else "that the quantized model wrote")
+    ids, source = mx.concatenate(parts), " and ".join(sources)
+    ids = ids[mx.random.permutation(ids.shape[0], key=mx.random.key(settings.seed))]
     mx.eval(ids)
     temporary = path.with_suffix(".tmp.safetensors")
     mx.save_safetensors(str(temporary), {"ids": ids}, metadata={"source": source})
