@@ -4,6 +4,7 @@
 # make sweep  every architecture of mlx-lm against PyTorch (long); writes docs/architectures.md
 # make sweep-ops  torch's op and module databases against PyTorch (long); writes docs/ops.md
 # make sweep-models  a tiny model of every transformers type, ported (hours; goes on where it stopped); docs/models.md
+# make sweep-quality  every quantizer, mlx-lm's too, on three language models (hours; goes on where it stopped); docs/quality.md
 # make bench  conversion beside cp and mlx_lm (makes 2.5 GB files), ports beside hand-written MLX, quantizers
 # Each makes .venv and installs what it needs.
 
@@ -16,7 +17,7 @@ UNAME := $(shell uname -s)
 OPENBLAS := $(firstword $(wildcard /usr/lib/*/openblas-pthread/libopenblas.so.0))
 RUN := $(if $(OPENBLAS),env LD_PRELOAD=$(OPENBLAS) )
 
-.PHONY: demo test check sweep sweep-ops sweep-models bench format clean
+.PHONY: demo test check sweep sweep-ops sweep-models sweep-quality bench format clean
 
 $(VENV)/.installed: pyproject.toml constraints/linux.txt
 	$(PYTHON) -m venv $(VENV)
@@ -56,6 +57,11 @@ sweep-ops: $(VENV)/.installed
 
 sweep-models: $(VENV)/.installed
 	$(RUN)$(BIN)/python benchmarks/sweep_models.py --json .sweep-models.jsonl --output docs/models.md
+
+sweep-quality: $(VENV)/.installed
+	$(BIN)/pip install --quiet $(if $(filter Linux,$(UNAME)),-c constraints/linux.txt) -e ".[torch,dev,bench]"
+	test -d .sweep-llama || $(BIN)/python benchmarks/train_llama.py .sweep-llama
+	$(RUN)$(BIN)/python benchmarks/quality.py --llama .sweep-llama --output docs/quality.md
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/convert.py

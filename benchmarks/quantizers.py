@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -80,16 +80,20 @@ class Language:
 
     def measure(self, method: str, bits: int, group: int) -> Row:
         """Convert with one method, and compare what it stored."""
+        report, error, divergence = self.converted(quantize=bits, q_group_size=group, quantizer=method)
+        return Row(self.source.name, method, bits, group, report.plan.bits_per_weight, error, divergence)
+
+    def converted(self, **options: Any) -> tuple[mlxport.ConvertReport, float, float]:
+        """Convert, and compare what was stored: the report, the squared error, the divergence."""
         out = self.folder / "out"
-        report = mlxport.convert(
-            self.source, out, quantize=bits, q_group_size=group, quantizer=method, verify="none", overwrite=True
-        )
+        report = mlxport.convert(self.source, out, verify="none", overwrite=True, **options)
         stored = {k: v for path in out.glob("*.safetensors") for k, v in mx.load(str(path)).items()}
         lost = total = 0.0
         for path, module in self.model.named_modules():
-            if path in report.plan.quantized:
+            spec = report.plan.quantized.get(path)
+            if spec is not None:
                 triple = [stored[f"{path}.{part}"] for part in ("weight", "scales", "biases")]
-                module.weight = widened(triple, group, bits)
+                module.weight = widened(triple, spec.group_size, spec.bits)
                 lost += mx.square(module.weight - self.plain[path]).sum().item()
                 total += mx.square(self.plain[path]).sum().item()
         found = self._log_probabilities()
@@ -97,7 +101,7 @@ class Language:
         for path, module in self.model.named_modules():
             if path in self.plain:
                 module.weight = self.plain[path]
-        return Row(self.source.name, method, bits, group, report.plan.bits_per_weight, lost / total, divergence)
+        return report, lost / total, divergence
 
 
 def widened(triple: list[mx.array], group: int, bits: int) -> mx.array:

@@ -19,7 +19,7 @@ import sys
 import sysconfig
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,13 @@ BATCH = 4
 STEPS = 3000
 PEAK_LEARNING_RATE = 4e-3
 SHARDS = 3
+SIZES = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 HELDOUT_EXCERPT_BYTES = 12_000
 BOS, EOS, PAD, IM_START, IM_END = SPECIAL = ["<|bos|>", "<|eos|>", "<|pad|>", "<|im_start|>", "<|im_end|>"]
 # Other people's packages, tests, generated tables and this machine's build settings teach nothing.
@@ -157,14 +164,14 @@ def chats_from(source: Source) -> Iterator[list[dict[str, str]]]:
             yield [{"role": "user", "content": request}, {"role": "assistant", "content": code}]
 
 
-def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of `VOCAB` tokens: every byte is one, so any text goes through it and back unchanged."""
+def train_tokenizer(texts: list[str], vocab: int = VOCAB) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of `vocab` tokens: every byte is one, so any text goes through it and back unchanged."""
     backend = Tokenizer(models.BPE())
     words = pre_tokenizers.Split(Regex(WORDS), "isolated")
     backend.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(False, use_regex=False)])
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB,
+        vocab_size=vocab,
         special_tokens=SPECIAL,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
@@ -203,15 +210,11 @@ def encode_chats(tokenizer: PreTrainedTokenizerFast, sources: list[Source]) -> l
     return [np.array(row, dtype=np.int64) for row in tokenizer(rows, verbose=False)["input_ids"]]
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def build_model(tokenizer: PreTrainedTokenizerFast, sizes: Mapping[str, int] = SIZES) -> LlamaForCausalLM:
     """An untrained Llama: grouped-query attention, every matrix a multiple of 128 wide, and a rope theta of its own."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        **sizes,
         max_position_embeddings=CONTEXT,
         rope_parameters={"rope_type": "default", "rope_theta": 50000.0},
         initializer_range=0.05,
@@ -242,15 +245,17 @@ def batches(documents: list[np.ndarray], seed: int) -> Iterator[torch.Tensor]:
             yield torch.from_numpy(np.stack([stream[start : start + CONTEXT + 1] for start in starts]))
 
 
-def learning_rate(step: int, steps: int) -> float:
+def learning_rate(step: int, steps: int, peak: float = PEAK_LEARNING_RATE) -> float:
     """A linear warm-up over the first twentieth of the steps, then a cosine down to nothing."""
     warmup = max(1, steps // 20)
     if step < warmup:
-        return PEAK_LEARNING_RATE * (step + 1) / warmup
-    return PEAK_LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def train(model: LlamaForCausalLM, documents: list[np.ndarray], steps: int, seed: int) -> None:
+def train(
+    model: LlamaForCausalLM, documents: list[np.ndarray], steps: int, seed: int, peak: float = PEAK_LEARNING_RATE
+) -> None:
     """Train `model` in place, with a line of progress on stderr every hundred steps."""
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if not any(p is m for m in matrices)]
@@ -263,7 +268,7 @@ def train(model: LlamaForCausalLM, documents: list[np.ndarray], steps: int, seed
     started, recent = time.monotonic(), []
     for step, batch in zip(range(steps), batches(documents, seed), strict=False):
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = learning_rate(step, steps)
+            group["lr"] = learning_rate(step, steps, peak)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = model(input_ids=batch[:, :-1], use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())

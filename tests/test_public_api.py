@@ -26,6 +26,7 @@ PUBLIC = [
     "MlxportError",
     "NumericsError",
     "ParityReport",
+    "QualityReport",
     "QuantizationError",
     "SourceError",
     "TokenizerError",
@@ -42,6 +43,7 @@ PUBLIC = [
     "plan_for",
     "port",
     "port_folder",
+    "quality_report",
     "register_op",
     "verify",
 ]

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from mlxport.parity import ParityReport
     from mlxport.porting import port
     from mlxport.porting_folder import load, port_folder
+    from mlxport.quality.report import QualityReport
+    from mlxport.reporting import quality_report
     from mlxport.run import AutoModelForCausalLM, AutoTokenizer, generate
 
 # Public name -> the module that is imported when it is first used.
@@ -30,6 +32,7 @@ _LAZY = {
     "FitReport": "mlxport.fit",
     "Inspection": "mlxport.inspection",
     "ParityReport": "mlxport.parity",
+    "QualityReport": "mlxport.quality.report",
     "convert": "mlxport.conversion",
     "generate": "mlxport.run",
     "inspect": "mlxport.inspection",
@@ -37,6 +40,7 @@ _LAZY = {
     "plan_for": "mlxport.fit",
     "port": "mlxport.porting",
     "port_folder": "mlxport.porting_folder",
+    "quality_report": "mlxport.reporting",
     "register_op": "mlxport.graph.registry",
     "verify": "mlxport.conversion",
 }

@@ -42,6 +42,7 @@ Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
 QBits = Annotated[int | None, typer.Option("--q-bits", "--bits", help="Bits per weight.")]
 QGroupSize = Annotated[int | None, typer.Option("--q-group-size", "--group-size", help="Group size.")]
 Quantizer = Annotated[str | None, typer.Option(help="rtn: mlx-lm's tensors; search: less error, same format.")]
+Calibrate = Annotated[str | None, typer.Option(help="default, FILE (a text), or none: quantize by activations on it.")]
 QMode = Annotated[str | None, typer.Option("--q-mode", help="affine, mxfp4, nvfp4 or mxfp8.")]
 ShardSize = Annotated[str, typer.Option(help="Limit of an output file.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace DST, at the very end.")]
@@ -83,6 +84,14 @@ def convert(
         typer.Option("--recipe", "--quant-predicate", help="A TOML file of rules, or mixed_4_6 …"),
     ] = None,
     quantizer: Quantizer = None,
+    fit: Annotated[
+        str | None,
+        typer.Option("--fit", help='Choose bits by layer so that it runs on a Mac, as in "M2 8GB"; alone: this one.'),
+    ] = None,
+    context: Annotated[int | None, typer.Option("--context", help="Tokens that have to fit too [4096].")] = None,
+    target_size: Annotated[str | None, typer.Option(help="Choose bits by layer for files of this size.")] = None,
+    target_bpw: Annotated[float | None, typer.Option(help="Choose bits by layer for so many per weight.")] = None,
+    calibrate: Calibrate = None,
     max_shard_size: ShardSize = "5GB",
     shard_by: Annotated[str, typer.Option(help="size, or layer to keep each layer in one file.")] = "size",
     layout: Annotated[str, typer.Option(help="auto, mlx-lm, or generated: MLX source of its own.")] = "auto",
@@ -97,6 +106,10 @@ def convert(
     kv_bits: Annotated[int | None, typer.Option("--kv-bits", help="Bits of the cache that generate will use.")] = None,
     kv_group_size: KvGroupSize = None,
     quantized_kv_start: KvStart = None,
+    report: Annotated[bool, typer.Option("--report", help="Measure what was lost: DST/report.html and .json.")] = False,
+    report_device: Annotated[
+        str | None, typer.Option("--report-device", help='A Mac to predict for in the report, as in "M2 8GB".')
+    ] = None,
     revision: Revision = None,
     trust_remote_code: Trust = False,
     as_json: Json = False,
@@ -106,7 +119,7 @@ def convert(
     """Convert a Hugging Face checkpoint to a folder that mlx-lm loads, and prove it against PyTorch."""
     from mlxport.conversion import convert as run
 
-    report = run(
+    result = run(
         _one("SRC", source, "--hf-path", hf_path),
         _one("DST", destination, "--mlx-path", mlx_path),
         dtype=dtype,
@@ -116,6 +129,11 @@ def convert(
         q_mode=q_mode,
         recipe=recipe,
         quantizer=quantizer,
+        fit=True if fit == _ALONE else fit,
+        context=context,
+        target_size=target_size,
+        target_bpw=target_bpw,
+        calibrate=calibrate,
         max_shard_size=max_shard_size,
         shard_by=shard_by,
         layout=layout,
@@ -132,13 +150,15 @@ def convert(
         kv_bits=kv_bits,
         kv_group_size=kv_group_size,
         quantized_kv_start=quantized_kv_start,
+        report=report,
+        report_device=report_device,
         quiet=quiet or as_json,
     )
     if as_json:
-        return _print_json(report.to_json())
+        return _print_json(result.to_json())
     from mlxport.show import show_conversion
 
-    show_conversion(report)
+    show_conversion(result)
 
 
 @app.command()
@@ -240,6 +260,43 @@ def verify(
         if as_json:
             raise typer.Exit(VerificationError.exit_code)
         raise VerificationError(report.failure_message(), hint="convert it again, or report this architecture")
+
+
+@app.command()
+def report(
+    output: Annotated[str, typer.Argument(metavar="DST", help="The converted folder.")],
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="SRC", help="The original; without it the one on record.")
+    ] = None,
+    folder: Annotated[str | None, typer.Option("--output", metavar="FOLDER", help="Where to write [DST].")] = None,
+    device: Annotated[str | None, typer.Option("--device", help='A Mac to predict for, as in "M2 8GB".')] = None,
+    text: Annotated[str | None, typer.Option("--text", metavar="FILE", help="Measure on this text.")] = None,
+    tokens: Annotated[int | None, typer.Option("--tokens", help="Most tokens of the text [4096 or less].")] = None,
+    revision: Revision = None,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Measure what a conversion lost, and write it as a page: report.html, with report.json beside it."""
+    from mlxport.reporting import quality_report
+
+    result = quality_report(
+        output,
+        against,
+        folder=folder,
+        device=device,
+        text=text,
+        tokens=tokens,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        quiet=quiet or as_json,
+    )
+    if as_json:
+        return _print_json(result.to_json())
+    from mlxport.show import show_quality
+
+    show_quality(result)
 
 
 @app.command()
@@ -401,9 +458,9 @@ def chat(
 _ALONE = "alone"
 
 
-def _with_bare_quantize(arguments: list[str]) -> list[str]:
-    """Let ``-q`` stand alone, as in mlx-lm: give it a value where none follows."""
-    if not {"-q", "--quantize"} & set(arguments):
+def _with_bare_options(arguments: list[str]) -> list[str]:
+    """Let ``-q``, as in mlx-lm, and ``--fit`` stand alone: give them a value where none follows."""
+    if not {"-q", "--quantize", "--fit"} & set(arguments):
         return arguments
     from mlxport.quant import MIXED, MODES
 
@@ -412,11 +469,14 @@ def _with_bare_quantize(arguments: list[str]) -> list[str]:
     result = []
     for position, argument in enumerate(arguments):
         result.append(argument)
+        following = arguments[position + 1] if position + 1 < len(arguments) else "-"
+        is_option, exists = following.startswith("-"), Path(following).exists()
         if argument in ("-q", "--quantize"):
-            following = arguments[position + 1] if position + 1 < len(arguments) else "-"
-            is_path = "/" in following or Path(following).exists()
-            if following.startswith("-") or (is_path and following not in values and not following.isdigit()):
+            is_path = "/" in following or exists
+            if is_option or (is_path and following not in values and not following.isdigit()):
                 result.append(_ALONE)
+        elif argument == "--fit" and (is_option or exists):
+            result.append(_ALONE)
     return result
 
 
@@ -480,7 +540,7 @@ def main(arguments: list[str] | None = None) -> None:
 
         own_process()
     try:
-        code = app(_with_bare_quantize(given), prog_name="mlxport", standalone_mode=False)
+        code = app(_with_bare_options(given), prog_name="mlxport", standalone_mode=False)
         if code == _INTERRUPTED:  # Typer's answer to Ctrl-C
             raise KeyboardInterrupt
         raise SystemExit(code if isinstance(code, int) else 0)

@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlxport.allocation import Target, make_target
+from mlxport.calibrate.text import calibrated_request, read_calibration, refuse_quantizer
 from mlxport.distill import DistillSettings
 from mlxport.errors import DiskError, Interrupted, SourceError, UsageError, disk_full
 from mlxport.job import Hashes, Job, make_inverse
@@ -22,7 +24,7 @@ from mlxport.run.kv import check_model, make_kv
 from mlxport.source import open_checkpoint, refuse_remote_code
 from mlxport.startup import leave_torch_out
 from mlxport.tokenizer_files import check_tokenizer_files, embedding_rows
-from mlxport.types import Checkpoint
+from mlxport.types import CalibrationPlan, Checkpoint
 from mlxport.workspace import absolute, check_destination, check_space, free_space, open_workspace, space_taken
 
 if TYPE_CHECKING:
@@ -43,6 +45,11 @@ def convert(
     q_mode: str | None = None,
     recipe: str | Path | None = None,
     quantizer: str | None = None,
+    fit: str | bool | None = None,
+    context: int | None = None,
+    target_size: str | int | None = None,
+    target_bpw: float | None = None,
+    calibrate: str | Path | None = None,
     max_shard_size: str | int = DEFAULT_SHARD_SIZE,
     shard_by: str = "size",
     layout: str = "auto",
@@ -59,6 +66,8 @@ def convert(
     kv_bits: int | None = None,
     kv_group_size: int | None = None,
     quantized_kv_start: int | None = None,
+    report: bool = False,
+    report_device: str | None = None,
     quiet: bool = True,
 ) -> ConvertReport:
     """Convert a Hugging Face checkpoint to a folder that mlx-lm loads, and prove it against PyTorch.
@@ -74,7 +83,14 @@ def convert(
         q_mode: ``affine``, ``mxfp4``, ``nvfp4`` or ``mxfp8``.
         recipe: A TOML file of rules, or a mixed recipe's name.
         quantizer: ``rtn``, the default: the tensors of ``mlx_lm.convert``; ``search``: scales and biases of affine
-            modules are chosen for the least squared error, in the same format.
+            modules are chosen for the least squared error, in the same format (the default under a limit).
+        fit: A machine such as ``"M2 8GB"`` (True: the Mac that this runs on): bits and group size of each module are
+            chosen such that the model fits it and the predicted damage is least. Instead of ``quantize`` and the like.
+        context: Tokens of prompt and answer that have to fit beside the weights; 4096 if None. With ``fit`` only.
+        target_size: The same under a limit of the weight files' bytes, such as ``"6GB"``.
+        target_bpw: The same under a limit of bits per weight, as mlx-lm counts them.
+        calibrate: ``default`` (a text that is shipped), or a file of text: codes, scales and biases of affine modules
+            are chosen by the activations that the model has on it; None or ``none``: without.
         max_shard_size: Limit of an output file, such as ``"5GB"``.
         shard_by: ``size``, or ``layer`` to keep each layer in one file.
         layout: ``mlx-lm``; ``generated``: MLX source of the model's own; ``auto``: that where mlx-lm has no such model.
@@ -92,18 +108,32 @@ def convert(
         kv_bits: Bits of a quantized key-value cache, recorded for ``mlxport generate`` and ``chat``; None for none.
         kv_group_size: Its group size; 64 if None.
         quantized_kv_start: Tokens from which on it is quantized; mlx-lm's own number if None.
+        report: Measure what was lost, and put ``report.html`` and ``report.json`` into the output.
+        report_device: A Mac to predict the speed for in the report, such as ``"M2 8GB"``.
         quiet: Show no progress.
 
     Raises:
         MlxportError: One of the tree in ``mlxport.errors``; nothing is left under ``destination``.
     """
-    request = make_request(
-        quantize, bits=q_bits, group_size=q_group_size, mode=q_mode, recipe=recipe, quantizer=quantizer
-    )
+    limit = make_target(
+        fit, context, target_size, target_bpw, quantizer,
+        quantize=quantize, q_bits=q_bits, q_group_size=q_group_size, q_mode=q_mode, recipe=recipe,
+    )  # fmt: skip
+    calibration, request = read_calibration(calibrate), None
+    if limit is None:
+        request = make_request(
+            quantize, bits=q_bits, group_size=q_group_size, mode=q_mode, recipe=recipe, quantizer=quantizer
+        )
+        request = calibrated_request(calibration, request, quantizer)
+    elif calibration is not None:
+        refuse_quantizer(calibration, quantizer)
+    training = None if distill is None else DistillSettings(distill)
+    if training is not None and limit is None:
+        training.check(request)
     options = Options(
         dtype, request, max_shard_size, shard_by, layout, verify, overwrite, allow_overflow, trust_remote_code,
-        dynamic, fold_batchnorm, mlxfn, make_kv(kv_bits, kv_group_size, quantized_kv_start),
-        None if distill is None else DistillSettings(distill),
+        dynamic, fold_batchnorm, mlxfn, kv=make_kv(kv_bits, kv_group_size, quantized_kv_start),
+        report=report, report_device=report_device, calibration=calibration, distill=training,
     )  # fmt: skip
     target = absolute(destination)
     check_destination(target, str(source), overwrite)
@@ -111,8 +141,10 @@ def convert(
         raise UsageError(f"--verify {verify}: {reason}", hint="pip install 'mlxport[torch]', or use --verify none")
     if verify == "none":
         leave_torch_out(str(source), layout)
-    checkpoint = _open(str(source), revision, options)
+    checkpoint = _open(str(source), revision, options, limit)
     options = replace(options, layout=_layout(checkpoint.config, options))
+    if limit is not None:
+        options = _allocated(checkpoint, limit, options, quiet)
     hashes = Hashes(checkpoint)
     try:
         if not dry_run:
@@ -120,6 +152,31 @@ def convert(
         return _planned(str(source), checkpoint, target, options, dry_run, hashes, quiet)
     finally:
         hashes.stop()
+
+
+def _allocated(checkpoint: Checkpoint, limit: Target, options: Options, quiet: bool) -> Options:
+    """The options with the settings that were chosen under a limit."""
+    from mlxport.allocation.find import find_allocation
+
+    if options.layout == "generated":
+        message = "--fit, --target-size and --target-bpw measure mlx-lm's model, and this layout is generated"
+        raise UsageError(message, hint="choose bits with -q, or a recipe with --recipe")
+    check_tokenizer_files(checkpoint, None)  # again with the embedding's rows once these are known
+    with make_progress(0, f"choosing bits for {checkpoint.name}", quiet=quiet) as progress:
+        found = find_allocation(
+            checkpoint,
+            limit,
+            dtype=options.dtype,
+            max_shard_size=options.max_shard_size,
+            shard_by=options.shard_by,
+            progress=progress,
+        )
+    options = replace(options, quant=found.request, dtype=found.dtype, allocation=found.report)
+    if found.request is None:  # the model fits as it is: there is nothing to calibrate or to train
+        return replace(options, calibration=None, distill=None)
+    if options.distill is not None:
+        options.distill.check(found.request)
+    return options
 
 
 def _planned(
@@ -140,11 +197,22 @@ def _planned(
         return carry_out(ported.conversion, source, checkpoint, target, options, dry_run, hashes, quiet, make_job)
     from mlxport.target.mlx_lm import lazy_model, open_target
 
+    if options.report:
+        from mlxport.quality.text import load_tokenizer
+
+        load_tokenizer(checkpoint.root, trust_remote_code=options.trust_remote_code)  # refused now, not at the end
     conversion = open_target(checkpoint, dtype=options.dtype, quant=options.quant)
     if options.kv is not None:
         model, config = lazy_model(checkpoint, options.dtype)
         remarks = check_model(model, options.kv, str(config.get("model_type")))
         conversion = replace(conversion, notes=(*conversion.notes, *remarks, options.kv.note()))
+    if options.calibration is not None:
+        from mlxport.calibrate_job import prepare
+
+        make_calibrated, calibration = prepare(checkpoint, conversion, options)
+        return carry_out(
+            conversion, source, checkpoint, target, options, dry_run, hashes, quiet, make_calibrated, calibration
+        )
     return carry_out(conversion, source, checkpoint, target, options, dry_run, hashes, quiet, Job)
 
 
@@ -158,6 +226,7 @@ def carry_out(
     hashes: Hashes,
     quiet: bool,
     make_job: Callable[..., Job],
+    calibration: CalibrationPlan | None = None,
 ) -> ConvertReport:
     """Plan and, unless it is a dry run, write, verify and publish.
 
@@ -171,6 +240,7 @@ def carry_out(
         hashes: Of the source, being computed.
         quiet: Show no progress.
         make_job: Makes the job of the layout.
+        calibration: What calibrating takes.
     """
     plan = make_plan(
         conversion.tensors(),
@@ -183,14 +253,17 @@ def carry_out(
         dropped=conversion.program.unused(),
         working_bytes=conversion.working_bytes(),
     )
+    plan = replace(plan, calibration=calibration)
     shapes = {name: output.shape for name, output in conversion.program.outputs.items()}
     tokenizer = options.layout != "generated"
     remarks = check_tokenizer_files(checkpoint, embedding_rows(conversion.config, shapes)) if tokenizer else ()
-    notes = (*checkpoint.problems, *conversion.notes, *remarks)
+    chosen = options.allocation.notes if options.allocation else ()
+    notes = (*checkpoint.problems, *conversion.notes, *chosen, *remarks)
     needed = plan.nbytes + MARGIN_BYTES + sum(path.stat().st_size for path in checkpoint.side_files)
+    needed += plan.nbytes if calibration is not None else 0  # what is calibrated lies beside the shards for a while
     if options.distill is not None:
         needed += options.distill.disk_bytes(max(shard.nbytes for shard in plan.shards))
-    report = ConvertReport(target, plan, notes, dry_run=dry_run)
+    report = ConvertReport(target, plan, notes, dry_run=dry_run, allocation=options.allocation)
     if dry_run:
         return replace(report, free_bytes=free_space(target))
     report = replace(report, free_bytes=check_space(target, needed, space_taken(target)))
@@ -233,10 +306,12 @@ def _no_reference() -> str:
     return parity.unavailable()
 
 
-def _open(source: str, revision: str | None, options: Options) -> Checkpoint:
+def _open(source: str, revision: str | None, options: Options, limit: Target | None = None) -> Checkpoint:
     def check(config: Mapping[str, Any]) -> None:
         if not options.trust_remote_code:
             refuse_remote_code(config, source)
+        if limit is not None:
+            limit.check(config)
         # Before anything is fetched; of a folder, the target checks it.
         if not os.path.isdir(os.path.expanduser(source)):
             from mlxport.target.mlx_lm import check_supported

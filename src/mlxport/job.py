@@ -23,10 +23,12 @@ from mlxport.workspace import RECORD, Workspace
 
 if TYPE_CHECKING:
     from mlxport.target.assemble import Conversion
+    from mlxport.transform import Program
     from mlxport.write import Findings, Written
 
 _WIDE = frozenset(("BF16", "F32", "F64", "F8_E4M3", "F8_E5M2"))  # dtypes with values that float16 does not have
 INDEX = "model.safetensors.index.json"
+RECIPE = "recipe.toml"  # of an allocation; --recipe takes it
 
 
 class Hashes:
@@ -84,7 +86,7 @@ class Job:
     def run(self, workspace: Workspace, report: ConvertReport, quiet: bool) -> ConvertReport:
         """Write what is missing, verify, publish."""
         with make_progress(self.plan.nbytes, f"converting {self.checkpoint.name}", quiet=quiet) as progress:
-            resumed = self._shards(workspace, progress)
+            resumed = self._shards(workspace, self._program(workspace, progress), progress)
             written = {shard.filename: workspace.done[shard.filename] for shard in self.plan.shards}
             findings = self._check_findings(written, progress)
             carried = self._side_files(workspace.folder)
@@ -97,11 +99,19 @@ class Job:
             report = self._verify(workspace.folder, report, progress)
         self._record(workspace.folder, report, inputs, written)
         carried |= self._last_files(workspace.folder)
+        report = self._report(workspace, report, quiet)
+        carried |= (
+            {path.name for path in (report.quality.page, report.quality.data) if path} if report.quality else set()
+        )
         keep = {*written, *carried, "config.json", INDEX, RECORD, "README.md"}
         workspace.publish(keep, overwrite=self.options.overwrite)
         return report
 
-    def _shards(self, workspace: Workspace, progress: Progress) -> tuple[str, ...]:
+    def _program(self, workspace: Workspace, progress: Progress) -> Program:
+        """What computes the tensors of the shards."""
+        return self.conversion.program
+
+    def _shards(self, workspace: Workspace, program: Program, progress: Progress) -> tuple[str, ...]:
         """Write every shard that is not recorded yet; a recorded one whose bytes differ is written again."""
         from mlxport.write import write_shard
 
@@ -115,7 +125,7 @@ class Job:
                     progress.advance(shard.nbytes)
                     continue
                 workspace.forget(shard.filename)
-            written = write_shard(self.conversion.program, shard, path, advance=progress.advance)
+            written = write_shard(program, shard, path, advance=progress.advance)
             workspace.record(shard.filename, written)
         if resumed:
             progress.message(f"resumed: {len(resumed)} of {len(self.plan.shards)} shards were finished already")
@@ -152,6 +162,7 @@ class Job:
             self.checkpoint,
             self.conversion.config,
             self.options.distill,
+            text=self.options.calibration.text if self.options.calibration is not None else None,
             trust_remote_code=self.options.trust_remote_code,
             say=progress.message,
         )
@@ -189,6 +200,9 @@ class Job:
         metadata = {"total_size": self.plan.nbytes, "total_parameters": self.plan.parameters}
         write_json(folder / INDEX, {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))})
         carried = self._own_files(folder)
+        if self.options.allocation is not None and (recipe := self.options.allocation.recipe()):
+            (folder / RECIPE).write_text(recipe, encoding="utf-8")
+            carried.add(RECIPE)
         for path in self.checkpoint.side_files:
             relative = path.relative_to(self.checkpoint.root)
             if path.name == "README.md" or (path.suffix == ".py" and not self.options.trust_remote_code):
@@ -202,9 +216,34 @@ class Job:
         """Write what this layout adds; names of the files."""
         return set()
 
+    def _own_record(self, folder: Path) -> dict[str, Any]:
+        """What this layout adds to the record."""
+        return {}
+
     def _last_files(self, folder: Path) -> set[str]:
         """Write what needs the finished model; names of the files."""
         return set()
+
+    def _report(self, workspace: Workspace, report: ConvertReport, quiet: bool) -> ConvertReport:
+        """Write the quality report, where it was asked for."""
+        if not self.options.report:
+            return report
+        from mlxport.quality.report import make_report, write_report
+        from mlxport.reporting import named_or_here
+
+        with make_progress(0, f"measuring {self.checkpoint.name}", quiet=quiet) as progress:
+            quality = make_report(
+                workspace.folder,
+                self.checkpoint,
+                name=workspace.destination.name,
+                source=self.source,
+                same=True,
+                machine=named_or_here(self.options.report_device),
+                trust_remote_code=self.options.trust_remote_code,
+                on_progress=progress.message,
+            )
+        page, data = write_report(quality, workspace.folder)
+        return replace(report, quality=replace(quality, page=page, data=data))
 
     def _verify(self, folder: Path, report: ConvertReport, progress: Progress) -> ConvertReport:
         """Parity and the tokenizer's round trip; raises VerificationError where the output differs."""
@@ -266,8 +305,9 @@ class Job:
             distilled=report.distilled.to_json() if report.distilled else None,
             activations=report.activations.to_json() if report.activations else None,
             generation=self.options.kv.options() if self.options.kv is not None else None,
+            allocation=self.options.allocation.to_json() if self.options.allocation else None,
         )
-        write_json(folder / RECORD, record)
+        write_json(folder / RECORD, {**record, **self._own_record(folder)})
         card = model_card(self.checkpoint, self.plan, parity, __version__, usage=self.usage)
         (folder / "README.md").write_text(card, encoding="utf-8")
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlxport.calibrate.text import Calibration
 from mlxport.distill.settings import DistillSettings
 from mlxport.errors import UsageError
 from mlxport.plan import DEFAULT_SHARD_SIZE, parse_size
@@ -14,10 +15,12 @@ from mlxport.run.kv import KVQuant
 from mlxport.types import Plan
 
 if TYPE_CHECKING:
+    from mlxport.allocation import AllocationReport
     from mlxport.distill import DistillReport
     from mlxport.parity import ParityReport
     from mlxport.parity.activations import Activations
     from mlxport.parity.ported import PortParity
+    from mlxport.quality.report import QualityReport
     from mlxport.write import Findings
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
@@ -31,8 +34,10 @@ class Options:
     """What ``convert`` was asked to do.
 
     ``quant`` is the checked form of the quantization options; ``dynamic``, ``fold_batchnorm`` and ``mlxfn`` are those
-    of ``port``, for the generated layout; ``kv`` is the key-value cache that the output is to be used with,
-    ``distill`` how its scales and biases are trained.
+    of ``port``, for the generated layout; ``kv`` is the key-value cache that the output is to be used with;
+    ``allocation`` is what ``quant`` was chosen by, where a limit was asked for; ``report_device`` is the Mac that the
+    quality report predicts for; ``calibration`` is the text to calibrate on, None without calibration; ``distill`` is
+    how scales and biases are trained, None without training.
     """
 
     dtype: str = "auto"
@@ -48,6 +53,10 @@ class Options:
     fold_batchnorm: bool = False
     mlxfn: bool = False
     kv: KVQuant | None = None
+    allocation: AllocationReport | None = None
+    report: bool = False
+    report_device: str | None = None
+    calibration: Calibration | None = None
     distill: DistillSettings | None = None
 
     def __post_init__(self) -> None:
@@ -69,19 +78,36 @@ class Options:
                 f"{', '.join(given)}: for the generated layout only, and this one is mlx-lm's",
                 hint="add --layout generated, or leave it out",
             )
-        if self.distill is not None:
-            self.distill.check(self.quant)
-            if self.layout == "generated":
-                message = "--distill: for mlx-lm's layout only; the generated one is a program of its own"
-                raise UsageError(message, hint="leave it out, or add --layout mlx-lm")
+        if self.distill is not None and self.layout == "generated":
+            message = "--distill: for mlx-lm's layout only; the generated one is a program of its own"
+            raise UsageError(message, hint="leave it out, or add --layout mlx-lm")
         if self.layout == "generated" and self.kv is not None:
             raise UsageError(
                 "--kv-bits: for mlx-lm's layout only; the generated one has no key-value cache",
                 hint="leave it out, or add --layout mlx-lm",
             )
+        self._check_report()
+        if self.layout == "generated" and self.calibration is not None:
+            raise UsageError(
+                f"--calibrate {self.calibration.name}: for mlx-lm's layout only, and this one is generated",
+                hint="use --quantizer search instead, or leave --layout out",
+            )
         if isinstance(self.max_shard_size, float):
             raise UsageError(f"{self.max_shard_size!r} is not a size", hint="write it like 5GB, or as whole bytes")
         parse_size(self.max_shard_size)
+
+    def _check_report(self) -> None:
+        if self.report and self.layout == "generated":
+            raise UsageError(
+                "--report: quality is measured with mlx-lm's models, and this layout brings code of its own",
+                hint="leave it out: the conversion is verified against PyTorch",
+            )
+        if self.report_device is not None:
+            from mlxport.fit.hardware import named_machine
+
+            if not self.report:
+                raise UsageError("--report-device has no effect without --report", hint="add --report")
+            named_machine(self.report_device)
 
     def recorded(self) -> dict[str, Any]:
         """The options that decide the bytes of the output, and how to capture the original again."""
@@ -95,6 +121,7 @@ class Options:
             "layout": self.layout,
             **({"distill": asdict(self.distill)} if self.distill is not None else {}),
             **(ported if self.layout == "generated" else {}),
+            **({"calibrate": self.calibration.recorded()} if self.calibration else {}),
         }
 
 
@@ -115,6 +142,8 @@ class ConvertReport:
         activations: The largest ones, where float16 might not hold them; None elsewhere.
         distilled: The distillation, None if there was none.
         dry_run: Whether nothing was written.
+        allocation: What was chosen for each module, where a limit was asked for.
+        quality: The quality report, None where none was asked for.
     """
 
     destination: Path
@@ -129,6 +158,8 @@ class ConvertReport:
     activations: Activations | None = None
     distilled: DistillReport | None = None
     dry_run: bool = False
+    allocation: AllocationReport | None = None
+    quality: QualityReport | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values only, for ``--json``."""
@@ -146,9 +177,11 @@ class ConvertReport:
                 "kept": dict(plan.kept),
                 "dropped": list(plan.dropped),
                 "peak_memory_bytes": plan.peak_bytes,
+                "calibration": asdict(plan.calibration) if plan.calibration else None,
                 "disk_needed_bytes": plan.nbytes + MARGIN_BYTES,
                 "disk_free_bytes": self.free_bytes,
             },
+            "allocation": self.allocation.to_json() if self.allocation else None,
             "notes": list(self.notes),
             "resumed": list(self.resumed),
             "nonfinite": dict(self.findings.nonfinite) if self.findings else {},
@@ -159,4 +192,5 @@ class ConvertReport:
             "not_verified": self.not_verified,
             "parity": self.parity.to_json() if self.parity else None,
             "tokenizer": self.tokenizer.to_json() if self.tokenizer else None,
+            "quality": self.quality.quality.to_json() if self.quality else None,
         }

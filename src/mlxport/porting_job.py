@@ -17,7 +17,7 @@ from mlxport.graph.execute import load_folder
 from mlxport.graph.weights import from_torch, to_mlx
 from mlxport.job import Job, write_json
 from mlxport.options import ConvertReport
-from mlxport.parity.run import available_memory
+from mlxport.parity.memory import available_memory
 from mlxport.porting_source import PortSource
 from mlxport.progress import Progress
 

@@ -13,7 +13,7 @@ import time
 from types import TracebackType
 from typing import IO, Any, Protocol, Self
 
-__all__ = ["Progress", "format_bytes", "make_progress"]
+__all__ = ["Progress", "format_bytes", "format_seconds", "make_progress"]
 
 # A line is worth its place when a tenth more is done and some seconds have passed, or after a minute in any case.
 _LINE_SECONDS = 5.0
@@ -58,7 +58,8 @@ def format_bytes(nbytes: float) -> str:
     return f"{nbytes:.0f} B"
 
 
-def _format_seconds(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
+    """Return ``4.2 s``, ``12:05`` or ``1:12:05``."""
     whole = int(seconds + 0.5)
     if whole >= 3600:
         return f"{whole // 3600}:{whole % 3600 // 60:02}:{whole % 60:02}"
@@ -133,13 +134,13 @@ class _Lines:
         left = max(self._total - self._done, 0) / max(rate, 1e-9)
         share = min(self._done / self._total, 1)
         of = f"{format_bytes(self._done)} of {format_bytes(self._total)} ({share:.0%})"
-        return f"{self._label}: {of}, {format_bytes(rate)}/s, {_format_seconds(left)} left"
+        return f"{self._label}: {of}, {format_bytes(rate)}/s, {format_seconds(left)} left"
 
     def _finish(self) -> None:
         if self._done:
             seconds = time.monotonic() - self._started
             rate = format_bytes(self._done / max(seconds, 1e-9))
-            self._print(f"{self._label}: {format_bytes(self._done)} in {_format_seconds(seconds)}, {rate}/s")
+            self._print(f"{self._label}: {format_bytes(self._done)} in {format_seconds(seconds)}, {rate}/s")
 
     def _print(self, text: str) -> None:
         print(text, file=self._out, flush=True)

@@ -59,6 +59,7 @@ def make_record(
     activations: Mapping[str, Any] | None = None,
     distilled: Mapping[str, Any] | None = None,
     generation: Mapping[str, Any] | None = None,
+    allocation: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The record as one JSON object; no time stamps, so equal conversions leave equal records.
 
@@ -76,6 +77,7 @@ def make_record(
         activations: The largest ones, where they were measured.
         distilled: Figures of the distillation, None if there was none.
         generation: Settings that ``mlxport generate`` uses unless told otherwise, None for none.
+        allocation: What was chosen for each module under a limit, None where there was none.
     """
     findings = Findings()
     for shard in written.values():
@@ -99,6 +101,7 @@ def make_record(
             "kept": dict(plan.kept),
             "dropped": list(plan.dropped),
         },
+        **({"allocation": allocation} if allocation else {}),
         "config_changes": list(notes),
         "nonfinite": findings.nonfinite,
         "overflowed": findings.overflowed,

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mlxport.progress import format_bytes
+from mlxport.progress import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from mlxport.conversion import ConvertReport
     from mlxport.parity import ParityReport
     from mlxport.parity.ported import PortParity
+    from mlxport.quality.report import QualityReport
+    from mlxport.types import Plan
 
 
 def _console() -> Console:
@@ -24,6 +27,10 @@ def _console() -> Console:
 def show_conversion(report: ConvertReport) -> None:
     """The plan, and unless it was a dry run the verification and where the output is."""
     console = _console()
+    if report.allocation is not None:
+        from mlxport.show_allocation import show_allocation
+
+        show_allocation(report.allocation, console)
     show_plan(report, console)
     for note in report.notes:
         console.print(f"note: {escape(note)}")
@@ -39,7 +46,25 @@ def show_conversion(report: ConvertReport) -> None:
     if report.not_verified:
         console.print(f"[yellow]{escape(report.not_verified)}[/]")
         console.print(f"to verify: mlxport verify {escape(str(report.destination))} --against SRC")
+    if report.quality is not None:
+        show_quality(report.quality, console, report.destination / "report.html")
     console.print(f"done: {escape(str(report.destination))}")
+
+
+def show_quality(report: QualityReport, console: Console | None = None, page: Path | None = None) -> None:
+    """The verdict, the figures, and where the page is."""
+    out = console or _console()
+    out.print(escape(report.verdict))
+    out.print(escape(report.quality.summary()))
+    if report.speed is not None:
+        out.print(f"{report.speed.tps:.3g} tokens per second on {escape(report.speed.device)}")
+    if report.predicted is not None and report.predicted.tokens_per_second is not None:
+        low, high = report.predicted.tokens_per_second
+        fits = "" if report.predicted.fits else " if it fitted: its memory is too small"
+        out.print(f"{low:.3g} to {high:.3g} predicted for {escape(report.predicted.machine)}{fits}")
+    for note in report.notes:
+        out.print(f"note: {escape(note)}")
+    out.print(f"report: {escape(str(page or report.page))}")
 
 
 def show_plan(report: ConvertReport, console: Console) -> None:
@@ -58,6 +83,7 @@ def show_plan(report: ConvertReport, console: Console) -> None:
         ("bits per weight", f"{plan.bits_per_weight:.3f}"),
         ("quantized", "; ".join(f"{n} modules with {what}" for what, n in settings.items()) or "nothing"),
         ("peak memory", f"about {format_bytes(plan.peak_bytes)}, verification apart"),
+        *_calibration_row(plan),
         ("disk", f"{format_bytes(plan.nbytes)} needed, {format_bytes(report.free_bytes)} free"),
     ]
     for name, value in rows:
@@ -71,6 +97,14 @@ def show_plan(report: ConvertReport, console: Console) -> None:
     if plan.dropped:
         shown = ", ".join(plan.dropped[:5]) + (f" and {len(plan.dropped) - 5} more" if len(plan.dropped) > 5 else "")
         console.print(f"not used by the model: {escape(shown)}")
+
+
+def _calibration_row(plan: Plan) -> list[tuple[str, str]]:
+    found = plan.calibration
+    if found is None:
+        return []
+    where = f"{found.tokens:,} tokens of {escape(found.text)}"
+    return [("calibration", f"{where}: about {format_seconds(found.seconds)}, {format_bytes(found.peak_bytes)}")]
 
 
 def show_any_parity(report: ParityReport | PortParity, console: Console | None = None) -> None:

@@ -153,6 +153,27 @@ class Shard:
         return sum(tensor.nbytes for tensor in self.tensors)
 
 
+@dataclass(frozen=True, slots=True)
+class CalibrationPlan:
+    """What calibrating will take.
+
+    Attributes:
+        text: ``default``, or the file as the user gave it.
+        sha256: Of the text.
+        tokens: That the model will read.
+        sequences: That they are cut into.
+        seconds: Estimate of the time, on this machine.
+        peak_bytes: Estimate of the peak resident memory.
+    """
+
+    text: str
+    sha256: str
+    tokens: int
+    sequences: int
+    seconds: float
+    peak_bytes: int
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything that will be written, known before a byte of weights is read.
@@ -165,6 +186,7 @@ class Plan:
         kept: Module path to the reason why it is not quantized (only when quantization was asked for).
         peak_bytes: Estimate of the peak resident memory of the conversion.
         dropped: Source tensors that the target does not use.
+        calibration: What calibrating takes, None without it.
     """
 
     shards: tuple[Shard, ...]
@@ -174,6 +196,7 @@ class Plan:
     kept: Mapping[str, str] = field(default_factory=dict)
     peak_bytes: int = 0
     dropped: tuple[str, ...] = ()
+    calibration: CalibrationPlan | None = None
 
     @property
     def nbytes(self) -> int:

@@ -34,10 +34,13 @@ _OWN = (
     *("model*.safetensors", "model*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json"),
     *(
         "model.py",
+        "recipe.toml",
         "__pycache__/model.*.pyc",
         "model.mlxfn",
         "example_inputs.safetensors",
         "example_outputs.safetensors",
+        "report.html",
+        "report.json",
     ),
     *("config.json", "weights*.npz", "weights*.safetensors", ".gitattributes", ".DS_Store", RECORD, _STATE),
 )
@@ -152,11 +155,12 @@ def free_space(destination: Path) -> int:
 
 
 def space_taken(destination: Path) -> int:
-    """Bytes that the shards of an unfinished run take on the disk: allocated ones, the files may have holes."""
+    """Bytes on the disk of an unfinished run's shards and calibrated layers: allocated ones, files may have holes."""
     folder = partial_folder(destination)
     if folder.is_symlink() or not folder.is_dir():
         return 0
-    return sum(path.lstat().st_blocks * 512 for path in folder.glob("*.safetensors*"))
+    files = (*folder.glob("*.safetensors*"), *folder.glob("calibrated/*.safetensors"))
+    return sum(path.lstat().st_blocks * 512 for path in files)
 
 
 def check_space(destination: Path, needed: int, present: int = 0) -> int:

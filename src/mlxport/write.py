@@ -275,7 +275,9 @@ def _tasks(program: Program, shard: Shard, buffers: _Buffers) -> Iterator[Callab
     """One task for each block of rows of each group of tensors that are computed together."""
     groups: dict[str, list[OutTensor]] = {}
     for tensor in shard.tensors:
-        groups.setdefault(tensor.source, []).append(tensor)
+        # Parts that were computed beforehand are tensors of their own.
+        together = program.outputs[tensor.name].part or not tensor.part
+        groups.setdefault(tensor.source if together else tensor.name, []).append(tensor)
     lazy: dict[str, mx.array] | None = None
     counted = _Counted()
     for tensors in groups.values():

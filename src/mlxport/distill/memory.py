@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 
 from mlxport.distill.models import Original, Quantized, blocks_of
 from mlxport.distill.settings import DistillSettings
-from mlxport.parity.sizes import available_memory
+from mlxport.parity.memory import available_memory
 
 __all__ = ["Memory", "Way"]
 

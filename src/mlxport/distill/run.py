@@ -8,6 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlxport.calibrate.text import DEFAULT, read_calibration
 from mlxport.distill.blockwise import Blockwise
 from mlxport.distill.memory import Memory, Way
 from mlxport.distill.models import Original, Quantized
@@ -15,7 +16,6 @@ from mlxport.distill.settings import DistillReport, DistillSettings
 from mlxport.distill.targets import Targets
 from mlxport.distill.text import read_sequences, sequence_length, written_sequences
 from mlxport.distill.whole import predict, predict_in_parts, train_whole
-from mlxport.parity.text import PROBE_TEXT
 from mlxport.types import Checkpoint
 
 __all__ = ["distill"]
@@ -98,6 +98,13 @@ def _dtype(config: Mapping[str, Any]) -> mx.Dtype:
     return mx.bfloat16 if stored == "bfloat16" and mx.default_device() != mx.cpu else mx.float32
 
 
+def _built_in() -> str:
+    """The text that is shipped."""
+    calibration = read_calibration(DEFAULT)
+    assert calibration is not None
+    return calibration.text
+
+
 def _sequences(
     folder: Path,
     work: Path,
@@ -122,7 +129,7 @@ def _sequences(
     writer = original if way.original_whole else quantized if way.whole else None
     if text is not None or writer is None:
         share = wanted // 2 if writer is not None else wanted
-        chosen = PROBE_TEXT if text is None else text
+        chosen = _built_in() if text is None else text
         parts.append(
             read_sequences(folder, chosen, share, length, original.vocabulary, trust_remote_code=trust_remote_code)
         )

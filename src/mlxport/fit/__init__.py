@@ -1,7 +1,17 @@
 """Fit a model to a machine: what fits, with what context, how fast, before anything is downloaded or written."""
 
 from mlxport.fit.hardware import Machine, known_machines, named_machine, this_machine
-from mlxport.fit.planning import plan_for
+from mlxport.fit.planning import chosen_context, plan_for, planned_dtype
 from mlxport.fit.report import FitReport, FitRow
 
-__all__ = ["FitReport", "FitRow", "Machine", "known_machines", "named_machine", "plan_for", "this_machine"]
+__all__ = [
+    "FitReport",
+    "FitRow",
+    "Machine",
+    "chosen_context",
+    "known_machines",
+    "named_machine",
+    "plan_for",
+    "planned_dtype",
+    "this_machine",
+]

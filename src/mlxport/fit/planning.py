@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlxport.errors import UsageError
 from mlxport.fit.caches import PREFILL_STEP, quantized_from
@@ -20,7 +20,10 @@ from mlxport.run.kv import KVQuant
 from mlxport.source import open_checkpoint, refuse_remote_code
 from mlxport.types import Checkpoint
 
-__all__ = ["plan_for"]
+if TYPE_CHECKING:
+    from mlxport.target.assemble import Conversion
+
+__all__ = ["chosen_context", "plan_for", "planned_dtype"]
 
 DEFAULT_CONTEXT = 4096
 # Where a config names no limit: further than anyone has asked for. Contexts are found to this many tokens.
@@ -70,12 +73,12 @@ def plan_for(
         if not trust_remote_code:
             refuse_remote_code(config, str(source))
         check_supported(config, f"{source}/config.json")
-        _chosen_context(context, context_length(config))
+        chosen_context(context, context_length(config))
 
     checkpoint = open_checkpoint(source, revision=revision, check_config=check, headers_only=True)
     model, asked, name, parameters, notes = _open(checkpoint, dtype)
     limit = context_length(checkpoint.config)
-    tokens = _chosen_context(context, limit)
+    tokens = chosen_context(context, limit)
     footprint = Footprint(model, METAL, kv_bits, kv_group_size)
     shares = footprint.read_shares(tokens)
     rows = []
@@ -102,7 +105,12 @@ def _check_numbers(context: int | None, kv_bits: int | None, kv_group_size: int)
     KVQuant(MODES["affine"].bits[0] if kv_bits is None else kv_bits, kv_group_size)  # refuses what does not exist
 
 
-def _chosen_context(asked: int | None, limit: int | None) -> int:
+def chosen_context(asked: int | None, limit: int | None) -> int:
+    """The context to plan for: what is asked for, else a usual one within the model's limit.
+
+    Raises:
+        UsageError: The model was not made for so many tokens.
+    """
     if asked is None:
         return max(2, min(DEFAULT_CONTEXT, limit or DEFAULT_CONTEXT))
     if limit is not None and asked > limit:
@@ -119,13 +127,18 @@ def _open(checkpoint: Checkpoint, dtype: str) -> tuple[Any, str, str, int, tuple
 
     here = all(path.is_file() for path in checkpoint.weight_files)
     conversion = open_target(checkpoint, dtype=dtype, headers_only=not here)
-    asked = dtype
+    asked = planned_dtype(dtype, conversion)
     notes = (*checkpoint.problems, *conversion.notes)
-    if dtype == "auto" and conversion.dtype not in _SIXTEEN and not conversion.quantized:
-        asked = _SIXTEEN[0]
+    if asked != dtype:
         notes = (*notes, f"the checkpoint holds {conversion.dtype}: planned with --dtype {asked}")
     model, _ = lazy_model(checkpoint, asked)
     return model, asked, conversion.dtype if asked == dtype else asked, conversion.parameters, notes
+
+
+def planned_dtype(dtype: str, conversion: Conversion) -> str:
+    """``dtype``; but where it is ``auto`` and the checkpoint holds wider floats, 16 bits: a machine is to be filled."""
+    wide = conversion.dtype not in _SIXTEEN and not conversion.quantized
+    return _SIXTEEN[0] if dtype == "auto" and wide else dtype
 
 
 def _row(

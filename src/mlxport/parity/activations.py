@@ -16,10 +16,10 @@ from typing import Any
 import mlx.core as mx
 
 from mlxport.parity import output as out
-from mlxport.parity.calls import watching
 from mlxport.parity.lazy_mlx import output_refs, stream
 from mlxport.parity.sizes import probe_length
 from mlxport.parity.text import probe_ids
+from mlxport.parity.watch import watching_mlx
 
 __all__ = ["FLOAT16_MOST", "Activation", "Activations", "largest_activations"]
 
@@ -109,7 +109,7 @@ def largest_activations(
     stream(model, folder)
     found: dict[str, Activation] = {}
 
-    def seen(path: str, _: Any, arguments: Any, result: Any) -> None:
+    def seen(path: str, _: str, arguments: Any, result: Any) -> None:
         for what, values in (("input", arguments), ("output", result)):
             value = _largest(values)
             if value is not None and (path not in found or _beyond(value, found[path].value)):
@@ -117,7 +117,7 @@ def largest_activations(
 
     limit = mx.set_cache_limit(0)
     try:
-        with watching(model, lambda _: True, seen):
+        with watching_mlx(model, lambda _: True, seen):
             out.logits(model, ids[0])
     finally:
         mx.set_cache_limit(limit)

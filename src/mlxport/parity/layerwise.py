@@ -12,7 +12,7 @@ import numpy as np
 
 from mlxport.parity import output as out
 from mlxport.parity import reference as ref
-from mlxport.parity.align import align
+from mlxport.parity.align import align, is_layer
 from mlxport.parity.lazy_mlx import stream
 from mlxport.parity.lazy_torch import lazy_model
 from mlxport.parity.metrics import compare_logits, relative_error
@@ -23,13 +23,6 @@ from mlxport.parity.setup import ORIGINAL, SAME_WEIGHTS, Run
 from mlxport.parity.tolerances import EQUAL
 
 __all__ = ["verify_layerwise"]
-
-_LAYER = re.compile(r"(?:^|\.)\d+$")
-
-
-def is_layer(path: str) -> bool:
-    """Blocks of the model: a numbered module that is in no other numbered one."""
-    return bool(_LAYER.search(path)) and len(re.findall(r"(?:^|\.)\d+(?=\.|$)", path)) == 1
 
 
 def _block(path: str) -> str | None:

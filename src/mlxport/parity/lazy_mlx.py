@@ -1,10 +1,11 @@
-"""The output in MLX without its weights in memory: leaf modules that read blocks of rows from the written files."""
+"""A model in MLX without its weights in memory: leaf modules that read blocks of rows where they are used."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,7 +18,7 @@ from mlxport.source.safetensors_file import read_safetensors
 from mlxport.transform import to_mx
 from mlxport.types import TensorRef
 
-__all__ = ["lazy_array", "output_refs", "read_block", "stream"]
+__all__ = ["Tensor", "Written", "lazy_array", "output_refs", "read_block", "stream", "stream_tensors"]
 
 BLOCK_BYTES = 48 << 20  # of float32 rows alive at a time
 SMALL_BYTES = 4 << 20  # parameters of other modules up to this size stay once they are read
@@ -35,14 +36,57 @@ def read_block(ref: TensorRef, start: int, stop: int) -> mx.array:
     return data.astype(mx.float32) if ref.dtype in ("F16", "BF16") else data
 
 
+class Tensor(Protocol):
+    """A tensor that is not in memory."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Dimensions."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its elements, as it is stored or computed."""
+
+    def rows(self, start: int, stop: int) -> mx.array:
+        """Rows of it; floating ones as float32, packed ones and codes as they are."""
+
+    def lazy(self) -> mx.array:
+        """The whole of it, unevaluated; floating ones as float32."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A tensor of a written file."""
+
+    ref: TensorRef
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Dimensions."""
+        return self.ref.shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return self.ref.nbytes
+
+    def rows(self, start: int, stop: int) -> mx.array:
+        """``read_block``."""
+        return read_block(self.ref, start, stop)
+
+    def lazy(self) -> mx.array:
+        """``lazy_array``."""
+        return lazy_array(self.ref)
+
+
 class _Rows:
     """The weight of one module as blocks of rows, plain or packed."""
 
-    def __init__(self, refs: Mapping[str, TensorRef], how: Mapping[str, Any] | None) -> None:
-        self.refs = refs
+    def __init__(self, tensors: Mapping[str, Tensor], how: Mapping[str, Any] | None) -> None:
+        self.tensors = tensors
         self.how = how
-        self.count = refs["weight"].shape[0]
-        row = 4 * int(np.prod(refs["weight"].shape[1:])) * (32 // how["bits"] if how else 1)
+        self.count = tensors["weight"].shape[0]
+        row = 4 * int(np.prod(tensors["weight"].shape[1:])) * (32 // how["bits"] if how else 1)
         self.step = max(1, BLOCK_BYTES // row)
 
     def blocks(self) -> Iterator[dict[str, mx.array]]:
@@ -50,7 +94,7 @@ class _Rows:
             yield self.read(start, min(start + self.step, self.count))
 
     def read(self, start: int, stop: int) -> dict[str, mx.array]:
-        return {part: read_block(ref, start, stop) for part, ref in self.refs.items()}
+        return {part: tensor.rows(start, stop) for part, tensor in self.tensors.items()}
 
     def product(self, x: mx.array, block: Mapping[str, mx.array]) -> mx.array:
         """``x`` by the transpose of a block, as MLX's own layer computes it."""
@@ -69,7 +113,7 @@ class _Rows:
     def gather(self, ids: mx.array) -> mx.array:
         used, place = np.unique(np.array(ids), return_inverse=True)
         rows = [self.read(int(row), int(row) + 1) for row in used]
-        found = {part: mx.concatenate([row[part] for row in rows]) for part in self.refs}
+        found = {part: mx.concatenate([row[part] for row in rows]) for part in self.tensors}
         if self.how is not None:
             weight = mx.dequantize(found["weight"], found["scales"], found.get("biases"), **self.how)
         else:
@@ -154,14 +198,14 @@ _STREAMED: Mapping[type, type] = {
 }
 
 
-def _other(cls: type, refs: Mapping[str, TensorRef]) -> type:
+def _other(cls: type, tensors: Mapping[str, Tensor]) -> type:
     """A subclass for any other module with large parameters: evaluate its output, then put lazy arrays back."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = cls.__call__(self, *args, **kwargs)  # type: ignore[operator]
         mx.eval([array for _, array in tree_flatten(result) if isinstance(array, mx.array)])
-        for name, ref in refs.items():
-            self[name] = lazy_array(ref)
+        for name, tensor in tensors.items():
+            self[name] = tensor.lazy()
         mx.clear_cache()
         return result
 
@@ -176,26 +220,35 @@ def lazy_array(ref: TensorRef) -> mx.array:
 
 
 def stream(model: Any, folder: Path) -> list[str]:
+    """``stream_tensors`` with the tensors of a written folder."""
+    return stream_tensors(model, {name: Written(ref) for name, ref in output_refs(folder).items()})
+
+
+def stream_tensors(model: Any, tensors: Mapping[str, Tensor]) -> list[str]:
     """Make every leaf of ``model`` read its weight where it is used, in float32.
+
+    Args:
+        model: mlx-lm's model; what its parameters hold is read only where a module stays in memory.
+        tensors: By the names of its parameters.
 
     Returns:
         Paths of modules with large parameters that stay in memory once read.
     """
-    refs, kept = output_refs(folder), []
+    kept = []
     model.set_dtype(mx.float32)
     for path, module in model.named_modules():
-        own = {name: refs[f"{path}.{name}"] for name in module if f"{path}.{name}" in refs}
-        if not own or any(tuple(module[name].shape) != ref.shape for name, ref in own.items()):
+        own = {name: tensors[f"{path}.{name}"] for name in module if f"{path}.{name}" in tensors}
+        if not own or any(tuple(module[name].shape) != tensor.shape for name, tensor in own.items()):
             if sum(v.nbytes for v in module.values() if isinstance(v, mx.array)) > SMALL_BYTES:
                 kept.append(path)
             continue
         if type(module) in _STREAMED and not module.get("global_scale"):
-            parts = {name: ref for name, ref in own.items() if name in ("weight", "scales", "biases")}
+            parts = {name: tensor for name, tensor in own.items() if name in ("weight", "scales", "biases")}
             how = None
             if "scales" in parts:
                 how = {"group_size": module.group_size, "bits": module.bits, "mode": module.mode}
             module.__class__ = _STREAMED[type(module)]
             object.__setattr__(module, "_rows", _Rows(parts, how))
-        elif sum(ref.nbytes for ref in own.values()) > SMALL_BYTES and callable(module):
+        elif sum(tensor.nbytes for tensor in own.values()) > SMALL_BYTES and callable(module):
             module.__class__ = _other(type(module), own)
     return kept

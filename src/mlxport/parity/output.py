@@ -16,7 +16,16 @@ from mlxport.errors import VerificationError
 if TYPE_CHECKING:
     from mlxport.parity.stored import Packing
 
-__all__ = ["DTYPE_NAMES", "float_dtypes", "load_output", "logits", "packings", "stepped_logits", "upcast"]
+__all__ = [
+    "DTYPE_NAMES",
+    "float_dtypes",
+    "load_output",
+    "logits",
+    "next_logits",
+    "packings",
+    "stepped_logits",
+    "upcast",
+]
 
 DTYPE_NAMES: Mapping[str, str] = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 
@@ -55,13 +64,13 @@ def upcast(model: Any) -> Any:
     return model
 
 
-def logits(model: Any, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def logits(model: Any, ids: np.ndarray[Any, Any], name: str = "the output") -> np.ndarray[Any, Any]:
     """Logits of one sequence, float32, [tokens, vocabulary].
 
     Raises:
-        VerificationError: mlx-lm cannot run the model.
+        VerificationError: mlx-lm cannot run the model, called ``name``.
     """
-    return _run(model, ids, None)
+    return _run(model, ids, None, name)
 
 
 def stepped_logits(model: Any, ids: np.ndarray[Any, Any], steps: int = 6) -> np.ndarray[Any, Any]:
@@ -79,13 +88,23 @@ def stepped_logits(model: Any, ids: np.ndarray[Any, Any], steps: int = 6) -> np.
     return np.concatenate(parts)
 
 
-def _run(model: Any, ids: np.ndarray[Any, Any], cache: Any) -> np.ndarray[Any, Any]:
+def next_logits(model: Any, ids: np.ndarray[Any, Any], cache: Any, name: str = "the output") -> np.ndarray[Any, Any]:
+    """Logits of the token that follows ``ids``, float32, [vocabulary]; mlx-lm's cache is continued in place.
+
+    Raises:
+        VerificationError: mlx-lm cannot run the model so, called ``name``.
+    """
+    last: np.ndarray[Any, Any] = _run(model, ids, cache, name)[-1]
+    return last
+
+
+def _run(model: Any, ids: np.ndarray[Any, Any], cache: Any, name: str = "the output") -> np.ndarray[Any, Any]:
     try:
         output = model(mx.array(ids)[None], cache=cache) if cache is not None else model(mx.array(ids)[None])
         output = getattr(output, "logits", output)
         return np.array(output[0].astype(mx.float32))
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        how = "cannot run the output" if cache is None else "cannot generate with the output"
+        how = f"cannot run {name}" if cache is None else f"cannot generate with {name}"
         raise VerificationError(
             f"mlx-lm {how}: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
             hint="the config asks mlx-lm for something that its code for this architecture does not do",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 import torch
 
-from mlxport.parity.calls import watching
+from mlxport.parity.watch import first_array, watching_mlx
 
 __all__ = ["Record", "recording_mlx", "recording_torch"]
 
@@ -36,26 +36,13 @@ class Record:
     output: Array | None
 
 
-def _first(value: Any, kind: type) -> Any:
-    """The first instance of ``kind`` in nested arguments."""
-    if isinstance(value, kind):
-        return value
-    if isinstance(value, Mapping):
-        value = tuple(value.values())
-    elif hasattr(value, "to_tuple"):
-        value = value.to_tuple()
-    if isinstance(value, (tuple, list)):
-        return next((found for item in value if (found := _first(item, kind)) is not None), None)
-    return None
-
-
 def _torch_array(value: Any) -> Array | None:
-    tensor = _first(value, torch.Tensor)
+    tensor = first_array(value, torch.Tensor)
     return None if tensor is None else np.array(tensor.detach().to(torch.float32).numpy())
 
 
 def _mlx_array(value: Any) -> Array | None:
-    array = _first(value, mx.array)
+    array = first_array(value)
     return None if array is None else np.array(array.astype(mx.float32))
 
 
@@ -88,9 +75,9 @@ def recording_mlx(model: Any, keep: Keep) -> Iterator[dict[str, Record]]:
     """Record the modules whose path ``keep`` accepts, while the context lasts."""
     records: dict[str, Record] = {}
 
-    def record(path: str, module: Any, arguments: Any, result: Any) -> None:
+    def seen(path: str, kind: str, arguments: Any, result: Any) -> None:
         records.pop(path, None)
-        records[path] = Record(path, type(module).__name__, _mlx_array(arguments), _mlx_array(result))
+        records[path] = Record(path, kind, _mlx_array(arguments), _mlx_array(result))
 
-    with watching(model, lambda path: bool(path) and keep(path), record):
+    with watching_mlx(model, lambda path: bool(path) and keep(path), seen):
         yield records

@@ -11,14 +11,15 @@ from mlxport.errors import MlxportError
 from mlxport.parity import output as out
 from mlxport.parity import reference as ref
 from mlxport.parity.fp8 import source_weights
+from mlxport.parity.memory import available_memory
 from mlxport.parity.report import ParityReport
 from mlxport.parity.setup import Run
-from mlxport.parity.sizes import available_memory, probe_length
+from mlxport.parity.sizes import probe_length
 from mlxport.parity.stored import Invert
 from mlxport.parity.text import probe_ids
 from mlxport.types import Checkpoint
 
-__all__ = ["available_memory", "execute", "full_bytes", "probe_length"]
+__all__ = ["execute", "full_bytes", "probe_length"]
 
 
 def full_bytes(checkpoint: Checkpoint, tokens: int, vocabulary: int) -> int:

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
-__all__ = ["available_memory", "probe_length"]
+__all__ = ["probe_length"]
 
 # Multiply-adds that MLX's slowest build (the Linux CPU wheel: 4 GFLOP/s) does in about 15 s.
 _FLOPS = 60e9
 _LENGTHS = (16, 512)
-
-
-def available_memory() -> int:
-    """Bytes that can be used without swapping."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            fields = dict(line.split(":", 1) for line in file)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def probe_length(parameters: int, config: Any) -> tuple[int, list[str]]:

@@ -136,10 +136,17 @@ def read_recipe(path: Path) -> QuantRequest:
         QuantizationError: The file is absent, not TOML, or has a setting that does not exist.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         hint = f"give a TOML file, or one of {', '.join(MIXED)}"
         raise QuantizationError(f"cannot read the recipe {path}: {error}", hint=hint) from error
+    return parse_recipe(text, path)
+
+
+def parse_recipe(text: str, path: Path, quantizer: str = QUANTIZERS[0]) -> QuantRequest:
+    """As ``read_recipe``, of the text of a file; ``path`` is for errors."""
+    try:
+        data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise QuantizationError(f"recipe {path} is not TOML: {error}", hint='quote globs: "*.v_proj" = 6') from error
     rules = tuple(Rule(pattern, _setting(path, pattern, value)) for pattern, value in _flatten(data).items())
@@ -147,7 +154,7 @@ def read_recipe(path: Path) -> QuantRequest:
     if not specs:
         raise QuantizationError(f"recipe {path} quantizes nothing", hint='add a rule such as "*" = 4')
     catch_all = next((rule.spec for rule in rules if rule.pattern == "*" and rule.spec is not None), specs[0])
-    return QuantRequest(catch_all, rules=rules)
+    return QuantRequest(catch_all, rules=rules, quantizer=quantizer)
 
 
 def _flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
-__all__ = ["search_affine", "search_bytes"]
+__all__ = ["pack", "search_affine", "search_bytes"]
 
 # How far the span is narrowed, by bits and group size: measured on trained weights to leave about the least squared
 # error, and at 2 and 3 bits, where values near by leave as little, the least divergence. Several spans to choose from,
@@ -94,7 +94,7 @@ def _quantized(groups: mx.array, bits: int) -> tuple[mx.array, mx.array, mx.arra
     better = best_error < error
     chosen = codes + (best - codes) * better.astype(mx.uint8)  # cheaper than mx.where on the CPU; wraps around
     scales, biases = mx.where(better, best_scale, scale), mx.where(better, best_bias, bias)
-    return _packed(chosen, bits), scales.astype(dtype), biases.astype(dtype)
+    return pack(chosen, bits), scales.astype(dtype), biases.astype(dtype)
 
 
 def _nearest(low: mx.array, high: mx.array, most: int) -> tuple[mx.array, mx.array]:
@@ -164,7 +164,7 @@ def _reduce(values: mx.array, operation: Callable[..., mx.array]) -> mx.array:
     return operation(halved, axis=-1, keepdims=True)
 
 
-def _packed(codes: mx.array, bits: int) -> mx.array:
+def pack(codes: mx.array, bits: int) -> mx.array:
     """Codes [groups, size] as bytes [groups, size * bits / 8]: one little-endian bit stream, eight codes at a time."""
     if bits == 8:
         return codes

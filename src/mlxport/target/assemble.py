@@ -18,7 +18,16 @@ from mlxport.quant import QuantRequest
 from mlxport.transform import Program, st_dtype, working_bytes
 from mlxport.types import OutTensor, QuantSpec
 
-__all__ = ["DTYPES", "Built", "Conversion", "count_parameters", "main_dtype", "make_conversion", "quantize"]
+__all__ = [
+    "DTYPES",
+    "Built",
+    "Conversion",
+    "check_unquantized",
+    "count_parameters",
+    "main_dtype",
+    "make_conversion",
+    "quantize",
+]
 
 DTYPES: Mapping[str, mx.Dtype] = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
 
@@ -131,11 +140,7 @@ def quantize(model: nn.Module, config: dict[str, Any], quant: QuantRequest, buil
     from mlx_lm.convert import mixed_quant_predicate_builder
     from mlx_lm.utils import quantize_model
 
-    if any("scales" in module for _, module in model.named_modules()):
-        raise QuantizationError(
-            "the checkpoint is already quantized; quantizing it again would add one error to another",
-            hint="convert without --quantize to keep its quantization, or start from the unquantized checkpoint",
-        )
+    check_unquantized(model)
     if not count_parameters(model):
         raise QuantizationError(
             f"nothing can be quantized with {_spell(quant.spec)}: the model has no layers with weights",
@@ -163,6 +168,15 @@ def quantize(model: nn.Module, config: dict[str, Any], quant: QuantRequest, buil
         )
     config["quantization"].update(quant.spec.as_config())
     return config
+
+
+def check_unquantized(model: nn.Module) -> None:
+    """Refuse a model that has quantized modules already."""
+    if any("scales" in module for _, module in model.named_modules()):
+        raise QuantizationError(
+            "the checkpoint is already quantized; quantizing it again would add one error to another",
+            hint="convert without --quantize to keep its quantization, or start from the unquantized checkpoint",
+        )
 
 
 def _by_rules(quant: QuantRequest) -> Any:

@@ -211,6 +211,37 @@ def two_dimensional(x):
     return x * emb.cos() + rotate_half(x) * emb.sin()
 
 
+class Patches(torch.nn.Module):
+    """Patches of an image, by rows: positions are those of columns in a grid of a fixed width, then of rows."""
+
+    def __init__(self, width, rows):
+        super().__init__()
+        self.width, self.rows, self.patch = width, rows, torch.nn.Conv2d(3, 16, 4, 4)
+
+    def forward(self, image):
+        x = self.patch(image).flatten(2).transpose(1, 2)[:, None]
+        n = torch.arange(x.shape[2])
+        inverse = 10000.0 ** (-torch.arange(0, 16, 2).float() / 16)
+        a = torch.outer((n // self.width if self.rows else n % self.width).float(), inverse)
+        emb = torch.cat([a, a], dim=-1)
+        return x * emb.cos() + rotate_half(x) * emb.sin()
+
+
+@pytest.mark.parametrize(("width", "rows"), [(16, False), (100, False), (16, True)])
+def test_positions_that_repeat_in_a_length_that_two_sizes_make(width, rows):
+    inputs = (torch.randn(2, 3, 12, 8),), (torch.randn(1, 3, 40, 28),)
+    axes = {"image": {0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}}
+    result = fused(Patches(width, rows), *inputs, dynamic=axes)
+    assert CALL not in result.source and "rope" not in result.applied
+
+
+def test_positions_that_count_up_in_a_length_that_two_sizes_make():
+    inputs = (torch.randn(2, 3, 12, 8),), (torch.randn(1, 3, 40, 28),)
+    axes = {"image": {0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}}
+    result = fused(Patches(1 << 20, False), *inputs, dynamic=axes)
+    assert CALL in result.source and "base=10000.0" in result.source
+
+
 def reflected(x):
     emb = torch.cat([angles(x.shape[2])] * 2, dim=-1)
     return x * emb.cos() + rotate_half(x).abs() * emb.sin()

@@ -76,8 +76,7 @@ def measure(x: Node, result: Node, values: Values) -> Turn | str | None:
         trials.append((sizes, found))
     if angles is None:
         return None
-    long = _longer(x, result, values, angles, trials[0][0])
-    frequencies = _frequencies(long)
+    frequencies = _agreed(_longer(x, result, values, angles, trials[0][0]))
     if frequencies is None or bool((frequencies <= 0).any()):
         return "the positions do not count up by one"
     starts = [_start(found, frequencies) for _, found in trials]
@@ -140,19 +139,43 @@ def _ratio(ratio: torch.Tensor) -> tuple[int, torch.Tensor, float] | None:
     return axes[0], moved[:, 0], 1.0 if abs(length - 1) < _EXACT else round(length, 9)
 
 
-def _longer(x: Node, result: Node, values: Values, angles: _Angles, sizes: Mapping[Any, int]) -> _Angles:
-    """The angles at more positions, where the number of positions can change; ``sizes``: those of ``angles``."""
+def _longer(x: Node, result: Node, values: Values, angles: _Angles, sizes: Mapping[Any, int]) -> list[_Angles]:
+    """The angles at more positions, once for each size that their number follows; ``sizes``: those of ``angles``.
+
+    Positions that repeat, as those of an image's columns do, show only where there are many.
+    """
     size = shape(x)[angles.axis]
-    if isinstance(size, int) or not size.node.expr.is_Symbol:
-        return angles
-    others = values.smallest()
-    row = prod(values.number(other, others) for axis, other in enumerate(shape(x)) if axis != angles.axis)
-    count = max(sizes[size.node.expr], min(_LONG, _MOST // max(row, 1)))
-    try:
-        found = _pairs(x, result, values, {**others, size.node.expr: values.fitting(size.node.expr, count)})
-    except CannotEvaluate:
-        return angles
-    return found or angles
+    found = []
+    for symbol in () if isinstance(size, int) else sorted(size.node.expr.free_symbols, key=str):
+        many = {**values.smallest(), symbol: values.fitting(symbol, _enough(x, size, symbol, values))}
+        many[symbol] = max(many[symbol], sizes[symbol])
+        try:
+            found.append(_pairs(x, result, values, many))
+        except CannotEvaluate:
+            continue
+    return [item for item in found if item is not None and len(item.ratio) >= len(angles.ratio)] or [angles]
+
+
+def _enough(x: Node, size: Any, symbol: Any, values: Values) -> int:
+    """What ``symbol`` must be for ``size`` to be long, without making ``x`` too large."""
+    count = 2
+    while count < _MOST:
+        sizes = {**values.smallest(), symbol: 2 * count}
+        if prod(values.number(other, sizes) for other in shape(x)) > _MOST:
+            break
+        count *= 2
+        if values.number(size, sizes) >= _LONG:
+            break
+    return count
+
+
+def _agreed(measured: list[_Angles]) -> torch.Tensor | None:
+    """The frequencies that every measurement gives, None if one has none or another."""
+    found = [_frequencies(angles) for angles in measured]
+    first = found[0]
+    if first is None or any(other is None or not torch.allclose(first, other, atol=_EXACT) for other in found):
+        return None
+    return max(zip(measured, found, strict=True), key=lambda pair: len(pair[0].ratio))[1]
 
 
 def _frequencies(angles: _Angles) -> torch.Tensor | None:

@@ -1,0 +1,128 @@
+"""How long a calibration takes on this machine, and how much memory, from the shapes of the weights alone."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import mlx.core as mx
+
+from mlxport.calibrate.batch import Batch
+from mlxport.calibrate.quantizing import BLOCK
+from mlxport.calibrate.text import Calibration
+from mlxport.plan import BASE_BYTES
+from mlxport.transform import Program
+from mlxport.types import CalibrationPlan, QuantSpec
+
+__all__ = ["estimate"]
+
+_BLOCK = re.compile(r"^(?:.*?\.)?\d+(?=\.)")
+_PASSES = 3  # forward: the original, what is measured, what is fed forward
+_WORK = 7  # products of a matrix with its moments while it is quantized
+_STEPS = 30  # operations for each column of a block of rows
+_STEP_SECONDS = 12e-6
+_TEMPORARIES = 9  # of a block of rows that is quantized, as float32
+
+
+def estimate(
+    calibration: Calibration,
+    tokens: mx.array,
+    program: Program,
+    quantized: Mapping[str, QuantSpec],
+    config: Mapping[str, Any],
+) -> CalibrationPlan:
+    """Time and memory of a calibration.
+
+    Args:
+        calibration: The text.
+        tokens: Of it, [sequences, length].
+        program: What will be written; only names, shapes and dtypes are looked at.
+        quantized: Module path to its quantization.
+        config: The model's, for the experts that a token is sent to.
+    """
+    count = tokens.size
+    units: dict[str, list[tuple[str, tuple[int, ...], int]]] = {}
+    for name, output in program.outputs.items():
+        if output.part in ("scales", "biases"):
+            continue
+        shape = output.value.shape if output.value is not None else output.shape
+        size = output.value.dtype.size if output.value is not None else output.dtype.size
+        match = _BLOCK.match(name)
+        units.setdefault(match[0] if match else name.rpartition(".")[0], []).append((name, shape, size))
+    chosen = _chosen(config)
+    hidden = min((shape[-1] for unit in units.values() for _, shape, _ in unit if len(shape) > 1), default=1)
+    hidden = config.get("hidden_size") or hidden
+    flops, steps, peak = 0.0, 0.0, 0
+    batch = Batch(max(2, tokens.shape[0]), tokens.shape[1])
+    for unit in units.values():
+        more, more_steps, needed = _unit(unit, quantized, count, chosen, batch)
+        flops, steps, peak = flops + more, steps + more_steps, max(peak, needed)
+    held = 3 * 2 * count * hidden * 4  # activations before a block, after it, and in pieces
+    seconds = flops / _rate() + steps * _STEP_SECONDS
+    return CalibrationPlan(
+        calibration.name, calibration.sha256, count, tokens.shape[0], seconds, BASE_BYTES + peak + held
+    )
+
+
+def _unit(
+    unit: list[tuple[str, tuple[int, ...], int]],
+    quantized: Mapping[str, QuantSpec],
+    count: int,
+    chosen: int,
+    batch: Batch,
+) -> tuple[float, float, int]:
+    """Floating point operations, column steps and bytes of one unit."""
+    flops, steps, widest = 0.0, 0.0, 0
+    inputs: set[tuple[str, int]] = set()
+    held = inside = 0
+    first, last = batch.pieces()[0]
+    for name, shape, _ in unit:
+        spec = quantized.get(name.rpartition(".")[0])
+        if len(shape) < 2 or not name.endswith(".weight"):
+            continue
+        rows, columns = shape[-2:]
+        experts = shape[0] if len(shape) == 3 else 1
+        used = min(chosen, experts)
+        flops += 2 * 2 * _PASSES / 2 * used * rows * columns * count
+        inside += (last - first) * batch.length * used * (rows + columns) * 4
+        if spec is None or spec.mode != "affine":
+            continue
+        inputs.add((name.rpartition(".")[0].rpartition(".")[0], columns))
+        flops += experts * (2 * _WORK * rows * columns**2 + 6 * columns**3)
+        steps += experts * -(-rows * columns // BLOCK) * columns * _STEPS
+        widest = max(widest, columns)
+        held += count * used * columns * 2 if experts > 1 else 0
+    flops += sum(4 * columns**2 * count for _, columns in inputs)
+    moments = sum(2 * 4 * columns**2 for _, columns in inputs)
+    weights = sum(_count(shape) * size for _, shape, size in unit) if len(unit) > 1 else 0
+    work = 4 * 4 * widest**2 + _TEMPORARIES * 4 * BLOCK
+    return flops, steps, 2 * weights + moments + held + max(work, inside)
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def _chosen(config: Mapping[str, Any]) -> int:
+    """Experts that a token is sent to."""
+    sections = [config, config.get("text_config") or {}]
+    names = ("num_experts_per_tok", "moe_topk", "top_k_experts", "num_experts_per_token", "moe_top_k")
+    found = [section.get(name) for section in sections for name in names]
+    return max((n for n in found if isinstance(n, int)), default=2)
+
+
+def _rate() -> float:
+    """Floating point operations a second of a product of two float32 matrices here, measured."""
+    size = 512
+    a = mx.random.normal((size, size), key=mx.random.key(0))
+    best = float("inf")
+    for _ in range(4):
+        start = time.perf_counter()
+        mx.eval(a @ a)
+        best = min(best, time.perf_counter() - start)
+    return 0.5 * 2 * size**3 / best  # smaller and odder shapes do half of that

@@ -1,0 +1,350 @@
+"""The run of a model on the calibration text, in which each block is quantized when it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
+
+from mlxport.calibrate.batch import Batch, arrays_in, make_batch
+from mlxport.calibrate.leaves import OFF, ORIGINAL, REHEARSAL, ROUNDED, Recorder
+from mlxport.calibrate.moments import Experts, Moments, Power
+from mlxport.calibrate.quantizing import prepare, quantize_experts, quantize_matrix
+from mlxport.calibrate.store import Store
+from mlxport.calibrate.units import Unit, find_units, hook_units
+from mlxport.calibrate.weights import Weights
+from mlxport.errors import NumericsError, UnsupportedError
+from mlxport.quant.search import search_affine
+from mlxport.transform import Program
+from mlxport.types import QuantSpec
+
+__all__ = ["calibrate", "column_power"]
+
+_SEARCHED = "search"
+_FED_BACK = "error feedback"
+
+
+def calibrate(
+    model: nn.Module,
+    program: Program,
+    quantized: Mapping[str, QuantSpec],
+    tokens: mx.array,
+    store: Store,
+    *,
+    on_unit: Callable[[str, int], None] = lambda name, nbytes: None,
+) -> dict[str, dict[str, Any]]:
+    """Quantize every matrix that the model uses on a text; what is finished in ``store`` already is not done again.
+
+    Args:
+        model: mlx-lm's, its parameters not evaluated; it is changed and cannot be used afterwards.
+        program: Computes the weights under mlx-lm's names, not quantized.
+        quantized: Module path to its quantization; modules of other modes than affine stay as MLX quantizes them.
+        tokens: int32 [sequences, length].
+        store: Takes the packed weights.
+        on_unit: Called with the path of each finished unit and the bytes of its weights.
+
+    Returns:
+        What was done for each module, by path: the method, the relative error of its outputs, the tokens it saw.
+
+    Raises:
+        NumericsError: Activations are not finite, by layer.
+        UnsupportedError: The architecture uses its weights in a way that cannot be followed.
+    """
+    specs = {path: spec for path, spec in quantized.items() if spec.mode == "affine"}
+    runner = _Runner(model, Weights(program), specs, Recorder(Moments), store, on_unit)
+    runner.rehearse(tokens)
+    if any(unit.path not in store.units for unit in runner.pending()):
+        runner.run(tokens)
+    facts: dict[str, dict[str, Any]] = {path: {"method": _SEARCHED} for path in specs}
+    facts.update({path: dict(found) for path, found in store.facts().items()})
+    facts.update({path: {"method": f"MLX's {s.mode}"} for path, s in quantized.items() if s.mode != "affine"})
+    return facts
+
+
+def column_power(model: nn.Module, program: Program, tokens: mx.array) -> dict[str, mx.array]:
+    """Mean square of each input column of every matrix that the model uses on a text, by module path.
+
+    What an error in a column costs, for choosing bits or scales; nothing is quantized. Arguments and errors are those
+    of ``calibrate``; the paths are of linear layers, stacks of experts, and tied embeddings (as they are a head).
+
+    Returns:
+        Module path to float32 [columns].
+    """
+    runner = _Runner(model, Weights(program), {}, Recorder(Power), None)
+    runner.rehearse(tokens)
+    runner.run(tokens)
+    return runner.power
+
+
+@dataclass
+class _Runner:
+    """One run. ``store`` is None where statistics are all that is wanted."""
+
+    model: Any
+    weights: Weights
+    specs: Mapping[str, QuantSpec]
+    recorder: Recorder
+    store: Store | None
+    on_unit: Callable[[str, int], None] = lambda name, nbytes: None
+    units: list[Unit] = field(default_factory=list)
+    order: list[Unit] = field(default_factory=list)  # as they are called, with repetition
+    power: dict[str, mx.array] = field(default_factory=dict)
+    batch: Batch = field(default_factory=lambda: Batch(2, 1))
+
+    def __post_init__(self) -> None:
+        self.units = find_units(self.model, self.recorder)
+        self._empty(self.model)
+        prefixes = tuple(f"{unit.path}." for unit in self.units)
+        outside = [name for name, _ in _parameters(self.model) if not name.startswith(prefixes)]
+        self.model.update(tree_unflatten([(name, _wide(self.weights.whole(name))) for name in outside]))
+        hook_units(self.units, self)
+
+    def _empty(self, module: nn.Module) -> None:
+        """Replace parameters by placeholders without memory."""
+        module.update(
+            tree_unflatten([(k, mx.broadcast_to(mx.array(0, v.dtype), v.shape)) for k, v in _parameters(module)])
+        )
+
+    def rehearse(self, tokens: mx.array) -> None:
+        """Find which units are called, how often, and in which order; nothing is evaluated."""
+        self.recorder.begin(REHEARSAL)
+        self.model(tokens[:2])
+        for unit in self.units:
+            unit.calls = sum(called is unit for called in self.order)
+        if self.order and self.order[-1].leaf:
+            self.order[-1].head = True
+
+    def pending(self) -> list[Unit]:
+        """Units that are called and have something to quantize."""
+        return [unit for unit in dict.fromkeys(self.order) if self._wanted(unit)]
+
+    def _wanted(self, unit: Unit) -> list[str]:
+        return [path for path in unit.sites if path in self.specs]
+
+    def run(self, tokens: mx.array) -> None:
+        """The forward pass over the whole batch."""
+        sizes = {size for _, value in _parameters(self.model) for size in value.shape}
+        self.batch = make_batch(tokens.shape[0], tokens.shape[1], sizes, paired=self.store is not None)
+        half = tokens[: self.batch.sequences]
+        self.recorder.begin(OFF)
+        self.model(mx.concatenate([half, half]) if self.batch.paired else half)
+        mx.clear_cache()
+
+    # --- what the hooks of units call -------------------------------------------------------------------------------
+
+    def enter(self, unit: Unit, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A unit is called with the whole batch."""
+        if self.recorder.open is not None:
+            raise UnsupportedError(
+                f"this architecture calls {unit.path} within {self.recorder.open}",
+                hint="use --quantizer search instead of --calibrate",
+            )
+        self.recorder.open = unit.path
+        try:
+            if self.recorder.mode == REHEARSAL:
+                self.order.append(unit)
+                return call(*args, **kwargs)
+            unit.seen += 1
+            if unit.head:
+                return self._head(unit, args[0])
+            self._load(unit)
+            result = self._called(unit, call, (args, kwargs))
+            self._empty(unit.module)
+            mx.clear_cache()
+            return result
+        finally:
+            self.recorder.open = None
+
+    def lookup(self, unit: Unit, ids: mx.array) -> mx.array:
+        """Rows of a table of embeddings: of the original, and of what is stored where that is known already."""
+        if self.recorder.mode == REHEARSAL:
+            return mx.zeros((*ids.shape, self.weights.shape(f"{unit.path}.weight")[-1]))
+        name, spec = f"{unit.path}.weight", self.specs.get(unit.path)
+        if spec is None or unit.calls or not self.batch.paired or self.batch.axis(ids) is None:
+            return self._rows(name, ids, None)
+        count = self.batch.sequences
+        halves = [self.batch.cut(ids, 0, count), self.batch.cut(ids, count, 2 * count)]
+        axis, _ = self.batch.axis(ids) or (0, 1)
+        return mx.concatenate([self._rows(name, halves[0], None), self._rows(name, halves[1], spec)], axis=axis)
+
+    def _rows(self, name: str, ids: mx.array, spec: QuantSpec | None) -> mx.array:
+        """Rows by their numbers, read one by one; with ``spec`` as the writer's search will store them."""
+        flat: list[int] = ids.reshape(-1).tolist()  # type: ignore[assignment]
+        used = sorted(set(flat))
+        table = mx.concatenate([self.weights.rows(name, row, row + 1) for row in used])
+        if spec is not None:
+            packed = search_affine(table, group_size=spec.group_size, bits=spec.bits)
+            table = _dequantized(packed, spec)
+        place = {row: index for index, row in enumerate(used)}
+        found = table.astype(mx.float32)[mx.array([place[row] for row in flat])]
+        rows = found.reshape(*ids.shape, found.shape[-1])
+        mx.eval(rows)
+        return rows
+
+    def _head(self, unit: Unit, x: mx.array) -> mx.array:
+        """The last matrix: it is measured and quantized, its outputs are not needed."""
+        count, site = self.batch.sequences, unit.sites[unit.path]
+        self._check(unit, x)
+        for start, stop in self.batch.pieces() if self._collecting(unit) else ():
+            self.recorder.begin(ORIGINAL if self.batch.paired else ROUNDED)
+            site.see(self.batch.cut(x, start, stop))
+            if self.batch.paired:
+                self.recorder.begin(ROUNDED)
+                site.see(self.batch.cut(x, count + start, count + stop))
+            mx.eval(self.recorder.arrays())
+        if unit.seen == unit.calls:
+            self._finish(unit)
+        rows = self.weights.shape(f"{unit.path}.weight")[0]
+        return mx.broadcast_to(mx.array(0.0), (*x.shape[:-1], rows))
+
+    # --- one unit ---------------------------------------------------------------------------------------------------
+
+    def _load(self, unit: Unit) -> None:
+        found = []
+        for name, value in _parameters(unit.module):
+            array = self.weights.whole(f"{unit.path}.{name}")
+            if array.shape != value.shape:
+                raise UnsupportedError(f"{unit.path}.{name} has shape {array.shape}, the model wants {value.shape}")
+            matrix = name.rpartition(".")[2] == "weight" and _joined(unit.path, name.rpartition(".")[0]) in unit.sites
+            found.append((name, array if matrix else _wide(array)))
+        unit.module.update(tree_unflatten(found))
+
+    def _called(self, unit: Unit, call: Callable[..., Any], given: tuple[Any, Any]) -> Any:
+        batch = self.batch
+        final = unit.seen == unit.calls
+
+        def piece(mode: str, span: tuple[int, int] | None, first: int = 0) -> Any:
+            args, kwargs = given if span is None else batch.cut(given, first + span[0], first + span[1])
+            self.recorder.begin(mode)
+            result = call(*args, **kwargs)
+            mx.eval(arrays_in(result), self.recorder.arrays())
+            self._check(unit, result)
+            return result
+
+        collecting = self._collecting(unit)
+        if not batch.splits(given) or not batch.paired:
+            spans = batch.pieces() if batch.splits(given) else [None]
+            results = [piece(ROUNDED if collecting else OFF, span) for span in spans]
+            if final:
+                self._finish(unit)
+            return batch.join(results)
+        originals, others = [], []
+        for span in batch.pieces():
+            originals.append(piece(ORIGINAL if collecting else OFF, span))
+            if collecting or not final:
+                other = piece(ROUNDED if collecting else OFF, span, batch.sequences)
+                others += [] if final else [other]
+        if final:
+            self._finish(unit)
+            self._round(unit)
+            others = [piece(OFF, span, batch.sequences) for span in batch.pieces()]
+        return batch.join([*originals, *others])
+
+    def _collecting(self, unit: Unit) -> bool:
+        """Whether the inputs of a unit's matrices are to be measured."""
+        return self.store is None or (bool(self._wanted(unit)) and unit.path not in self.store.units)
+
+    def _check(self, unit: Unit, result: Any) -> None:
+        for array in arrays_in(result)[:1]:
+            if mx.issubdtype(array.dtype, mx.floating) and not mx.all(mx.isfinite(array)).item():
+                bad = next((s.path for s in unit.sites.values() if not _finite(s.statistics)), None)
+                where = f"{unit.path}: the input of {bad}" if bad else f"the output of {unit.path}"
+                raise NumericsError(
+                    f"activations are not finite (NaN or infinite) in {where}",
+                    hint="look for NaN in its weights with mlxport inspect, or use --quantizer search",
+                )
+
+    def _finish(self, unit: Unit) -> None:
+        """Quantize what a unit's statistics are for, or hand them out; then forget them."""
+        nbytes = sum(value.nbytes for _, value in _parameters(unit.module))
+        if self.store is None:
+            for path, site in unit.sites.items():
+                if site.statistics is not None:
+                    self.power[path] = site.statistics.power()
+                    mx.eval(self.power[path])
+        elif unit.path not in self.store.units and self._wanted(unit):
+            arrays, facts = self._quantize(unit)
+            self.store.save(unit.path, arrays, facts)
+        for site in unit.sites.values():
+            site.statistics, site.waiting = None, []
+        mx.clear_cache()
+        self.on_unit(unit.path, nbytes)
+
+    def _quantize(self, unit: Unit) -> tuple[dict[str, mx.array], dict[str, dict[str, Any]]]:
+        """All matrices of a unit, those that share statistics together."""
+        arrays: dict[str, mx.array] = {}
+        facts: dict[str, dict[str, Any]] = {}
+        groups: dict[int, list[str]] = {}
+        for path in self._wanted(unit):
+            if unit.sites[path].statistics is not None:
+                groups.setdefault(id(unit.sites[path].statistics), []).append(path)
+        for paths in groups.values():
+            try:
+                self._quantize_group(unit, paths, arrays, facts)
+            except ValueError as error:
+                raise NumericsError(
+                    f"activations are not finite (NaN or infinite): the input of {paths[0]}",
+                    hint="look for NaN in the weights before it with mlxport inspect, or use --quantizer search",
+                ) from error
+        return arrays, facts
+
+    def _quantize_group(
+        self, unit: Unit, paths: list[str], arrays: dict[str, mx.array], facts: dict[str, dict[str, Any]]
+    ) -> None:
+        found = unit.sites[paths[0]].statistics
+        assert isinstance(found, (Moments, Experts))
+        prepared = prepare(found, tied=unit.table) if isinstance(found, Moments) else None
+        for path in paths:
+            name, spec = f"{path}.weight", self.specs[path]
+            shape, dtype = self.weights.shape(name), self.weights.dtype(name)
+
+            def read(start: int, stop: int, name: str = name) -> mx.array:
+                return self.weights.rows(name, start, stop)
+
+            if prepared is not None:
+                parts, error, power = quantize_matrix(read, (shape[0], shape[1]), prepared, spec, dtype)
+            else:
+                assert isinstance(found, Experts)
+                parts, error, power = quantize_experts(read, shape, found, spec, dtype)
+            for part, array in zip(("weight", "scales", "biases"), parts, strict=True):
+                arrays[f"{path}.{part}"] = array
+            relative = (max(error, 0.0) / power) ** 0.5 if power > 0 else 0.0
+            facts[path] = {"method": _FED_BACK, "error": round(relative, 6), "tokens": found.tokens}
+            if isinstance(found, Experts):
+                facts[path]["least_tokens_of_an_expert"] = min(found.counts(shape[0]))
+
+    def _round(self, unit: Unit) -> None:
+        """Give a unit's matrices the values that are stored for them."""
+        finished = self.store.units.get(unit.path) if self.store is not None else None
+        arrays = finished.arrays() if finished is not None else {}
+        for path, site in unit.sites.items():
+            triple = [arrays.get(f"{path}.{part}") for part in ("weight", "scales", "biases")]
+            if path in self.specs and triple[0] is not None:
+                site.module.weight = _dequantized(triple, self.specs[path])
+                mx.eval(site.module.weight)
+
+
+def _parameters(module: nn.Module) -> list[tuple[str, mx.array]]:
+    found: list[tuple[str, mx.array]] = tree_flatten(module.parameters())  # type: ignore[assignment]
+    return found
+
+
+def _joined(path: str, name: str) -> str:
+    return f"{path}.{name}" if name else path
+
+
+def _wide(array: mx.array) -> mx.array:
+    return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
+
+
+def _dequantized(triple: Any, spec: QuantSpec) -> mx.array:
+    weight, scales, biases = triple
+    return mx.dequantize(weight, scales, biases, group_size=spec.group_size, bits=spec.bits)
+
+
+def _finite(statistics: Any) -> bool:
+    return statistics is None or all(mx.all(mx.isfinite(array)).item() for array in statistics.arrays())

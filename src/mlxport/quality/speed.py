@@ -1,0 +1,138 @@
+"""Tokens a second: measured where this runs, predicted for a Mac."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+
+from mlxport.errors import UnsupportedError
+from mlxport.fit.caches import PREFILL_STEP
+from mlxport.fit.footprint import Footprint
+from mlxport.fit.hardware import Machine, decode_efficiency
+from mlxport.fit.liveness import METAL
+from mlxport.fit.planning import DEFAULT_CONTEXT, longest_context
+
+__all__ = ["Predicted", "Speed", "measured", "predicted"]
+
+_TOKENS, _WARM, _SECONDS = 64, 4, 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """A short run of mlx-lm's generation in the stored precision, once warm.
+
+    Attributes:
+        device: What MLX ran on.
+        prompt_tokens: Tokens of the prompt.
+        prompt_tps: Tokens of the prompt read a second.
+        tokens: Tokens generated.
+        tps: Tokens generated a second.
+        peak_bytes: Most bytes that MLX arrays took.
+    """
+
+    device: str
+    prompt_tokens: int
+    prompt_tps: float
+    tokens: int
+    tps: float
+    peak_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values only."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """What a Mac would do with the output, as ``mlxport plan`` reckons.
+
+    Attributes:
+        machine: Its name.
+        context: Tokens of prompt and answer.
+        memory_bytes: Weights, cache and workspace.
+        gpu_bytes: What the GPU may use of the memory.
+        longest_context: Most tokens that fit, 0 where none do.
+        tokens_per_second: Least and most of the rate of generating, None for an unknown chip.
+    """
+
+    machine: str
+    context: int
+    memory_bytes: int
+    gpu_bytes: int
+    longest_context: int
+    tokens_per_second: tuple[float, float] | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the GPU's memory is enough."""
+        return self.memory_bytes <= self.gpu_bytes
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values only."""
+        return {**asdict(self), "fits": self.fits}
+
+
+def measured(model: Any, ids: np.ndarray[Any, Any], context: int | None = None) -> Speed:
+    """Generate after a prompt with mlx-lm, for at most ten seconds.
+
+    Args:
+        model: mlx-lm's model in its stored precision, its weights loaded.
+        ids: The prompt.
+        context: Longest sequence that the model was made for.
+    """
+    from mlx_lm.generate import generate_step
+
+    length = min(_TOKENS, (context or _TOKENS * 4) // 4)
+    prompt = mx.array(ids[: max(1, min(len(ids), (context or PREFILL_STEP) - length - 1))])
+    for _ in generate_step(prompt[:8], model, max_tokens=_WARM):
+        pass
+    mx.reset_peak_memory()
+    start = first = last = time.perf_counter()
+    count = 0
+    for number, _ in enumerate(generate_step(prompt, model, max_tokens=length + 1)):
+        last = time.perf_counter()
+        first = last if not number else first
+        count = number
+        if last - first > _SECONDS:
+            break
+    device = mx.device_info().get("device_name") if mx.default_device() == mx.gpu else "CPU"
+    rate = count / (last - first) if last > first else 0.0
+    return Speed(str(device), prompt.size, prompt.size / max(first - start, 1e-9), count, rate, mx.get_peak_memory())
+
+
+def predicted(folder: Path, machine: Machine, context: int | None = None, *, limit: int | None = None) -> Predicted:
+    """What a machine would do with a written model; its weights are not read.
+
+    Args:
+        folder: The output.
+        machine: The machine.
+        context: Tokens of prompt and answer; 4,096 or the model's own limit by default.
+        limit: The model's own limit.
+
+    Raises:
+        UnsupportedError: mlx-lm's model cannot be planned for.
+    """
+    from mlx_lm.utils import load_model
+
+    try:
+        model = load_model(folder, lazy=True)[0]
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError) as error:
+        raise UnsupportedError(f"mlx-lm cannot load {folder}: {error}", hint="convert it again") from error
+    tokens = context or max(2, min(DEFAULT_CONTEXT, limit or DEFAULT_CONTEXT))
+    footprint = Footprint(model, METAL)
+    need, shares = footprint.at(tokens), footprint.read_shares(tokens)
+    sizes = {name: int(value.nbytes) for name, value in tree_flatten(model.parameters())}
+    weights = sum(sizes.values())
+    speed = None
+    if machine.bandwidth_gb_s is not None:
+        moved = sum(size * shares.get(name, 1.0) for name, size in sizes.items()) + need.cache
+        low, high = (share * machine.bandwidth_gb_s * 1e9 / moved for share in decode_efficiency())
+        speed = (low, high)
+    longest = longest_context(footprint, machine.gpu_bytes - weights, limit)
+    return Predicted(machine.name, tokens, weights + need.peak, machine.gpu_bytes, longest, speed)

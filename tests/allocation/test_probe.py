@@ -1,0 +1,77 @@
+"""One pass over a batch whose parts see other roundings tells what as many passes over rounded models do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from mlx_lm.models import switch_layers
+from sensitive_models import KINDS, save
+
+from mlxport.allocation.candidates import find_candidates, reachable
+from mlxport.allocation.damage import measure_divergence
+from mlxport.allocation.find import prepare
+from mlxport.allocation.weights import Weights, rounded
+from mlxport.errors import NumericsError
+from mlxport.quant import make_spec
+from mlxport.source import open_checkpoint
+from mlxport.target.mlx_lm import lazy_model, open_target
+from mlxport.transform import lazy_outputs
+
+SPECS = (make_spec("affine", 2, 32), make_spec("affine", 4, 64))
+
+
+def log_probabilities(model: nn.Module, ids: mx.array) -> mx.array:
+    return nn.log_softmax(model(ids), axis=-1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("parts", [3, 64])
+def test_equal_to_rounding_one_module_at_a_time(kind: str, parts: int, tmp_path: Path):
+    checkpoint = open_checkpoint(save(kind, tmp_path / "source"))
+    program = open_target(checkpoint).program
+    ids = mx.random.randint(0, 320, (2, 40), key=mx.random.key(1))
+
+    model, _ = lazy_model(checkpoint)
+    candidates, called = reachable(model, find_candidates(model, program))
+    weights = Weights(program, list(candidates))
+    prepare(model, program, candidates)
+    modules = {path: given.module for path, given in candidates.items()}
+    wanted = [(path, spec) for path in called for spec in SPECS if spec in candidates[path].specs]
+    kinds, sort = [type(module) for module in modules.values()], switch_layers._gather_sort
+    found = measure_divergence(model, modules, weights, ids, wanted, parts, "rtn")
+    assert [type(module) for module in modules.values()] == kinds and switch_layers._gather_sort is sort
+
+    plain, _ = lazy_model(checkpoint)
+    stored = lazy_outputs(program)
+    nn.Module.load_weights(plain, [(name, array.astype(mx.float32)) for name, array in stored.items()])
+    original = log_probabilities(plain, ids)
+    leaves = dict(plain.named_modules())
+    checked = 0
+    for path, spec in wanted[:: max(1, len(wanted) // 12)]:
+        kept = leaves[path]["weight"]
+        leaves[path]["weight"] = rounded(stored[f"{path}.weight"], spec)
+        other = log_probabilities(plain, ids)
+        leaves[path]["weight"] = kept
+        divergence = (mx.exp(original) * (original - other)).sum(-1).mean().item()
+        assert found[path][spec] == pytest.approx(divergence, rel=1e-3, abs=2e-6), (path, spec)
+        checked += divergence > 1e-5
+    assert checked >= 4
+
+
+def test_activations_that_are_not_finite_are_named(tmp_path: Path):
+    folder = save("llama", tmp_path / "source")
+    arrays = dict(mx.load(str(folder / "model.safetensors")).items())
+    arrays["model.layers.1.mlp.up_proj.weight"] *= float("nan")
+    mx.save_safetensors(str(folder / "model.safetensors"), arrays)
+    checkpoint = open_checkpoint(folder)
+    program = open_target(checkpoint).program
+    model, _ = lazy_model(checkpoint)
+    candidates, called = reachable(model, find_candidates(model, program))
+    prepare(model, program, candidates)
+    modules = {path: given.module for path, given in candidates.items()}
+    ids, wanted = mx.zeros((1, 4), mx.int32), [(called[0], SPECS[0])]
+    with pytest.raises(NumericsError, match=r"model\.layers\.1\.mlp\.up_proj"):
+        measure_divergence(model, modules, Weights(program, list(candidates)), ids, wanted, 4, "rtn")

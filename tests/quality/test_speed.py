@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import mlxport
+from mlxport.fit import named_machine
+from mlxport.quality.speed import measured, predicted
+from mlxport.run.load import load_model
+
+
+@pytest.mark.parametrize("quantize", [None, "4", "mxfp4"])
+@pytest.mark.parametrize("name", ["tiny-llama", "qwen3_moe"])
+def test_a_prediction_is_the_row_of_the_plan(sources, outputs, name, quantize):
+    limit = 256
+    planned = mlxport.plan_for(sources(name), device="M2 8GB", context=limit, dtype="bfloat16")
+    row = next(row for row in planned.rows if row.quantize == quantize)
+    output = outputs(name, quantize=quantize, dtype="bfloat16")
+    found = predicted(output, named_machine("M2 8GB"), limit, limit=limit)
+    assert found.tokens_per_second == pytest.approx(row.tokens_per_second, rel=1e-3)
+    # The plan takes the workspace of the model before it is quantized.
+    assert found.memory_bytes == pytest.approx(row.memory_bytes, rel=0.05)
+    assert found.fits and found.machine == "M2 8GB" and found.longest_context == limit
+
+
+def test_a_run_is_measured_within_the_context(outputs):
+    model, _ = load_model(outputs("llama", quantize=4))
+    speed = measured(model, np.arange(2, 300), 256)
+    assert (speed.prompt_tokens, speed.tokens) == (256 - 64 - 1, 64)
+    assert speed.tps > 0 and speed.prompt_tps > 0 and speed.peak_bytes > 0
+    assert speed.device == "CPU" or mx.default_device() == mx.gpu
