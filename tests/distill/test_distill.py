@@ -67,7 +67,7 @@ def test_the_output_comes_closer_to_the_original(checkpoint_of, tmp_path, name):
     before, after = tensors(plain), tensors(tmp_path / "out")
     changed = {key for key in before if not np.array_equal(before[key], after[key])}
     assert before.keys() == after.keys()
-    assert {key.rpartition(".")[0] for key in changed} == set(found.modules)
+    assert changed and {key.rpartition(".")[0] for key in changed} <= set(found.modules)
     assert not any(key.endswith(".weight") and f"{key[:-7]}.scales" in before for key in changed)
     config = {folder: (tmp_path / folder / "config.json").read_text() for folder in ("plain", "out")}
     assert config["plain"] == config["out"]
@@ -231,3 +231,122 @@ def test_a_report_survives_its_record():
     report = DistillReport(3, "whole", "whole", 0.5, 0.4, 100, "of a text", "all steps", ("model.norm",))
     known = json.loads(json.dumps(report.to_json()))
     assert DistillReport(**{**known, "modules": tuple(known["modules"])}) == report
+
+
+def test_without_a_text_and_without_memory_the_shipped_text_is_used(checkpoint_of, tmp_path):
+    source = checkpoint_of("tied")
+    out = quantized(source, tmp_path / "out")
+    report, found = run(source, out, tmp_path / "work", memory_limit=NOTHING)
+    assert report.source == "of a built-in text" and report.improved and found
+
+
+@pytest.mark.parametrize("options", [{"quantize": 2, "calibrate": "default"}, {"target_bpw": 4.5}])
+def test_it_composes_with_calibration_and_a_limit(checkpoint_of, tmp_path, options):
+    source = checkpoint_of("llama")
+    plain = convert(source, tmp_path / "plain", verify="none", **options)
+    report = convert(source, tmp_path / "out", distill=10, **options)
+    assert report.distilled is not None and report.distilled.improved
+    assert report.plan.quantized == plain.plan.quantized and report.plan.nbytes == plain.plan.nbytes
+    assert report.parity is not None and report.parity.passed
+    calibrated = "calibrate" in options
+    assert report.distilled.source == ("of the text and " if calibrated else "") + "that the original wrote"
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_run_that_ends_while_shards_are_written_is_ended_by_the_next(checkpoint_of, tmp_path, monkeypatch, when):
+    import mlxport.distill.output as output
+    from mlxport.errors import Interrupted
+
+    source = checkpoint_of("llama")
+    options: dict[str, Any] = {
+        "quantize": 3, "q_group_size": 32, "distill": 5, "max_shard_size": "20KB", "verify": "none",
+    }  # fmt: skip
+    convert(source, tmp_path / "whole", **options)
+    rewrite, calls = output.rewrite, [0]
+
+    def stopped(*arguments: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 2 and when == "before":
+            raise KeyboardInterrupt
+        written = rewrite(*arguments)
+        if calls[0] == 2:  # the shard is changed, and the state does not know it
+            raise KeyboardInterrupt
+        return written
+
+    monkeypatch.setattr(output, "rewrite", stopped)
+    with pytest.raises(Interrupted):
+        convert(source, tmp_path / "out", **options)
+    monkeypatch.undo()
+    report = convert(source, tmp_path / "out", **options)
+    files = sorted((tmp_path / "whole").glob("model*.safetensors"))
+    assert len(files) > 2 and len(report.resumed) == len(files) - (when == "after")
+    assert all(path.read_bytes() == (tmp_path / "out" / path.name).read_bytes() for path in files)
+    records = [json.loads((tmp_path / name / "mlxport.json").read_text()) for name in ("whole", "out")]
+    assert records[0] == records[1]
+
+
+@pytest.mark.parametrize("name", ["llama", "tied", "experts", "recurrent"])
+def test_ways_to_compute_give_the_same_gradients(checkpoint_of, tmp_path, name):
+    """Packed or unpacked, with activations kept or computed again."""
+    import contextlib
+
+    from mlxport.distill.layers import trained
+    from mlxport.distill.models import Quantized
+    from mlxport.distill.params import trainables
+    from mlxport.distill.whole import _checkpointed
+
+    model = Quantized(quantized(checkpoint_of(name), tmp_path / "out", quantize=4), mx.float32, False)
+    model.fill()
+    parts = list(trainables(model.model, model.stored, mx.float32))
+    ids = mx.random.randint(0, 320, (2, 12), key=mx.random.key(2))
+
+    def loss(changes: dict[str, mx.array]) -> mx.array:
+        for part in parts:
+            part.install(part.values(changes))
+        return mx.logsumexp(model.model(ids), axis=-1).mean()
+
+    found = []
+    for unpacked, again in ((True, False), (False, False), (True, True)):
+        zeros = {key: zero for part in parts for key, zero in part.zeros().items()}
+        with trained(model.model, unpacked), _checkpointed(model.model, parts) if again else contextlib.nullcontext():
+            value, gradients = mx.value_and_grad(loss)(zeros)
+            mx.eval(value, gradients)
+        found.append((value.item(), gradients))
+    for value, gradients in found[1:]:
+        assert value == pytest.approx(found[0][0], rel=1e-4)
+        for key, gradient in gradients.items():
+            expected = found[0][1][key]
+            assert mx.abs(gradient - expected).max() <= 1e-3 * mx.abs(expected).max() + 1e-6, key
+    assert all(mx.abs(found[0][1][f"{part.path}.{key}"]).max() > 0 for part in parts for key in part.start)
+
+
+def test_the_way_follows_the_memory(checkpoint_of, tmp_path):
+    from mlxport.distill.memory import Memory, Way
+    from mlxport.distill.models import Original, Quantized
+
+    source = checkpoint_of("llama")
+    original = Original(open_checkpoint(str(source)), mx.float32)
+    output = Quantized(quantized(source, tmp_path / "out"), mx.float32, False)
+    settings = DistillSettings(4, batch=1)
+    ways = [Memory(original, output, settings, 8, limit).way() for limit in range(0, 8 << 20, 16 << 10)]
+    order = list(dict.fromkeys(ways))
+    assert order[0] == Way(False, False, False) and order[-1] == Way(True, True, False)
+    assert all(way.whole or not way.original_whole for way in order)
+    assert Way(True, True, True) in order  # between the two, activations are computed again
+
+
+def test_in_little_memory_activations_are_computed_again(checkpoint_of, tmp_path):
+    """A limit between the two ways: the result is what it is with all the memory."""
+    from mlxport.distill.memory import Memory
+    from mlxport.distill.models import Original, Quantized
+
+    source = checkpoint_of("llama")
+    out = quantized(source, tmp_path / "out")
+    models = Original(open_checkpoint(str(source)), mx.float32), Quantized(out, mx.float32, False)
+    limits = range(0, 64 << 20, 64 << 10)
+    limit = next(size for size in limits if Memory(*models, SHORT, SHORT.length, size).way().checkpoint)
+    lines: list[str] = []
+    again, _ = run(source, out, tmp_path / "again", memory_limit=limit, text=PROBE_TEXT, say=lines.append)
+    plain, _ = run(source, out, tmp_path / "plain", text=PROBE_TEXT)
+    assert any("activations computed again" in line for line in lines)
+    assert again.way == "whole" and again.after == pytest.approx(plain.after, rel=0.1)

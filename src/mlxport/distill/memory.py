@@ -88,7 +88,7 @@ class Memory:
         inner = _INNER * self.hidden * self.tokens
         kept = [4 * (inner + (size if unpacked else 0)) for size in sizes.values()]
         ends = 4 * self.hidden * self.tokens * len(kept) + (4 * outside if unpacked else 0)
-        return ends + (2 * max(kept, default=0) if checkpoint else sum(kept))
+        return ends + (max(kept, default=0) if checkpoint else sum(kept))
 
 
 def _hidden(original: Original) -> int:

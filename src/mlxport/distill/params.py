@@ -1,8 +1,8 @@
 """What is trained: scales and biases of affine modules, and norms, as small changes of what is stored.
 
-A group computes ``scale * code + bias``. Its changes are those of the scale, relative, and of the value at the middle
-code, in parts of the span from that to the last code: two directions that hardly depend on each other, in units of the
-group itself, so that one learning rate serves all groups of all layers.
+A group computes ``scale * code + bias``. Its changes are those of its last value, by the scale, and of its middle one:
+two directions that hardly depend on each other, both in steps from one code to the next. So one learning rate serves
+all groups, layers and numbers of bits; norms move in parts that are as small as such a step is of the largest value.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Trainable:
         path: The module's path.
         module: The module itself.
         start: Its trained parameters as they were stored, by name, in their dtype.
-        middle: The middle code of an affine module, 0 for a norm.
+        middle: The middle code of an affine module, the typical one of all modules for a norm.
         dtype: What the model computes in.
     """
 
@@ -44,11 +44,12 @@ class Trainable:
     def values(self, changes: Changes) -> dict[str, mx.array]:
         """Parameters by name after the changes, float32."""
         found = {name: changes[f"{self.path}.{name}"] for name in self.start}
-        if not self.middle:
-            return {name: value.astype(mx.float32) + _unit(value) * found[name] for name, value in self.start.items()}
+        if "scales" not in self.start:
+            wide = {name: value.astype(mx.float32) for name, value in self.start.items()}
+            return {name: value + _unit(value) / self.middle * found[name] for name, value in wide.items()}
         scales, biases = (self.start[name].astype(mx.float32) for name in ("scales", "biases"))
-        new = scales * (1 + found["scales"])
-        shift = self.middle * (scales - new) + self.middle * mx.abs(scales) * found["biases"]
+        new = scales * (1 + found["scales"] / self.middle)
+        shift = self.middle * (scales - new) + mx.abs(scales) * found["biases"]
         return {"scales": new, "biases": biases + shift}
 
     def stored(self, changes: Changes) -> dict[str, mx.array]:
@@ -63,8 +64,8 @@ class Trainable:
 
 
 def _unit(value: mx.array) -> mx.array:
-    """What a change of 1 means for a norm: its root mean square, or 1 for a weight that is stored less 1."""
-    mean = mx.sqrt(mx.mean(mx.square(value.astype(mx.float32))))
+    """The size of a norm's weight: its root mean square, or 1 for one that is stored less 1."""
+    mean = mx.sqrt(mx.mean(mx.square(value)))
     return mx.where(mean > 0.1, mean, 1.0)
 
 
@@ -79,15 +80,29 @@ def trainables(
         dtype: What the model computes in.
         prefix: The path of the part.
     """
+    middles = sorted(_middle(module) for _, module in model.named_modules() if _is_affine(module))
+    typical = middles[len(middles) // 2] if middles else _middle_of(4)
     for inner, module in model.named_modules():
         path = ".".join(part for part in (prefix, inner) if part)
-        if "scales" in module and "biases" in module and getattr(module, "mode", "") == "affine":
+        if _is_affine(module):
             start = {name: read(f"{path}.{name}") for name in ("scales", "biases")}
-            yield Trainable(path, module, start, ((1 << module.bits) - 1) / 2, dtype)
+            yield Trainable(path, module, start, _middle(module), dtype)
         elif "Norm" in type(module).__name__:
             start = {name: read(f"{path}.{name}") for name in ("weight", "bias") if _vector(module.get(name))}
             if start:
-                yield Trainable(path, module, start, 0.0, dtype)
+                yield Trainable(path, module, start, typical, dtype)
+
+
+def _is_affine(module: nn.Module) -> bool:
+    return "scales" in module and "biases" in module and getattr(module, "mode", "") == "affine"
+
+
+def _middle(module: Any) -> float:
+    return _middle_of(module.bits)
+
+
+def _middle_of(bits: int) -> float:
+    return ((1 << bits) - 1) / 2
 
 
 def _vector(value: Any) -> bool:

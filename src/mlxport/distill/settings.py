@@ -19,7 +19,7 @@ class DistillSettings:
 
     Attributes:
         steps: Most updates of each parameter.
-        rate: Learning rate, in parts of a group's scale (``params``).
+        rate: Learning rate, in steps from one code of a group to the next (``params``).
         batch: Sequences of an update.
         length: Tokens of a sequence.
         sequences: Most different sequences to train on.
@@ -29,7 +29,7 @@ class DistillSettings:
     """
 
     steps: int
-    rate: float = 5e-3
+    rate: float = 0.02
     batch: int = 4
     length: int = 256
     sequences: int = 256
