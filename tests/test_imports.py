@@ -25,6 +25,7 @@ LAYERS = [
     ["run"],
     ["inspection_weights", "inspection"],
     ["calibrate"],
+    ["distill"],
     ["fit"],
     ["quality"],
     ["allocation"],

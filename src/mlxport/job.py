@@ -90,9 +90,11 @@ class Job:
             written = {shard.filename: workspace.done[shard.filename] for shard in self.plan.shards}
             findings = self._check_findings(written, progress)
             carried = self._side_files(workspace.folder)
+            report = replace(report, resumed=resumed, findings=findings)
+            report = self._distill(workspace, report, progress)
+            written = {name: workspace.done[name] for name in written}
             progress.stage("hashing the source", 0)
             inputs = self.hashes.result()
-            report = replace(report, resumed=resumed, findings=findings)
             report = self._check_activations(workspace.folder, report, progress)
             report = self._verify(workspace.folder, report, progress)
         self._record(workspace.folder, report, inputs, written)
@@ -145,6 +147,25 @@ class Job:
                 raise NumericsError(message, hint=hint)
             progress.message(f"warning: {message}")
         return findings
+
+    def _distill(self, workspace: Workspace, report: ConvertReport, progress: Progress) -> ConvertReport:
+        """Train scales and biases, where that was asked for; the shards are those of the workspace afterwards."""
+        if self.options.distill is None:
+            return report
+        from mlxport.distill.output import distill_output
+
+        progress.stage("distilling", 0)
+        distilled = distill_output(
+            workspace,
+            self.checkpoint,
+            self.conversion.config,
+            self.options.distill,
+            text=self.options.calibration.text if self.options.calibration is not None else None,
+            trust_remote_code=self.options.trust_remote_code,
+            say=progress.message,
+        )
+        progress.message(distilled.summary())
+        return replace(report, distilled=distilled)
 
     def _check_activations(self, folder: Path, report: ConvertReport, progress: Progress) -> ConvertReport:
         """Find what the model computes beyond float16; refuse it where the cast is ours, unless it was allowed."""
@@ -252,6 +273,7 @@ class Job:
             self.checkpoint,
             mode=self.options.verify,
             invert=make_inverse(self.checkpoint, self.options.dtype),
+            trained=frozenset(report.distilled.modules if report.distilled is not None else ()),
             trust_remote_code=trust,
             on_progress=progress.message,
         )
@@ -278,6 +300,7 @@ class Job:
             parity=parity,
             tokenizer=report.tokenizer.to_json() if report.tokenizer else None,
             not_verified=report.not_verified,
+            distilled=report.distilled.to_json() if report.distilled else None,
             activations=report.activations.to_json() if report.activations else None,
             generation=self.options.kv.options() if self.options.kv is not None else None,
             allocation=self.options.allocation.to_json() if self.options.allocation else None,

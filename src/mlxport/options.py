@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxport.calibrate.text import Calibration
+from mlxport.distill.settings import DistillSettings
 from mlxport.errors import UsageError
 from mlxport.plan import DEFAULT_SHARD_SIZE, parse_size
 from mlxport.quant import QuantRequest
@@ -15,6 +16,7 @@ from mlxport.types import Plan
 
 if TYPE_CHECKING:
     from mlxport.allocation import AllocationReport
+    from mlxport.distill import DistillReport
     from mlxport.parity import ParityReport
     from mlxport.parity.activations import Activations
     from mlxport.parity.ported import PortParity
@@ -34,7 +36,8 @@ class Options:
     ``quant`` is the checked form of the quantization options; ``dynamic``, ``fold_batchnorm`` and ``mlxfn`` are those
     of ``port``, for the generated layout; ``kv`` is the key-value cache that the output is to be used with;
     ``allocation`` is what ``quant`` was chosen by, where a limit was asked for; ``report_device`` is the Mac that the
-    quality report predicts for; ``calibration`` is the text to calibrate on, None without calibration.
+    quality report predicts for; ``calibration`` is the text to calibrate on, None without calibration; ``distill`` is
+    how scales and biases are trained, None without training.
     """
 
     dtype: str = "auto"
@@ -54,6 +57,7 @@ class Options:
     report: bool = False
     report_device: str | None = None
     calibration: Calibration | None = None
+    distill: DistillSettings | None = None
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -74,6 +78,9 @@ class Options:
                 f"{', '.join(given)}: for the generated layout only, and this one is mlx-lm's",
                 hint="add --layout generated, or leave it out",
             )
+        if self.distill is not None and self.layout == "generated":
+            message = "--distill: for mlx-lm's layout only; the generated one is a program of its own"
+            raise UsageError(message, hint="leave it out, or add --layout mlx-lm")
         if self.layout == "generated" and self.kv is not None:
             raise UsageError(
                 "--kv-bits: for mlx-lm's layout only; the generated one has no key-value cache",
@@ -112,6 +119,7 @@ class Options:
             "max_shard_size": self.max_shard_size,
             "shard_by": self.shard_by,
             "layout": self.layout,
+            **({"distill": asdict(self.distill)} if self.distill is not None else {}),
             **(ported if self.layout == "generated" else {}),
             **({"calibrate": self.calibration.recorded()} if self.calibration else {}),
         }
@@ -132,6 +140,7 @@ class ConvertReport:
         tokenizer: The tokenizer's round trip, None if it was not tested.
         not_verified: Why there was no verification, empty if there was one.
         activations: The largest ones, where float16 might not hold them; None elsewhere.
+        distilled: The distillation, None if there was none.
         dry_run: Whether nothing was written.
         allocation: What was chosen for each module, where a limit was asked for.
         quality: The quality report, None where none was asked for.
@@ -147,6 +156,7 @@ class ConvertReport:
     tokenizer: Any = None
     not_verified: str = ""
     activations: Activations | None = None
+    distilled: DistillReport | None = None
     dry_run: bool = False
     allocation: AllocationReport | None = None
     quality: QualityReport | None = None
@@ -177,6 +187,7 @@ class ConvertReport:
             "nonfinite": dict(self.findings.nonfinite) if self.findings else {},
             "overflowed": dict(self.findings.overflowed) if self.findings else {},
             "activations": self.activations.to_json() if self.activations else None,
+            "distilled": self.distilled.to_json() if self.distilled else None,
             "verified": bool(self.parity and self.parity.passed),
             "not_verified": self.not_verified,
             "parity": self.parity.to_json() if self.parity else None,

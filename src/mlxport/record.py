@@ -57,6 +57,7 @@ def make_record(
     tokenizer: Mapping[str, Any] | None,
     not_verified: str,
     activations: Mapping[str, Any] | None = None,
+    distilled: Mapping[str, Any] | None = None,
     generation: Mapping[str, Any] | None = None,
     allocation: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -74,6 +75,7 @@ def make_record(
         tokenizer: Figures of the tokenizer's round trip, None if there was none.
         not_verified: Why there was no verification.
         activations: The largest ones, where they were measured.
+        distilled: Figures of the distillation, None if there was none.
         generation: Settings that ``mlxport generate`` uses unless told otherwise, None for none.
         allocation: What was chosen for each module under a limit, None where there was none.
     """
@@ -108,6 +110,7 @@ def make_record(
         "parity": parity,
         "tokenizer": tokenizer,
         **({"activations": dict(activations)} if activations else {}),
+        **({"distilled": dict(distilled)} if distilled else {}),
         **({"generation": dict(generation)} if generation else {}),
     }
 

@@ -37,6 +37,8 @@ def show_conversion(report: ConvertReport) -> None:
     if report.dry_run:
         console.print(f"dry run: nothing was written to {escape(str(report.destination))}")
         return
+    if report.distilled is not None:
+        console.print(escape(report.distilled.summary()))
     if report.parity is not None:
         show_any_parity(report.parity, console)
     if report.tokenizer is not None:

@@ -64,6 +64,7 @@ def verify(
     trust_remote_code: bool = False,
     memory_limit: int | None = None,
     tokens: int | None = None,
+    trained: frozenset[str] = frozenset(),
     on_progress: Callable[[str], None] | None = None,
 ) -> ParityReport:
     """Compare a converted folder with its original: logits on text, and every stored tensor.
@@ -76,6 +77,7 @@ def verify(
         trust_remote_code: Whether code of the checkpoint may run.
         memory_limit: Bytes that ``full`` may take; default half of what is available.
         tokens: Length of the long input sequence; default by the size of the model.
+        trained: Paths of the output's modules that were trained after they had been converted.
         on_progress: Called with a line for each step.
 
     Returns:
@@ -94,6 +96,14 @@ def verify(
 
     start = time.monotonic()
     report = execute(
-        Path(output), checkpoint, mode, invert, trust_remote_code, memory_limit, tokens, on_progress or (lambda _: None)
+        Path(output),
+        checkpoint,
+        mode,
+        invert,
+        trust_remote_code,
+        memory_limit,
+        tokens,
+        on_progress or (lambda _: None),
+        trained,
     )
     return replace(report, seconds=round(time.monotonic() - start, 2))

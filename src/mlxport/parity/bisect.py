@@ -111,7 +111,7 @@ def wrong_tensors(run: Run) -> list[tuple[str, str]]:
     found = []
     for name in layout:
         tensor = run.checkpoint.tensors.get(name)
-        if tensor is not None and not difference(tensor, layout, run.dtype).ok:
+        if tensor is not None and not difference(tensor, layout, run.dtype, run.trained).ok:
             found.append((layout.stored_names(name)[0].rpartition(".")[0], name))
     return sorted(found, key=lambda pair: [(part.isdigit(), part.zfill(6)) for part in pair[0].split(".")])
 

@@ -58,7 +58,7 @@ def tensor_cause(run: Run, name: str) -> str:
 
     assert run.layout is not None
     tensor, stored_name = run.checkpoint.tensors[name], run.layout.stored_names(name)[0]
-    found = difference(tensor, run.layout, run.dtype)
+    found = difference(tensor, run.layout, run.dtype, run.trained)
     head = f"Stored tensor {stored_name} is not {name} of the original: "
     if math.isinf(found.relative):
         return f"{head}it {found.problem}."

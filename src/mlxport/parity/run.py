@@ -59,6 +59,7 @@ def execute(
     memory_limit: int | None,
     tokens: int | None,
     say: Callable[[str], None],
+    trained: frozenset[str] = frozenset(),
 ) -> ParityReport:
     """Run one verification; see ``mlxport.parity.verify``."""
     source_weights(checkpoint)  # refuses, before anything is read, what no reference can be made from
@@ -88,6 +89,7 @@ def execute(
         floats=floats,
         dtype=dtype,
         near=near,
+        trained=trained,
         notes=[*notes, *more],
     )
     if mode == "full":

@@ -28,7 +28,8 @@ STEPPED = "output token by token, with a cache, vs in one pass"
 class Run:
     """One verification; ``weights``, ``exact`` and ``layout`` are filled by ``check_weights``.
 
-    ``near`` says that mlx-lm computes a near variant of this architecture, see ``target.mlx_lm_config``.
+    ``near`` says that mlx-lm computes a near variant of this architecture, see ``target.mlx_lm_config``; ``trained``
+    names modules of the output that were trained, so that they need only resemble the original's.
     """
 
     folder: Path
@@ -42,6 +43,7 @@ class Run:
     floats: frozenset[str] = frozenset()
     dtype: str = "F32"
     near: bool = False
+    trained: frozenset[str] = frozenset()
     notes: list[str] = field(default_factory=list)
     layout: StoredLayout | None = None
     weights: WeightCheck | None = None
@@ -76,7 +78,7 @@ class Run:
         except (KeyError, ValueError) as error:  # names or shapes that mlx-lm's layout of this checkpoint does not have
             self.note(f"stored weights were not compared one by one: another layout than mlx-lm writes ({error})")
             return
-        self.weights, self.exact = check_weights(differences(self.checkpoint, self.layout, self.dtype))
+        self.weights, self.exact = check_weights(differences(self.checkpoint, self.layout, self.dtype, self.trained))
 
     @property
     def equal_row(self) -> Tolerance:

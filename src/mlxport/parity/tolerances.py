@@ -140,6 +140,7 @@ OVERRIDES: Mapping[str, Tolerance] = {}
 # that. An unrelated tensor of the same kind gives 1.4, a wrong nibble order about 1.3.
 STORED_WEIGHT_BOUND: Mapping[str, float] = {
     "lossless": 1e-6,
+    "trained": 0.5,  # after it was converted, towards what the original predicts
     "float16": 2e-3,
     "bfloat16": 8e-3,
     "8 bits": 0.03,

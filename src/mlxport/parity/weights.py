@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from math import prod
 
@@ -35,7 +35,9 @@ class WeightDifference:
         return not self.problem and self.relative <= self.bound
 
 
-def _bound(ref: TensorRef, faith: int, stored: str) -> float:
+def _bound(ref: TensorRef, faith: int, stored: str, trained: bool) -> float:
+    if trained:
+        return max(STORED_WEIGHT_BOUND["trained"], STORED_WEIGHT_BOUND[level_name(faith)] if faith > 0 else 0.0)
     if faith > 0:
         return STORED_WEIGHT_BOUND[level_name(faith)]
     if faith == 0 and lossless(ref.dtype, stored):
@@ -43,10 +45,17 @@ def _bound(ref: TensorRef, faith: int, stored: str) -> float:
     return STORED_WEIGHT_BOUND["bfloat16" if stored == "BF16" else "float16"]
 
 
-def difference(ref: TensorRef, layout: StoredLayout, dtype: str) -> WeightDifference:
-    """One tensor, in blocks of rows; ``dtype`` is what the output's unquantized tensors are stored in."""
-    faith = layout.level(ref.name)
-    bound, infinite = _bound(ref, faith, dtype), float("inf")
+def difference(ref: TensorRef, layout: StoredLayout, dtype: str, trained: Set[str] = frozenset()) -> WeightDifference:
+    """One tensor, in blocks of rows.
+
+    Args:
+        ref: The checkpoint's.
+        layout: The output's.
+        dtype: What the output's unquantized tensors are stored in.
+        trained: Paths of the output's modules that were trained after they had been converted.
+    """
+    faith, modules = layout.level(ref.name), {name.rpartition(".")[0] for name in layout.stored_names(ref.name)}
+    bound, infinite = _bound(ref, faith, dtype, not modules.isdisjoint(trained)), float("inf")
     if layout.shape(ref.name) != ref.shape:
         problem = f"has shape {layout.shape(ref.name)} in the output, {ref.shape} in the original"
         return WeightDifference(ref.name, infinite, 0, bound, problem)
@@ -65,6 +74,8 @@ def difference(ref: TensorRef, layout: StoredLayout, dtype: str) -> WeightDiffer
         scale, error = scale + float(sizes.square().sum()), error + float(gaps.square().sum())
         found = gaps / sizes.clamp(min=1e-3 * float(sizes.square().mean().sqrt()) + 1e-30)
         worst_row = max(worst_row, (float(found.max()), start + int(found.argmax())))
+    if not modules.isdisjoint(trained) and len(ref.shape) == 1:
+        scale = max(scale, float(ref.size))  # norms that are stored less 1 may be next to nothing
     relative = (error / scale) ** 0.5 if scale > 0 else (0.0 if error == 0 else infinite)
     limit = min(ROW_FACTOR * bound, 1.2)
     problem = f"differs from the original by {worst_row[0]:.3g} in row {worst_row[1]} (bound {limit:.3g})"
@@ -78,12 +89,14 @@ def _row_norms(block: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(block.reshape(block.shape[0] if block.ndim else 1, -1), dim=-1).to(torch.float64)
 
 
-def differences(checkpoint: Checkpoint, layout: StoredLayout, dtype: str) -> Iterator[WeightDifference]:
+def differences(
+    checkpoint: Checkpoint, layout: StoredLayout, dtype: str, trained: Set[str] = frozenset()
+) -> Iterator[WeightDifference]:
     """Each stored floating tensor (under its checkpoint name) against the checkpoint's."""
     for name in layout:
         ref = checkpoint.tensors.get(name)
         if ref is not None and ref.dtype in _FLOATS and ref.size:
-            yield difference(ref, layout, dtype)
+            yield difference(ref, layout, dtype, trained)
 
 
 def check_weights(found: Iterator[WeightDifference]) -> tuple[WeightCheck, bool]:

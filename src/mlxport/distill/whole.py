@@ -1,0 +1,139 @@
+"""Distillation with the whole quantized model in memory: its logits to those of the original."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlxport.distill.fit import Fitted, fit
+from mlxport.distill.layers import trained
+from mlxport.distill.models import Original, Quantized, blocks_of
+from mlxport.distill.params import Trainable, trainables
+from mlxport.distill.settings import DistillSettings
+from mlxport.distill.targets import Targets, divergence
+from mlxport.distill.walk import Call, head, walk
+
+__all__ = ["predict", "predict_in_parts", "train_whole"]
+
+_PIECE = 4  # sequences of a forward pass
+
+
+def pieces(count: int, size: int = _PIECE) -> Iterator[slice]:
+    """Ranges of sequences that are computed at once."""
+    yield from (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def predict(original: Original, ids: mx.array, targets: Targets) -> None:
+    """Targets of all sequences that have none yet, by the whole model, whose parameters are in memory."""
+    for rows in pieces(ids.shape[0]):
+        if all(number in targets for number in range(rows.start, rows.stop)):
+            continue
+        output: Any = original.model(ids[rows])
+        _save(targets, rows, getattr(output, "logits", output))
+
+
+def predict_in_parts(original: Original, ids: mx.array, targets: Targets, say: Callable[[str], None]) -> None:
+    """The same with one block in memory at a time."""
+    if all(number in targets for number in range(ids.shape[0])):
+        return
+    paths = [path for path, _ in blocks_of(original.model)]
+    hidden: list[mx.array] = []
+
+    def visit(call: Call) -> mx.array:
+        say(f"running the original: block {call.number + 1} of {len(paths)}")
+        original.fill(f"{call.path}.")
+        parts = []
+        for rows in pieces(ids.shape[0]):
+            parts.append(call.run(call.module, call.hidden[rows], rows))
+            mx.eval(parts[-1])
+        original.release(f"{call.path}.")
+        output = mx.concatenate(parts)
+        mx.eval(output)
+        hidden[:] = [output]
+        return output
+
+    original.fill_outside(paths)
+    walk(original.model, ids, visit)
+    for rows in pieces(ids.shape[0]):
+        _save(targets, rows, head(original.model, ids[rows], hidden[0][rows]))
+
+
+def _save(targets: Targets, rows: slice, logits: mx.array) -> None:
+    for place, number in enumerate(range(rows.start, rows.stop)):
+        targets.save(number, logits[place])
+    mx.clear_cache()
+
+
+def train_whole(
+    quantized: Quantized,
+    ids: mx.array,
+    held_out: int,
+    targets: Targets,
+    settings: DistillSettings,
+    *,
+    checkpoint: bool,
+    state: Path,
+    say: Callable[[str], None],
+) -> tuple[Fitted, list[Trainable]]:
+    """Train all of a model at once.
+
+    Args:
+        quantized: The model, its parameters in memory.
+        ids: All sequences; the last ``held_out`` are measured on.
+        held_out: See above.
+        targets: What the original predicts.
+        settings: How.
+        checkpoint: Whether activations inside blocks are computed again instead of kept.
+        state: Where an interrupted training is kept.
+        say: Called with a line at each measurement.
+    """
+    model, count = quantized.model, ids.shape[0] - held_out
+    parts = list(trainables(model, quantized.stored, quantized.dtype))
+
+    def loss(numbers: Sequence[int]) -> mx.array:
+        output: Any = model(ids[mx.array(list(numbers))])
+        return divergence(targets.load(numbers), getattr(output, "logits", output))
+
+    def measure() -> float:
+        total = 0.0
+        for rows in pieces(held_out):
+            numbers = range(count + rows.start, count + rows.stop)
+            found: Any = loss(numbers).item()
+            total += float(found) * len(numbers)
+            mx.clear_cache()
+        return total / held_out
+
+    with trained(model), _checkpointed(model, parts) if checkpoint else contextlib.nullcontext():
+        return fit(parts, loss, measure, count, settings, state=state, say=say), parts
+
+
+@contextlib.contextmanager
+def _checkpointed(model: nn.Module, parts: Sequence[Trainable]) -> Iterator[None]:
+    """Have the blocks of a model compute their activations again where gradients need them."""
+    model.freeze()
+    for part in parts:
+        part.module.unfreeze(keys=list(part.start), recurse=False)
+    originals = [(module, type(module)) for _, module in blocks_of(model)]
+
+    def again(cls: Any) -> type:
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            def inner(parameters: Any, hidden: mx.array) -> Any:
+                self.update(parameters)
+                return cls.__call__(self, hidden, *args[1:], **kwargs)
+
+            return mx.checkpoint(inner)(self.trainable_parameters(), args[0])
+
+        return type(cls.__name__, (cls,), {"__call__": call})
+
+    for module, cls in originals:
+        module.__class__ = again(cls)
+    try:
+        yield
+    finally:
+        for module, cls in originals:
+            module.__class__ = cls
