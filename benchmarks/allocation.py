@@ -52,7 +52,7 @@ def rows(model: Language, bits: int) -> Iterator[Row]:
 
 def table(found: list[Row]) -> str:
     """Markdown."""
-    lines = ["| model | bits | method | bits per weight | KL | of rtn | seconds |", "|---|---|---|---|---|---|---|"]
+    lines = ["| source | bits | method | bits per weight | KL | of rtn | seconds |", "|---|---|---|---|---|---|---|"]
     for row in found:
         figures = f"{row.stored:.3f} | {row.divergence:.4f} | {row.relative:.2f} | {row.seconds:.1f}"
         lines.append(f"| {row.model} | {row.bits} | {row.method} | {figures} |")
@@ -63,13 +63,16 @@ def main() -> None:
     """Measure, print, and write between the markers of the output."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data", help="a folder with stories260K")
-    parser.add_argument("--models", type=Path, nargs="*", default=[], help="other folders, measured on what they write")
+    parser.add_argument(
+        "--models", type=Path, nargs="*", default=[], help="others, measured on their heldout.txt if any"
+    )
     parser.add_argument("--bits", type=int, nargs="*", default=[2, 3, 4])
     parser.add_argument("--output", type=Path, help="a file whose table, between two markers, is replaced")
     options = parser.parse_args()
     found = []
     texts = {ROOT / "examples/tiny-llama": ROOT / "examples/heldout.txt", options.data / "stories260K": None}
-    for source, text in {**texts, **dict.fromkeys(options.models)}.items():
+    texts |= {model: next(model.glob("heldout.txt"), None) for model in options.models}
+    for source, text in texts.items():
         if not source.is_dir():
             print(f"skipped: {source} is not there")
             continue

@@ -9,9 +9,9 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
+from models import CONFIGS
 
 from checkpoints import VOCABULARY, write_tokenizer
-from models import CONFIGS
 
 KINDS: dict[str, dict[str, Any]] = {
     "llama": CONFIGS["llama"],

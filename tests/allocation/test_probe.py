@@ -8,8 +8,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 from mlx_lm.models import switch_layers
-
 from sensitive_models import KINDS, save
+
 from mlxport.allocation.candidates import find_candidates, reachable
 from mlxport.allocation.damage import measure_divergence
 from mlxport.allocation.find import prepare

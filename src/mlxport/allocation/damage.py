@@ -100,7 +100,7 @@ def measure_divergence(
     wanted: Sequence[tuple[str, QuantSpec]],
     parts: int,
     quantizer: str,
-    advance: Callable[[int], None] = lambda n: None,
+    advance: Callable[[str], None] = lambda path: None,
 ) -> dict[str, dict[QuantSpec, float]]:
     """The divergence that rounding one module brings, for every wanted pair of module and setting.
 
@@ -112,7 +112,7 @@ def measure_divergence(
         wanted: Pairs, in the order of the modules so that those of a module are measured together.
         parts: Most parts of the batch, one of them the original.
         quantizer: How weights are rounded.
-        advance: Called with the number of pairs just measured.
+        advance: Called with the module of each pair just measured.
     """
     found: dict[str, dict[QuantSpec, float]] = {}
     room = max(1, parts - 1)
@@ -128,9 +128,9 @@ def measure_divergence(
         mx.eval(logits)
         for (path, spec), divergence in zip(batch, _divergences(logits, len(ids)), strict=True):
             found.setdefault(path, {})[spec] = divergence
+            advance(path)
         del output, logits
         mx.clear_cache()
-        advance(len(batch))
     return found
 
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -35,11 +34,12 @@ __all__ = ["Found", "find_allocation", "prepare"]
 # Settings of each module that are measured, on how many tokens, where that takes at most so many operations; at
 # least the last. A module's others follow from the measured ones, and 64 tokens rank modules nearly as 2,048 do.
 _LEVELS = ((3, 512, 1e11), (1, 512, 1e12), (1, 256, 1e12), (1, 128, 1e12), (1, 64, math.inf))
-_LENGTH = 128
+_LENGTH = 256
 _PART_BYTES = 512 << 20  # of the widest activations of all parts of a batch
 _MOST_PARTS = 65
 _ROUTED = 8  # experts of a token, where work is estimated
 _ROUNDS = 8
+_NEAR = 1e-4  # of the limit: what else would fit in is not worth another count
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,11 @@ def find_allocation(
     model, _ = lazy_model(checkpoint, asked)
     check_unquantized(model)
     budget = make_budget(target, checkpoint, model, conversion, max_shard_size, shard_by)
+    model, _ = lazy_model(checkpoint, asked)  # one of its own: measuring makes it float32
     candidates = find_candidates(model, conversion.program)
     search = _Search(checkpoint, target, asked, conversion, budget, candidates)
     kept: dict[str, QuantSpec | None] = dict.fromkeys(candidates)
-    if budget.count(conversion) <= budget.limit:
+    if budget.count(conversion, None) <= budget.limit:
         return _found(search, kept, {}, "nothing: the model is small enough as it is", True, notes)
     candidates, called = reachable(model, candidates)
     search = _Search(checkpoint, target, asked, conversion, budget, candidates)
@@ -138,10 +139,9 @@ def find_allocation(
 
 
 def _least(search: _Search) -> int:
-    """Bytes of what is no candidate, headers included, in the smallest output; refuses a limit below that output."""
+    """Bytes of all but the candidates (headers, workspace …) in the smallest output; refuses a limit below that."""
     smallest = {path: min(given.specs, key=given.nbytes) for path, given in search.candidates.items()}
-    output, _ = search.output(dict(smallest))
-    least = search.budget.count(output)
+    least = search.budget.count(*search.output(dict(smallest)))
     if least > search.budget.limit:
         raise search.budget.impossible(least)
     return least - search.nbytes(dict(smallest))
@@ -150,7 +150,7 @@ def _least(search: _Search) -> int:
 def _solved(search: _Search, options: Mapping[str, list[Option]], overhead: int) -> Allocation:
     """The best choice whose output, counted to the byte, is within the limit.
 
-    Headers depend on the choice, by a few bytes: the overhead of the last choice is taken for the next.
+    Headers and workspace depend on the choice, by a few bytes: those of the last choice are taken for the next.
     """
     best: Allocation | None = None
     limit = search.budget.limit
@@ -165,9 +165,11 @@ def _solved(search: _Search, options: Mapping[str, list[Option]], overhead: int)
         except QuantizationError:
             break
         chosen = {path: option.spec for path, option in found.chosen.items()}
-        used = search.budget.count(search.output(chosen)[0])
+        used = search.budget.count(*search.output(chosen))
         if used <= limit and (best is None or found.damage < best.damage):
             best = found
+        if (1 - _NEAR) * limit <= used <= limit:
+            break
         overhead = used - found.nbytes if used <= limit else overhead + used - limit
     if best is None:
         smallest = {path: [min(given, key=lambda option: option.nbytes)] for path, given in options.items()}
@@ -189,21 +191,25 @@ def _measured(
         progress.advance(given.nbytes(None))
     settings, count = _level(candidates)
     limit = context_length(search.checkpoint.config) or _LENGTH
-    length = max(2, min(_LENGTH, limit))
+    length = max(2, min(_LENGTH, limit, count))
     if tokens is None:
         progress.stage("measuring what rounding does to the output", 0)
         rows = embedding_rows(search.conversion.config, {n: o.shape for n, o in program.outputs.items()}) or 2
         tokens = make_tokens(search.checkpoint, model, program, rows, max(1, count // length), length)
     wanted = [(path, spec) for path in called for spec in _references(candidates[path], settings, search)]
     prepare(model, program, candidates)
-    progress.stage("measuring what rounding does to the output", len(wanted))
+    progress.stage(
+        "measuring what rounding does to the output", sum(candidates[path].nbytes(None) for path, _ in wanted)
+    )
     widest = max(shape[1] * _ROUTED if len(shape) > 2 else shape[0] for shape in map(weights.shape, candidates))
     parts = max(2, min(_MOST_PARTS, _PART_BYTES // (12 * tokens.ids.size * widest)))
     modules = {path: given.module for path, given in candidates.items()}
+
+    def advance(path: str) -> None:
+        progress.advance(candidates[path].nbytes(None))
+
     try:
-        divergence = measure_divergence(
-            model, modules, weights, tokens.ids, wanted, parts, quantizer, advance=progress.advance
-        )
+        divergence = measure_divergence(model, modules, weights, tokens.ids, wanted, parts, quantizer, advance)
     except MlxportError:
         raise
     except Exception as error:  # third-party model code
@@ -229,7 +235,7 @@ def _level(candidates: Mapping[str, Candidate]) -> tuple[int, int]:
 def _references(given: Candidate, settings: int, search: _Search) -> list[QuantSpec]:
     """The settings to measure: about the bits that the limit leaves, and where there are several those around."""
     whole = sum(other.size for other in search.candidates.values())
-    rest = search.budget.count(search.conversion) - search.nbytes(dict.fromkeys(search.candidates))
+    rest = search.budget.count(search.conversion, None) - search.nbytes(dict.fromkeys(search.candidates))
     usual = (search.budget.limit - rest) * 8 / max(whole, 1) - 0.5
     group = next(size for size in (64, 32, 128) if any(spec.group_size == size for spec in given.specs))
     near = sorted((s for s in given.specs if s.group_size == group), key=lambda s: (abs(s.bits - usual), s.bits))
@@ -265,15 +271,12 @@ def _found(
     notes: tuple[str, ...],
 ) -> Found:
     output, request = search.output(chosen)
-    budget, used = search.budget, search.budget.count(output)
+    budget, used = search.budget, search.budget.count(output, request)
     choices = tuple(
         Choice(path, spec, given.nbytes(spec), 0.0 if spec is None else divergence[path][spec], given.size)
         for path, given in search.candidates.items()
         for spec in [chosen[path]]
     )
-    memory: dict[str, Any] = dict(budget.memory)
-    if memory:
-        memory |= {"weight_bytes": used, "spare_bytes": budget.limit - used}
     bits = tensor_bytes(output) * 8 / max(output.parameters, 1)
     report = AllocationReport(
         budget.target,
@@ -286,7 +289,7 @@ def _found(
         exact,
         choices,
         search.target.quantizer,
-        memory,
+        budget.memory(output, request),
         notes,
     )
     return Found(request, report, search.dtype)
