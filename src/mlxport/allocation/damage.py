@@ -21,11 +21,11 @@ from mlxport.allocation.probe import Probe, probed
 from mlxport.allocation.weights import Weights, rounded
 from mlxport.types import QuantSpec
 
-__all__ = ["Measurement", "damages", "measure_divergence", "weight_errors"]
+__all__ = ["Batch", "Measurement", "damages", "measure_divergence", "weight_errors"]
 
-# Weights of a module that its errors are measured on: rows spread evenly over it. The errors of half a million weights
-# are within about 1% of those of all.
-SAMPLE = 1 << 19
+# Weights of a module that its errors are measured on, in rows spread evenly over it: their error is within about 1% of
+# that of all.
+SAMPLE = 1 << 17
 _PIECES = 16
 _LEAST = 1e-12
 # Of the median of all modules: what so few tokens did not reach may matter to others.
@@ -45,6 +45,23 @@ class Measurement:
     errors: Mapping[str, Mapping[QuantSpec, float]]
     divergence: Mapping[str, Mapping[QuantSpec, float]]
     energy: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the model reads at once.
+
+    Attributes:
+        ids: Tokens of one part, int32 [sequences, length].
+        parts: Most parts, one of them the original.
+        head: The module that makes the logits.
+        stride: Every so many-th token has its logits compared.
+    """
+
+    ids: mx.array
+    parts: int
+    head: str = ""
+    stride: int = 1
 
 
 def weight_errors(
@@ -96,9 +113,8 @@ def measure_divergence(
     model: nn.Module,
     modules: Mapping[str, Any],
     weights: Weights,
-    ids: mx.array,
+    batch: Batch,
     wanted: Sequence[tuple[str, QuantSpec]],
-    parts: int,
     quantizer: str,
     advance: Callable[[str], None] = lambda path: None,
 ) -> dict[str, dict[QuantSpec, float]]:
@@ -108,25 +124,24 @@ def measure_divergence(
         model: mlx-lm's model in float32; the weights of ``modules`` are not used.
         modules: Path to module.
         weights: Their weights.
-        ids: Tokens, int32 [sequences, length].
-        wanted: Pairs, in the order of the modules so that those of a module are measured together.
-        parts: Most parts of the batch, one of them the original.
+        batch: Tokens, and how many parts of them are read at once.
+        wanted: Pairs, in the order in which modules are called.
         quantizer: How weights are rounded.
         advance: Called with the module of each pair just measured.
     """
     found: dict[str, dict[QuantSpec, float]] = {}
-    room = max(1, parts - 1)
+    room = max(1, batch.parts - 1)
     for first in range(0, len(wanted), room):
-        batch = wanted[first : first + room]
+        pairs = wanted[first : first + room]
+        parts = len(pairs) + 1
         roundings: dict[str, list[tuple[int, QuantSpec]]] = {}
-        for part, (path, spec) in enumerate(batch, 1):
+        for part, (path, spec) in enumerate(pairs, 1):
             roundings.setdefault(path, []).append((part, spec))
-        probe = Probe(weights, len(batch) + 1, roundings, quantizer)
-        with probed(modules, probe):
-            output = model(mx.concatenate([ids] * (len(batch) + 1)))
+        with probed(modules, Probe(weights, parts, roundings, quantizer, batch.head, batch.stride)):
+            output = model(mx.concatenate([batch.ids] * parts))
             logits = getattr(output, "logits", output)
         mx.eval(logits)
-        for (path, spec), divergence in zip(batch, _divergences(logits, len(ids)), strict=True):
+        for (path, spec), divergence in zip(pairs, _divergences(logits, len(batch.ids)), strict=True):
             found.setdefault(path, {})[spec] = divergence
             advance(path)
         del output, logits

@@ -12,7 +12,8 @@ import mlx.nn as nn
 
 from mlxport.allocation.budget import Budget, make_budget, tensor_bytes
 from mlxport.allocation.candidates import Candidate, find_candidates, not_running, reachable
-from mlxport.allocation.damage import Measurement, damages, measure_divergence, weight_errors
+from mlxport.allocation.damage import Batch, Measurement, damages, measure_divergence, weight_errors
+from mlxport.allocation.probe import Calls
 from mlxport.allocation.report import AllocationReport, Choice, recipe_text
 from mlxport.allocation.target import Target
 from mlxport.allocation.tokens import Tokens, make_tokens
@@ -35,7 +36,9 @@ __all__ = ["Found", "find_allocation", "prepare"]
 # least the last. A module's others follow from the measured ones, and 64 tokens rank modules nearly as 2,048 do.
 _LEVELS = ((3, 512, 1e11), (1, 512, 1e12), (1, 256, 1e12), (1, 128, 1e12), (1, 64, math.inf))
 _LENGTH = 256
-_PART_BYTES = 512 << 20  # of the widest activations of all parts of a batch
+_PART_BYTES = 768 << 20  # of the widest activations of all parts of a batch, and of copies of them
+_COPIES = 3
+_STRIDES = (1, 2, 4)
 _MOST_PARTS = 65
 _ROUTED = 8  # experts of a token, where work is estimated
 _ROUNDS = 8
@@ -124,10 +127,10 @@ def find_allocation(
     kept: dict[str, QuantSpec | None] = dict.fromkeys(candidates)
     if budget.count(conversion, None) <= budget.limit:
         return _found(search, kept, {}, "nothing: the model is small enough as it is", True, notes)
-    candidates, called = reachable(model, candidates)
+    candidates, calls = reachable(model, candidates)
     search = _Search(checkpoint, target, asked, conversion, budget, candidates)
     overhead = _least(search)
-    divergence, predictor = _measured(search, model, called, tokens, progress)
+    divergence, predictor = _measured(search, model, calls, tokens, progress)
     options = {
         path: [Option(given.nbytes(None), 0.0, None)]
         + [Option(given.nbytes(spec), divergence[path][spec], spec) for spec in given.specs]
@@ -178,7 +181,7 @@ def _solved(search: _Search, options: Mapping[str, list[Option]], overhead: int)
 
 
 def _measured(
-    search: _Search, model: nn.Module, called: list[str], tokens: Tokens | None, progress: Progress
+    search: _Search, model: nn.Module, calls: Calls, tokens: Tokens | None, progress: Progress
 ) -> tuple[dict[str, dict[QuantSpec, float]], str]:
     """The damage of every setting of every module, and how it was predicted."""
     candidates, program = search.candidates, search.conversion.program
@@ -190,26 +193,24 @@ def _measured(
         errors[path], energy[path] = weight_errors(weights, path, given.specs, quantizer)
         progress.advance(given.nbytes(None))
     settings, count = _level(candidates)
-    limit = context_length(search.checkpoint.config) or _LENGTH
-    length = max(2, min(_LENGTH, limit, count))
+    vocabulary = embedding_rows(search.conversion.config, {n: o.shape for n, o in program.outputs.items()}) or 2
     if tokens is None:
-        progress.stage("measuring what rounding does to the output", 0)
-        rows = embedding_rows(search.conversion.config, {n: o.shape for n, o in program.outputs.items()}) or 2
-        tokens = make_tokens(search.checkpoint, model, program, rows, max(1, count // length), length)
-    wanted = [(path, spec) for path in called for spec in _references(candidates[path], settings, search)]
+        length = max(2, min(_LENGTH, context_length(search.checkpoint.config) or _LENGTH, count))
+        progress.stage("writing tokens to measure on", 0)
+        tokens = make_tokens(search.checkpoint, model, program, vocabulary, max(1, count // length), length)
+    wanted = [(path, spec) for path in calls.order for spec in _references(candidates[path], settings, search)]
     prepare(model, program, candidates)
     progress.stage(
         "measuring what rounding does to the output", sum(candidates[path].nbytes(None) for path, _ in wanted)
     )
-    widest = max(shape[1] * _ROUTED if len(shape) > 2 else shape[0] for shape in map(weights.shape, candidates))
-    parts = max(2, min(_MOST_PARTS, _PART_BYTES // (12 * tokens.ids.size * widest)))
+    batch = _batch(candidates, tokens.ids, vocabulary, calls.last, len(wanted))
     modules = {path: given.module for path, given in candidates.items()}
 
     def advance(path: str) -> None:
         progress.advance(candidates[path].nbytes(None))
 
     try:
-        divergence = measure_divergence(model, modules, weights, tokens.ids, wanted, parts, quantizer, advance)
+        divergence = measure_divergence(model, modules, weights, batch, wanted, quantizer, advance)
     except MlxportError:
         raise
     except Exception as error:  # third-party model code
@@ -230,6 +231,23 @@ def _level(candidates: Mapping[str, Candidate]) -> tuple[int, int]:
         active += given.size * min(1.0, _ROUTED / experts)
     work = 2 * active * len(candidates)
     return next((settings, tokens) for settings, tokens, most in _LEVELS if work * settings * tokens <= most)
+
+
+def _batch(candidates: Mapping[str, Candidate], ids: mx.array, vocabulary: int, last: str, wanted: int) -> Batch:
+    """As many parts at once as memory holds; of a large vocabulary, logits of fewer tokens before too few parts."""
+    others = [given.shape for path, given in candidates.items() if path != last] or [(1, 1)]
+    widest = max(
+        shape[1] * _ROUTED if len(shape) > 2 else shape[0]
+        for shape in others
+        if shape[0] != vocabulary or len(shape) > 2
+    )
+    head = last if last in candidates and candidates[last].shape[0] == vocabulary else ""
+    for stride in _STRIDES if head else (1,):
+        entries = ids.size * max(widest, vocabulary // stride)
+        parts = min(_MOST_PARTS, wanted + 1, _PART_BYTES // (_COPIES * 4 * entries))
+        if parts >= min(_MOST_PARTS // 2, wanted + 1):
+            break
+    return Batch(ids, max(2, parts), head, stride)
 
 
 def _references(given: Candidate, settings: int, search: _Search) -> list[QuantSpec]:
