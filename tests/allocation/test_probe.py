@@ -12,7 +12,7 @@ from sensitive_models import KINDS, save
 
 from mlxport.allocation.candidates import find_candidates, reachable
 from mlxport.allocation.damage import Batch, measure_divergence
-from mlxport.allocation.find import prepare
+from mlxport.allocation.measure import prepare
 from mlxport.allocation.weights import Weights, rounded
 from mlxport.errors import NumericsError
 from mlxport.quant import make_spec
@@ -41,7 +41,10 @@ def test_equal_to_rounding_one_module_at_a_time(kind: str, parts: int, stride: i
     modules = {path: given.module for path, given in candidates.items()}
     wanted = [(path, spec) for path in calls.order for spec in SPECS if spec in candidates[path].specs]
     kinds, sort = [type(module) for module in modules.values()], switch_layers._gather_sort
-    found = measure_divergence(model, modules, weights, Batch(ids, parts, calls.last, stride), wanted, "rtn")
+    batch, changes = Batch(ids, parts, calls.last, stride), [{path: spec} for path, spec in wanted]
+    together = {path: next(spec for at, spec in wanted if at == path) for path in calls.order}
+    measured = measure_divergence(model, modules, weights, batch, [*changes, together], "rtn")
+    found = dict(zip(wanted, measured, strict=False))
     assert [type(module) for module in modules.values()] == kinds and switch_layers._gather_sort is sort
 
     plain, _ = lazy_model(checkpoint)
@@ -56,9 +59,15 @@ def test_equal_to_rounding_one_module_at_a_time(kind: str, parts: int, stride: i
         other = log_probabilities(plain, ids, stride)
         leaves[path]["weight"] = kept
         divergence = (mx.exp(original) * (original - other)).sum(-1).mean().item()
-        assert found[path][spec] == pytest.approx(divergence, rel=1e-3, abs=2e-6), (path, spec)
+        assert found[path, spec] == pytest.approx(divergence, rel=1e-3, abs=2e-6), (path, spec)
         checked += divergence > 1e-5
     assert checked >= 4
+
+    for path, spec in together.items():
+        leaves[path]["weight"] = rounded(stored[f"{path}.weight"], spec)
+    other = log_probabilities(plain, ids, stride)
+    divergence = (mx.exp(original) * (original - other)).sum(-1).mean().item()
+    assert divergence > 1e-4 and measured[-1] == pytest.approx(divergence, rel=1e-3)
 
 
 def test_activations_that_are_not_finite_are_named(tmp_path: Path):
@@ -72,6 +81,6 @@ def test_activations_that_are_not_finite_are_named(tmp_path: Path):
     candidates, calls = reachable(model, find_candidates(model, program))
     prepare(model, program, candidates)
     modules = {path: given.module for path, given in candidates.items()}
-    ids, wanted = mx.zeros((1, 4), mx.int32), [(calls.order[0], SPECS[0])]
+    ids, changes = mx.zeros((1, 4), mx.int32), [{calls.order[0]: SPECS[0]}]
     with pytest.raises(NumericsError, match=r"model\.layers\.1\.mlp\.up_proj"):
-        measure_divergence(model, modules, Weights(program, list(candidates)), Batch(ids, 4), wanted, "rtn")
+        measure_divergence(model, modules, Weights(program, list(candidates)), Batch(ids, 4), changes, "rtn")

@@ -114,36 +114,37 @@ def measure_divergence(
     modules: Mapping[str, Any],
     weights: Weights,
     batch: Batch,
-    wanted: Sequence[tuple[str, QuantSpec]],
+    changes: Sequence[Mapping[str, QuantSpec]],
     quantizer: str,
-    advance: Callable[[str], None] = lambda path: None,
-) -> dict[str, dict[QuantSpec, float]]:
-    """The divergence that rounding one module brings, for every wanted pair of module and setting.
+    advance: Callable[[Mapping[str, QuantSpec]], None] = lambda change: None,
+) -> list[float]:
+    """The divergence that each of several sets of roundings brings, nats per token.
 
     Args:
         model: mlx-lm's model in float32; the weights of ``modules`` are not used.
         modules: Path to module.
         weights: Their weights.
         batch: Tokens, and how many parts of them are read at once.
-        wanted: Pairs, in the order in which modules are called.
+        changes: Module path to setting; what rounds one module each comes in the order in which modules are called.
         quantizer: How weights are rounded.
-        advance: Called with the module of each pair just measured.
+        advance: Called with each set when it was measured.
     """
-    found: dict[str, dict[QuantSpec, float]] = {}
+    found: list[float] = []
     room = max(1, batch.parts - 1)
-    for first in range(0, len(wanted), room):
-        pairs = wanted[first : first + room]
-        parts = len(pairs) + 1
+    for first in range(0, len(changes), room):
+        here = changes[first : first + room]
         roundings: dict[str, list[tuple[int, QuantSpec]]] = {}
-        for part, (path, spec) in enumerate(pairs, 1):
-            roundings.setdefault(path, []).append((part, spec))
-        with probed(modules, Probe(weights, parts, roundings, quantizer, batch.head, batch.stride)):
-            output = model(mx.concatenate([batch.ids] * parts))
+        for part, change in enumerate(here, 1):
+            for path, spec in change.items():
+                roundings.setdefault(path, []).append((part, spec))
+        probe = Probe(weights, len(here) + 1, roundings, quantizer, batch.head, batch.stride)
+        with probed(modules, probe):
+            output = model(mx.concatenate([batch.ids] * probe.parts))
             logits = getattr(output, "logits", output)
         mx.eval(logits)
-        for (path, spec), divergence in zip(pairs, _divergences(logits, len(batch.ids)), strict=True):
-            found.setdefault(path, {})[spec] = divergence
-            advance(path)
+        for change, divergence in zip(here, _divergences(logits, len(batch.ids)), strict=True):
+            found.append(divergence)
+            advance(change)
         del output, logits
         mx.clear_cache()
     return found
