@@ -67,6 +67,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/convert.py
 	$(RUN)$(BIN)/python benchmarks/port.py
 	$(RUN)$(BIN)/python benchmarks/quantizers.py
+	$(RUN)$(BIN)/python benchmarks/allocation.py
 
 clean:
 	rm -rf $(VENV) demo-output demo-output.partial .pytest_cache .mypy_cache .ruff_cache

@@ -1,10 +1,10 @@
 """One setting for all modules beside bits chosen by module, at equal bits per weight: divergence and time.
 
-python benchmarks/allocation.py [--data ../shared/data] [--models FOLDER …] [--bits 4 3 2] [--output docs/quantizers.md]
+python benchmarks/allocation.py [--models FOLDER …] [--bits 4 3 2] [--output docs/quantizers.md]
 
 Round-to-nearest in groups of 64 says how many bits per weight each row has; ``--target-bpw`` gets the same. What is
 measured, and on which text, is as in ``quantizers.py``. Bits are chosen without data: on tokens that the model writes
-itself, which are others than those that it is measured on.
+itself, which are others than those that it is measured on. Seconds are those of processors, of a whole conversion.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import NamedTuple
 from quantizers import ROOT, Language
 
 GROUP = 64
+MODELS = [ROOT / "examples/tiny-llama", ROOT.parent / "shared/data/stories260K"]
 BEGIN, END = "<!-- allocation -->", "<!-- end of allocation -->"
 
 
@@ -41,10 +42,10 @@ def rows(model: Language, bits: int) -> Iterator[Row]:
     for method in ("rtn", "search", "rtn, bits by module", "search, bits by module"):
         quantizer, _, chosen = method.partition(", ")
         options = {"target_bpw": target} if chosen else {"quantize": bits, "q_group_size": GROUP}
-        start = time.perf_counter()
+        start = time.process_time()
         report, _, divergence = model.converted(quantizer=quantizer, **options)
         first, target = first or divergence, target or report.plan.bits_per_weight
-        took = time.perf_counter() - start
+        took = time.process_time() - start
         yield Row(
             model.source.name, bits, method, report.plan.bits_per_weight, divergence, divergence / first, took
         )  # fmt: skip
@@ -52,7 +53,7 @@ def rows(model: Language, bits: int) -> Iterator[Row]:
 
 def table(found: list[Row]) -> str:
     """Markdown."""
-    lines = ["| model | bits | method | bits per weight | KL | of rtn | seconds |", "|---|---|---|---|---|---|---|"]
+    lines = ["| source | bits | method | bits per weight | KL | of rtn | seconds |", "|---|---|---|---|---|---|---|"]
     for row in found:
         figures = f"{row.stored:.3f} | {row.divergence:.4f} | {row.relative:.2f} | {row.seconds:.1f}"
         lines.append(f"| {row.model} | {row.bits} | {row.method} | {figures} |")
@@ -62,19 +63,18 @@ def table(found: list[Row]) -> str:
 def main() -> None:
     """Measure, print, and write between the markers of the output."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data", help="a folder with stories260K")
-    parser.add_argument("--models", type=Path, nargs="*", default=[], help="other folders, measured on what they write")
+    parser.add_argument("--models", type=Path, nargs="*", default=MODELS, help="measured on their heldout.txt if any")
     parser.add_argument("--bits", type=int, nargs="*", default=[2, 3, 4])
     parser.add_argument("--output", type=Path, help="a file whose table, between two markers, is replaced")
     options = parser.parse_args()
     found = []
-    texts = {ROOT / "examples/tiny-llama": ROOT / "examples/heldout.txt", options.data / "stories260K": None}
-    for source, text in {**texts, **dict.fromkeys(options.models)}.items():
+    for source in options.models:
         if not source.is_dir():
             print(f"skipped: {source} is not there")
             continue
+        texts = [folder / "heldout.txt" for folder in (source, source.parent) if (folder / "heldout.txt").is_file()]
         with tempfile.TemporaryDirectory() as folder:
-            model = Language(source, Path(folder), text)
+            model = Language(source, Path(folder), texts[0] if texts else None)
             for bits in options.bits:
                 for row in rows(model, bits):
                     found.append(row)

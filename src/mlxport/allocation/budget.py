@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -12,13 +12,14 @@ from mlx.utils import tree_flatten, tree_reduce
 
 from mlxport.allocation.target import Target
 from mlxport.errors import QuantizationError
-from mlxport.fit import chosen_context
-from mlxport.fit.footprint import Footprint
+from mlxport.fit import Machine, chosen_context
+from mlxport.fit.footprint import Footprint, Need
 from mlxport.fit.liveness import METAL
 from mlxport.inspection import context_length
 from mlxport.plan import make_shards, parse_size
 from mlxport.progress import format_bytes
-from mlxport.target.assemble import Conversion
+from mlxport.quant import QuantRequest
+from mlxport.target.assemble import Built, Conversion, quantize
 from mlxport.types import Checkpoint
 from mlxport.write import header
 
@@ -33,24 +34,23 @@ class Budget:
         target: What was asked for, in words.
         measure: What is counted.
         limit: Most bytes of it.
-        count: Bytes that an output takes of it.
-        memory: For a machine: its name, the context, and bytes of cache and workspace.
+        count: Bytes that an output, made with a request, takes of it.
+        memory: For a machine: its name, the context, and what the memory of an output consists of.
         hint: What to do where nothing is small enough.
     """
 
     target: str
     measure: str
     limit: int
-    count: Callable[[Conversion], int]
-    memory: dict[str, Any] = field(default_factory=dict)
+    count: Callable[[Conversion, QuantRequest | None], int]
+    memory: Callable[[Conversion, QuantRequest | None], dict[str, Any]] = lambda output, request: {}
     hint: str = ""
 
     def impossible(self, least: int) -> QuantizationError:
-        """That even the smallest output, of ``least`` bytes, is over the limit."""
-        room = format_bytes(self.limit) if self.limit > 0 else "nothing"
+        """That even the smallest output, which takes ``least`` bytes, is over the limit."""
         return QuantizationError(
-            f"{self.target} leaves {room} for the weights, and the least possible is {format_bytes(least)} "
-            f"({least:,} {self.measure}): 2 bits wherever the group size allows",
+            f"{self.target} is {format_bytes(self.limit)} of {self.measure}, and the least possible is "
+            f"{format_bytes(least)} ({least:,} bytes): 2 bits wherever the group size allows",
             hint=self.hint,
         )
 
@@ -73,47 +73,56 @@ def make_budget(
         UnsupportedError: mlx-lm's code for this model cannot be planned for.
     """
     if target.machine is not None:
-        return _of_machine(target, checkpoint, model)
+        return _of_machine(target.machine, target.context, checkpoint, model)
     if target.size is not None:
         most = parse_size(max_shard_size)
 
-        def file_bytes(output: Conversion) -> int:
+        def file_bytes(output: Conversion, _: QuantRequest | None) -> int:
             return sum(len(header(shard)) + shard.nbytes for shard in make_shards(output.tensors(), most, by))
 
-        return Budget(
-            f"--target-size {format_bytes(target.size)}", "bytes of weight files", target.size, file_bytes,
-            hint="give a larger size, or a smaller model",
-        )  # fmt: skip
+        name = f"--target-size {format_bytes(target.size)}"
+        return Budget(name, "weight files", target.size, file_bytes, hint="give a larger size, or a smaller model")
     assert target.bits_per_weight is not None
     buffers = _buffer_bytes(model)
-    limit = int(target.bits_per_weight * conversion.parameters / 8 + 1e-6)  # a product of floats may be a hair short
-    return Budget(
-        f"--target-bpw {target.bits_per_weight:g}",
-        "bytes of tensors",
-        limit,
-        lambda output: tensor_bytes(output) + buffers,
-        hint="give more bits",
-    )
+    # a product of floats may be a hair short
+    limit = int(target.bits_per_weight * conversion.parameters / 8 + 1e-6)
+    name = f"--target-bpw {target.bits_per_weight:g}"
+    return Budget(name, "tensors", limit, lambda output, _: tensor_bytes(output) + buffers, hint="give more bits")
 
 
-def _of_machine(target: Target, checkpoint: Checkpoint, model: nn.Module) -> Budget:
-    assert target.machine is not None
-    context = chosen_context(target.context, context_length(checkpoint.config))
-    need = Footprint(model, METAL).at(context)
-    name = target.machine.name
-    return Budget(
-        f"--fit {name!r} with {context:,} tokens of context",
-        "bytes of tensors",
-        target.machine.gpu_bytes - need.peak,
-        tensor_bytes,
-        {
-            "machine": name,
+def _of_machine(machine: Machine, asked: int | None, checkpoint: Checkpoint, model: nn.Module) -> Budget:
+    context = chosen_context(asked, context_length(checkpoint.config))
+    needs: dict[QuantRequest | None, Need] = {}
+
+    def need(request: QuantRequest | None) -> Need:
+        """Of the model as it is quantized: reading packed embeddings, for one, takes a little more workspace."""
+        if request not in needs:
+            leaves = model.leaf_modules()
+            try:
+                if request is not None:
+                    quantize(model, {}, request, Built({}))
+                needs[request] = Footprint(model, METAL).at(context)
+            finally:
+                model.update_modules(leaves)
+        return needs[request]
+
+    def memory(output: Conversion, request: QuantRequest | None) -> dict[str, Any]:
+        return {
+            "machine": machine.name,
             "context": context,
-            "gpu_bytes": target.machine.gpu_bytes,
-            "cache_bytes": need.cache,
-            "workspace_bytes": need.peak - need.cache,
-        },
-        f"give a shorter --context or a larger machine; `mlxport plan SRC --device {name!r}` says which would do",
+            "gpu_bytes": machine.gpu_bytes,
+            "weight_bytes": tensor_bytes(output),
+            "cache_bytes": need(request).cache,
+            "workspace_bytes": need(request).peak - need(request).cache,
+        }
+
+    return Budget(
+        f"--fit {machine.name!r} with {context:,} tokens of context",
+        "memory for the GPU",
+        machine.gpu_bytes,
+        lambda output, request: tensor_bytes(output) + need(request).peak,
+        memory,
+        f"give a shorter --context or a larger machine: `mlxport plan SRC --device {machine.name!r}` says what would",
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxport.allocation.probe import watched
+from mlxport.allocation.probe import Calls, watched
 from mlxport.errors import UnsupportedError
 from mlxport.quant import MODES, make_spec
 from mlxport.transform import Program
@@ -78,8 +78,8 @@ def find_candidates(model: nn.Module, program: Program) -> dict[str, Candidate]:
     return found
 
 
-def reachable(model: nn.Module, candidates: Mapping[str, Candidate]) -> tuple[dict[str, Candidate], list[str]]:
-    """The candidates without those whose weight other code reads, and the paths of those that are called, in order.
+def reachable(model: nn.Module, candidates: Mapping[str, Candidate]) -> tuple[dict[str, Candidate], Calls]:
+    """The candidates without those whose weight other code reads, and how the rest are called.
 
     Code that reads ``module.weight`` by itself (in some architectures a head that is tied to the embeddings) would
     read packed integers once the module is quantized. Nothing is evaluated.
@@ -89,13 +89,12 @@ def reachable(model: nn.Module, candidates: Mapping[str, Candidate]) -> tuple[di
     """
     modules = {path: candidate.module for path, candidate in candidates.items()}
     try:
-        with watched(modules) as (called, looked):
+        with watched(modules) as calls:
             model(mx.zeros((1, _FEW_TOKENS), mx.int32))
     except Exception as error:  # third-party model code on placeholders: whatever it raises is about this model
         raise not_running(error) from error
-    return {path: given for path, given in candidates.items() if path not in looked}, [
-        path for path in called if path not in looked
-    ]
+    calls.order = [path for path in calls.order if path not in calls.looked]
+    return {path: given for path, given in candidates.items() if path not in calls.looked}, calls
 
 
 def not_running(error: Exception) -> UnsupportedError:

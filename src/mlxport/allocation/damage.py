@@ -21,11 +21,11 @@ from mlxport.allocation.probe import Probe, probed
 from mlxport.allocation.weights import Weights, rounded
 from mlxport.types import QuantSpec
 
-__all__ = ["Measurement", "damages", "measure_divergence", "weight_errors"]
+__all__ = ["Batch", "Measurement", "damages", "measure_divergence", "weight_errors"]
 
-# Weights of a module that its errors are measured on: rows spread evenly over it. The errors of half a million weights
-# are within about 1% of those of all.
-SAMPLE = 1 << 19
+# Weights of a module that its errors are measured on, in rows spread evenly over it: their error is within about 1% of
+# that of all.
+SAMPLE = 1 << 17
 _PIECES = 16
 _LEAST = 1e-12
 # Of the median of all modules: what so few tokens did not reach may matter to others.
@@ -45,6 +45,23 @@ class Measurement:
     errors: Mapping[str, Mapping[QuantSpec, float]]
     divergence: Mapping[str, Mapping[QuantSpec, float]]
     energy: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the model reads at once.
+
+    Attributes:
+        ids: Tokens of one part, int32 [sequences, length].
+        parts: Most parts, one of them the original.
+        head: The module that makes the logits.
+        stride: Every so many-th token has its logits compared.
+    """
+
+    ids: mx.array
+    parts: int
+    head: str = ""
+    stride: int = 1
 
 
 def weight_errors(
@@ -96,41 +113,40 @@ def measure_divergence(
     model: nn.Module,
     modules: Mapping[str, Any],
     weights: Weights,
-    ids: mx.array,
-    wanted: Sequence[tuple[str, QuantSpec]],
-    parts: int,
+    batch: Batch,
+    changes: Sequence[Mapping[str, QuantSpec]],
     quantizer: str,
-    advance: Callable[[int], None] = lambda n: None,
-) -> dict[str, dict[QuantSpec, float]]:
-    """The divergence that rounding one module brings, for every wanted pair of module and setting.
+    advance: Callable[[Mapping[str, QuantSpec]], None] = lambda change: None,
+) -> list[float]:
+    """The divergence that each of several sets of roundings brings, nats per token.
 
     Args:
         model: mlx-lm's model in float32; the weights of ``modules`` are not used.
         modules: Path to module.
         weights: Their weights.
-        ids: Tokens, int32 [sequences, length].
-        wanted: Pairs, in the order of the modules so that those of a module are measured together.
-        parts: Most parts of the batch, one of them the original.
+        batch: Tokens, and how many parts of them are read at once.
+        changes: Module path to setting; what rounds one module each comes in the order in which modules are called.
         quantizer: How weights are rounded.
-        advance: Called with the number of pairs just measured.
+        advance: Called with each set when it was measured.
     """
-    found: dict[str, dict[QuantSpec, float]] = {}
-    room = max(1, parts - 1)
-    for first in range(0, len(wanted), room):
-        batch = wanted[first : first + room]
+    found: list[float] = []
+    room = max(1, batch.parts - 1)
+    for first in range(0, len(changes), room):
+        here = changes[first : first + room]
         roundings: dict[str, list[tuple[int, QuantSpec]]] = {}
-        for part, (path, spec) in enumerate(batch, 1):
-            roundings.setdefault(path, []).append((part, spec))
-        probe = Probe(weights, len(batch) + 1, roundings, quantizer)
+        for part, change in enumerate(here, 1):
+            for path, spec in change.items():
+                roundings.setdefault(path, []).append((part, spec))
+        probe = Probe(weights, len(here) + 1, roundings, quantizer, batch.head, batch.stride)
         with probed(modules, probe):
-            output = model(mx.concatenate([ids] * (len(batch) + 1)))
+            output = model(mx.concatenate([batch.ids] * probe.parts))
             logits = getattr(output, "logits", output)
         mx.eval(logits)
-        for (path, spec), divergence in zip(batch, _divergences(logits, len(ids)), strict=True):
-            found.setdefault(path, {})[spec] = divergence
+        for change, divergence in zip(here, _divergences(logits, len(batch.ids)), strict=True):
+            found.append(divergence)
+            advance(change)
         del output, logits
         mx.clear_cache()
-        advance(len(batch))
     return found
 
 

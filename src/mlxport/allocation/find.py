@@ -2,44 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import mlx.core as mx
-import mlx.nn as nn
 
 from mlxport.allocation.budget import Budget, make_budget, tensor_bytes
-from mlxport.allocation.candidates import Candidate, find_candidates, not_running, reachable
-from mlxport.allocation.damage import Measurement, damages, measure_divergence, weight_errors
+from mlxport.allocation.candidates import Candidate, find_candidates, reachable
+from mlxport.allocation.measure import Damages, Subject, measure
 from mlxport.allocation.report import AllocationReport, Choice, recipe_text
 from mlxport.allocation.target import Target
-from mlxport.allocation.tokens import Tokens, make_tokens
-from mlxport.allocation.weights import Weights
-from mlxport.errors import MlxportError, QuantizationError
+from mlxport.allocation.tokens import Tokens
+from mlxport.errors import QuantizationError
 from mlxport.fit import planned_dtype
-from mlxport.inspection import context_length
 from mlxport.progress import Progress
 from mlxport.quant import QuantRequest, parse_recipe
 from mlxport.quant.allocate import Allocation, Option, allocate
 from mlxport.target.assemble import Conversion, check_unquantized
 from mlxport.target.mlx_lm import lazy_model, open_target
-from mlxport.tokenizer_files import embedding_rows
-from mlxport.transform import Evaluator, Program, lazy_outputs
 from mlxport.types import Checkpoint, QuantSpec
 
-__all__ = ["Found", "find_allocation", "prepare"]
+__all__ = ["Found", "find_allocation"]
 
-# Settings of each module that are measured, on how many tokens, where that takes at most so many operations; at
-# least the last. A module's others follow from the measured ones, and 64 tokens rank modules nearly as 2,048 do.
-_LEVELS = ((3, 512, 1e11), (1, 512, 1e12), (1, 256, 1e12), (1, 128, 1e12), (1, 64, math.inf))
-_LENGTH = 128
-_PART_BYTES = 512 << 20  # of the widest activations of all parts of a batch
-_MOST_PARTS = 65
-_ROUTED = 8  # experts of a token, where work is estimated
+_SCALES = 0.5  # bits of scale and bias for each weight, in groups of 64
 _ROUNDS = 8
+_NEAR = 1e-4  # of the limit: what else would fit in is not worth another count
 
 
 @dataclass(frozen=True)
@@ -75,6 +61,20 @@ class _Search:
         text = recipe_text(chosen, self.budget.target, self.target.quantizer)
         request = parse_recipe(text, Path("recipe.toml"), self.target.quantizer)
         return open_target(self.checkpoint, dtype=self.dtype, quant=request), request
+
+    def usual_bits(self) -> float:
+        """About the bits that the limit leaves for a weight, without its scale and bias."""
+        kept = self.nbytes(dict.fromkeys(self.candidates))
+        room = self.budget.limit - (self.budget.count(self.conversion, None) - kept)
+        return room * 8 / max(sum(given.size for given in self.candidates.values()), 1) - _SCALES
+
+    def options(self, damages: Damages) -> dict[str, list[Option]]:
+        """What each module may be given."""
+        return {
+            path: [Option(given.nbytes(None), 0.0, None)]
+            + [Option(given.nbytes(spec), damages[path][spec], spec) for spec in given.specs]
+            for path, given in self.candidates.items()
+        }
 
     def nbytes(self, chosen: Mapping[str, QuantSpec | None]) -> int:
         """Bytes of the candidates under these settings."""
@@ -118,30 +118,43 @@ def find_allocation(
     model, _ = lazy_model(checkpoint, asked)
     check_unquantized(model)
     budget = make_budget(target, checkpoint, model, conversion, max_shard_size, shard_by)
+    model, _ = lazy_model(checkpoint, asked)  # one of its own: measuring makes it float32
     candidates = find_candidates(model, conversion.program)
     search = _Search(checkpoint, target, asked, conversion, budget, candidates)
     kept: dict[str, QuantSpec | None] = dict.fromkeys(candidates)
-    if budget.count(conversion) <= budget.limit:
+    if budget.count(conversion, None) <= budget.limit:
         return _found(search, kept, {}, "nothing: the model is small enough as it is", True, notes)
-    candidates, called = reachable(model, candidates)
+    candidates, calls = reachable(model, candidates)
     search = _Search(checkpoint, target, asked, conversion, budget, candidates)
     overhead = _least(search)
-    divergence, predictor = _measured(search, model, called, tokens, progress)
-    options = {
-        path: [Option(given.nbytes(None), 0.0, None)]
-        + [Option(given.nbytes(spec), divergence[path][spec], spec) for spec in given.specs]
-        for path, given in candidates.items()
-    }
-    best = _solved(search, options, overhead)
+    subject = Subject(checkpoint, model, conversion.program, candidates, calls, target.quantizer, progress)
+    predictions, predictor = measure(subject, search.usual_bits(), tokens)
+    divergence, predictor = _best(search, subject, predictions, predictor, overhead)
+    best = _solved(search, search.options(divergence), overhead)
     chosen = {path: option.spec for path, option in best.chosen.items()}
     return _found(search, chosen, divergence, predictor, best.exact, notes)
 
 
+def _best(
+    search: _Search, subject: Subject, predictions: list[Damages], predictor: str, overhead: int
+) -> tuple[Damages, str]:
+    """Of several predictions the one whose choice, all of it rounded, is measured to diverge least."""
+    if len(predictions) == 1:
+        return predictions[0], predictor
+    room = search.budget.limit - overhead
+    changes = []
+    for prediction in predictions:
+        chosen = allocate(search.options(prediction), room).chosen
+        changes.append({path: option.spec for path, option in chosen.items() if option.spec is not None})
+    measured = subject.divergences(changes)
+    least = measured.index(min(measured))
+    return predictions[least], f"{predictor}; the whole choice then measured {measured[least]:.3g}"
+
+
 def _least(search: _Search) -> int:
-    """Bytes of what is no candidate, headers included, in the smallest output; refuses a limit below that output."""
+    """Bytes of all but the candidates (headers, workspace …) in the smallest output; refuses a limit below that."""
     smallest = {path: min(given.specs, key=given.nbytes) for path, given in search.candidates.items()}
-    output, _ = search.output(dict(smallest))
-    least = search.budget.count(output)
+    least = search.budget.count(*search.output(dict(smallest)))
     if least > search.budget.limit:
         raise search.budget.impossible(least)
     return least - search.nbytes(dict(smallest))
@@ -150,7 +163,7 @@ def _least(search: _Search) -> int:
 def _solved(search: _Search, options: Mapping[str, list[Option]], overhead: int) -> Allocation:
     """The best choice whose output, counted to the byte, is within the limit.
 
-    Headers depend on the choice, by a few bytes: the overhead of the last choice is taken for the next.
+    Headers and workspace depend on the choice, by a few bytes: those of the last choice are taken for the next.
     """
     best: Allocation | None = None
     limit = search.budget.limit
@@ -165,95 +178,16 @@ def _solved(search: _Search, options: Mapping[str, list[Option]], overhead: int)
         except QuantizationError:
             break
         chosen = {path: option.spec for path, option in found.chosen.items()}
-        used = search.budget.count(search.output(chosen)[0])
+        used = search.budget.count(*search.output(chosen))
         if used <= limit and (best is None or found.damage < best.damage):
             best = found
+        if (1 - _NEAR) * limit <= used <= limit:
+            break
         overhead = used - found.nbytes if used <= limit else overhead + used - limit
     if best is None:
         smallest = {path: [min(given, key=lambda option: option.nbytes)] for path, given in options.items()}
         best = allocate(smallest, sum(given[0].nbytes for given in smallest.values()))
     return best
-
-
-def _measured(
-    search: _Search, model: nn.Module, called: list[str], tokens: Tokens | None, progress: Progress
-) -> tuple[dict[str, dict[QuantSpec, float]], str]:
-    """The damage of every setting of every module, and how it was predicted."""
-    candidates, program = search.candidates, search.conversion.program
-    weights = Weights(program, list(candidates))
-    quantizer = search.target.quantizer
-    progress.stage("measuring the error of every setting", sum(given.nbytes(None) for given in candidates.values()))
-    errors, energy = {}, {}
-    for path, given in candidates.items():
-        errors[path], energy[path] = weight_errors(weights, path, given.specs, quantizer)
-        progress.advance(given.nbytes(None))
-    settings, count = _level(candidates)
-    limit = context_length(search.checkpoint.config) or _LENGTH
-    length = max(2, min(_LENGTH, limit))
-    if tokens is None:
-        progress.stage("measuring what rounding does to the output", 0)
-        rows = embedding_rows(search.conversion.config, {n: o.shape for n, o in program.outputs.items()}) or 2
-        tokens = make_tokens(search.checkpoint, model, program, rows, max(1, count // length), length)
-    wanted = [(path, spec) for path in called for spec in _references(candidates[path], settings, search)]
-    prepare(model, program, candidates)
-    progress.stage("measuring what rounding does to the output", len(wanted))
-    widest = max(shape[1] * _ROUTED if len(shape) > 2 else shape[0] for shape in map(weights.shape, candidates))
-    parts = max(2, min(_MOST_PARTS, _PART_BYTES // (12 * tokens.ids.size * widest)))
-    modules = {path: given.module for path, given in candidates.items()}
-    try:
-        divergence = measure_divergence(
-            model, modules, weights, tokens.ids, wanted, parts, quantizer, advance=progress.advance
-        )
-    except MlxportError:
-        raise
-    except Exception as error:  # third-party model code
-        raise not_running(error) from error
-    predictor = (
-        f"divergence (KL) of the output when one module is rounded, measured at {settings} "
-        f"setting{'s' if settings > 1 else ''} a module on {tokens.ids.size} tokens {tokens.origin}, other settings by "
-        "the weights' squared error"
-    )
-    return damages(Measurement(errors, divergence, energy)), predictor
-
-
-def _level(candidates: Mapping[str, Candidate]) -> tuple[int, int]:
-    """Settings of a module to measure, and tokens to measure them on."""
-    active = 0.0
-    for given in candidates.values():
-        experts = given.shape[0] if len(given.shape) > 2 else 1
-        active += given.size * min(1.0, _ROUTED / experts)
-    work = 2 * active * len(candidates)
-    return next((settings, tokens) for settings, tokens, most in _LEVELS if work * settings * tokens <= most)
-
-
-def _references(given: Candidate, settings: int, search: _Search) -> list[QuantSpec]:
-    """The settings to measure: about the bits that the limit leaves, and where there are several those around."""
-    whole = sum(other.size for other in search.candidates.values())
-    rest = search.budget.count(search.conversion) - search.nbytes(dict.fromkeys(search.candidates))
-    usual = (search.budget.limit - rest) * 8 / max(whole, 1) - 0.5
-    group = next(size for size in (64, 32, 128) if any(spec.group_size == size for spec in given.specs))
-    near = sorted((s for s in given.specs if s.group_size == group), key=lambda s: (abs(s.bits - usual), s.bits))
-    return sorted(near[:settings], key=lambda s: s.bits)
-
-
-def prepare(model: nn.Module, program: Program, candidates: Mapping[str, Candidate]) -> None:
-    """Give the model its parameters, but the weights of the candidates; all in float32."""
-    model.set_dtype(mx.float32)
-    own = {f"{path}.weight" for path in candidates}
-    lazy: dict[str, mx.array] | None = None
-    given = []
-    for name, output in program.outputs.items():
-        if name in own:
-            continue
-        if output.value is None:
-            lazy = lazy or lazy_outputs(program)
-            array = lazy[name]
-        else:
-            array = Evaluator().full(output.value)
-        array = array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
-        mx.eval(array)
-        given.append((name, array))
-    nn.Module.load_weights(model, given, strict=False)  # without the checks of a checkpoint
 
 
 def _found(
@@ -265,15 +199,12 @@ def _found(
     notes: tuple[str, ...],
 ) -> Found:
     output, request = search.output(chosen)
-    budget, used = search.budget, search.budget.count(output)
+    budget, used = search.budget, search.budget.count(output, request)
     choices = tuple(
         Choice(path, spec, given.nbytes(spec), 0.0 if spec is None else divergence[path][spec], given.size)
         for path, given in search.candidates.items()
         for spec in [chosen[path]]
     )
-    memory: dict[str, Any] = dict(budget.memory)
-    if memory:
-        memory |= {"weight_bytes": used, "spare_bytes": budget.limit - used}
     bits = tensor_bytes(output) * 8 / max(output.parameters, 1)
     report = AllocationReport(
         budget.target,
@@ -286,7 +217,7 @@ def _found(
         exact,
         choices,
         search.target.quantizer,
-        memory,
+        budget.memory(output, request),
         notes,
     )
     return Found(request, report, search.dtype)

@@ -25,7 +25,7 @@ from mlxport.allocation.weights import Weights, rounded
 from mlxport.errors import NumericsError, UnsupportedError
 from mlxport.types import QuantSpec
 
-__all__ = ["Probe", "probed", "watched"]
+__all__ = ["Calls", "Probe", "probed", "watched"]
 
 _lock = threading.RLock()
 
@@ -41,17 +41,23 @@ class Probe:
         parts: Number of parts of the batch; part 0 sees no rounding.
         roundings: Module path to pairs of part and setting; parts ascend in the order in which modules are called.
         quantizer: How weights are rounded.
+        head: The module that makes the logits, called last.
+        stride: Logits are made of every so many-th token only: of a large vocabulary they would not fit in memory.
     """
 
     weights: Weights
     parts: int
     roundings: Mapping[str, Sequence[tuple[int, QuantSpec]]] = field(default_factory=dict)
     quantizer: str = "rtn"
+    head: str = ""
+    stride: int = 1
     _apart: int = 1  # parts that differ from part 0 by now, and part 0
 
     def linear(self, path: str, x: mx.array) -> mx.array:
         """``x`` [..., columns] by the transpose of the weight, in blocks of its rows."""
         each = self._each(path, x.shape[0])
+        if path == self.head and self.stride > 1:
+            x = x[:, self.stride - 1 :: self.stride]
         x, pieces = x[: self._begin(path) * each], []
         for start, stop in self.weights.blocks(path):
             rows = self.weights.rows(path, start, stop)
@@ -229,11 +235,25 @@ def probed(modules: Mapping[str, Any], probe: Probe) -> Iterator[None]:
                 module.__class__ = kinds[path]
 
 
+@dataclass
+class Calls:
+    """What was seen of some modules, by path.
+
+    Attributes:
+        order: Those that were called, in the order of their first calls.
+        last: The one that was called last.
+        looked: Those whose weight other code has read.
+    """
+
+    order: list[str] = field(default_factory=list)
+    last: str = ""
+    looked: set[str] = field(default_factory=set)
+
+
 @contextlib.contextmanager
-def watched(modules: Mapping[str, Any]) -> Iterator[tuple[dict[str, None], set[str]]]:
-    """The paths of modules that are called meanwhile, in order, and of those whose weight is read by other code."""
-    called: dict[str, None] = {}
-    looked: set[str] = set()
+def watched(modules: Mapping[str, Any]) -> Iterator[Calls]:
+    """See which of ``modules`` are called meanwhile; their calls are their own."""
+    seen = Calls()
     inside: list[str] = []
     kinds = {path: type(module) for path, module in modules.items()}
 
@@ -242,7 +262,9 @@ def watched(modules: Mapping[str, Any]) -> Iterator[tuple[dict[str, None], set[s
             original = getattr(kind, name)
 
             def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-                called.setdefault(path)
+                if path not in seen.order:
+                    seen.order.append(path)
+                seen.last = path
                 inside.append(path)
                 try:
                     return original(self, *args, **kwargs)
@@ -253,7 +275,7 @@ def watched(modules: Mapping[str, Any]) -> Iterator[tuple[dict[str, None], set[s
 
         def look(self: Any, name: str) -> Any:
             if name == "weight" and path not in inside:
-                looked.add(path)
+                seen.looked.add(path)
             return kind.__getattr__(self, name)  # type: ignore[attr-defined]
 
         return {"__getattr__": look, **{n: noted(n) for n in ("__call__", "as_linear") if hasattr(kind, n)}}
@@ -261,7 +283,7 @@ def watched(modules: Mapping[str, Any]) -> Iterator[tuple[dict[str, None], set[s
     try:
         for path, module in modules.items():
             module.__class__ = type(kinds[path].__name__, (kinds[path],), methods(path, kinds[path]))
-        yield called, looked
+        yield seen
     finally:
         for path, module in modules.items():
             module.__class__ = kinds[path]

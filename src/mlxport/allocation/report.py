@@ -49,7 +49,7 @@ class AllocationReport:
 
     Attributes:
         target: The limit, as it was asked for.
-        measure: What the limit counts: ``file bytes``, ``tensor bytes``.
+        measure: What the limit counts: weight files, tensors, or a machine's memory for the GPU.
         limit_bytes: The most of that.
         used_bytes: What the choice takes of that.
         bits_per_weight: Stored bits divided by parameters, as mlx-lm reports it.
@@ -58,7 +58,7 @@ class AllocationReport:
         exact: Whether no other choice within the limit has less predicted damage.
         choices: Every module that can be quantized.
         quantizer: How scales and biases are chosen.
-        memory: For a machine: its name, the context, and bytes of weights, cache, workspace and what is left.
+        memory: For a machine: its name, the context, and bytes of weights, cache, workspace and of what it has.
         notes: Remarks.
     """
 

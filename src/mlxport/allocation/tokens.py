@@ -16,7 +16,7 @@ from mlxport.types import Checkpoint
 __all__ = ["Tokens", "make_tokens"]
 
 # Writing reads all weights for each token, so they have to be in memory: larger models read a text instead.
-_WRITES_UP_TO = 3 << 30
+_WRITES_UP_TO = 1 << 30
 
 
 class Tokens:

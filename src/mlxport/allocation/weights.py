@@ -15,7 +15,7 @@ from mlxport.types import QuantSpec
 __all__ = ["Weights", "rounded"]
 
 _BLOCK_BYTES = 16 << 20  # of stored rows; as float32, with a rounded copy and what rounding works on, about ten times
-# Models up to this size stay in memory once read, as float32: each row of a batch would read them again.
+# Models up to this size stay in memory once they are read.
 _KEPT_BYTES = 256 << 20
 
 
@@ -43,7 +43,7 @@ class Weights:
     def __init__(self, program: Program, paths: list[str]) -> None:
         self._program = program
         self._outputs = {path: program.outputs[f"{path}.weight"] for path in paths}
-        self._keep = 2 * sum(prod(o.shape) * 4 for o in self._outputs.values()) <= 2 * _KEPT_BYTES
+        self._keep = sum(prod(o.shape) * o.dtype.size for o in self._outputs.values()) <= _KEPT_BYTES
         self._kept: dict[tuple[str, int, int], mx.array] = {}
 
     def shape(self, path: str) -> tuple[int, ...]:
