@@ -263,7 +263,7 @@ def carry_out(
     needed = plan.nbytes + MARGIN_BYTES + sum(path.stat().st_size for path in checkpoint.side_files)
     needed += plan.nbytes if calibration is not None else 0  # what is calibrated lies beside the shards for a while
     if options.distill is not None:
-        needed += options.distill.disk_bytes(max(shard.nbytes for shard in plan.shards))
+        needed += options.distill.disk_bytes(max(shard.nbytes for shard in plan.shards), plan.parameters)
     report = ConvertReport(target, plan, notes, dry_run=dry_run, allocation=options.allocation)
     if dry_run:
         return replace(report, free_bytes=free_space(target))

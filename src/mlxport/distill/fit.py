@@ -56,10 +56,11 @@ class _State:
     after: float = 0.0
     step: int = 0
     stale: int = 0
+    ended: str = ""
 
     def save(self, path: Path) -> None:
         arrays = {f"{kind}.{name}": value for kind in _KINDS for name, value in getattr(self, kind).items()}
-        numbers = {name: getattr(self, name) for name in ("before", "after", "step", "stale")}
+        numbers = {name: getattr(self, name) for name in ("before", "after", "step", "stale", "ended")}
         temporary = path.with_suffix(".tmp.safetensors")
         mx.save_safetensors(str(temporary), arrays, metadata={"state": json.dumps(numbers)})
         os.replace(temporary, path)
@@ -115,13 +116,18 @@ def fit(
     now = _State(dict(zeros), dict(zeros), dict(zeros), {})
     if state is not None and state.is_file():
         now.load(state)
-        say(f"distilling goes on from step {now.step}")
+        if not now.ended:
+            say(f"distilling goes on from step {now.step}")
     else:
         _install(parts, now.changes)
         now.before = now.after = measure()
-    ended = _train(parts, loss, measure, count, settings, now, state, say)
+    if not now.ended:
+        now.ended = _train(parts, loss, measure, count, settings, now, state, say)
+        now.changes, now.first, now.second = {}, {}, {}
+        if state is not None:
+            now.save(state)  # what is best is all that a later run needs
     _install(parts, now.best or zeros)
-    return Fitted(now.before, now.after, now.best or None, now.step, ended)
+    return Fitted(now.before, now.after, now.best or None, now.step, now.ended)
 
 
 def _train(

@@ -53,9 +53,9 @@ class DistillSettings:
             message = f"--distill {self.steps} trains scales and biases of affine modules, and here are none"
             raise QuantizationError(message, hint="add -q 4, or leave it out")
 
-    def disk_bytes(self, largest_shard: int) -> int:
-        """What is on the disk meanwhile: what the original predicts, and a shard that takes another's place."""
-        return largest_shard + (self.sequences + self.held_out) * self.length * _TARGET_BYTES
+    def disk_bytes(self, largest_shard: int, parameters: int) -> int:
+        """What is on the disk meanwhile: the original's predictions, the training's state, a shard written anew."""
+        return largest_shard + parameters // 2 + (self.sequences + self.held_out) * self.length * _TARGET_BYTES
 
     @property
     def every(self) -> int:

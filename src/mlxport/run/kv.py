@@ -175,10 +175,10 @@ def check_model(model: Any, kv: KVQuant, name: str) -> tuple[str, ...]:
         message = f"{asked}: {name} has no cache that mlx-lm can quantize (it has {shown})"
         raise QuantizationError(message, hint="leave it out")
     token = mx.zeros((1, 1), dtype=mx.int32)
-    model(token, cache=caches)
-    _check_heads(quantized, kv)
-    maybe_quantize_kv_cache(caches, 0, kv.group_size, kv.bits)
     try:
+        model(token, cache=caches)
+        _check_heads(quantized, kv)
+        maybe_quantize_kv_cache(caches, 0, kv.group_size, kv.bits)
         model(token, cache=caches)
     except (AttributeError, IndexError, NotImplementedError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
