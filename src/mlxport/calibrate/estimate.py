@@ -20,8 +20,8 @@ __all__ = ["estimate"]
 
 _BLOCK = re.compile(r"^(?:.*?\.)?\d+(?=\.)")
 _PASSES = 3  # forward: the original, what is measured, what is fed forward
-_WORK = 7  # products of a matrix with its moments while it is quantized
-_STEPS = 30  # operations for each column of a block of rows
+_WORK = 8  # products of a matrix with its moments while it is quantized
+_STEPS = 36  # operations for each column of a block of rows
 _STEP_SECONDS = 12e-6
 _TEMPORARIES = 9  # of a block of rows that is quantized, as float32
 

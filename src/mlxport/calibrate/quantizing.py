@@ -16,7 +16,7 @@ from mlxport.types import QuantSpec
 
 __all__ = ["Prepared", "prepare", "quantize_experts", "quantize_matrix"]
 
-DAMPING = 0.05  # of the second moments; from 0.01 on, more lowered the divergence on texts not calibrated on
+DAMPING = 0.05  # of the second moments: 0.01 fits the text too well, 0.1 was worse at 4 bits
 CORRECTION_DAMPING = 0.3
 BLOCK = 1 << 22  # weights that are worked on at once
 # An expert's own second moments are joined by those of all experts, weighing as many tokens as this share of columns.

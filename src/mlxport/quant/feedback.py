@@ -128,7 +128,7 @@ def _product(left: mx.array, right: mx.array) -> mx.array:
 
 
 def feedback_affine(
-    weight: mx.array, moments: Factor, *, group_size: int, bits: int, dtype: mx.Dtype, sweeps: int = 2
+    weight: mx.array, moments: Factor, *, group_size: int, bits: int, dtype: mx.Dtype, sweeps: int = 3
 ) -> Quantized:
     """Quantize rows of weights with error feedback.
 
