@@ -475,7 +475,7 @@ def _with_bare_options(arguments: list[str]) -> list[str]:
             is_path = "/" in following or exists
             if is_option or (is_path and following not in values and not following.isdigit()):
                 result.append(_ALONE)
-        elif argument == "--fit" and (is_option or exists):
+        elif argument == "--fit" and (is_option or (following and exists)):
             result.append(_ALONE)
     return result
 

@@ -181,6 +181,7 @@ def test_float32_is_halved_for_a_machine_only(tmp_path):
         (("--target-bpw", "4", "--context", "100"), 2, ("--context", "without --fit")),
         (("--fit", "M2 8GB", "--context", "1"), 2, ("--context 1",)),
         (("--fit", "M2 8GB", "--context", "100000"), 2, ("100000", "at most 16384")),
+        (("--fit", ""), 2, ("--fit ''", "M1")),
         (("--fit", "Q7 8GB"), 2, ("--fit 'Q7 8GB'", "M1", "M4 Max")),
         (("--fit", "M2 7GB"), 2, ("--fit 'M2 7GB'", "8 GB")),
         (("--target-size", "huge"), 2, ("--target-size 'huge'",)),

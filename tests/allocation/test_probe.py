@@ -11,7 +11,7 @@ from mlx_lm.models import switch_layers
 from sensitive_models import KINDS, save
 
 from mlxport.allocation.candidates import find_candidates, reachable
-from mlxport.allocation.damage import Batch, measure_divergence
+from mlxport.allocation.damage import Batch, measure_divergence, weight_errors
 from mlxport.allocation.measure import prepare
 from mlxport.allocation.weights import Weights, rounded
 from mlxport.errors import NumericsError
@@ -84,3 +84,19 @@ def test_activations_that_are_not_finite_are_named(tmp_path: Path):
     ids, changes = mx.zeros((1, 4), mx.int32), [{calls.order[0]: SPECS[0]}]
     with pytest.raises(NumericsError, match=r"model\.layers\.1\.mlp\.up_proj"):
         measure_divergence(model, modules, Weights(program, list(candidates)), Batch(ids, 4), changes, "rtn")
+
+
+@pytest.mark.parametrize("kind", ["llama", "experts"])
+def test_a_sample_tells_the_error_of_all(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    checkpoint = open_checkpoint(save(kind, tmp_path / "source", hidden_size=256))
+    program = open_target(checkpoint).program
+    model, _ = lazy_model(checkpoint)
+    candidates = find_candidates(model, program)
+    weights = Weights(program, list(candidates))
+    for path, given in candidates.items():
+        whole, energy = weight_errors(weights, path, given.specs, "rtn")
+        with monkeypatch.context() as patched:
+            patched.setattr("mlxport.allocation.damage.SAMPLE", 16384)
+            sampled, sampled_energy = weight_errors(weights, path, given.specs, "rtn")
+        assert sampled_energy == pytest.approx(energy, rel=0.1)
+        assert all(sampled[spec] == pytest.approx(whole[spec], rel=0.2) for spec in given.specs), path

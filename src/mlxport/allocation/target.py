@@ -67,7 +67,7 @@ def make_target(
     Raises:
         UsageError: Options that contradict each other, or values that do not exist.
     """
-    given = {"--fit": fit or None, "--target-size": target_size, "--target-bpw": target_bpw}
+    given = {"--fit": None if fit is False else fit, "--target-size": target_size, "--target-bpw": target_bpw}
     named = [name for name, value in given.items() if value is not None]
     if context is not None and "--fit" not in named:
         raise UsageError(f"--context {context} has no effect without --fit", hint='add --fit "M2 8GB"')
@@ -75,7 +75,9 @@ def make_target(
         return None
     if len(named) > 1:
         raise UsageError(f"{' and '.join(named)} are two limits", hint="give one of them")
-    if beside := [f"--{name.replace('_', '-')}" for name, value in others.items() if value not in (None, False)]:
+    if beside := [
+        f"--{name.replace('_', '-')}" for name, value in others.items() if value is not None and value is not False
+    ]:
         message = f"{named[0]} chooses bits and group sizes by itself, so {' and '.join(beside)} contradicts it"
         raise UsageError(message, hint=f"leave out {named[0]} or {' and '.join(beside)}")
     quantizer = DEFAULT_QUANTIZER if quantizer is None else quantizer

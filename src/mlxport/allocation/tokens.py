@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -19,12 +20,17 @@ __all__ = ["Tokens", "make_tokens"]
 _WRITES_UP_TO = 1 << 30
 
 
+@dataclass(frozen=True)
 class Tokens:
-    """Sequences of token ids, int32 [sequences, length], and where they come from."""
+    """What damage is measured on.
 
-    def __init__(self, ids: mx.array, origin: str) -> None:
-        self.ids = ids
-        self.origin = origin
+    Attributes:
+        ids: int32 [sequences, length].
+        origin: Where they come from, in words that follow "tokens".
+    """
+
+    ids: mx.array
+    origin: str
 
 
 def make_tokens(
