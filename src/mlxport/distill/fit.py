@@ -56,11 +56,12 @@ class _State:
     after: float = 0.0
     step: int = 0
     stale: int = 0
+    share: float = 1.0  # of the learning rate, halved whenever nothing was better
     ended: str = ""
 
     def save(self, path: Path) -> None:
         arrays = {f"{kind}.{name}": value for kind in _KINDS for name, value in getattr(self, kind).items()}
-        numbers = {name: getattr(self, name) for name in ("before", "after", "step", "stale", "ended")}
+        numbers = {name: getattr(self, name) for name in ("before", "after", "step", "stale", "share", "ended")}
         temporary = path.with_suffix(".tmp.safetensors")
         mx.save_safetensors(str(temporary), arrays, metadata={"state": json.dumps(numbers)})
         os.replace(temporary, path)
@@ -149,7 +150,7 @@ def _train(
     step_of = mx.value_and_grad(changed)
     while now.step < settings.steps and now.stale < settings.patience:
         value, gradients = step_of(now.changes, _numbers(now.step, count, settings))
-        now.update(gradients, _rate(now.step, settings))
+        now.update(gradients, now.share * _rate(now.step, settings))
         mx.eval(value, now.changes, now.first, now.second)
         mx.clear_cache()
         lost: Any = value.item()
@@ -161,8 +162,10 @@ def _train(
         found = measure()
         if found < now.after:
             now.after, now.best, now.stale = found, dict(now.changes), 0
-        else:
-            now.stale += 1
+        else:  # back to the best, and on in smaller steps
+            now.stale, now.share = now.stale + 1, now.share / 2
+            now.first = {name: mx.zeros_like(value) for name, value in now.changes.items()}
+            now.changes = dict(now.best or now.first)
         if state is not None:
             now.save(state)
         say(f"distilling: step {now.step} of {settings.steps}, held-out {found:.4g} (before {now.before:.4g})")

@@ -34,7 +34,7 @@ class DistillSettings:
     length: int = 256
     sequences: int = 256
     held_out: int = 16
-    patience: int = 3
+    patience: int = 4
     seed: int = 0
 
     def __post_init__(self) -> None:
