@@ -33,7 +33,7 @@ LAYERS = [
     ["porting", "porting_source", "porting_job", "conversion", "porting_folder"],
     ["torch_backend"],
     ["show", "show_fit", "show_allocation"],
-    ["cli"],
+    ["cli_options", "cli_output", "cli_run", "cli"],
     ["__main__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import json
-import math
 import os
 import sys
 from pathlib import Path
@@ -12,7 +9,29 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from mlxport import cli_run
 from mlxport._version import __version__
+from mlxport.cli_options import (
+    Calibrate,
+    Dtype,
+    Dynamic,
+    FoldBatchnorm,
+    Json,
+    KvGroupSize,
+    KvStart,
+    Mlxfn,
+    Overwrite,
+    QBits,
+    QGroupSize,
+    QMode,
+    Quantizer,
+    Quiet,
+    Revision,
+    ShardSize,
+    Trust,
+    Verbose,
+)
+from mlxport.cli_output import print_json
 from mlxport.errors import Interrupted, MlxportError, UsageError, VerificationError
 
 app = typer.Typer(
@@ -31,27 +50,6 @@ def _version(value: bool) -> None:
     if value:
         typer.echo(f"mlxport {__version__}")
         raise typer.Exit()
-
-
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show tracebacks.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Allow code of the checkpoint to run.")]
-Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub repository.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
-QBits = Annotated[int | None, typer.Option("--q-bits", "--bits", help="Bits per weight.")]
-QGroupSize = Annotated[int | None, typer.Option("--q-group-size", "--group-size", help="Group size.")]
-Quantizer = Annotated[str | None, typer.Option(help="rtn: mlx-lm's tensors; search: less error, same format.")]
-Calibrate = Annotated[str | None, typer.Option(help="Quantize by activations on a text: default, self, FILE or none.")]
-QMode = Annotated[str | None, typer.Option("--q-mode", help="affine, mxfp4, nvfp4 or mxfp8.")]
-ShardSize = Annotated[str, typer.Option(help="Limit of an output file.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace DST, at the very end.")]
-KvGroupSize = Annotated[int | None, typer.Option("--kv-group-size", help="Group size of a quantized cache [64].")]
-KvStart = Annotated[int | None, typer.Option("--quantized-kv-start", help="Tokens after which it is quantized.")]
-_ported = functools.partial(typer.Option, rich_help_panel="Options of the generated layout")
-Dynamic = Annotated[bool, _ported("--dynamic/--no-dynamic", help="Other input sizes, where provable.")]
-FoldBatchnorm = Annotated[bool, _ported("--fold-batchnorm", help="Multiply BatchNorm into the convolution before it.")]
-Mlxfn = Annotated[bool, _ported("--mlxfn", help="Write model.mlxfn for C++ and Swift too.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -155,7 +153,7 @@ def convert(
         quiet=quiet or as_json,
     )
     if as_json:
-        return _print_json(result.to_json())
+        return print_json(result.to_json())
     from mlxport.show import show_conversion
 
     show_conversion(result)
@@ -216,7 +214,7 @@ def port(
         on_port=lambda ported: typer.echo(explained(ported), err=as_json) if explain else None,
     )
     if as_json:
-        return _print_json(report.to_json())
+        return print_json(report.to_json())
     from mlxport.show import show_conversion
 
     if destination is not None:
@@ -251,7 +249,7 @@ def verify(
             quiet=quiet or as_json,
         )
     if as_json:
-        _print_json(report.to_json())
+        print_json(report.to_json())
     else:
         from mlxport.show import show_any_parity
 
@@ -293,7 +291,7 @@ def report(
         quiet=quiet or as_json,
     )
     if as_json:
-        return _print_json(result.to_json())
+        return print_json(result.to_json())
     from mlxport.show import show_quality
 
     show_quality(result)
@@ -311,7 +309,7 @@ def inspect(
 
     inspection = run(path, revision=revision)
     if as_json:
-        return _print_json(inspection.to_json())
+        return print_json(inspection.to_json())
     from mlxport.inspection import print_inspection
 
     print_inspection(inspection)
@@ -348,112 +346,14 @@ def plan(
         trust_remote_code=trust_remote_code,
     )
     if as_json:
-        return _print_json(report.to_json())
+        return print_json(report.to_json())
     from mlxport.show_fit import show_fit
 
     show_fit(report)
 
 
-Prompt = Annotated[str, typer.Option("-p", "--prompt", help='The message; "-" reads standard input.')]
-MaxTokens = Annotated[int, typer.Option("-m", "--max-tokens", help="Most tokens to generate.")]
-Temp = Annotated[float, typer.Option("--temp", help="Temperature; 0 is greedy.")]
-TopP = Annotated[float, typer.Option("--top-p", help="Probability mass to sample from.")]
-MinP = Annotated[float, typer.Option("--min-p", help="Least probability relative to the most likely token's.")]
-TopK = Annotated[int, typer.Option("--top-k", help="Number of most likely tokens to sample from; 0 is off.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Makes sampling reproducible.")]
-KvBits = Annotated[
-    str | None, typer.Option("--kv-bits", help='Bits of a quantized cache, or "none" [as the model was converted for].')
-]
-System = Annotated[str | None, typer.Option("--system-prompt", help="Put before the message by the chat template.")]
-
-
-@app.command()
-def generate(
-    path: Annotated[str, typer.Argument(metavar="DST", help="A converted model: a folder or a hub id.")],
-    prompt: Prompt,
-    max_tokens: MaxTokens = 256,
-    temp: Temp = 0.0,
-    top_p: TopP = 1.0,
-    min_p: MinP = 0.0,
-    top_k: TopK = 0,
-    seed: Seed = None,
-    system_prompt: System = None,
-    ignore_chat_template: Annotated[
-        bool, typer.Option("--ignore-chat-template", help="Continue the prompt as it is.")
-    ] = False,
-    kv_bits: KvBits = None,
-    kv_group_size: KvGroupSize = None,
-    quantized_kv_start: KvStart = None,
-    trust_remote_code: Trust = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
-    """Stream a completion; tokens per second and peak memory go to stderr."""
-    from mlxport.run import generate as run
-    from mlxport.run import read_prompt
-
-    result = run(
-        path,
-        read_prompt(prompt),
-        max_tokens=max_tokens,
-        temp=temp,
-        top_p=top_p,
-        min_p=min_p,
-        top_k=top_k,
-        seed=seed,
-        system_prompt=system_prompt,
-        ignore_chat_template=ignore_chat_template,
-        kv_bits=kv_bits,
-        kv_group_size=kv_group_size,
-        quantized_kv_start=quantized_kv_start,
-        trust_remote_code=trust_remote_code,
-        on_text=None if as_json else _stream,
-        on_warning=_warn,
-    )
-    if as_json:
-        return _print_json(result.to_json())
-    typer.echo()
-    if not quiet:
-        typer.echo(result.summary(), err=True)
-
-
-@app.command()
-def chat(
-    path: Annotated[str, typer.Argument(metavar="DST", help="A converted model: a folder or a hub id.")],
-    max_tokens: MaxTokens = 512,
-    temp: Temp = 0.0,
-    top_p: TopP = 1.0,
-    min_p: MinP = 0.0,
-    top_k: TopK = 0,
-    seed: Seed = None,
-    system_prompt: System = None,
-    kv_bits: KvBits = None,
-    kv_group_size: KvGroupSize = None,
-    quantized_kv_start: KvStart = None,
-    trust_remote_code: Trust = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
-    """Talk to a model, one message a line; /reset forgets, /exit leaves."""
-    from mlxport.run import chat as run
-
-    run(
-        path,
-        max_tokens=max_tokens,
-        temp=temp,
-        top_p=top_p,
-        min_p=min_p,
-        top_k=top_k,
-        seed=seed,
-        system_prompt=system_prompt,
-        kv_bits=kv_bits,
-        kv_group_size=kv_group_size,
-        quantized_kv_start=quantized_kv_start,
-        trust_remote_code=trust_remote_code,
-        quiet=quiet,
-    )
-
+app.command()(cli_run.generate)
+app.command()(cli_run.chat)
 
 _ALONE = "alone"
 
@@ -487,28 +387,6 @@ def _one(name: str, positional: str | None, option: str, value: str | None) -> s
     return positional if positional is not None else str(value)
 
 
-def _stream(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
-def _warn(message: str) -> None:
-    typer.echo(f"warning: {message}", err=True)
-
-
-def _print_json(data: dict[str, Any]) -> None:
-    typer.echo(json.dumps(_finite(data), indent=2, allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null stands for them."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
 def _usage(error: Any) -> UsageError:
     """What is wrong with the arguments, as one of our own errors."""
     command = error.ctx.command_path if getattr(error, "ctx", None) is not None else "mlxport"
@@ -522,7 +400,7 @@ def _fail(error: MlxportError) -> NoReturn:
         traceback.print_exception(error)
     if _state["json"]:
         detail = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
-        _print_json({"error": detail})
+        print_json({"error": detail})
     typer.echo(f"error: {error.message}", err=True)
     if error.hint:
         typer.echo(f"hint: {error.hint}", err=True)
