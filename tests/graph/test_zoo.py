@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def test_values_paths_and_source(name):
     if name not in ("vocoder", "tagger", "transformer"):  # weight norm and torch's own compound layers are rewritten
         unused = ("num_batches_tracked", "residual.3.weight", "residual.3.bias")
         assert ours == {path for path in module.state_dict() if not path.endswith(unused)}
-    lint = ["ruff", "check", "--isolated", "--line-length", "120", "--select", "E,F,I,B,UP", "-"]
+    lint = [sys.executable, "-m", "ruff", "check", "--isolated", "--line-length", "120", "--select", "E,F,I,B,UP", "-"]
     found = subprocess.run(lint, input=ported.source, text=True, capture_output=True)
     assert found.returncode == 0, found.stdout
 
