@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 CALIBRATION = "default"  # mlxport's own text; mlx-lm's quantizers are given the same
-DISTILL = 100
+DISTILL = 40  # steps
 
 
 @dataclass(frozen=True)

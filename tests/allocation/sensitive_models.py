@@ -22,6 +22,10 @@ KINDS: dict[str, dict[str, Any]] = {
         "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
         "tie_word_embeddings": True, "max_position_embeddings": 512,
     },
+    "positions that all sequences share": {
+        "model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "n_ctx": 128,
+        "layer_norm_epsilon": 1e-5,
+    },
     "sliding window": CONFIGS["sliding window"],
     "experts": CONFIGS["experts"],
     "latent cache": CONFIGS["latent cache"],

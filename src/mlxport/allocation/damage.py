@@ -139,7 +139,8 @@ def measure_divergence(
         for part, change in enumerate(here, 1):
             for path, spec in change.items():
                 roundings.setdefault(path, []).append((part, spec))
-        probe = Probe(weights, len(here) + 1, roundings, quantizer, batch.head, batch.stride)
+        shape = batch.ids.shape[0], batch.ids.shape[1]
+        probe = Probe(weights, len(here) + 1, roundings, quantizer, batch.head, batch.stride, shape)
         with probed(modules, probe):
             output = model(mx.concatenate([batch.ids] * probe.parts))
             logits = getattr(output, "logits", output)

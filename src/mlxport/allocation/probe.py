@@ -43,6 +43,7 @@ class Probe:
         quantizer: How weights are rounded.
         head: The module that makes the logits, called last.
         stride: Logits are made of every so many-th token only: of a large vocabulary they would not fit in memory.
+        shape: Of one part: sequences, tokens.
     """
 
     weights: Weights
@@ -51,6 +52,7 @@ class Probe:
     quantizer: str = "rtn"
     head: str = ""
     stride: int = 1
+    shape: tuple[int, int] = (0, 0)
     _apart: int = 1  # parts that differ from part 0 by now, and part 0
 
     def linear(self, path: str, x: mx.array) -> mx.array:
@@ -68,6 +70,7 @@ class Probe:
 
     def gather(self, path: str, ids: mx.array) -> mx.array:
         """Rows of an embedding; only those that are asked for are read."""
+        ids = self._spread(ids)
         each = self._each(path, ids.shape[0])
         ids = ids[: self._begin(path) * each]
         used, place = np.unique(np.array(ids), return_inverse=True)
@@ -119,6 +122,13 @@ class Probe:
             return self._done(path, self._replaced(path, result, self._cuts(each), part), each)
         finally:
             module["weight"] = placeholder
+
+    def _spread(self, ids: mx.array) -> mx.array:
+        """Positions that all sequences share, once for each of them: their embeddings differ by part, too."""
+        sequences, length = self.shape
+        if tuple(ids.shape) in ((length,), (1, length)) and sequences * self.parts > 1:
+            return mx.broadcast_to(ids, (sequences * self.parts, length))
+        return ids
 
     def _product(self, x: mx.array, rows: mx.array, spec: QuantSpec, own: slice) -> mx.array:
         """The entries ``own`` of ``x`` by the transpose of rounded rows."""
