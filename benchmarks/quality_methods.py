@@ -37,7 +37,7 @@ class Method:
 
     def command(self, source: Path, out: Path, bits_per_weight: float) -> list[str]:
         """What to run."""
-        filled = [part.format(source=source, out=out, bpw=f"{bits_per_weight:.4f}") for part in self.arguments]
+        filled = [part.format(source=source, out=out, bpw=f"{bits_per_weight + 1e-4:.4f}") for part in self.arguments]
         return [sys.executable, "-m", *filled]
 
 

@@ -73,7 +73,14 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             where = [row["bits_per_weight"] for row in points], [row["kl"] for row in points]
             panel.scatter(*where, s=26, color=colour, label=kind, zorder=3)
         best = _front(own)
-        panel.plot([r["bits_per_weight"] for r in best], [r["kl"] for r in best], color="#444", lw=0.8, zorder=2)
+        panel.plot(
+            [r["bits_per_weight"] for r in best],
+            [r["kl"] for r in best],
+            color="#444",
+            lw=0.8,
+            drawstyle="steps-post",
+            zorder=2,
+        )
         panel.set(yscale="log", title=model, xlabel="bits per weight", ylabel="KL to the original")
         panel.grid(alpha=0.25, which="both", lw=0.5)
     panels[0][0].legend(frameon=False)
