@@ -6,6 +6,7 @@ compute blocks of rows, each on an MLX stream of its own; this thread writes the
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import mlx.core as mx
 import numpy as np
@@ -120,6 +121,27 @@ def header(shard: Shard) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file that becomes ``path`` at the end, when it is complete and on disk.
+
+    Raises:
+        DiskError: No space is left; the unfinished file is removed.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise disk_full(path) from error
+        raise
+
+
 def write_shard(
     program: Program,
     shard: Shard,
@@ -140,26 +162,17 @@ def write_shard(
     Raises:
         DiskError: No space is left; the unfinished file is removed.
     """
-    temporary = path.with_name(path.name + ".tmp")
     workers = workers or min(8, os.cpu_count() or 1)
-    try:
-        with open(temporary, "w+b", buffering=0) as file, ThreadPoolExecutor(workers) as pool:
-            buffers = _Buffers()
-            writer = _Writer(file.fileno(), shard, buffers)
-            try:
-                for block in _in_order(pool, _tasks(program, shard, buffers), ahead=2 * workers + 1):
-                    writer.put(block)
-                    advance(sum(data.nbytes for _, _, data in block.parts))
-                digest = writer.finish()
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise disk_full(path) from error
-        raise
+    with replacing(path) as file, ThreadPoolExecutor(workers) as pool:
+        buffers = _Buffers()
+        writer = _Writer(file.fileno(), shard, buffers)
+        try:
+            for block in _in_order(pool, _tasks(program, shard, buffers), ahead=2 * workers + 1):
+                writer.put(block)
+                advance(sum(data.nbytes for _, _, data in block.parts))
+            digest = writer.finish()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
     return Written(digest, path.stat().st_size, writer.findings)
 
 

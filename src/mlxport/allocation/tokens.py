@@ -11,6 +11,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlxport.parity.text import probe_ids
+from mlxport.run.sampling import sample_sequences
 from mlxport.transform import Program, lazy_outputs
 from mlxport.types import Checkpoint
 
@@ -63,7 +64,6 @@ def _written(
     config: Mapping[str, Any], model: nn.Module, program: Program, vocabulary: int, sequences: int, length: int
 ) -> mx.array:
     from mlx.utils import tree_flatten
-    from mlx_lm.models.cache import make_prompt_cache
 
     before = tree_flatten(model.parameters())
     key = mx.random.key(0)
@@ -80,15 +80,7 @@ def _written(
             strict=False,
         )
         token = _first(config, vocabulary, sequences, key)
-        cache, tokens = make_prompt_cache(model), [token]
-        for _ in range(length - 1):
-            key, drawn = mx.random.split(key)
-            output = model(token, cache=cache)
-            logits = getattr(output, "logits", output)[:, -1].astype(mx.float32)
-            token = mx.random.categorical(logits, key=drawn)[:, None].astype(mx.int32)
-            mx.eval(token)
-            tokens.append(token)
-        return mx.concatenate(tokens, axis=1)
+        return sample_sequences(model, token, length, key)[0]
     finally:
         nn.Module.load_weights(model, before, strict=False)
         mx.clear_cache()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxport.errors import TokenizerError, UsageError
+from mlxport.parity.text import read_text
 from mlxport.quant import QuantRequest
 from mlxport.types import Checkpoint
 
@@ -67,21 +68,8 @@ def read_calibration(value: str | Path | None) -> Calibration | None:
         return None
     if str(value) in (DEFAULT, SELF):
         return Calibration(str(value), (files("mlxport.calibrate") / "default.txt").read_text(encoding="utf-8"))
-    path = Path(value).expanduser()
     hint = "give a text file in UTF-8, or --calibrate default"
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"cannot read the calibration text {value}: {error.strerror}", hint=hint) from error
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        message = f"the calibration text {value} is not text: byte {error.start} is not UTF-8"
-        raise UsageError(message, hint=hint) from error
-    if "\0" in text:
-        raise UsageError(f"the calibration text {value} is not text: it has zero bytes", hint=hint)
-    if not text.strip():
-        raise UsageError(f"the calibration text {value} is empty", hint=hint)
+    text = read_text(value, f"the calibration text {value}", hint)
     return Calibration(str(value), text)
 
 

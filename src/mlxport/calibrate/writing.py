@@ -9,6 +9,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxport.calibrate.weights import Weights
+from mlxport.run.sampling import sample_sequences
 
 __all__ = ["write_sequences"]
 
@@ -27,15 +28,7 @@ def write_sequences(model: nn.Module, weights: Weights, first: mx.array, length:
     Returns:
         int32 [sequences, length].
     """
-    from mlx_lm.models.cache import make_prompt_cache
-
     names: Any = [name for name, _ in tree_flatten(model.parameters())]
     model.update(tree_unflatten([(name, weights.whole(name)) for name in names]))
-    cache, key = make_prompt_cache(model), mx.random.key(_SEED)
-    tokens = [first[:, None]]
-    for _ in range(length - 1):
-        key, now = mx.random.split(key)
-        logits = model(tokens[-1], cache=cache)[:, -1].astype(mx.float32)
-        tokens.append(mx.random.categorical(logits, key=now)[:, None].astype(mx.int32))
-        mx.eval(tokens[-1], [entry.state for entry in cache])
-    return mx.concatenate(tokens, axis=1)
+    tokens, _ = sample_sequences(model, first[:, None], length, mx.random.key(_SEED))
+    return tokens

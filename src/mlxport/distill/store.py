@@ -11,10 +11,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxport.errors import disk_full
 from mlxport.source.safetensors_file import read_safetensors
 from mlxport.transform import to_bytes
-from mlxport.write import Written
+from mlxport.write import Written, replacing
 
 __all__ = ["RESULT", "load_result", "rewrite", "save_result"]
 
@@ -54,32 +53,23 @@ def rewrite(path: Path, arrays: Mapping[str, mx.array], written: Written) -> Wri
     places = sorted((refs[name].offset, name) for name in arrays if name in refs)
     if not places:
         return written
-    temporary, hasher = path.with_name(path.name + ".tmp"), hashlib.sha256()
-    try:
-        with open(path, "rb") as source, open(temporary, "wb") as target:
+    hasher = hashlib.sha256()
+    with open(path, "rb") as source, replacing(path) as target:
 
-            def put(data: Any) -> None:
-                target.write(data)
-                hasher.update(data)
+        def put(data: Any) -> None:
+            target.write(data)
+            hasher.update(data)
 
-            for offset, name in [*places, (written.nbytes, "")]:
-                while source.tell() < offset:
-                    data = source.read(min(_PIECE, offset - source.tell()))
-                    if not data:
-                        raise OSError(errno.EIO, "ends before its time", str(path))
-                    put(data)
-                if name:
-                    changed = to_bytes(arrays[name])
-                    if changed.nbytes != refs[name].nbytes:
-                        raise RuntimeError(f"{name} has {changed.nbytes} bytes, its place {refs[name].nbytes}")
-                    put(changed.data)
-                    source.seek(changed.nbytes, os.SEEK_CUR)
-            target.flush()
-            os.fsync(target.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise disk_full(path) from error
-        raise
+        for offset, name in [*places, (written.nbytes, "")]:
+            while source.tell() < offset:
+                data = source.read(min(_PIECE, offset - source.tell()))
+                if not data:
+                    raise OSError(errno.EIO, "ends before its time", str(path))
+                put(data)
+            if name:
+                changed = to_bytes(arrays[name])
+                if changed.nbytes != refs[name].nbytes:
+                    raise RuntimeError(f"{name} has {changed.nbytes} bytes, its place {refs[name].nbytes}")
+                put(changed.data)
+                source.seek(changed.nbytes, os.SEEK_CUR)
     return Written(hasher.hexdigest(), written.nbytes, written.findings)

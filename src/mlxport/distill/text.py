@@ -13,6 +13,7 @@ import numpy as np
 from mlxport.distill.settings import DistillSettings
 from mlxport.errors import TokenizerError
 from mlxport.parity.text import text_ids
+from mlxport.run.sampling import sample_sequences
 
 __all__ = ["read_sequences", "sequence_length", "written_sequences"]
 
@@ -37,26 +38,15 @@ def written_sequences(model: nn.Module, config: Mapping[str, Any], count: int, l
         length: Tokens of each.
         seed: Of the sampling.
     """
-    from mlx_lm.models.cache import make_prompt_cache
-
     begin = config.get("bos_token_id")
     key = mx.random.key(seed)
     parts = []
     for start in range(0, count, _TOGETHER):
         rows = min(_TOGETHER, count - start)
-        cache = make_prompt_cache(model)
-        token = mx.full((rows, 1), begin if isinstance(begin, int) else 0, dtype=mx.int32)
-        sequence = [token]
-        while len(sequence) < length:
-            output: Any = model(token, cache=cache)
-            logits = getattr(output, "logits", output)[:, -1].astype(mx.float32)
-            if not isinstance(begin, int) and len(sequence) == 1:
-                logits = mx.zeros_like(logits)  # nothing says how a text begins: any token may
-            key, own = mx.random.split(key)
-            token = mx.random.categorical(logits, key=own)[:, None].astype(mx.int32)
-            mx.eval(token)
-            sequence.append(token)
-        parts.append(mx.concatenate(sequence, axis=1))
+        first = mx.full((rows, 1), begin if isinstance(begin, int) else 0, dtype=mx.int32)
+        # Where nothing says how a text begins, any token may.
+        tokens, key = sample_sequences(model, first, length, key, anything_second=not isinstance(begin, int))
+        parts.append(tokens)
         mx.eval(parts[-1])
         mx.clear_cache()
     return mx.concatenate(parts)

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["PROBE_TEXT", "TRICKY_TEXT", "probe_ids", "text_ids"]
+from mlxport.errors import UsageError
+
+__all__ = ["PROBE_TEXT", "TRICKY_TEXT", "probe_ids", "read_text", "text_ids"]
 
 PROBE_TEXT = """The harbour was quiet when Anna came down the steps. Two boats had left before dawn, and the third, \
 painted green a long time ago, was still tied to the wall because its owner did not trust the weather. She put her \
@@ -69,6 +71,35 @@ TRICKY_TEXT = (
     "你好,世界。 | こんにちは | 안녕하세요 | שלום עולם | مرحبا بالعالم | नमस्ते दुनिया | สวัสดี | 😀 👩‍👩‍👧 🏳️‍🌈 🇨🇭 | "
     "\U0001d54f \U00020000 | if (a<=b && !c) { return a->b[0]; } // end"
 )
+
+
+def read_text(path: str | Path, what: str, hint: str, most: int | None = None) -> str:
+    """The text of a file that a user names.
+
+    Args:
+        path: The file, UTF-8, with or without a byte order mark.
+        what: What to call it in an error, the name included.
+        hint: The next step.
+        most: Bytes after which nothing is read, None for all.
+
+    Raises:
+        UsageError: It cannot be read, is empty, or is not text in UTF-8.
+    """
+    try:
+        with open(Path(path).expanduser(), "rb") as file:
+            data = file.read() if most is None else file.read(most + 1)
+        if most is not None and len(data) > most:
+            data = data[:most].decode("utf-8", "ignore").encode()
+        text = data.decode("utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"cannot read {what}: {error.strerror or error}", hint=hint) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{what} is not text: byte {error.start} is not UTF-8", hint=hint) from error
+    if "\0" in text:
+        raise UsageError(f"{what} is not text: it has zero bytes", hint=hint)
+    if not text.strip():
+        raise UsageError(f"{what} is empty", hint=hint)
+    return text
 
 
 def text_ids(folder: Path, text: str, *, trust_remote_code: bool = False) -> list[int] | None:

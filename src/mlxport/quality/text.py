@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from mlxport.errors import TokenizerError, UsageError
+from mlxport.parity import text as parity_text
 
 __all__ = ["LEAST_TOKENS", "heldout_text", "load_tokenizer", "read_text", "token_windows"]
 
 LEAST_TOKENS = 32  # predicted ones; figures of fewer say nothing
-_MOST_BYTES = 1 << 26
+_MOST_BYTES = 1 << 26  # of a file: more would not be measured
 _LONGEST = 64  # characters of a token, more than nearly all have: what lies beyond is not worth cutting into tokens
 
 
@@ -34,21 +35,7 @@ def read_text(path: str | Path) -> str:
         UsageError: It cannot be read, is empty, or is not text in UTF-8.
     """
     hint = "give a file of plain text in UTF-8, or leave --text out for the built-in text"
-    try:
-        with open(Path(path).expanduser(), "rb") as file:
-            data = file.read(_MOST_BYTES + 1)
-        if len(data) > _MOST_BYTES:
-            data = data[:_MOST_BYTES].decode("utf-8", "ignore").encode()  # more would not be measured
-        text = data.decode("utf-8-sig")
-    except OSError as error:
-        raise UsageError(f"cannot read --text {path}: {error.strerror or error}", hint=hint) from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"--text {path} is not text: byte {error.start} is not UTF-8", hint=hint) from error
-    if "\0" in text:
-        raise UsageError(f"--text {path} is not text: it holds zero bytes", hint=hint)
-    if not text.strip():
-        raise UsageError(f"--text {path} is empty", hint=hint)
-    return text
+    return parity_text.read_text(path, f"--text {path}", hint, _MOST_BYTES)
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
