@@ -14,7 +14,7 @@ import mlx.core as mx
 from mlxport.calibrate.estimate import estimate
 from mlxport.calibrate.passes import calibrate, methods
 from mlxport.calibrate.store import FOLDER, TOKENS, Store
-from mlxport.calibrate.text import SELF, first_tokens, tokens_of
+from mlxport.calibrate.text import SELF, first_tokens, spread, tokens_of, written
 from mlxport.calibrate.weights import Weights
 from mlxport.calibrate.writing import write_sequences
 from mlxport.errors import UnsupportedError
@@ -53,7 +53,9 @@ def prepare(
             hint="use --calibrate default, or a text that suits the model",
         )
     tokens = tokens_of(options.calibration, checkpoint, trust_remote_code=options.trust_remote_code)
-    plan = estimate(options.calibration, tokens, conversion.program, conversion.quantized, conversion.config)
+    writes = written(options.calibration, checkpoint, tokens.shape[0])
+    read = (tokens.shape[0], tokens.shape[1])
+    plan = estimate(options.calibration, read, writes, conversion.program, conversion.quantized, conversion.config)
     return functools.partial(CalibratedJob, tokens=tokens), plan
 
 
@@ -83,18 +85,32 @@ class CalibratedJob(Job):
         return _with_calibrated(self.conversion.program, store)
 
     def _tokens(self, plain: Program, store: Store, progress: Progress) -> mx.array:
-        """Of the text, or written by the model itself, once."""
-        assert self.options.calibration is not None
-        if self.options.calibration.name != SELF:
+        """Of the text, and those that the model writes itself, once."""
+        count = self._written()
+        if not count:
             return self.tokens
         if not (store.folder / TOKENS).is_file():
-            progress.message("writing the text to calibrate on")
+            progress.message(f"writing {count} of {self.tokens.shape[0]} sequences to calibrate on")
             model, _ = lazy_model(self.checkpoint, self.options.dtype)
-            first = first_tokens(self.checkpoint.config, self.tokens)
-            store.save_tokens(write_sequences(model, Weights(plain), first, self.tokens.shape[1]))
+            first = first_tokens(self.checkpoint.config, self.tokens)[:count]
+            try:
+                wrote = write_sequences(model, Weights(plain), first, self.tokens.shape[1])
+            except UnsupportedError as error:
+                if count == self.tokens.shape[0]:  # nothing but its own was asked for
+                    raise
+                progress.message(f"calibrating on the text alone: {error.message}")
+                return self.tokens
+            sequences = self.tokens.shape[0]
+            read = self.tokens[mx.array(spread(sequences, sequences - count), dtype=mx.int32)]
+            store.save_tokens(mx.concatenate([wrote, read]))
             del model
             mx.clear_cache()
         return store.tokens()
+
+    def _written(self) -> int:
+        """Sequences that the model writes itself."""
+        assert self.options.calibration is not None
+        return written(self.options.calibration, self.checkpoint, self.tokens.shape[0])
 
     def _own_record(self, folder: Path) -> dict[str, Any]:
         """The text, and what was done for each module."""
@@ -105,6 +121,7 @@ class CalibratedJob(Job):
                 **calibration.recorded(),
                 "tokens": plan.tokens,
                 "sequences": plan.sequences,
+                "written_sequences": self._written() if (folder / FOLDER / TOKENS).is_file() else 0,
                 "modules": methods(self.conversion.quantized, Store(folder / FOLDER)),
             }
         }

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mlxport.fit.report import rate_in_words
-from mlxport.progress import format_bytes
+from mlxport.progress import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from mlxport.fit import FitReport, FitRow
@@ -39,8 +39,17 @@ def show_fit(report: FitReport, console: Console | None = None) -> None:
     out.width = max(out.width, out.measure(table, options=out.options.update(max_width=_WIDEST)).maximum)
     out.print(table)
     out.print("memory: the peak of MLX; tokens/s: of generating (reading a prompt is bound by computing)")
-    for line in (*_problems(report), *(f"note: {note}" for note in report.notes), *_advice(report)):
+    notes = (f"note: {note}" for note in report.notes)
+    for line in (*_calibrating(report), *_problems(report), *notes, *_advice(report)):
         out.print(escape(line))
+
+
+def _calibrating(report: FitReport) -> list[str]:
+    found = report.calibration
+    if found is None:
+        return []
+    taken = f"about {format_seconds(found.seconds)} on this machine, {format_bytes(found.peak_bytes)} of memory"
+    return [f"calibrating (-q 4 --calibrate default): {taken}"]
 
 
 def _cells(row: FitRow) -> tuple[str, ...]:

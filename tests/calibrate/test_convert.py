@@ -29,6 +29,7 @@ from checkpoints import (
     write_tokenizer,
 )
 from command import ROOT, environment, finish, start
+from mlxport.errors import UnsupportedError
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -230,6 +231,37 @@ def test_a_model_that_writes_its_own_text(tmp_path, mlxport):
     assert record(tmp_path / "out")["text"] == "self" and record(tmp_path / "out")["tokens"] == 2048
     assert finish(start(*command, "--overwrite", code=small)).code == 0
     assert hash_tree(tmp_path / "out") == first
+
+
+def test_a_small_model_writes_half_of_the_default(tmp_path, monkeypatch):
+    monkeypatch.setattr("mlxport.calibrate.text.MOST_TOKENS", 1536)
+    source = write_llama(tmp_path / "source")
+    mlxport.convert(source, tmp_path / "out", quantize=3, calibrate="default", verify="none")
+    found = record(tmp_path / "out")
+    assert found["text"] == "default" and found["written_sequences"] == found["sequences"] // 2 > 0
+    mlxport.convert(source, tmp_path / "again", quantize=3, calibrate="default", verify="none")
+    assert tensors(tmp_path / "out").keys() == tensors(tmp_path / "again").keys()
+    for name, array in tensors(tmp_path / "out").items():
+        assert mx.array_equal(array, tensors(tmp_path / "again")[name]), name
+    monkeypatch.setattr("mlxport.calibrate.text.WRITES_UP_TO", 1000)  # as if it were larger
+    mlxport.convert(source, tmp_path / "larger", quantize=3, calibrate="default", verify="none")
+    assert record(tmp_path / "larger")["written_sequences"] == 0
+
+
+def test_a_model_that_cannot_write_reads(tmp_path, monkeypatch):
+    """An architecture that mlx-lm makes no cache for."""
+
+    def no_cache(model):
+        raise ValueError("no cache for this model")
+
+    monkeypatch.setattr("mlxport.calibrate.text.MOST_TOKENS", 1536)
+    monkeypatch.setattr("mlx_lm.models.cache.make_prompt_cache", no_cache)
+    source = write_llama(tmp_path / "source")
+    mlxport.convert(source, tmp_path / "out", quantize=3, calibrate="default", verify="none")
+    assert record(tmp_path / "out")["written_sequences"] == 0
+    with pytest.raises(UnsupportedError, match="no cache for this model"):
+        mlxport.convert(source, tmp_path / "own", quantize=3, calibrate="self", verify="none")
+    assert not (tmp_path / "own").exists()
 
 
 # --- statistics -----------------------------------------------------------------------------------------------------

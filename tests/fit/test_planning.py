@@ -180,6 +180,8 @@ def test_the_command(llama, mlxport):
     assert "mlxport convert" in shown.out.splitlines()[-1]
     report = json.loads(mlxport("plan", llama, "--device", DEVICE, "--json").out)
     assert report["recommended"] == "bfloat16" and len(report["rows"]) == len(settings())
+    assert "calibrating (-q 4 --calibrate default): about " in shown.out
+    assert report["calibration"]["seconds"] > 0 and report["calibration"]["peak_bytes"] > 1 << 20
     assert report["rows"] == json.loads(json.dumps(plan_for(llama, device=DEVICE).to_json()))["rows"]
 
 

@@ -11,14 +11,11 @@ import mlx.nn as nn
 import numpy as np
 
 from mlxport.parity.text import probe_ids
-from mlxport.run.sampling import sample_sequences
+from mlxport.run.sampling import WRITES_UP_TO, sample_sequences
 from mlxport.transform import Program, lazy_outputs
 from mlxport.types import Checkpoint
 
 __all__ = ["Tokens", "make_tokens"]
-
-# Writing reads all weights for each token, so they have to be in memory: larger models read a text instead.
-_WRITES_UP_TO = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ def make_tokens(
         length: Tokens of each.
     """
     nbytes = sum(output.dtype.size * int(np.prod(output.shape)) for output in program.outputs.values())
-    if nbytes <= _WRITES_UP_TO:
+    if nbytes <= WRITES_UP_TO:
         try:
             return Tokens(
                 _written(checkpoint.config, model, program, vocabulary, sequences, length), "written by itself"

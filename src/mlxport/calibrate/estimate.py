@@ -11,24 +11,45 @@ import mlx.core as mx
 
 from mlxport.calibrate.batch import Batch
 from mlxport.calibrate.quantizing import BLOCK
-from mlxport.calibrate.text import Calibration
+from mlxport.calibrate.text import LENGTH, MOST_TOKENS, Calibration, read_calibration, written
 from mlxport.plan import BASE_BYTES
 from mlxport.transform import Program
-from mlxport.types import CalibrationPlan, QuantSpec
+from mlxport.types import CalibrationPlan, Checkpoint, QuantSpec
 
-__all__ = ["estimate"]
+__all__ = ["estimate", "estimate_default"]
 
 _BLOCK = re.compile(r"^(?:.*?\.)?\d+(?=\.)")
 _PASSES = 3  # forward: the original, what is measured, what is fed forward
 _WORK = 8  # products of a matrix with its moments while it is quantized
 _STEPS = 36  # operations for each column of a block of rows
 _STEP_SECONDS = 12e-6
+_WRITE_SECONDS = 8e-4  # of a block, for a token, beside its arithmetic
 _TEMPORARIES = 9  # of a block of rows that is quantized, as float32
+
+
+def estimate_default(
+    checkpoint: Checkpoint, program: Program, quantized: Mapping[str, QuantSpec], context: int | None
+) -> CalibrationPlan:
+    """Time and memory of ``--calibrate default``, without a tokenizer: the text is taken to be as long as it may be.
+
+    Args:
+        checkpoint: The source; headers are enough.
+        program: What will be written, quantized or not.
+        quantized: Module path to its quantization.
+        context: Most tokens that the model was made for.
+    """
+    calibration = read_calibration("default")
+    assert calibration is not None
+    length = min(LENGTH, context or LENGTH)
+    sequences = max(MOST_TOKENS // length, 1)
+    writes = written(calibration, checkpoint, sequences)
+    return estimate(calibration, (sequences, length), writes, program, quantized, checkpoint.config)
 
 
 def estimate(
     calibration: Calibration,
-    tokens: mx.array,
+    read: tuple[int, int],
+    writes: int,
     program: Program,
     quantized: Mapping[str, QuantSpec],
     config: Mapping[str, Any],
@@ -37,12 +58,14 @@ def estimate(
 
     Args:
         calibration: The text.
-        tokens: Of it, [sequences, length].
+        read: Sequences, and tokens of each.
+        writes: Sequences of them that the model writes itself.
         program: What will be written; only names, shapes and dtypes are looked at.
         quantized: Module path to its quantization.
         config: The model's, for the experts that a token is sent to.
     """
-    count = tokens.size
+    sequences, length = read
+    count = sequences * length
     units: dict[str, list[tuple[str, tuple[int, ...], int]]] = {}
     for name, output in program.outputs.items():
         if output.part in ("scales", "biases"):
@@ -55,26 +78,28 @@ def estimate(
     hidden = min((shape[-1] for unit in units.values() for _, shape, _ in unit if len(shape) > 1), default=1)
     hidden = config.get("hidden_size") or hidden
     flops, steps, peak = 0.0, 0.0, 0
-    batch = Batch(tokens.shape[0], tokens.shape[1])
+    batch = Batch(sequences, length)
     for unit in units.values():
         more, more_steps, needed = _unit(unit, quantized, count, chosen, batch)
         flops, steps, peak = flops + more, steps + more_steps, max(peak, needed)
-    flops += _attention(config, tokens)
+    flops += _attention(config, count, length)
     held = 3 * 2 * count * hidden * 4  # activations before a block, after it, and in pieces
-    seconds = flops / _rate() + steps * _STEP_SECONDS
-    return CalibrationPlan(
-        calibration.name, calibration.sha256, count, tokens.shape[0], seconds, BASE_BYTES + peak + held
-    )
+    weights = sum(_count(shape) for unit in units.values() for _, shape, _ in unit) if writes else 0
+    flops += 2 * weights * writes * length
+    seconds = flops / _rate() + steps * _STEP_SECONDS + bool(writes) * length * len(units) * _WRITE_SECONDS
+    # A model that writes is in memory whole.
+    needed = max(peak + held, 4 * weights + writes * length * hidden * 4)
+    return CalibrationPlan(calibration.name, calibration.sha256, count, sequences, seconds, BASE_BYTES + needed)
 
 
-def _attention(config: Mapping[str, Any], tokens: mx.array) -> float:
+def _attention(config: Mapping[str, Any], count: int, length: int) -> float:
     """Operations of attention as most models have it: two products, and a softmax that costs as much as forty."""
     sections = (config, config.get("text_config") or {})
     heads, layers, hidden = (
         next((s[name] for s in sections if isinstance(s.get(name), int)), 0)
         for name in ("num_attention_heads", "num_hidden_layers", "hidden_size")
     )
-    return float(_PASSES * tokens.size * tokens.shape[1] * layers * (4 * hidden + 40 * heads))
+    return float(_PASSES * count * length * layers * (4 * hidden + 40 * heads))
 
 
 def _unit(

@@ -17,7 +17,7 @@ from mlxport.calibrate.moments import Experts, Moments, Power
 from mlxport.calibrate.quantizing import prepare, quantize_experts, quantize_matrix
 from mlxport.calibrate.store import Store
 from mlxport.calibrate.units import Unit, find_units, hook_units
-from mlxport.calibrate.weights import Weights
+from mlxport.calibrate.weights import Weights, float32
 from mlxport.errors import NumericsError, UnsupportedError
 from mlxport.quant.search import search_affine
 from mlxport.transform import Program
@@ -101,7 +101,7 @@ class _Runner:
         self._empty(self.model)
         prefixes = tuple(f"{unit.path}." for unit in self.units)
         outside = [name for name, _ in _parameters(self.model) if not name.startswith(prefixes)]
-        self.model.update(tree_unflatten([(name, _wide(self.weights.whole(name))) for name in outside]))
+        self.model.update(tree_unflatten([(name, float32(self.weights.whole(name))) for name in outside]))
         hook_units(self.units, self)
 
     def _empty(self, module: nn.Module) -> None:
@@ -227,7 +227,7 @@ class _Runner:
             if array.shape != value.shape:
                 raise UnsupportedError(f"{unit.path}.{name} has shape {array.shape}, the model wants {value.shape}")
             matrix = name.rpartition(".")[2] == "weight" and _joined(unit.path, name.rpartition(".")[0]) in unit.sites
-            found.append((name, array if matrix else _wide(array)))
+            found.append((name, array if matrix else float32(array)))
         unit.module.update(tree_unflatten(found))
 
     def _called(self, unit: Unit, call: Callable[..., Any], given: tuple[Any, Any]) -> Any:
@@ -361,10 +361,6 @@ def _parameters(module: nn.Module) -> list[tuple[str, mx.array]]:
 
 def _joined(path: str, name: str) -> str:
     return f"{path}.{name}" if name else path
-
-
-def _wide(array: mx.array) -> mx.array:
-    return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
 
 
 def _dequantized(triple: Any, spec: QuantSpec) -> mx.array:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mlxport.errors import TokenizerError, UsageError
 from mlxport.parity.text import read_text
 from mlxport.quant import QuantRequest
+from mlxport.run.sampling import WRITES_UP_TO
 from mlxport.types import Checkpoint
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ __all__ = [
     "first_tokens",
     "read_calibration",
     "refuse_quantizer",
+    "spread",
     "tokens_of",
+    "written",
 ]
 
 DEFAULT, SELF, NONE = "default", "self", "none"
@@ -123,7 +126,18 @@ def tokens_of(calibration: Calibration, checkpoint: Checkpoint, *, trust_remote_
         )
     length = min(LENGTH, _longest(checkpoint.config), len(kept) // LEAST_SEQUENCES)
     rows = mx.array(kept[: len(kept) // length * length], dtype=mx.int32).reshape(-1, length)
-    return rows[mx.array(_spread(rows.shape[0], max(LEAST_SEQUENCES, MOST_TOKENS // length)))]
+    return rows[mx.array(spread(rows.shape[0], max(LEAST_SEQUENCES, MOST_TOKENS // length)))]
+
+
+def written(calibration: Calibration, checkpoint: Checkpoint, sequences: int) -> int:
+    """How many of so many sequences the model writes itself.
+
+    All of ``self``. Of ``default``, every other one where the model is small enough: what it has learned may be far
+    from a text that has something of everything, and then calibrating on that text alone costs it what it has.
+    """
+    if calibration.name == SELF:
+        return sequences
+    return sequences // 2 if calibration.name == DEFAULT and checkpoint.nbytes <= WRITES_UP_TO else 0
 
 
 def first_tokens(config: Any, tokens: mx.array) -> mx.array:
@@ -137,7 +151,7 @@ def first_tokens(config: Any, tokens: mx.array) -> mx.array:
     return tokens[:, 0]
 
 
-def _spread(there: int, wanted: int) -> list[int]:
+def spread(there: int, wanted: int) -> list[int]:
     """Which ones of so many to take: all, or as many as are wanted, evenly from first to last."""
     return [index * there // wanted for index in range(wanted)] if there > wanted else list(range(there))
 

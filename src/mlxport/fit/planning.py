@@ -15,10 +15,10 @@ from mlxport.fit.liveness import METAL
 from mlxport.fit.report import FitReport, FitRow, recommended
 from mlxport.fit.settings import Setting, Weights, measure, settings
 from mlxport.inspection import context_length
-from mlxport.quant import MODES
+from mlxport.quant import MODES, make_spec
 from mlxport.run.kv import KVQuant
 from mlxport.source import open_checkpoint, refuse_remote_code
-from mlxport.types import Checkpoint
+from mlxport.types import CalibrationPlan, Checkpoint
 
 if TYPE_CHECKING:
     from mlxport.target.assemble import Conversion
@@ -76,7 +76,8 @@ def plan_for(
         chosen_context(context, context_length(config))
 
     checkpoint = open_checkpoint(source, revision=revision, check_config=check, headers_only=True)
-    model, asked, name, parameters, notes = _open(checkpoint, dtype)
+    model, conversion, asked, notes = _open(checkpoint, dtype)
+    name, parameters = conversion.dtype if asked == dtype else asked, conversion.parameters
     limit = context_length(checkpoint.config)
     tokens = chosen_context(context, limit)
     footprint = Footprint(model, METAL, kv_bits, kv_group_size)
@@ -94,6 +95,7 @@ def plan_for(
         "" if asked == "auto" else asked,
         tuple(rows),
         notes=(*notes, *_kv_notes(kv_bits, tokens)),
+        calibration=_calibration(model, checkpoint, conversion, limit),
     )
     ordered = recommended(report)
     return replace(ordered, **_otherwise(ordered, footprint, macos))
@@ -121,8 +123,27 @@ def chosen_context(asked: int | None, limit: int | None) -> int:
     return asked
 
 
-def _open(checkpoint: Checkpoint, dtype: str) -> tuple[Any, str, str, int, tuple[str, ...]]:
-    """mlx-lm's model on placeholders, --dtype, the name of its dtype, its parameters, and remarks."""
+def _calibration(
+    model: Any, checkpoint: Checkpoint, conversion: Conversion, limit: int | None
+) -> CalibrationPlan | None:
+    """What calibrating at four bits takes; None where nothing can be."""
+    from mlxport.calibrate.estimate import estimate_default
+
+    spec = make_spec("affine", 4)
+    modules = dict(model.named_modules())
+    quantized = {
+        path: spec
+        for name, output in conversion.program.outputs.items()
+        for path, _, part in [name.rpartition(".")]
+        if part == "weight" and hasattr(modules.get(path), "to_quantized") and output.shape[-1] % spec.group_size == 0
+    }
+    if not quantized or conversion.quantized:
+        return None
+    return estimate_default(checkpoint, conversion.program, quantized, limit)
+
+
+def _open(checkpoint: Checkpoint, dtype: str) -> tuple[Any, Conversion, str, tuple[str, ...]]:
+    """mlx-lm's model on placeholders, how it is converted, --dtype, and remarks."""
     from mlxport.target.mlx_lm import lazy_model, open_target
 
     here = all(path.is_file() for path in checkpoint.weight_files)
@@ -132,7 +153,7 @@ def _open(checkpoint: Checkpoint, dtype: str) -> tuple[Any, str, str, int, tuple
     if asked != dtype:
         notes = (*notes, f"the checkpoint holds {conversion.dtype}: planned with --dtype {asked}")
     model, _ = lazy_model(checkpoint, asked)
-    return model, asked, conversion.dtype if asked == dtype else asked, conversion.parameters, notes
+    return model, conversion, asked, notes
 
 
 def planned_dtype(dtype: str, conversion: Conversion) -> str:

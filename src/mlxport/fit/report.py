@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mlxport.fit.hardware import Machine
+from mlxport.types import CalibrationPlan
 
 __all__ = ["FitReport", "FitRow", "rate_in_words", "recommended"]
 
@@ -83,6 +84,7 @@ class FitReport:
         larger_setting: The smallest setting of four bits or more.
         shorter_context: Where nothing fits: the longest context that does, with ``shorter_setting``.
         shorter_setting: Empty where no context fits.
+        calibration: What ``convert -q 4 --calibrate default`` takes here; None where nothing is to be quantized.
     """
 
     source: str
@@ -98,6 +100,7 @@ class FitReport:
     larger_setting: str = ""
     shorter_context: int = 0
     shorter_setting: str = ""
+    calibration: CalibrationPlan | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values only, for ``--json``."""

@@ -11,7 +11,11 @@ from mlxport.errors import UsageError
 if TYPE_CHECKING:
     import mlx.core as mx
 
-__all__ = ["Sampling", "sample_sequences"]
+__all__ = ["WRITES_UP_TO", "Sampling", "sample_sequences"]
+
+# Bytes of a checkpoint. Writing reads all weights for each token, so they have to be in memory: where no text is asked
+# for, larger models read one that others wrote. The same on every machine, as the output depends on it.
+WRITES_UP_TO = 1 << 29
 
 
 @dataclass(frozen=True, slots=True)
