@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxport.calibrate.batch import Batch
+from mlxport.calibrate.moments import column_ranges
 from mlxport.calibrate.quantizing import BLOCK
 from mlxport.calibrate.text import LENGTH, MOST_TOKENS, Calibration, read_calibration, written
 from mlxport.plan import BASE_BYTES
@@ -126,12 +127,15 @@ def _unit(
         if spec is None or spec.mode != "affine":
             continue
         inputs.add((name.rpartition(".")[0].rpartition(".")[0], columns))
-        flops += experts * (2 * _WORK * rows * columns**2 + 6 * columns**3)
-        steps += experts * -(-rows * columns // BLOCK) * columns * _STEPS
-        widest = max(widest, columns)
+        ranges = column_ranges(columns)
+        wide = ranges[0][1]
+        flops += experts * len(ranges) * (2 * _WORK * rows * wide**2 + 6 * wide**3)
+        steps += experts * -(-rows * columns // BLOCK) * wide * _STEPS
+        widest = max(widest, wide)
         held += count * used * columns * 2 if experts > 1 else 0
-    flops += sum(4 * columns**2 * count for _, columns in inputs)
-    moments = sum(2 * 4 * columns**2 for _, columns in inputs)
+    squares = [(stop - start) ** 2 for _, columns in inputs for start, stop in column_ranges(columns)]
+    flops += 4 * count * sum(squares)
+    moments = 2 * 4 * sum(squares)
     weights = sum(_count(shape) * size for _, shape, size in unit) if len(unit) > 1 else 0
     work = 4 * 4 * widest**2 + _TEMPORARIES * 4 * BLOCK
     return flops, steps, 2 * weights + moments + held + max(work, inside)

@@ -14,10 +14,10 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlxport.calibrate.batch import Batch, arrays_in, make_batch
 from mlxport.calibrate.leaves import OFF, ORIGINAL, REHEARSAL, ROUNDED, Recorder, placeholder
 from mlxport.calibrate.moments import Experts, Moments, Power
-from mlxport.calibrate.quantizing import prepare, quantize_experts, quantize_matrix
+from mlxport.calibrate.quantizing import Packed, beside, joined, prepared, quantize_columns, quantize_experts
 from mlxport.calibrate.store import Store
 from mlxport.calibrate.units import Unit, find_units, hook_units
-from mlxport.calibrate.weights import Weights, float32
+from mlxport.calibrate.weights import Rows, Weights, float32
 from mlxport.errors import NumericsError, UnsupportedError
 from mlxport.quant.search import search_affine
 from mlxport.transform import Program
@@ -304,8 +304,11 @@ class _Runner:
             if unit.sites[path].statistics is not None:
                 groups.setdefault(id(unit.sites[path].statistics), []).append(path)
         for paths in groups.values():
+            statistics: Any = unit.sites[paths[0]].statistics
             try:
-                self._quantize_group(unit, paths, arrays, facts)
+                for path, packed in self._quantize_group(paths, statistics, unit.table).items():
+                    arrays |= _named(path, packed)
+                    facts[path] = self._facts(path, packed, statistics)
             except ValueError as error:
                 raise NumericsError(
                     f"activations are not finite (NaN or infinite): the input of {paths[0]}",
@@ -313,35 +316,36 @@ class _Runner:
                 ) from error
         return arrays, facts
 
-    def _quantize_group(
-        self, unit: Unit, paths: list[str], arrays: dict[str, mx.array], facts: dict[str, dict[str, Any]]
-    ) -> None:
-        found = unit.sites[paths[0]].statistics
-        assert isinstance(found, (Moments, Experts))
-        prepared = prepare(found, tied=unit.table) if isinstance(found, Moments) else None
-        for path in paths:
-            name, spec = f"{path}.weight", self.specs[path]
-            shape, dtype = self.weights.shape(name), self.weights.dtype(name)
+    def _quantize_group(self, paths: list[str], statistics: Moments | Experts, tied: bool) -> dict[str, Packed]:
+        """Matrices that share their inputs; of each range of columns the moments are factored once."""
 
-            def read(start: int, stop: int, name: str = name) -> mx.array:
-                return self.weights.rows(name, start, stop)
+        def given(path: str) -> tuple[Any, ...]:
+            return self.specs[path], self.weights.dtype(f"{path}.weight")
 
-            if prepared is not None:
-                parts, error, power = quantize_matrix(read, (shape[0], shape[1]), prepared, spec, dtype)
-            else:
-                assert isinstance(found, Experts)
-                parts, error, power = quantize_experts(read, shape, found, spec, dtype)
-            if not isfinite(error):
-                raise NumericsError(
-                    f"{name} has values that are not finite (NaN or infinite)",
-                    hint="look for them with mlxport inspect, or use another --dtype if it is float16",
-                )
-            for part, array in zip(("weight", "scales", "biases"), parts, strict=True):
-                arrays[f"{path}.{part}"] = array
-            relative = (max(error, 0.0) / power) ** 0.5 if power > 0 else 0.0
-            facts[path] = {"method": _FED_BACK, "error": round(relative, 6), "tokens": found.tokens}
-            if isinstance(found, Experts):
-                facts[path]["least_tokens_of_an_expert"] = min(found.counts(shape[0]))
+        def read(path: str) -> Rows:
+            return lambda start, stop: self.weights.rows(f"{path}.weight", start, stop)
+
+        shapes = {path: self.weights.shape(f"{path}.weight") for path in paths}
+        if isinstance(statistics, Experts):
+            return {path: quantize_experts(read(path), shapes[path], statistics, *given(path)) for path in paths}
+        parts: dict[str, list[Packed]] = {path: [] for path in paths}
+        for ready in prepared(statistics, tied):
+            for path in paths:
+                parts[path].append(quantize_columns(read(path), shapes[path][0], ready, *given(path)))
+        return {path: joined(found, beside) for path, found in parts.items()}
+
+    def _facts(self, path: str, packed: Packed, statistics: Moments | Experts) -> dict[str, Any]:
+        """What was done for a matrix, and how well."""
+        if not isfinite(packed.error):
+            raise NumericsError(
+                f"{path}.weight has values that are not finite (NaN or infinite)",
+                hint="look for them with mlxport inspect, or use another --dtype if it is float16",
+            )
+        relative = (max(packed.error, 0.0) / packed.power) ** 0.5 if packed.power > 0 else 0.0
+        facts = {"method": _FED_BACK, "error": round(relative, 6), "tokens": statistics.tokens}
+        if isinstance(statistics, Experts):
+            facts["least_tokens_of_an_expert"] = min(statistics.counts(self.weights.shape(f"{path}.weight")[0]))
+        return facts
 
     def _round(self, unit: Unit) -> None:
         """Give a unit's matrices the values that are stored for them."""
@@ -361,6 +365,11 @@ def _parameters(module: nn.Module) -> list[tuple[str, mx.array]]:
 
 def _joined(path: str, name: str) -> str:
     return f"{path}.{name}" if name else path
+
+
+def _named(path: str, packed: Packed) -> dict[str, mx.array]:
+    """What is stored of a matrix, by output name."""
+    return {f"{path}.{part}": array for part, array in zip(("weight", "scales", "biases"), packed.arrays, strict=True)}
 
 
 def _dequantized(triple: Any, spec: QuantSpec) -> mx.array:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import mlx.core as mx
 
-from mlxport.calibrate.moments import Experts, Moments
+from mlxport.calibrate.moments import Experts, Moments, column_ranges
 from mlxport.calibrate.weights import Rows
 from mlxport.parity.tolerances import STORED_WEIGHT_BOUND, level, level_name
 from mlxport.quant.feedback import Factor, correction, factor, feedback_affine
 from mlxport.quant.search import pack
 from mlxport.types import QuantSpec
 
-__all__ = ["Prepared", "prepare", "quantize_experts", "quantize_matrix"]
+__all__ = ["Packed", "beside", "joined", "prepared", "quantize_columns", "quantize_experts"]
 
 DAMPING = 0.05  # of the second moments: 0.01 fits the text too well, 0.1 was worse at 4 bits
 CORRECTION_DAMPING = 0.3
@@ -24,15 +24,43 @@ SHARED = 0.25
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """The moments of a matrix's inputs, ready for its rows: a factor, and the correction for shifted inputs."""
+class Packed:
+    """A matrix, or some of its columns, as it is stored.
 
+    Attributes:
+        arrays: Packed weights, scales and biases, each [..., columns of its own].
+        error: Of the outputs, squared and summed up.
+        power: Of the outputs themselves.
+    """
+
+    arrays: list[mx.array]
+    error: float
+    power: float
+
+
+def joined(parts: Sequence[Packed], join: Callable[[list[mx.array]], mx.array]) -> Packed:
+    """Parts as one, evaluated."""
+    arrays = [join(list(each)) for each in zip(*(part.arrays for part in parts), strict=True)]
+    mx.eval(arrays)
+    return Packed(arrays, sum(part.error for part in parts), sum(part.power for part in parts))
+
+
+def beside(parts: list[mx.array]) -> mx.array:
+    """Arrays of neighbouring columns."""
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """The moments of inputs in a range of columns: a factor, and the correction for shifted inputs."""
+
+    columns: tuple[int, int]
     factor: Factor
-    correction: mx.array | None
+    correction: mx.array | None = None
 
 
-def prepare(moments: Moments, tied: bool = False) -> Prepared:
-    """Factor the moments, and let go of them.
+def prepared(moments: Moments, tied: bool = False) -> Iterator[_Prepared]:
+    """Factor the moments, one range of columns after another, and let go of them.
 
     Args:
         moments: Of the inputs.
@@ -41,33 +69,29 @@ def prepare(moments: Moments, tied: bool = False) -> Prepared:
     Raises:
         ValueError: They are not finite.
     """
-    assert moments.hessian is not None
-    hessian, cross = moments.hessian, moments.cross
-    moments.hessian = moments.cross = None
-    shift = correction(hessian, cross, CORRECTION_DAMPING) if cross is not None and not tied else None
-    del cross
-    prepared = Prepared(factor(hessian, 1.0 if tied else DAMPING), shift)
-    mx.clear_cache()
-    return prepared
-
-
-def quantize_matrix(
-    read: Rows, shape: tuple[int, int], prepared: Prepared, spec: QuantSpec, dtype: mx.Dtype
-) -> tuple[list[mx.array], float, float]:
-    """Packed weights, scales and biases of a matrix [rows, columns], its error and its power."""
-    rows, columns = shape
-    step = max(1, min(rows, BLOCK // columns))
-    found, error, power = [], 0.0, 0.0
-    for start in range(0, rows, step):
-        weight = read(start, min(start + step, rows)).astype(mx.float32)
-        if prepared.correction is not None:
-            weight = _shifted(weight, weight @ prepared.correction, spec)
-        part = feedback_affine(weight, prepared.factor, group_size=spec.group_size, bits=spec.bits, dtype=dtype)
-        found.append([_packed(part.codes, spec), part.scales, part.biases])
-        error, power = error + part.error, power + part.power
-        mx.eval(found[-1])
+    for columns, hessian, cross in moments.take():
+        shift = correction(hessian, cross, CORRECTION_DAMPING) if cross is not None and not tied else None
+        del cross
+        ready = _Prepared(columns, factor(hessian, 1.0 if tied else DAMPING), shift)
+        del hessian, shift
         mx.clear_cache()
-    return [mx.concatenate(list(parts)) for parts in zip(*found, strict=True)], error, power
+        yield ready
+
+
+def quantize_columns(read: Rows, rows: int, ready: _Prepared, spec: QuantSpec, dtype: mx.Dtype) -> Packed:
+    """A range of columns of a matrix of so many rows, a block of rows at a time."""
+    first, last = ready.columns
+    step = max(1, min(rows, BLOCK // (last - first)))
+    found = []
+    for start in range(0, rows, step):
+        weight = read(start, min(start + step, rows))[:, first:last].astype(mx.float32)
+        if ready.correction is not None:
+            weight = _shifted(weight, weight @ ready.correction, spec)
+        part = feedback_affine(weight, ready.factor, group_size=spec.group_size, bits=spec.bits, dtype=dtype)
+        found.append(Packed([_packed(part.codes, spec), part.scales, part.biases], part.error, part.power))
+        mx.eval(found[-1].arrays)
+        mx.clear_cache()
+    return joined(found, mx.concatenate)
 
 
 def _shifted(weight: mx.array, shift: mx.array, spec: QuantSpec) -> mx.array:
@@ -82,21 +106,24 @@ def _packed(codes: mx.array, spec: QuantSpec) -> mx.array:
     return pack(codes.reshape(-1, spec.group_size), spec.bits).reshape(rows, -1).view(mx.uint32)
 
 
-def quantize_experts(
-    read: Rows, shape: tuple[int, ...], inputs: Experts, spec: QuantSpec, dtype: mx.Dtype
-) -> tuple[list[mx.array], float, float]:
+def _rows_of(read: Rows, expert: int) -> Rows:
+    """Rows of one matrix of a stack, which is read now."""
+    matrix = read(expert, expert + 1)[0]
+    return lambda start, stop: matrix[start:stop]
+
+
+def quantize_experts(read: Rows, shape: tuple[int, ...], inputs: Experts, spec: QuantSpec, dtype: mx.Dtype) -> Packed:
     """The same of a stack [experts, rows, columns]; experts that got few tokens lean on what all experts got."""
     experts, rows, columns = shape
-    shared = inputs.shared() * (SHARED * columns)
-    found, error, power = [], 0.0, 0.0
-    for expert in range(experts):
-        x = inputs.inputs(expert)
-        hessian = shared if x is None else shared + x.T @ x
-        prepared = Prepared(factor(hessian, DAMPING), None)
-        matrix: Any = read(expert, expert + 1)[0]
-        rows_of = lambda start, stop, matrix=matrix: matrix[start:stop]  # noqa: E731
-        parts, lost, had = quantize_matrix(rows_of, (rows, columns), prepared, spec, dtype)
-        found.append(parts)
-        error, power = error + lost, power + had
-        mx.clear_cache()
-    return [mx.stack(list(parts)) for parts in zip(*found, strict=True)], error, power
+    ranges = []
+    for start, stop in column_ranges(columns):
+        shared = inputs.shared(start, stop) * (SHARED * columns)
+        found = []
+        for expert in range(experts):
+            x = inputs.inputs(expert, start, stop)
+            hessian = shared if x is None else shared + x.T @ x
+            ready = _Prepared((start, stop), factor(hessian, DAMPING))
+            found.append(quantize_columns(_rows_of(read, expert), rows, ready, spec, dtype))
+            mx.clear_cache()
+        ranges.append(joined(found, mx.stack))
+    return joined(ranges, beside)
