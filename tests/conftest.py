@@ -9,9 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from checkpoints import write_llama
 from command import Result
+
+settings.register_profile("default", deadline=None)  # a busy machine is no fault
+settings.load_profile("default")
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import pytest
 import mlxport
 from mlxport.fit import named_machine
 from mlxport.quality.speed import measured, predicted
+from mlxport.run.kv import KVQuant, recorded_kv
 from mlxport.run.load import load_model
 
 
@@ -30,3 +31,12 @@ def test_a_run_is_measured_within_the_context(outputs):
     assert (speed.prompt_tokens, speed.tokens) == (256 - 64 - 1, 64)
     assert speed.tps > 0 and speed.prompt_tps > 0 and speed.peak_bytes > 0
     assert speed.device == "CPU" or mx.default_device() == mx.gpu
+
+
+def test_a_run_has_the_recorded_cache(outputs):
+    folder = outputs("tiny-llama", quantize=4, kv_bits=8, kv_group_size=32, quantized_kv_start=0)
+    model, ids = load_model(folder)[0], np.arange(2, 200)
+    kv = recorded_kv(folder)
+    assert kv == KVQuant(8, 32, 0) and measured(model, ids, 256, kv).tokens > 0
+    with pytest.raises(ValueError, match="128"):  # no head is that large: the cache is really quantized
+        measured(model, ids, 256, KVQuant(8, 128, 0))

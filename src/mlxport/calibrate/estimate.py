@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import mlx.core as mx
@@ -25,6 +26,7 @@ _WORK = 8  # products of a matrix with its moments while it is quantized
 _STEPS = 36  # operations for each column of a block of rows
 _STEP_SECONDS = 12e-6
 _WRITE_SECONDS = 8e-4  # of a block, for a token, beside its arithmetic
+_SQUARES = 6  # matrices as large as the moments that factoring them takes, measured
 _TEMPORARIES = 9  # of a block of rows that is quantized, as float32
 
 
@@ -85,7 +87,7 @@ def estimate(
         flops, steps, peak = flops + more, steps + more_steps, max(peak, needed)
     flops += _attention(config, count, length)
     held = 3 * 2 * count * hidden * 4  # activations before a block, after it, and in pieces
-    weights = sum(_count(shape) for unit in units.values() for _, shape, _ in unit) if writes else 0
+    weights = sum(prod(shape) for unit in units.values() for _, shape, _ in unit) if writes else 0
     flops += 2 * weights * writes * length
     seconds = flops / _rate() + steps * _STEP_SECONDS + bool(writes) * length * len(units) * _WRITE_SECONDS
     # A model that writes is in memory whole.
@@ -136,16 +138,9 @@ def _unit(
     squares = [(stop - start) ** 2 for _, columns in inputs for start, stop in column_ranges(columns)]
     flops += 4 * count * sum(squares)
     moments = 2 * 4 * sum(squares)
-    weights = sum(_count(shape) * size for _, shape, size in unit) if len(unit) > 1 else 0
-    work = 4 * 4 * widest**2 + _TEMPORARIES * 4 * BLOCK
+    weights = sum(prod(shape) * size for _, shape, size in unit) if len(unit) > 1 else 0
+    work = _SQUARES * 4 * widest**2 + _TEMPORARIES * 4 * BLOCK
     return flops, steps, 2 * weights + moments + held + max(work, inside)
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
 
 
 def _chosen(config: Mapping[str, Any]) -> int:

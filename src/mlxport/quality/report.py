@@ -31,6 +31,7 @@ from mlxport.quality.samples import Sample, samples
 from mlxport.quality.speed import Predicted, Speed, measured, predicted
 from mlxport.quality.text import heldout_text
 from mlxport.record import read_record, versions
+from mlxport.run.kv import recorded_kv
 from mlxport.types import Checkpoint
 
 __all__ = ["PAGE", "RECORD", "QualityReport", "make_report", "write_report"]
@@ -243,7 +244,8 @@ def _speed(
     say("measuring the speed")
     try:
         model, _ = load_model(folder)
-        return measured(model, ids, context), ()
+        kv = recorded_kv(folder)
+        return measured(model, ids, context, kv), () if kv is None else (kv.note(),)
     except (MlxportError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         return None, (f"the speed was not measured: {type(error).__name__}: {' '.join(str(error).split())[:200]}",)
     finally:
@@ -257,7 +259,7 @@ def _predicted(
         return None, ()
     say(f"planning for {machine.name}")
     try:
-        return predicted(folder, machine, limit=context), ()
+        return predicted(folder, machine, limit=context, kv=recorded_kv(folder)), ()
     except MlxportError as error:
         return None, (f"nothing is predicted for {machine.name}: {error.message}",)
 

@@ -18,6 +18,7 @@ from mlxport.fit.hardware import Machine, decode_efficiency
 from mlxport.fit.liveness import METAL
 from mlxport.fit.planning import DEFAULT_CONTEXT, longest_context
 from mlxport.fit.report import rate_in_words
+from mlxport.run.kv import KVQuant, prompt_cache
 
 __all__ = ["Predicted", "Speed", "measured", "predicted"]
 
@@ -84,24 +85,29 @@ class Predicted:
         return {**asdict(self), "fits": self.fits}
 
 
-def measured(model: Any, ids: np.ndarray[Any, Any], context: int | None = None) -> Speed:
+def measured(model: Any, ids: np.ndarray[Any, Any], context: int | None = None, kv: KVQuant | None = None) -> Speed:
     """Generate after a prompt with mlx-lm, for at most ten seconds.
 
     Args:
         model: mlx-lm's model in its stored precision, its weights loaded.
         ids: The prompt.
         context: Longest sequence that the model was made for.
+        kv: How its key-value cache is quantized.
     """
     from mlx_lm.generate import generate_step
 
+    def run(prompt: mx.array, count: int) -> Any:
+        options = kv.options() if kv is not None else {}
+        return generate_step(prompt, model, max_tokens=count, prompt_cache=prompt_cache(model, kv), **options)
+
     length = min(_TOKENS, (context or _TOKENS * 4) // 4)
     prompt = mx.array(ids[: max(1, min(len(ids), (context or PREFILL_STEP) - length - 1))])
-    for _ in generate_step(prompt[:8], model, max_tokens=_WARM):
+    for _ in run(prompt[:8], _WARM):
         pass
     mx.reset_peak_memory()
     start = first = last = time.perf_counter()
     count = 0
-    for number, _ in enumerate(generate_step(prompt, model, max_tokens=length + 1)):
+    for number, _ in enumerate(run(prompt, length + 1)):
         last = time.perf_counter()
         first = last if not number else first
         count = number
@@ -112,7 +118,14 @@ def measured(model: Any, ids: np.ndarray[Any, Any], context: int | None = None) 
     return Speed(str(device), prompt.size, prompt.size / max(first - start, 1e-9), count, rate, mx.get_peak_memory())
 
 
-def predicted(folder: Path, machine: Machine, context: int | None = None, *, limit: int | None = None) -> Predicted:
+def predicted(
+    folder: Path,
+    machine: Machine,
+    context: int | None = None,
+    *,
+    limit: int | None = None,
+    kv: KVQuant | None = None,
+) -> Predicted:
     """What a machine would do with a written model; its weights are not read.
 
     Args:
@@ -120,6 +133,7 @@ def predicted(folder: Path, machine: Machine, context: int | None = None, *, lim
         machine: The machine.
         context: Tokens of prompt and answer; 4,096 or the model's own limit by default.
         limit: The model's own limit.
+        kv: How its key-value cache is quantized.
 
     Raises:
         UnsupportedError: mlx-lm's model cannot be planned for.
@@ -131,7 +145,7 @@ def predicted(folder: Path, machine: Machine, context: int | None = None, *, lim
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError) as error:
         raise UnsupportedError(f"mlx-lm cannot load {folder}: {error}", hint="convert it again") from error
     tokens = context or max(2, min(DEFAULT_CONTEXT, limit or DEFAULT_CONTEXT))
-    footprint = Footprint(model, METAL)
+    footprint = Footprint(model, METAL) if kv is None else Footprint(model, METAL, kv.bits, kv.group_size)
     need, shares = footprint.at(tokens), footprint.read_shares(tokens)
     sizes = {name: int(value.nbytes) for name, value in tree_flatten(model.parameters())}
     weights = sum(sizes.values())
