@@ -241,6 +241,15 @@ def test_a_mixed_recipe_that_does_not_fit_is_refused(saved):
         open_target(open_checkpoint(saved("gpt_neox")), quant=make_request("mixed_4_6"))
 
 
+def test_a_group_size_of_the_architectures_own_that_does_not_divide_the_columns(tmp_path: Path):
+    """granitemoe wants its experts' down_proj in groups of 64."""
+    source = save_model("granitemoe", tmp_path / "source", intermediate_size=96)
+    conversion = convert(source, tmp_path / "mlx", quant=make_request(4, group_size=32))
+    down = conversion.quantized["model.layers.0.block_sparse_moe.switch_mlp.down_proj"]
+    assert (down.bits, down.group_size) == (8, 32)
+    load(tmp_path / "mlx")
+
+
 # ---- already in MLX's format
 
 

@@ -40,6 +40,7 @@ CONFIGS = {
     "qwen2_moe": partial(transformers.Qwen2MoeConfig, **SIZES, **ROPE, **EXPERTS, shared_expert_intermediate_size=64),
     "qwen3_moe": partial(transformers.Qwen3MoeConfig, **SIZES, **ROPE, **EXPERTS, head_dim=16),
     "mixtral": partial(transformers.MixtralConfig, **SIZES, **ROPE, num_local_experts=4, num_experts_per_tok=2),
+    "granitemoe": partial(transformers.GraniteMoeConfig, **SIZES, **ROPE, num_local_experts=4, num_experts_per_tok=2),
     "gemma": partial(transformers.GemmaConfig, **SIZES, **ROPE, head_dim=16),
     "gemma2": partial(transformers.Gemma2Config, **SIZES, **ROPE, head_dim=16, sliding_window=128),
     "phi3": partial(transformers.Phi3Config, **SIZES, **ROPE, sliding_window=None, pad_token_id=0),

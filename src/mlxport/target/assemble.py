@@ -148,7 +148,7 @@ def quantize(model: nn.Module, config: dict[str, Any], quant: QuantRequest, buil
         )
     own = getattr(model, "quant_predicate", None)
     group = quant.spec.group_size
-    predicate = own
+    predicate = None if own is None else _fitting(own, group)
     if quant.mixed is not None:
         try:
             predicate = mixed_quant_predicate_builder(quant.mixed, model, group)
@@ -177,6 +177,18 @@ def check_unquantized(model: nn.Module) -> None:
             "the checkpoint is already quantized; quantizing it again would add one error to another",
             hint="convert without --quantize to keep its quantization, or start from the unquantized checkpoint",
         )
+
+
+def _fitting(own: Any, group: int) -> Any:
+    """An architecture's own choice, but where its group size does not divide the columns the one that was asked for."""
+
+    def predicate(path: str, module: nn.Module) -> Any:
+        chosen = own(path, module)
+        if isinstance(chosen, dict) and module.weight.shape[-1] % chosen.get("group_size", group):
+            return {**chosen, "group_size": group}
+        return chosen
+
+    return predicate
 
 
 def _by_rules(quant: QuantRequest) -> Any:
