@@ -19,7 +19,7 @@ LAYERS = [
     ["transform"],
     ["target"],
     ["plan"],
-    ["write"],
+    ["write_blocks", "write"],
     ["workspace", "record", "tokenizer_files", "card"],
     ["parity"],
     ["run"],

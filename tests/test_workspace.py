@@ -10,7 +10,8 @@ import pytest
 
 from mlxport.errors import DestinationError, DiskError
 from mlxport.workspace import absolute, check_space, free_space, open_workspace, partial_folder, space_taken
-from mlxport.write import Findings, Written
+from mlxport.write import Written
+from mlxport.write_blocks import Findings
 
 DONE = Written("0" * 64, 5, Findings({"a": 1}, {"b": 2}))
 

@@ -24,7 +24,8 @@ from mlxport.workspace import RECORD, Workspace
 if TYPE_CHECKING:
     from mlxport.target.assemble import Conversion
     from mlxport.transform import Program
-    from mlxport.write import Findings, Written
+    from mlxport.write import Written
+    from mlxport.write_blocks import Findings
 
 _WIDE = frozenset(("BF16", "F32", "F64", "F8_E4M3", "F8_E5M2"))  # dtypes with values that float16 does not have
 INDEX = "model.safetensors.index.json"
@@ -131,7 +132,7 @@ class Job:
 
     def _check_findings(self, written: Mapping[str, Written], progress: Progress) -> Findings:
         """Name values that are not finite; refuse an overflow that was not allowed."""
-        from mlxport.write import Findings
+        from mlxport.write_blocks import Findings
 
         findings = Findings()
         for shard in written.values():

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mlxport.parity.activations import Activations
     from mlxport.parity.ported import PortParity
     from mlxport.quality.report import QualityReport
-    from mlxport.write import Findings
+    from mlxport.write_blocks import Findings
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 LAYOUTS = ("auto", "mlx-lm", "generated")

@@ -11,7 +11,8 @@ from typing import Any
 
 from mlxport._version import __version__
 from mlxport.types import Checkpoint, Plan
-from mlxport.write import Findings, Written
+from mlxport.write import Written
+from mlxport.write_blocks import Findings
 
 _PACKAGES = ("mlx", "mlx-lm", "transformers", "safetensors", "numpy", "torch")
 

@@ -22,7 +22,8 @@ from typing import Any
 
 from mlxport.errors import DestinationError, DiskError, disk_full
 from mlxport.source.layout import SIDE_PATTERNS, matches
-from mlxport.write import Findings, Written
+from mlxport.write import Written
+from mlxport.write_blocks import Findings
 
 _STATE = ".mlxport-state.json"
 _REPLACED = ".mlxport-replaced"

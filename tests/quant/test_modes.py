@@ -49,7 +49,7 @@ def test_rows_pack_as_the_whole_does(spec: QuantSpec, weight: TensorRef, tmp_pat
         blocks.extend(found)
         return found
 
-    monkeypatch.setattr("mlxport.write.row_blocks", odd_blocks)
+    monkeypatch.setattr("mlxport.write_blocks.row_blocks", odd_blocks)
     write_shard(program, shard, tmp_path / "out.safetensors")
     assert blocks == [(start, min(start + 5, 37)) for start in range(0, 37, 5)]
     got = mx.load(str(tmp_path / "out.safetensors"))

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import ast
 import copy
-import inspect
 import operator
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
-from dataclasses import fields as dataclass_fields
-from keyword import iskeyword
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.fx import Node
-from torch.utils import _pytree as pytree
 
 from mlxport.graph import sizes
 from mlxport.graph.batchnorm import fold_batchnorm
@@ -29,18 +24,15 @@ from mlxport.graph.expr import Expr, to_ast
 from mlxport.graph.flat import Gaps, is_assertion
 from mlxport.graph.fold import Fold, fold_constants
 from mlxport.graph.fuse import Fusion, fuse
-from mlxport.graph.guards import relations, size_rules
-from mlxport.graph.helpers import inputs as input_helpers
 from mlxport.graph.layers import LayerSpec, Weight
 from mlxport.graph.layout import channels_last
 from mlxport.graph.lower import hint, is_read, lower_node, mx_dtype, symbolic
 from mlxport.graph.members import name_members
 from mlxport.graph.naming import argument_names
 from mlxport.graph.paths import Paths
-from mlxport.graph.registry import helper
 from mlxport.graph.sharing import find_layers
+from mlxport.graph.signature import call_signature, input_names
 from mlxport.graph.stores import store
-from mlxport.graph.structures import Attribute
 from mlxport.graph.tree import build_tree, scopes
 from mlxport.graph.units import Body, Context, Step
 
@@ -118,7 +110,7 @@ def build(
     name = type(captured.modules[""]).__name__
     port.model_type = model_type or name.lower()
     source = file_source(
-        title or f"{name} in MLX.", classes, fields, root_class, _signature(captured, names), port.model_type
+        title or f"{name} in MLX.", classes, fields, root_class, call_signature(captured, names), port.model_type
     )
     port.source = format_source(source)
     return port
@@ -191,7 +183,7 @@ def _alias(by_name: Mapping[str, Node], result: Any) -> Node | None:
 def _bodies(context: Context, layers: Mapping[str, LayerSpec]) -> tuple[list[Body], dict[Node, str]]:
     """One body for each module, inner ones first; a call that differs from its module's others is written in place."""
     captured = context.captured
-    names = _input_names(captured)
+    names = input_names(captured)
     remaining = [node for node in captured.graph.nodes if node in context.lowered]
     dissolved: set[str] = set()
     while True:
@@ -282,151 +274,6 @@ def _keys(kind: Any, context: Any, count: int) -> list[Any] | None:
             if all(isinstance(key, str | int) for key in item):
                 return list(item)
     return None
-
-
-def _input_leaves(captured: Captured) -> list[tuple[str, tuple[Any, ...], Any]]:
-    """For each leaf of the example inputs: the parameter, the path within its value, and the leaf (node or value)."""
-    found = []
-    placeholder = [Leaf(index) for index in range(len(captured.values))]
-    args, kwargs = pytree.tree_unflatten(placeholder, captured.in_spec)
-    bound = captured.signature.bind(*args, **kwargs)
-    for name, value in bound.arguments.items():
-        kind = captured.signature.parameters[name].kind
-        if kind is inspect.Parameter.VAR_KEYWORD:
-            for key, inner in value.items():
-                found += _leaves(captured, key, (), inner)
-        else:
-            found += _leaves(captured, name, (), value)
-    return found
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """Stands for one leaf of the inputs."""
-
-    index: int
-
-
-def _leaves(captured: Captured, name: str, path: tuple[Any, ...], value: Any) -> list[tuple[str, tuple[Any, ...], Any]]:
-    if isinstance(value, Leaf):
-        node = captured.inputs[value.index] if value.index < len(captured.inputs) else None
-        return [(name, path, node if node is not None else captured.values[value.index])]
-    if isinstance(value, dict):
-        return [leaf for key, inner in value.items() for leaf in _leaves(captured, name, (*path, key), inner)]
-    if isinstance(value, list | tuple):
-        return [leaf for index, inner in enumerate(value) for leaf in _leaves(captured, name, (*path, index), inner)]
-    if is_dataclass(value) and not isinstance(value, type):
-        parts = {item.name: getattr(value, item.name) for item in dataclass_fields(value)}
-        return [
-            leaf for key, inner in parts.items() for leaf in _leaves(captured, name, (*path, Attribute(key)), inner)
-        ]
-    return [(name, path, value)]
-
-
-def _input_names(captured: Captured) -> dict[Node, str]:
-    names: dict[Node, str] = {}
-    for name, path, leaf in _input_leaves(captured):
-        if isinstance(leaf, Node):
-            last = [str(part) for part in path if isinstance(part, str)]
-            names[leaf] = last[-1] if last else "_".join([name, *map(str, path)])
-            # A part may not hide the parameter that further parts are taken from.
-            if list(names.values()).count(names[leaf]) > 1 or path and names[leaf] in captured.signature.parameters:
-                names[leaf] = "_".join([name, *map(str, path)])
-            names[leaf] = _identifier(names[leaf])
-    return names
-
-
-def _identifier(key: str) -> str:
-    name = re.sub(r"\W", "_", key) or "x"
-    return f"x_{name}" if name[0].isdigit() or iskeyword(name) else name
-
-
-def _signature(captured: Captured, names: Mapping[Node, str]) -> tuple[str, list[str]]:
-    """The root's ``__call__``: the original's parameters, checks of what was fixed, and the parts of nested inputs."""
-    leaves = _input_leaves(captured)
-    given: dict[str, list[tuple[tuple[Any, ...], Any]]] = {}
-    for name, path, leaf in leaves:
-        given.setdefault(name, []).append((path, leaf))
-    order = [name for name in captured.signature.parameters if name in given]
-    order += [name for name in given if name not in order]
-    parts, optional = ["self"], False
-    before: list[str] = []
-    fixed: list[str] = []
-    for name in order:
-        parameter = captured.signature.parameters.get(name)
-        items = given[name]
-        kind = parameter.kind if parameter is not None else inspect.Parameter.KEYWORD_ONLY
-        if kind is inspect.Parameter.VAR_POSITIONAL:
-            parts.append(f"*{name}")
-        elif len(items) == 1 and not items[0][0] and not isinstance(items[0][1], Node):
-            parts.append(f"{name}={items[0][1]!r}")
-            fixed.append(f"{name}=({name}, {items[0][1]!r})")
-            optional = True
-        else:
-            parts.append(f"{name}=None" if optional else name)
-        for path, leaf in items:
-            access = name + "".join(f".{part}" if isinstance(part, Attribute) else f"[{part!r}]" for part in path)
-            if path and isinstance(leaf, Node):
-                before.append(f"{names[leaf]} = {access}")
-            elif path and isinstance(leaf, bool | int | float | str | None):
-                fixed.append(f"{_identifier('_'.join(map(str, (name, *path))))}=({access}, {leaf!r})")
-    checks = _shape_check(captured, names)
-    if fixed:
-        checks.append(f"check_fixed({', '.join(fixed)})")
-        helper(input_helpers.check_fixed)
-    return ", ".join(parts), [*before, *checks]
-
-
-def _shape_check(captured: Captured, names: Mapping[Node, str]) -> list[str]:
-    wanted: dict[str, tuple[Any, ...]] = {}
-    letters: dict[Any, str] = {}
-    for node, name in names.items():
-        value = node.meta["val"]
-        if not isinstance(value, torch.Tensor):
-            continue
-        wanted[name] = tuple(
-            size if isinstance(size, int) else _wanted(captured, letters, size.node.expr) for size in value.shape
-        )
-    if not wanted:
-        return []
-    helper(input_helpers.check_inputs)
-    text = "{" + ", ".join(f"{name!r}: {shape!r}" for name, shape in wanted.items()) + "}"
-    symbols = [expr for expr in letters if expr.is_Symbol]
-    rules = size_rules(captured, symbols)
-    limits = {letters[symbol]: rule.as_tuple() for symbol, rule in rules.items() if not rule.trivial}
-    extra = f", {limits!r}" if limits else ""
-    lines = [f"check_inputs({text}{extra}, {', '.join(f'{name}={name}' for name in wanted)})"]
-    places: dict[Any, str] = {}
-    for node, name in names.items():
-        value = node.meta["val"]
-        for axis, size in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
-            if isinstance(size, torch.SymInt):
-                places.setdefault(size.node.expr, f"{name}.shape[{axis}]")
-    for condition in relations(captured, symbols, rules, places):
-        lines += [f"if not {condition}:", f'    raise ValueError("the sizes of the inputs must satisfy {condition}")']
-    return lines
-
-
-def _wanted(captured: Captured, letters: dict[Any, str], expr: Any) -> str | tuple[str, int, int]:
-    """The name of a size, with a factor and an offset where it follows from one symbol."""
-    symbols = list(expr.free_symbols)
-    if len(symbols) == 1 and expr != symbols[0]:
-        factor = expr.diff(symbols[0])
-        offset = expr - factor * symbols[0]
-        if factor.is_Integer and factor > 0 and offset.is_Integer:
-            return _letter(captured, letters, symbols[0]), int(factor), int(offset)
-    return _letter(captured, letters, expr)
-
-
-def _letter(captured: Captured, letters: dict[Any, str], expr: Any) -> str:
-    if expr not in letters:
-        base = sizes.size_name(captured, expr)
-        name, number = base, 1
-        while name in letters.values():
-            number += 1
-            name = f"{base}{number}"
-        letters[expr] = name
-    return letters[expr]
 
 
 def _shapes(captured: Captured) -> dict[str, ast.expr]:
