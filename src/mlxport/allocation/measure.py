@@ -18,7 +18,7 @@ from mlxport.errors import MlxportError
 from mlxport.inspection import context_length
 from mlxport.progress import Progress
 from mlxport.tokenizer_files import embedding_rows
-from mlxport.transform import Evaluator, Program, lazy_outputs
+from mlxport.transform import Evaluator, Program, float32, lazy_outputs
 from mlxport.types import Checkpoint, QuantSpec
 
 __all__ = ["Damages", "Subject", "measure", "prepare"]
@@ -186,7 +186,7 @@ def prepare(model: nn.Module, program: Program, candidates: Mapping[str, Candida
             array = lazy[name]
         else:
             array = Evaluator().full(output.value)
-        array = array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
+        array = float32(array)
         mx.eval(array)
         given.append((name, array))
     nn.Module.load_weights(model, given, strict=False)  # without the checks of a checkpoint

@@ -12,7 +12,7 @@ import numpy as np
 
 from mlxport.parity.text import probe_ids
 from mlxport.run.sampling import WRITES_UP_TO, sample_sequences
-from mlxport.transform import Program, lazy_outputs
+from mlxport.transform import Program, float32, lazy_outputs
 from mlxport.types import Checkpoint
 
 __all__ = ["Tokens", "make_tokens"]
@@ -70,10 +70,7 @@ def _written(
         given = lazy_outputs(program)
         nn.Module.load_weights(
             model,
-            [
-                (name, array.astype(mx.float32) if wide and mx.issubdtype(array.dtype, mx.floating) else array)
-                for name, array in given.items()
-            ],
+            [(name, float32(array) if wide else array) for name, array in given.items()],
             strict=False,
         )
         token = _first(config, vocabulary, sequences, key)

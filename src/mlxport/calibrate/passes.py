@@ -17,10 +17,10 @@ from mlxport.calibrate.moments import Experts, Moments, Power
 from mlxport.calibrate.quantizing import Packed, beside, joined, prepared, quantize_columns, quantize_experts
 from mlxport.calibrate.store import Store
 from mlxport.calibrate.units import Unit, find_units, hook_units
-from mlxport.calibrate.weights import Rows, Weights, float32
+from mlxport.calibrate.weights import Rows, Weights
 from mlxport.errors import NumericsError, UnsupportedError
 from mlxport.quant.search import search_affine
-from mlxport.transform import Program
+from mlxport.transform import Program, float32
 from mlxport.types import QuantSpec
 
 __all__ = ["calibrate", "column_power", "methods"]

@@ -8,14 +8,9 @@ import mlx.core as mx
 
 from mlxport.transform import Evaluator, Program, lazy_outputs, row_blocks
 
-__all__ = ["Rows", "Weights", "float32"]
+__all__ = ["Rows", "Weights"]
 
 Rows = Callable[[int, int], mx.array]
-
-
-def float32(array: mx.array) -> mx.array:
-    """An array of any floating dtype as float32; other arrays as they are."""
-    return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
 
 
 class Weights:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
+from mlxport.calibrate.weights import Weights
 from mlxport.parity.lazy_mlx import output_refs
 from mlxport.parity.output import load_output, upcast
 from mlxport.target.mlx_lm import lazy_model, open_target
-from mlxport.transform import Evaluator, lazy_outputs, row_blocks
 from mlxport.types import Checkpoint
 
 __all__ = ["Lazy", "Original", "Quantized", "blocks_of"]
@@ -73,9 +74,7 @@ class Original(Lazy):
     """The checkpoint as mlx-lm computes it, not quantized."""
 
     def __init__(self, checkpoint: Checkpoint, dtype: mx.Dtype) -> None:
-        self._program = open_target(checkpoint).program
-        self._opaque: dict[str, mx.array] = {}
-        super().__init__(lazy_model(checkpoint)[0], dtype, self._whole)
+        super().__init__(lazy_model(checkpoint)[0], dtype, Weights(open_target(checkpoint).program).whole)
 
     def shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Names and shapes of all parameters."""
@@ -95,19 +94,7 @@ class Original(Lazy):
     @property
     def nbytes(self) -> int:
         """Bytes of all parameters in memory."""
-        return sum(_size(shape) * self.dtype.size for shape, _ in self._shapes.values())
-
-    def _whole(self, name: str) -> mx.array:
-        value = self._program.outputs[name].value
-        if value is None:
-            if name not in self._opaque:
-                self._opaque = lazy_outputs(self._program)
-            return self._opaque.pop(name)
-        parts = []
-        for start, stop in row_blocks(value):
-            parts.append(Evaluator().rows(value, start, stop))
-            mx.eval(parts[-1])
-        return parts[0] if len(parts) == 1 else mx.concatenate(parts)
+        return sum(prod(shape) * self.dtype.size for shape, _ in self._shapes.values())
 
 
 class Quantized(Lazy):
@@ -129,10 +116,3 @@ class Quantized(Lazy):
         array: mx.array = files[name]
         mx.eval(array)
         return array
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total

@@ -82,10 +82,12 @@ def plan_for(
     tokens = chosen_context(context, limit)
     footprint = Footprint(model, METAL, kv_bits, kv_group_size)
     shares = footprint.read_shares(tokens)
-    rows = []
+    rows, calibration = [], None
     for setting in settings():
         weights = measure(model, setting, shares)
         rows.append(_row(setting, weights, name, parameters, machine, footprint, tokens, limit))
+        if setting.quantize == "4":
+            calibration = _calibration(checkpoint, conversion, weights, limit)
     report = FitReport(
         str(source),
         machine,
@@ -95,7 +97,7 @@ def plan_for(
         "" if asked == "auto" else asked,
         tuple(rows),
         notes=(*notes, *_kv_notes(kv_bits, tokens)),
-        calibration=_calibration(model, checkpoint, conversion, limit),
+        calibration=calibration,
     )
     ordered = recommended(report)
     return replace(ordered, **_otherwise(ordered, footprint, macos))
@@ -124,22 +126,15 @@ def chosen_context(asked: int | None, limit: int | None) -> int:
 
 
 def _calibration(
-    model: Any, checkpoint: Checkpoint, conversion: Conversion, limit: int | None
+    checkpoint: Checkpoint, conversion: Conversion, weights: Weights, limit: int | None
 ) -> CalibrationPlan | None:
-    """What calibrating at four bits takes; None where nothing can be."""
+    """What calibrating at four bits takes, given the weights under that setting; None where nothing can be."""
     from mlxport.calibrate.estimate import estimate_default
 
-    spec = make_spec("affine", 4)
-    modules = dict(model.named_modules())
-    quantized = {
-        path: spec
-        for name, output in conversion.program.outputs.items()
-        for path, _, part in [name.rpartition(".")]
-        if part == "weight" and hasattr(modules.get(path), "to_quantized") and output.shape[-1] % spec.group_size == 0
-    }
-    if not quantized or conversion.quantized:
+    paths = [path for path, _, part in (name.rpartition(".") for name in weights.tensors) if part == "scales"]
+    if not paths:
         return None
-    return estimate_default(checkpoint, conversion.program, quantized, limit)
+    return estimate_default(checkpoint, conversion.program, dict.fromkeys(paths, make_spec("affine", 4)), limit)
 
 
 def _open(checkpoint: Checkpoint, dtype: str) -> tuple[Any, Conversion, str, tuple[str, ...]]:

@@ -15,7 +15,7 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from mlxport.source import read_rows
 from mlxport.source.safetensors_file import read_safetensors
-from mlxport.transform import to_mx
+from mlxport.transform import float32, to_mx
 from mlxport.types import TensorRef
 
 __all__ = ["Tensor", "Written", "lazy_array", "output_refs", "read_block", "stream", "stream_tensors"]
@@ -216,7 +216,7 @@ def lazy_array(ref: TensorRef) -> mx.array:
     """A whole tensor, read when it is needed; floating ones as float32."""
     files: Any = mx.load(str(ref.path))
     array: mx.array = files[ref.name]
-    return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
+    return float32(array)
 
 
 def stream(model: Any, folder: Path) -> list[str]:

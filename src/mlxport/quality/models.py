@@ -23,7 +23,7 @@ from mlxport.parity.watch import first_array, watching_mlx
 from mlxport.run.load import resolve
 from mlxport.source import open_checkpoint, refuse_remote_code
 from mlxport.tokenizer_files import embedding_rows
-from mlxport.transform import Evaluator, Output, Program, lazy_arrays, lazy_outputs
+from mlxport.transform import Evaluator, Output, Program, float32, lazy_arrays, lazy_outputs
 from mlxport.types import Checkpoint
 
 __all__ = ["Computed", "Opened", "open_original", "open_output", "place"]
@@ -53,22 +53,18 @@ class Computed:
         """Rows of it; floating ones as float32."""
         if self.output.value is None:
             return self.lazy()[start:stop]
-        return _wide(Evaluator().rows(self.output.value, start, stop))
+        return float32(Evaluator().rows(self.output.value, start, stop))
 
     def lazy(self) -> mx.array:
         """The whole of it, unevaluated; floating ones as float32."""
         if self.output.value is None:
-            return _wide(lazy_outputs(self.program)[self.output.name])
+            return float32(lazy_outputs(self.program)[self.output.name])
         leaves = {ref.name: ref for ref in self.output.value.leaves()}
-        return _wide(Evaluator(arrays=lazy_arrays(leaves)).full(self.output.value))
+        return float32(Evaluator(arrays=lazy_arrays(leaves)).full(self.output.value))
 
 
 def _on_cpu() -> bool:
     return bool(mx.default_device() == mx.cpu)
-
-
-def _wide(array: mx.array) -> mx.array:
-    return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
 
 
 @dataclass

@@ -5,7 +5,7 @@ one). ``trace`` runs that code once on placeholders and keeps the graph, so that
 computed from just the bytes that it needs.
 """
 
-from mlxport.transform.dtypes import mx_dtype, st_dtype, to_bytes, to_mx
+from mlxport.transform.dtypes import float32, mx_dtype, st_dtype, to_bytes, to_mx
 from mlxport.transform.evaluate import BLOCK_BYTES, Evaluator, lazy_arrays, row_blocks, working_bytes
 from mlxport.transform.invert import NotInvertible, invert
 from mlxport.transform.program import Output, Program, Value
@@ -18,6 +18,7 @@ __all__ = [
     "Output",
     "Program",
     "Value",
+    "float32",
     "invert",
     "lazy_arrays",
     "lazy_outputs",

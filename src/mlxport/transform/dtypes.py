@@ -31,6 +31,11 @@ _TO_ST = {dtype: name for name, dtype in _TO_MX.items() if name not in ("F8_E4M3
 _NUMPY = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
 
 
+def float32(array: mx.array) -> mx.array:
+    """An array of any floating dtype as float32; other arrays as they are."""
+    return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
+
+
 def mx_dtype(ref: TensorRef) -> mx.Dtype:
     """The MLX dtype under which a checkpoint tensor is seen; raises UnsupportedError where MLX has none."""
     if ref.dtype not in _TO_MX:
