@@ -186,7 +186,7 @@ def main() -> None:
 
 def calibration_text() -> str:
     """The text that mlxport calibrates on by default."""
-    from mlxport.calibrate.text import read_calibration
+    from mlxport.calibrate.calibration_text import read_calibration
 
     default = read_calibration("default")
     assert default is not None

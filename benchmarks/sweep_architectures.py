@@ -28,7 +28,7 @@ import sweep_report as report
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if TYPE_CHECKING:
-    from mlxport.target.mlx_lm_config import NormalizedConfig
+    from mlxport.layouts.mlx_lm.normalize import NormalizedConfig
 
 PRELOAD = [
     "torch",
@@ -51,7 +51,7 @@ def convert_folder(source: Path, destination: Path, converter: str, verified: bo
         mlx_lm.convert(str(source), str(destination), dtype="float32")
         return None
     import mlxport
-    from mlxport.target.mlx_lm_config import normalize_config
+    from mlxport.layouts.mlx_lm.normalize import normalize_config
 
     mlxport.convert(source, destination, dtype="float32", verify="full" if verified else "none")
     return normalize_config(json.loads((source / "config.json").read_text()))
@@ -180,7 +180,9 @@ def _brief(error: BaseException) -> str:
 
 def refuse_nothing() -> None:
     """Switch off every refusal of a known architecture, to see whether each is needed."""
-    from mlxport.target import mlx_lm_config, mlx_lm_rope, mlx_lm_rules
+    from mlxport.layouts.mlx_lm import config_rules as mlx_lm_rules
+    from mlxport.layouts.mlx_lm import normalize as mlx_lm_config
+    from mlxport.layouts.mlx_lm import rope_settings as mlx_lm_rope
 
     section: Any = mlx_lm_config._Section
     section._refuse = section._check_activation = lambda *_: None

@@ -39,7 +39,7 @@ def run_case(model_type: str, part: str, class_name: str, dynamic: bool = True) 
     """Build, run, export, port and compare one model; what stops it is part of the result."""
     import torch
 
-    from mlxport.graph.capture import capture
+    from mlxport.graph.capture.export import capture
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -144,9 +144,9 @@ def _ported(model: Any, captured: Any, given: dict[str, Any], wanted: list[Any])
     from torch.utils import _pytree as pytree
 
     from mlxport.graph.build import build
-    from mlxport.graph.flat import MissingOps
-    from mlxport.graph.weights import from_torch, to_mlx
-    from mlxport.porting import _instance
+    from mlxport.graph.lower.one_function import MissingOps
+    from mlxport.graph.write.port_weights import from_torch, to_mlx
+    from mlxport.port.in_memory import _instance
 
     started = time.monotonic()
     info: dict[str, Any] = {}

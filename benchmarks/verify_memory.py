@@ -23,7 +23,7 @@ CHILD = """
 import functools, json, sys, time
 from pathlib import Path
 from mlxport.source import open_checkpoint
-from mlxport.target.mlx_lm import open_target
+from mlxport.layouts.mlx_lm.opening import open_target
 from mlxport.transform import invert
 from mlxport.parity import verify
 source, output, tokens = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])

@@ -10,7 +10,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from mlxport.cli import main as mlxport_command
+from mlxport.cli.app import main as mlxport_command
 from mlxport.parity import perplexity
 from mlxport.source import open_checkpoint
 

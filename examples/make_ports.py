@@ -89,7 +89,7 @@ FACTORIES: dict[str, Callable[[], tuple[Any, Any]]] = {"bert": bert, "resnet": r
 def emitted(name: str) -> str:
     """The source of one example, from weights that take no memory."""
     from mlxport.graph.build import build
-    from mlxport.graph.capture import capture
+    from mlxport.graph.capture.export import capture
 
     with torch.device("cpu"):
         module, inputs = FACTORIES[name]()

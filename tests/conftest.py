@@ -21,7 +21,7 @@ settings.load_profile("default")
 @pytest.fixture
 def mlxport(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     """The command line, in this process."""
-    from mlxport.cli import main
+    from mlxport.cli.app import main
 
     def run(*arguments: str | Path) -> Result:
         capsys.readouterr()

@@ -22,11 +22,11 @@ from checkpoints import config
 WARM = (
     "huggingface_hub.repocard",
     "mlx_lm.models.llama",
-    "mlxport.card",
-    "mlxport.conversion",
+    "mlxport.output.card",
+    "mlxport.convert.convert",
     "mlxport.parity",
-    "mlxport.show",
-    "mlxport.write",
+    "mlxport.cli.show.converted",
+    "mlxport.output.shards",
     "rich.table",
     "tokenizers",
 )
@@ -48,7 +48,7 @@ def child(request: dict[str, Any], log: int, errors: int) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(errors, 2)
     sys.addaudithook(hook)
-    from mlxport.cli import main
+    from mlxport.cli.app import main
 
     main(request["arguments"])
 
@@ -56,7 +56,7 @@ def child(request: dict[str, Any], log: int, errors: int) -> None:
 def serve() -> None:
     for name in WARM:
         importlib.import_module(name)
-    from mlxport.target.mlx_lm import check_supported
+    from mlxport.layouts.mlx_lm.opening import check_supported
 
     check_supported(config())
 

@@ -1,75 +1,39 @@
-"""The layering: data flows one way, so nothing imports a later layer, not even inside a function."""
+"""The layering: each package says what it may import, and no file is in a circle, not even inside a function."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 SOURCES = Path(__file__).parents[1] / "src" / "mlxport"
-# Each module or package may import those of the lines above and of its own line.
-LAYERS = [
-    ["errors", "types", "_version"],
-    ["progress"],
-    ["graph"],
-    ["quant"],
-    ["source"],
-    ["transform"],
-    ["target"],
-    ["plan"],
-    ["write_blocks", "write"],
-    ["workspace", "record", "tokenizer_files", "card"],
-    ["parity"],
-    ["run"],
-    ["inspection_weights", "inspection"],
-    ["calibrate"],
-    ["distill"],
-    ["fit"],
-    ["quality"],
-    ["allocation"],
-    ["startup", "options", "job", "calibrate_job", "reporting"],
-    ["porting", "porting_source", "porting_job", "conversion", "porting_folder"],
-    ["torch_backend"],
-    ["show", "show_fit", "show_allocation"],
-    ["cli_options", "cli_output", "cli_run", "cli"],
-    ["__main__"],
-]
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(path for path in SOURCES.rglob("*.py") if path != SOURCES / "__init__.py")
-USE_TORCH = (
-    "parity/",
-    "graph/",
-    "porting",
-    "torch_backend.py",
-    "source/torch_file.py",
-    "target/generated.py",
-    "target/hf_model.py",
-    "target/hf_weights.py",
-)
+ROOT = {"__init__", "__main__", "_version", "errors", "progress", "types"}
+MOST_IN_ROOT = 10
+USE_TORCH = ("parity/", "graph/", "port/", "source/torch_file.py", "layouts/generated/")
 WITHOUT_TORCH = [path for path in MODULES if not path.relative_to(SOURCES).as_posix().startswith(USE_TORCH)]
 
 
-def layer(path: Path) -> str:
-    return path.relative_to(SOURCES).parts[0].removesuffix(".py")
+def full_name(path: Path) -> str:
+    parts = path.relative_to(SOURCES).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def runtime(tree: ast.AST) -> Iterator[ast.AST]:
-    """All nodes but those of ``if TYPE_CHECKING`` blocks."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            for other in node.orelse:
-                yield other
-                yield from runtime(other)
-            continue
-        yield node
-        yield from runtime(node)
+NAMES = {full_name(path): path for path in MODULES}
+PACKAGES = {name for name, path in NAMES.items() if path.name == "__init__.py"}
+
+
+def package(name: str) -> str:
+    """The innermost package that a module is in; a file of the root is its own."""
+    return name if name in PACKAGES or "." not in name else name.rpartition(".")[0]
 
 
 def imported(source: str) -> Iterator[tuple[int, str]]:
-    """Line and full name of everything imported; ``from a import b`` is ``a.b``."""
-    for node in runtime(ast.parse(source)):
+    """Line and full name of everything imported, at run time or for types; ``from a import b`` is ``a.b``."""
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -77,25 +41,109 @@ def imported(source: str) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
 
 
-def violations(source: str, own: str) -> list[str]:
-    found = []
+def own_modules(source: str) -> Iterator[tuple[int, str]]:
+    """Line and name, below ``mlxport``, of every module of ours that is imported."""
     for line, name in imported(source):
-        parts = name.split(".")
-        if parts[0] != "mlxport":
+        first, _, rest = name.partition(".")
+        if first != "mlxport":
             continue
-        target = parts[1] if len(parts) > 1 else ""
-        if target not in LEVEL:
-            found.append(f"line {line}: {name} belongs to no layer")
-        elif LEVEL[target] > LEVEL[own]:
-            found.append(f"line {line}: {own} must not import {target}")
+        if rest not in NAMES:
+            rest = rest.rpartition(".")[0]
+        yield line, rest
+
+
+def allowed(docstring: str) -> frozenset[str]:
+    """What the line ``Imports: …`` of a package's docstring names."""
+    found = re.search(r"Imports:\s*([^.]*(?:\.[a-z_][^.]*)*)\.\s*$", docstring)
+    assert found is not None, "the docstring of a package ends with a line Imports: …, or Imports: nothing"
+    names = re.split(r",\s*", found.group(1).strip())
+    return frozenset() if names == ["nothing"] else frozenset(names)
+
+
+ALLOWED = {name: allowed(ast.get_docstring(ast.parse(NAMES[name].read_text("utf-8"))) or "") for name in PACKAGES}
+
+
+def may_import(own: str, other: str, rules: Mapping[str, frozenset[str]]) -> bool:
+    """Whether ``own`` may import ``other``: itself, what it holds, or what it or a package around it names."""
+    if other == own or other.startswith(f"{own}."):
+        return True
+    around = [own]
+    while "." in around[-1]:
+        around.append(around[-1].rpartition(".")[0])
+    named = set().union(*(rules[name] for name in around))
+    return any(other == name or other.startswith(f"{name}.") for name in named)
+
+
+def violations(source: str, own: str, rules: Mapping[str, frozenset[str]] = ALLOWED) -> list[str]:
+    found = []
+    for line, name in own_modules(source):
+        if name and not may_import(own, package(name), rules):
+            found.append(f"line {line}: {own} does not say that it imports {package(name)}")
     return found
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCES)))
-def test_nothing_imports_a_later_layer(path):
-    own = layer(path)
-    assert own in LEVEL, f"add {own} to LAYERS"
-    assert violations(path.read_text(encoding="utf-8"), own) == []
+def circles(edges: Mapping[str, set[str]]) -> list[list[str]]:
+    """Groups of nodes that reach each other (Tarjan's strongly connected components)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(node: str) -> None:
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for other in sorted(edges.get(node, ())):
+            if other not in index:
+                visit(other)
+                low[node] = min(low[node], low[other])
+            elif other in stack:
+                low[node] = min(low[node], index[other])
+        if low[node] == index[node]:
+            group = [stack.pop()]
+            while group[-1] != node:
+                group.append(stack.pop())
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for node in sorted(edges):
+        if node not in index:
+            visit(node)
+    return found
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if package(n) in PACKAGES])
+def test_a_package_imports_what_it_says(name):
+    assert violations(NAMES[name].read_text("utf-8"), package(name)) == []
+
+
+def test_no_file_is_in_a_circle():
+    edges = {n: {other for _, other in own_modules(p.read_text("utf-8")) if other != n} for n, p in NAMES.items()}
+    assert circles(edges) == []
+
+
+def test_no_package_is_in_a_circle():
+    """Of the packages side by side in the root; a package and those inside it are one room."""
+    edges = {name: {other for other in rule if other in PACKAGES} for name, rule in ALLOWED.items() if "." not in name}
+    assert circles(edges) == []
+    graph = {
+        name: {o for o in rule if o.startswith("graph.")} for name, rule in ALLOWED.items() if name.count(".") == 1
+    }
+    assert circles(graph) == []
+
+
+def test_what_a_package_says_is_true():
+    """No name in an ``Imports:`` line that is not imported: the line is read as documentation."""
+    for own, rule in ALLOWED.items():
+        files = [path for name, path in NAMES.items() if package(name) == own or package(name).startswith(f"{own}.")]
+        used = {other for path in files for _, other in own_modules(path.read_text("utf-8"))}
+        idle = [name for name in rule if not any(u == name or u.startswith(f"{name}.") for u in used)]
+        assert idle == [], f"{own} imports none of these"
+
+
+def test_the_root_holds_few_files():
+    names = {path.stem for path in SOURCES.glob("*.py")}
+    assert names == ROOT
+    assert len([path for path in SOURCES.iterdir() if path.is_file()]) <= MOST_IN_ROOT
 
 
 @pytest.mark.parametrize("path", WITHOUT_TORCH, ids=lambda path: str(path.relative_to(SOURCES)))
@@ -104,23 +152,29 @@ def test_torch_is_imported_only_where_it_is_optional(path):
     assert used == []
 
 
-def test_every_layer_exists():
-    assert set(LEVEL) == {layer(path) for path in MODULES}
-    assert sum(len(names) for names in LAYERS) == len(LEVEL)
+RULES = {"source": frozenset({"errors"}), "graph.write": frozenset({"graph.lower"}), "graph": frozenset({"errors"})}
 
 
 @pytest.mark.parametrize(
-    ("source", "count"),
+    ("source", "own", "count"),
     [
-        ("from mlxport.cli import main", 1),
-        ("import mlxport.cli", 1),
-        ("from mlxport import cli", 1),
-        ("def f():\n    from mlxport.show import x", 1),
-        ("if TYPE_CHECKING:\n    from mlxport.cli import main", 0),
-        ("if TYPE_CHECKING:\n    pass\nelse:\n    from mlxport.cli import main", 1),
-        ("from mlxport.types import Plan", 0),
-        ("from mlxport.nowhere import x", 1),
+        ("from mlxport.cli.app import main", "source", 1),
+        ("import mlxport.cli.app", "source", 1),
+        ("from mlxport import cli", "source", 1),
+        ("def f():\n    from mlxport.cli.app import x", "source", 1),
+        ("if TYPE_CHECKING:\n    from mlxport.cli.app import main", "source", 1),
+        ("from mlxport.errors import SourceError", "source", 0),
+        ("from mlxport.source.hub import x", "source", 0),
+        ("from mlxport.graph.lower.ops import x", "graph.write", 0),
+        ("from mlxport.errors import x", "graph.write", 0),
+        ("from mlxport.graph.capture.export import x", "graph.write", 1),
+        ("from mlxport.nowhere import x", "source", 1),
     ],
 )
-def test_the_check_itself(source, count):
-    assert len(violations(source, "plan")) == count
+def test_the_check_itself(source, own, count):
+    assert len(violations(source, own, RULES)) == count
+
+
+def test_circles_are_found():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+    assert circles({"a": {"b"}, "b": {"c"}}) == []

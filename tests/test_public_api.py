@@ -95,7 +95,7 @@ def test_every_error_has_its_exit_code_and_place():
 )
 def test_help_imports_nothing_heavy(arguments):
     code = (
-        "import sys, json\nfrom mlxport.cli import main\n"
+        "import sys, json\nfrom mlxport.cli.app import main\n"
         f"try: main({arguments!r})\nexcept SystemExit as end: assert not end.code\n"
         "print(json.dumps(sorted(sys.modules)), file=sys.stderr)"
     )

@@ -6,6 +6,8 @@ Everything public is here; nothing heavy is imported until it is used.
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mlxport import errors
@@ -13,36 +15,36 @@ from mlxport._version import __version__
 from mlxport.errors import *
 
 if TYPE_CHECKING:
-    from mlxport.conversion import ConvertReport, convert, verify
+    from mlxport.convert.convert import ConvertReport, convert, verify
     from mlxport.fit import FitReport, plan_for
-    from mlxport.graph.registry import register_op
-    from mlxport.inspection import Inspection, inspect
+    from mlxport.graph.lower.registry import register_op
+    from mlxport.inspect.inspection import Inspection, inspect
     from mlxport.parity import ParityReport
-    from mlxport.porting import port
-    from mlxport.porting_folder import load, port_folder
-    from mlxport.quality.report import QualityReport
-    from mlxport.reporting import quality_report
+    from mlxport.port.in_memory import port
+    from mlxport.port.into_folder import load, port_folder
+    from mlxport.quality.quality_report import QualityReport
+    from mlxport.quality.reporting import quality_report
     from mlxport.run import AutoModelForCausalLM, AutoTokenizer, generate
 
 # Public name -> the module that is imported when it is first used.
 _LAZY = {
     "AutoModelForCausalLM": "mlxport.run",
     "AutoTokenizer": "mlxport.run",
-    "ConvertReport": "mlxport.conversion",
+    "ConvertReport": "mlxport.convert.convert",
     "FitReport": "mlxport.fit",
-    "Inspection": "mlxport.inspection",
+    "Inspection": "mlxport.inspect.inspection",
     "ParityReport": "mlxport.parity",
-    "QualityReport": "mlxport.quality.report",
-    "convert": "mlxport.conversion",
+    "QualityReport": "mlxport.quality.quality_report",
+    "convert": "mlxport.convert.convert",
     "generate": "mlxport.run",
-    "inspect": "mlxport.inspection",
-    "load": "mlxport.porting_folder",
+    "inspect": "mlxport.inspect.inspection",
+    "load": "mlxport.port.into_folder",
     "plan_for": "mlxport.fit",
-    "port": "mlxport.porting",
-    "port_folder": "mlxport.porting_folder",
-    "quality_report": "mlxport.reporting",
-    "register_op": "mlxport.graph.registry",
-    "verify": "mlxport.conversion",
+    "port": "mlxport.port.in_memory",
+    "port_folder": "mlxport.port.into_folder",
+    "quality_report": "mlxport.quality.reporting",
+    "register_op": "mlxport.graph.lower.registry",
+    "verify": "mlxport.convert.convert",
 }
 
 __all__ = sorted([*errors.__all__, *_LAZY, "__version__"])
@@ -58,3 +60,14 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return list(__all__)
+
+
+class _Public(ModuleType):
+    """Keeps ``mlxport.convert`` the function: importing the package of that name would put itself in its place."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _LAZY and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Public

@@ -8,7 +8,7 @@ import sys
 def main() -> None:
     """Run the command line; Ctrl-C is an answer from the first import on."""
     try:
-        from mlxport.cli import main as run
+        from mlxport.cli.app import main as run
 
         run()
     except KeyboardInterrupt:

@@ -80,7 +80,7 @@ def test_a_trained_model_diverges_less(bits, most, columns, tmp_path, monkeypatc
         monkeypatch.setattr("mlxport.calibrate.moments.MOST_COLUMNS", columns)
     source = ROOT / "examples/tiny-llama"
     calibration = tmp_path / "text.txt"
-    calibration.write_text("".join((ROOT / f"src/mlxport/{n}.py").read_text() for n in ("write", "plan")))
+    calibration.write_text("".join((ROOT / f"src/mlxport/output/{n}.py").read_text() for n in ("shards", "plan")))
     mlxport.convert(source, tmp_path / "plain", dtype="float32", verify="none")
     ids = load_tokenizer(tmp_path / "plain").encode((ROOT / "examples/heldout.txt").read_text())[:2048]
     tokens = mx.array(ids).reshape(-1, 256)
@@ -184,10 +184,9 @@ def test_killed_between_layers_and_resumed(tmp_path, text):
 def test_a_damaged_layer_is_done_again_and_another_text_begins_anew(tmp_path, text):
     source = write_llama(tmp_path / "source", layers=3)
     out, partial_folder = tmp_path / "out", tmp_path / "out.partial/calibrated"
-    code = (
-        "import mlxport.write as w, os, signal\nw.write_shard = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    code += "from mlxport.cli import main\nmain()"
+    code = "import mlxport.output.shards as w, os, signal\n"
+    code += "w.write_shard = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
+    code += "from mlxport.cli.app import main\nmain()"
     assert finish(start(*calibrated(source, out, text), code=code)).code == -signal.SIGKILL  # all layers are done
     damaged = partial_folder / "model.layers.1.safetensors"
     data = bytearray(damaged.read_bytes())
@@ -229,7 +228,9 @@ def test_a_recipe_with_other_modes_and_kept_modules(tmp_path, text):
 def test_a_model_that_writes_its_own_text(tmp_path, mlxport):
     source = write_llama(tmp_path / "source")
     command = ("convert", source, tmp_path / "out", "-q", "3", "--calibrate", "self", "--verify", "none")
-    small = "import mlxport.calibrate.text as t\nt.MOST_TOKENS = 2048\nfrom mlxport.cli import main\nmain()"
+    small = (
+        "import mlxport.calibrate.calibration_text as t\nt.MOST_TOKENS = 2048\nfrom mlxport.cli.app import main\nmain()"
+    )
     results = [finish(start(*command, "--overwrite", code=small)) for _ in range(2)]
     assert [result.code for result in results] == [0, 0], results
     first = hash_tree(tmp_path / "out")
@@ -239,7 +240,7 @@ def test_a_model_that_writes_its_own_text(tmp_path, mlxport):
 
 
 def test_a_small_model_writes_half_of_the_default(tmp_path, monkeypatch):
-    monkeypatch.setattr("mlxport.calibrate.text.MOST_TOKENS", 1536)
+    monkeypatch.setattr("mlxport.calibrate.calibration_text.MOST_TOKENS", 1536)
     source = write_llama(tmp_path / "source")
     mlxport.convert(source, tmp_path / "out", quantize=3, calibrate="default", verify="none")
     found = record(tmp_path / "out")
@@ -248,7 +249,7 @@ def test_a_small_model_writes_half_of_the_default(tmp_path, monkeypatch):
     assert tensors(tmp_path / "out").keys() == tensors(tmp_path / "again").keys()
     for name, array in tensors(tmp_path / "out").items():
         assert mx.array_equal(array, tensors(tmp_path / "again")[name]), name
-    monkeypatch.setattr("mlxport.calibrate.text.WRITES_UP_TO", 1000)  # as if it were larger
+    monkeypatch.setattr("mlxport.calibrate.calibration_text.WRITES_UP_TO", 1000)  # as if it were larger
     mlxport.convert(source, tmp_path / "larger", quantize=3, calibrate="default", verify="none")
     assert record(tmp_path / "larger")["written_sequences"] == 0
 
@@ -259,7 +260,7 @@ def test_a_model_that_cannot_write_reads(tmp_path, monkeypatch):
     def no_cache(model):
         raise ValueError("no cache for this model")
 
-    monkeypatch.setattr("mlxport.calibrate.text.MOST_TOKENS", 1536)
+    monkeypatch.setattr("mlxport.calibrate.calibration_text.MOST_TOKENS", 1536)
     monkeypatch.setattr("mlx_lm.models.cache.make_prompt_cache", no_cache)
     source = write_llama(tmp_path / "source")
     mlxport.convert(source, tmp_path / "out", quantize=3, calibrate="default", verify="none")
@@ -273,10 +274,10 @@ def test_a_model_that_cannot_write_reads(tmp_path, monkeypatch):
 
 
 def test_column_power_is_the_mean_square_of_the_inputs(tmp_path, text):
+    from mlxport.calibrate.calibration_text import read_calibration, tokens_of
     from mlxport.calibrate.passes import column_power
-    from mlxport.calibrate.text import read_calibration, tokens_of
+    from mlxport.layouts.mlx_lm.opening import lazy_model, open_target
     from mlxport.source import open_checkpoint
-    from mlxport.target.mlx_lm import lazy_model, open_target
 
     source = write_llama(tmp_path / "source", dtype="F32")
     checkpoint = open_checkpoint(str(source))

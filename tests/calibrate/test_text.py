@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from checkpoints import write_llama
-from mlxport.calibrate.text import MOST_TOKENS, Calibration, read_calibration, tokens_of
+from mlxport.calibrate.calibration_text import MOST_TOKENS, Calibration, read_calibration, tokens_of
 from mlxport.errors import TokenizerError, UsageError
 from mlxport.source import open_checkpoint
 

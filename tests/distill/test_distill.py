@@ -11,10 +11,10 @@ from mlx_lm.utils import load_model
 
 import mlxport.distill.fit
 from mlxport import convert, verify
-from mlxport.distill.run import distill
-from mlxport.distill.settings import DistillReport, DistillSettings
+from mlxport.distill.distill_settings import DistillReport, DistillSettings
+from mlxport.distill.distillation import distill
 from mlxport.errors import TokenizerError
-from mlxport.parity.text import PROBE_TEXT
+from mlxport.model.probe_text import PROBE_TEXT
 from mlxport.source import open_checkpoint
 
 ARCHITECTURES = ["llama", "tied", "biases", "experts", "windows", "recurrent", "odd sizes"]
@@ -85,8 +85,8 @@ def test_block_by_block_too(checkpoint_of, tmp_path, name):
 
 
 def test_what_the_original_predicts_is_the_same_block_by_block(checkpoint_of, tmp_path):
-    from mlxport.distill.models import Original
-    from mlxport.distill.targets import Targets
+    from mlxport.distill.teacher_logits import Targets
+    from mlxport.distill.teacher_student import Original
     from mlxport.distill.whole import predict, predict_in_parts
 
     for name in ("llama", "experts", "windows"):
@@ -103,7 +103,7 @@ def test_what_the_original_predicts_is_the_same_block_by_block(checkpoint_of, tm
 def test_a_part_at_a_time_keeps_only_that_part(checkpoint_of):
     from mlx.utils import tree_flatten
 
-    from mlxport.distill.models import Original
+    from mlxport.distill.teacher_student import Original
 
     original = Original(open_checkpoint(str(checkpoint_of("llama"))), mx.float32)
     original.fill("model.layers.1.")
@@ -255,7 +255,7 @@ def test_it_composes_with_calibration_and_a_limit(checkpoint_of, tmp_path, optio
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_run_that_ends_while_shards_are_written_is_ended_by_the_next(checkpoint_of, tmp_path, monkeypatch, when):
-    import mlxport.distill.output as output
+    import mlxport.distill.resumable as output
     from mlxport.errors import Interrupted
 
     source = checkpoint_of("llama")
@@ -291,9 +291,9 @@ def test_ways_to_compute_give_the_same_gradients(checkpoint_of, tmp_path, name):
     """Packed or unpacked, with activations kept or computed again."""
     import contextlib
 
-    from mlxport.distill.layers import trained
-    from mlxport.distill.models import Quantized
     from mlxport.distill.params import trainables
+    from mlxport.distill.teacher_student import Quantized
+    from mlxport.distill.training_layers import trained
     from mlxport.distill.whole import _checkpointed
 
     model = Quantized(quantized(checkpoint_of(name), tmp_path / "out", quantize=4), mx.float32, False)
@@ -322,8 +322,8 @@ def test_ways_to_compute_give_the_same_gradients(checkpoint_of, tmp_path, name):
 
 
 def test_the_way_follows_the_memory(checkpoint_of, tmp_path):
-    from mlxport.distill.memory import Memory, Way
-    from mlxport.distill.models import Original, Quantized
+    from mlxport.distill.distill_memory import Memory, Way
+    from mlxport.distill.teacher_student import Original, Quantized
 
     source = checkpoint_of("llama")
     original = Original(open_checkpoint(str(source)), mx.float32)
@@ -338,8 +338,8 @@ def test_the_way_follows_the_memory(checkpoint_of, tmp_path):
 
 def test_in_little_memory_activations_are_computed_again(checkpoint_of, tmp_path):
     """A limit between the two ways: the result is what it is with all the memory."""
-    from mlxport.distill.memory import Memory
-    from mlxport.distill.models import Original, Quantized
+    from mlxport.distill.distill_memory import Memory
+    from mlxport.distill.teacher_student import Original, Quantized
 
     source = checkpoint_of("llama")
     out = quantized(source, tmp_path / "out")

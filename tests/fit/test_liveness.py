@@ -7,8 +7,8 @@ from dataclasses import replace
 import mlx.core as mx
 import pytest
 
-from mlxport.fit.graph import record
 from mlxport.fit.liveness import CPU, METAL, peak_bytes
+from mlxport.fit.recorded_graph import record
 
 # One operation at a time: what is freed is freed at once.
 SERIAL = replace(CPU, batch_dispatches=1, batches=0)

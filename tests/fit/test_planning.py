@@ -15,7 +15,7 @@ from mlxport import plan_for
 from mlxport.errors import UsageError
 from mlxport.fit.footprint import Footprint
 from mlxport.fit.planning import longest_context
-from mlxport.fit.settings import settings
+from mlxport.fit.quant_settings import settings
 from refusals import Case, check_error
 
 sys.path.append(str(Path(__file__).parents[1] / "source"))

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from mlxport.fit.fit_report import FitReport, FitRow, recommended
 from mlxport.fit.hardware import named_machine
-from mlxport.fit.report import FitReport, FitRow, recommended
 
 
 def row(bits: float, spare: int = 1, speed: float | None = 50.0, **changes: object) -> FitRow:

@@ -10,10 +10,10 @@ import pytest
 
 from checkpoints import write_llama
 from mlxport import convert
-from mlxport.fit.settings import Setting, measure, settings
+from mlxport.fit.quant_settings import Setting, measure, settings
+from mlxport.layouts.mlx_lm.opening import lazy_model
 from mlxport.quant import MIXED, MODES
 from mlxport.source import open_checkpoint
-from mlxport.target.mlx_lm import lazy_model
 
 SETTINGS = settings()
 

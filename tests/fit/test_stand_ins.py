@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
-from mlxport.fit.graph import record
+from mlxport.fit.recorded_graph import record
 from mlxport.fit.stand_ins import recordable
 
 X = mx.zeros((2, 8, 64), mx.bfloat16)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from mlxport.graph.weights import from_torch, to_mlx
+from mlxport.graph.write.port_weights import from_torch, to_mlx
 
 
 def randomised(module: nn.Module) -> nn.Module:

@@ -14,9 +14,9 @@ import torch
 import torch._export.utils as export_utils
 from torch.utils import _pytree as pytree
 
-from mlxport.graph.capture import export
-from mlxport.graph.flat import MissingOps, compile_source, flat_source
-from mlxport.graph.lower import MX_DTYPES
+from mlxport.graph.capture.export import export
+from mlxport.graph.lower.lowering import MX_DTYPES
+from mlxport.graph.lower.one_function import MissingOps, compile_source, flat_source
 
 # The one tolerance table: relative to each value, and absolute relative to the largest value of the output.
 TOLERANCES = {

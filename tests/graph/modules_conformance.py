@@ -11,8 +11,8 @@ from torch.utils import _pytree as pytree
 
 import mlxport
 from mlxport.errors import UnsupportedError, VerificationError
-from mlxport.graph.capture import CaptureError
-from mlxport.graph.weights import to_mlx
+from mlxport.graph.capture.export import CaptureError
+from mlxport.graph.write.port_weights import to_mlx
 
 
 def check_module(info: Any, dtype: torch.dtype = torch.float32) -> Outcome:

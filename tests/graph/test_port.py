@@ -15,8 +15,8 @@ from torch import nn
 
 import mlxport
 from mlxport.graph.build import build
-from mlxport.graph.capture import capture
-from mlxport.graph.weights import from_torch, to_mlx
+from mlxport.graph.capture.export import capture
+from mlxport.graph.write.port_weights import from_torch, to_mlx
 
 
 def close(got: mx.array, wanted: torch.Tensor, limit: float = 1e-4) -> bool:

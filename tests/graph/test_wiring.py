@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 from torch import nn
 
 import mlxport
-from mlxport.graph.weights import to_mlx
+from mlxport.graph.write.port_weights import to_mlx
 
 
 def paths(ported: mnn.Module) -> set[str]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mlxport.parity.metrics import compare_logits, relative_error
-from mlxport.parity.report import ParityReport
+from mlxport.parity.parity_report import ParityReport
 from mlxport.parity.tolerances import ROWS, STORED_WEIGHT_BOUND, lossless, row_for
 
 RNG = np.random.default_rng(0)

@@ -12,8 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from verify_models import checkpoint_of, convert
 
 from mlxport.errors import TokenizerError
+from mlxport.model.probe_text import PROBE_TEXT, TRICKY_TEXT, probe_ids
 from mlxport.parity import perplexity, verify
-from mlxport.parity.text import PROBE_TEXT, TRICKY_TEXT, probe_ids
 from mlxport.parity.tokenizer import check_tokenizer
 
 TEMPLATE = "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}{% endfor %}"

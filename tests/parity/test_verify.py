@@ -111,7 +111,7 @@ def test_large_stacks_of_experts_are_read_one_by_one(converted, monkeypatch, nam
 
 @pytest.mark.parametrize("name", ["llama_tied", "gemma", "qwen2_moe", "mixtral"])
 def test_layerwise_never_holds_a_matrix_of_the_original(converted, monkeypatch, name):
-    from mlxport.parity.lazy_torch import Source
+    from mlxport.parity.lazy_reference import Source
 
     whole = Source.whole
 

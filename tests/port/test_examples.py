@@ -29,7 +29,7 @@ def test_committed_source_is_what_is_emitted(name):
 )
 def test_committed_source_runs(name, inputs, shape):
     """With weights as its constructor makes them, at sizes of its own."""
-    from mlxport.graph.execute import execute
+    from mlxport.graph.write.execute_source import execute
 
     module = execute((EXAMPLES / "ports" / name / "model.py").read_text())
     output = module.Model(module.ModelArgs()).eval()(**inputs)

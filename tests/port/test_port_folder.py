@@ -18,7 +18,7 @@ from torch import nn
 
 import mlxport as package
 from mlxport.errors import SourceError, VerificationError
-from mlxport.porting_folder import verify_folder
+from mlxport.port.into_folder import verify_folder
 
 FILE = Path(__file__).parent / "vocoder.py"
 
@@ -212,7 +212,7 @@ def shifted_sine(x):
 
 def test_a_wrong_op_is_named(tmp_path):
     """An override that computes something else is found, module and op."""
-    from mlxport.graph.registry import LOWERINGS
+    from mlxport.graph.lower.registry import LOWERINGS
 
     kept = LOWERINGS["aten.sin.default"]
     try:

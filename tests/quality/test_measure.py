@@ -13,7 +13,7 @@ import mlxport
 from checkpoints import save, weights, write_side_files
 from command import environment
 from mlxport.errors import NumericsError, SourceError, TokenizerError, UnsupportedError, UsageError
-from mlxport.parity.text import PROBE_TEXT
+from mlxport.model.probe_text import PROBE_TEXT
 from mlxport.quality import Tally, compare, heldout_text, open_original, open_output, place, read_text, token_windows
 
 TOKENS = 200
@@ -174,7 +174,7 @@ def test_logits_are_summed_in_blocks_as_at_once(monkeypatch):
     targets = random.integers(0, 97, 50)
     results = []
     for block in (1, 97 * 7, 1 << 22):
-        monkeypatch.setattr("mlxport.quality.measure._BLOCK", block)
+        monkeypatch.setattr("mlxport.quality.divergence._BLOCK", block)
         tally = Tally()
         tally.add(*logits, targets)
         results.append(tally.result())
@@ -197,8 +197,8 @@ def test_torch_is_not_needed(sources, outputs):
 
 @pytest.mark.parametrize("quantize", [None, 4, "mxfp8"])
 def test_from_disk_no_more_than_blocks_is_held(tmp_path, monkeypatch, quantize):
-    monkeypatch.setattr("mlxport.parity.lazy_mlx.BLOCK_BYTES", 1 << 20)
-    monkeypatch.setattr("mlxport.parity.lazy_mlx.SMALL_BYTES", 1 << 16)
+    monkeypatch.setattr("mlxport.model.streaming.BLOCK_BYTES", 1 << 20)
+    monkeypatch.setattr("mlxport.model.streaming.SMALL_BYTES", 1 << 16)
     sizes = {"hidden_size": 256, "intermediate_size": 1024, "head_dim": 64, "vocab_size": 8192}
     write_side_files(tmp_path / "source", 8, tie_word_embeddings=True, **sizes)
     random = np.random.default_rng(0)

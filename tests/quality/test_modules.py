@@ -7,7 +7,7 @@ import transformers
 from quality_models import stored
 
 from mlxport.quality import heldout_text, open_original, open_output, place, token_windows
-from mlxport.quality.modules import layer_errors, weight_errors
+from mlxport.quality.module_errors import layer_errors, weight_errors
 from mlxport.quality.samples import PROMPTS, QUESTION, samples
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mlxport.errors import QuantizationError
 from mlxport.quant import make_spec
-from mlxport.quant.allocate import Option, allocate, least_bytes
+from mlxport.quant.knapsack import Option, allocate, least_bytes
 
 OPTION = st.builds(Option, st.integers(0, 40), st.sampled_from([0.0, 0.5, 1.0, 2.25, 3.7, 11.0]), st.none())
 MODULES = st.lists(st.lists(OPTION, min_size=1, max_size=5), min_size=1, max_size=6)

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from mlxport.errors import QuantizationError
-from mlxport.plan import make_shards
+from mlxport.output.plan import make_shards
+from mlxport.output.shards import write_shard
 from mlxport.quant import MODES, make_spec
 from mlxport.transform import row_blocks, st_dtype, to_bytes, trace
 from mlxport.types import OutTensor, QuantSpec, TensorRef
-from mlxport.write import write_shard
 
 SPECS = [QuantSpec(m.name, bits, group) for m in MODES.values() for bits, group in itertools.product(m.bits, m.groups)]
 IDS = [f"{spec.mode}-{spec.bits}-{spec.group_size}" for spec in SPECS]
@@ -49,7 +49,7 @@ def test_rows_pack_as_the_whole_does(spec: QuantSpec, weight: TensorRef, tmp_pat
         blocks.extend(found)
         return found
 
-    monkeypatch.setattr("mlxport.write_blocks.row_blocks", odd_blocks)
+    monkeypatch.setattr("mlxport.output.blocks.row_blocks", odd_blocks)
     write_shard(program, shard, tmp_path / "out.safetensors")
     assert blocks == [(start, min(start + 5, 37)) for start in range(0, 37, 5)]
     got = mx.load(str(tmp_path / "out.safetensors"))

@@ -12,13 +12,13 @@ import torch
 import transformers
 
 import mlxport as package
-from mlxport.plan import make_shards
+from mlxport.layouts.mlx_lm.opening import open_target
+from mlxport.output.plan import make_shards
+from mlxport.output.shards import write_shard
 from mlxport.quant.search import search_affine, search_bytes
 from mlxport.source import open_checkpoint
-from mlxport.target.mlx_lm import open_target
 from mlxport.transform import st_dtype, to_bytes, trace
 from mlxport.types import OutTensor, TensorRef
-from mlxport.write import write_shard
 
 PARTS = ("weight", "scales", "biases")
 

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from mlxport.errors import MlxportError, SourceError, UnsafeError, UnsupportedError, WeightsError
 from mlxport.source import open_checkpoint, read_rows
-from mlxport.source.layout import Layout, choose_layout, side_names
+from mlxport.source.weight_files import Layout, choose_layout, side_names
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 INDEX, TORCH, TORCH_INDEX = "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"

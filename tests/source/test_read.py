@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from mlxport.errors import SourceError, WeightsError
 from mlxport.source import hash_file, read_rows
-from mlxport.source.read import _Files
+from mlxport.source.row_reader import _Files
 from mlxport.source.safetensors_file import read_safetensors
 from mlxport.types import TensorRef
 

@@ -71,7 +71,7 @@ def test_what_is_not_a_tensor_is_told(tmp_path: Path) -> None:
 
 
 def test_strided_rows_of_a_large_tensor_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlxport.source.read._GATHER_LIMIT", 1 << 14)
+    monkeypatch.setattr("mlxport.source.row_reader._GATHER_LIMIT", 1 << 14)
     tensor = torch.arange(300 * 200).reshape(300, 200).T
     torch.save({"a": tensor}, tmp_path / "model.pt")
     ref = read_torch_file(tmp_path / "model.pt")[0]["a"]

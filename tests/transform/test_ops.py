@@ -9,7 +9,7 @@ import pytest
 from stored import assert_traced, ops_of, store_random
 
 from mlxport.transform import trace
-from mlxport.transform.ops import ROW_OPS, RowOp, register
+from mlxport.transform.row_rules import ROW_OPS, RowOp, register
 
 F = {"a": ("F32", (6, 8)), "b": ("F32", (6, 8))}
 WIDE = {"a": ("BF16", (4, 6, 10)), "b": ("BF16", (4, 6, 10))}

@@ -13,10 +13,10 @@ from mlx.utils import tree_flatten, tree_unflatten
 from stored import assert_rows, assert_same, assert_traced, real, store, store_random
 
 from mlxport.errors import UnsupportedError, UsageError
-from mlxport.plan import make_shards
+from mlxport.output.plan import make_shards
+from mlxport.output.shards import write_shard
 from mlxport.transform import Evaluator, mx_dtype, st_dtype, to_bytes, trace
 from mlxport.types import DTYPE_BITS, OutTensor, QuantSpec, TensorRef
-from mlxport.write import write_shard
 
 READABLE = [dtype for dtype in DTYPE_BITS if dtype != "F8_E5M2"]
 

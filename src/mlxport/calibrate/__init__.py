@@ -5,4 +5,6 @@ original and once for what has been quantized so far. Whenever it calls one of i
 the inputs of its matrices are measured, the matrices are quantized, and both halves of the batch go on, each with its
 weights. So one block's weights and the activations between two blocks are all that is in memory, and masks, caches,
 routing and whatever else an architecture does between and in its blocks are its own code.
+
+Imports: errors, types, progress, source, quant, transform, layouts, output, model.
 """

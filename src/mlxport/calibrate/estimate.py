@@ -11,10 +11,10 @@ from typing import Any
 import mlx.core as mx
 
 from mlxport.calibrate.batch import Batch
+from mlxport.calibrate.calibration_text import LENGTH, MOST_TOKENS, Calibration, read_calibration, written
 from mlxport.calibrate.moments import column_ranges
 from mlxport.calibrate.quantizing import BLOCK
-from mlxport.calibrate.text import LENGTH, MOST_TOKENS, Calibration, read_calibration, written
-from mlxport.plan import BASE_BYTES
+from mlxport.output.plan import BASE_BYTES
 from mlxport.transform import Program
 from mlxport.types import CalibrationPlan, Checkpoint, QuantSpec
 

@@ -12,12 +12,12 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxport.calibrate.batch import Batch, arrays_in, make_batch
+from mlxport.calibrate.calibrated_store import Store
+from mlxport.calibrate.calibrated_units import Unit, find_units, hook_units
 from mlxport.calibrate.leaves import OFF, ORIGINAL, REHEARSAL, ROUNDED, Recorder, placeholder
 from mlxport.calibrate.moments import Experts, Moments, Power
+from mlxport.calibrate.plain_weights import Rows, Weights
 from mlxport.calibrate.quantizing import Packed, beside, joined, prepared, quantize_columns, quantize_experts
-from mlxport.calibrate.store import Store
-from mlxport.calibrate.units import Unit, find_units, hook_units
-from mlxport.calibrate.weights import Rows, Weights
 from mlxport.errors import NumericsError, UnsupportedError
 from mlxport.quant.search import search_affine
 from mlxport.transform import Program, float32

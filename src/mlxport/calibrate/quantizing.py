@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from mlxport.calibrate.moments import Experts, Moments, column_ranges
-from mlxport.calibrate.weights import Rows
+from mlxport.calibrate.plain_weights import Rows
 from mlxport.parity.tolerances import STORED_WEIGHT_BOUND, level, level_name
 from mlxport.quant.feedback import Factor, correction, factor, feedback_affine
 from mlxport.quant.search import pack

@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlxport.calibrate.weights import Weights
+from mlxport.calibrate.plain_weights import Weights
 from mlxport.errors import UnsupportedError
 from mlxport.run.sampling import sample_sequences
 from mlxport.transform import float32

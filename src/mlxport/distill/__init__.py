@@ -1,5 +1,8 @@
-"""Distillation: scales, biases and norms of a quantized output are trained to what the original computes."""
+"""Distillation: scales, biases and norms of a quantized output are trained to what the original computes.
 
-from mlxport.distill.settings import DistillReport, DistillSettings
+Imports: errors, types, progress, source, quant, transform, layouts, output, model.
+"""
+
+from mlxport.distill.distill_settings import DistillReport, DistillSettings
 
 __all__ = ["DistillReport", "DistillSettings"]

@@ -9,13 +9,13 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlxport.distill.block_walk import Call, head, walk
+from mlxport.distill.distill_settings import DistillSettings
 from mlxport.distill.fit import Fitted, fit
-from mlxport.distill.layers import trained
-from mlxport.distill.models import Original, Quantized, blocks_of
 from mlxport.distill.params import Trainable, trainables
-from mlxport.distill.settings import DistillSettings
-from mlxport.distill.targets import Targets, divergence
-from mlxport.distill.walk import Call, head, walk
+from mlxport.distill.teacher_logits import Targets, divergence
+from mlxport.distill.teacher_student import Original, Quantized, blocks_of
+from mlxport.distill.training_layers import trained
 from mlxport.distill.whole import pieces
 
 __all__ = ["Blockwise"]

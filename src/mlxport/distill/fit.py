@@ -13,8 +13,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlxport.distill.distill_settings import DistillSettings
 from mlxport.distill.params import Trainable
-from mlxport.distill.settings import DistillSettings
 
 __all__ = ["Fitted", "fit"]
 

@@ -1,8 +1,11 @@
-"""Fit a model to a machine: what fits, with what context, how fast, before anything is downloaded or written."""
+"""Fit a model to a machine: what fits, with what context, how fast, before anything is downloaded or written.
 
+Imports: errors, types, source, quant, layouts, run, calibrate.
+"""
+
+from mlxport.fit.fit_report import FitReport, FitRow
 from mlxport.fit.hardware import Machine, known_machines, named_machine, this_machine
 from mlxport.fit.planning import chosen_context, plan_for, planned_dtype
-from mlxport.fit.report import FitReport, FitRow
 
 __all__ = [
     "FitReport",

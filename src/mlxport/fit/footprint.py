@@ -18,8 +18,8 @@ from mlx.utils import tree_flatten
 
 from mlxport.errors import UnsupportedError
 from mlxport.fit.caches import PREFILL_STEP, arrays, filled, placed, quantize_caches, quantized_from
-from mlxport.fit.graph import Graph, Node, record
 from mlxport.fit.liveness import VIEWS, Backend, peak_bytes
+from mlxport.fit.recorded_graph import Graph, Node, record
 from mlxport.fit.stand_ins import recordable
 
 __all__ = ["Footprint", "Need"]

@@ -13,7 +13,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from math import prod
 
-from mlxport.fit.graph import Graph, Node
+from mlxport.fit.recorded_graph import Graph, Node
 
 __all__ = ["CPU", "METAL", "VIEWS", "Backend", "peak_bytes"]
 

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from mlxport.errors import UsageError
 from mlxport.fit.caches import PREFILL_STEP, quantized_from
+from mlxport.fit.fit_report import FitReport, FitRow, recommended
 from mlxport.fit.footprint import Footprint
 from mlxport.fit.hardware import Machine, decode_efficiency, known_machines, named_machine, this_machine
 from mlxport.fit.liveness import METAL
-from mlxport.fit.report import FitReport, FitRow, recommended
-from mlxport.fit.settings import Setting, Weights, measure, settings
-from mlxport.inspection import context_length
+from mlxport.fit.quant_settings import Setting, Weights, measure, settings
+from mlxport.inspect.inspection import context_length
 from mlxport.quant import MODES, make_spec
 from mlxport.run.kv import KVQuant
 from mlxport.source import open_checkpoint, refuse_remote_code
 from mlxport.types import CalibrationPlan, Checkpoint
 
 if TYPE_CHECKING:
-    from mlxport.target.assemble import Conversion
+    from mlxport.layouts.assembly import Conversion
 
 __all__ = ["chosen_context", "plan_for", "planned_dtype"]
 
@@ -68,7 +68,7 @@ def plan_for(
     _check_numbers(context, kv_bits, kv_group_size)
 
     def check(config: Mapping[str, Any]) -> None:
-        from mlxport.target.mlx_lm import check_supported
+        from mlxport.layouts.mlx_lm.opening import check_supported
 
         if not trust_remote_code:
             refuse_remote_code(config, str(source))
@@ -139,7 +139,7 @@ def _calibration(
 
 def _open(checkpoint: Checkpoint, dtype: str) -> tuple[Any, Conversion, str, tuple[str, ...]]:
     """mlx-lm's model on placeholders, how it is converted, --dtype, and remarks."""
-    from mlxport.target.mlx_lm import lazy_model, open_target
+    from mlxport.layouts.mlx_lm.opening import lazy_model, open_target
 
     here = all(path.is_file() for path in checkpoint.weight_files)
     conversion = open_target(checkpoint, dtype=dtype, headers_only=not here)

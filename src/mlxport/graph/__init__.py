@@ -1,1 +1,4 @@
-"""From a PyTorch program to MLX source: capture, lower, fuse, emit."""
+"""From a PyTorch program to MLX source: capture, lower, fuse, emit.
+
+Imports: nothing.
+"""

@@ -12,29 +12,29 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from mlxport.graph import sizes
-from mlxport.graph.batchnorm import fold_batchnorm
-from mlxport.graph.body import build_body
-from mlxport.graph.capture import Captured
-from mlxport.graph.classes import build_classes
-from mlxport.graph.clean import remove_noops
-from mlxport.graph.constants import inline_constants
-from mlxport.graph.emit import file_source, format_source
-from mlxport.graph.expr import Expr, to_ast
-from mlxport.graph.flat import Gaps, is_assertion
-from mlxport.graph.fold import Fold, fold_constants
-from mlxport.graph.fuse import Fusion, fuse
-from mlxport.graph.layers import LayerSpec, Weight
-from mlxport.graph.layout import channels_last
-from mlxport.graph.lower import hint, is_read, lower_node, mx_dtype, symbolic
-from mlxport.graph.members import name_members
-from mlxport.graph.naming import argument_names
-from mlxport.graph.paths import Paths
-from mlxport.graph.sharing import find_layers
-from mlxport.graph.signature import call_signature, input_names
-from mlxport.graph.stores import store
-from mlxport.graph.tree import build_tree, scopes
-from mlxport.graph.units import Body, Context, Step
+from mlxport.graph.capture.export import Captured
+from mlxport.graph.capture.stores import store
+from mlxport.graph.lower import symbolic_sizes
+from mlxport.graph.lower.expr import Expr, to_ast
+from mlxport.graph.lower.layer_specs import LayerSpec, Weight
+from mlxport.graph.lower.lowering import hint, is_read, lower_node, mx_dtype, symbolic
+from mlxport.graph.lower.one_function import Gaps, is_assertion
+from mlxport.graph.rewrite.batchnorm import fold_batchnorm
+from mlxport.graph.rewrite.channels_last.sinking import channels_last
+from mlxport.graph.rewrite.constants import inline_constants
+from mlxport.graph.rewrite.folding import Fold, fold_constants
+from mlxport.graph.rewrite.fuse import Fusion, fuse
+from mlxport.graph.rewrite.members import name_members
+from mlxport.graph.rewrite.noops import remove_noops
+from mlxport.graph.rewrite.sharing import find_layers
+from mlxport.graph.write.bodies import build_body
+from mlxport.graph.write.classes import build_classes
+from mlxport.graph.write.emit import file_source, format_source
+from mlxport.graph.write.naming import argument_names
+from mlxport.graph.write.paths import Paths
+from mlxport.graph.write.scope_parts import Body, Context, Step
+from mlxport.graph.write.signature import call_signature, input_names
+from mlxport.graph.write.tree import build_tree, scopes
 
 __all__ = ["Port", "build"]
 
@@ -243,7 +243,7 @@ def _result(captured: Captured) -> ast.expr:
     def leaf(item: Any) -> ast.expr:
         if isinstance(item, Node):
             value = item.meta.get("val")
-            return sizes.placeholder(value) if isinstance(value, torch.SymInt) else ast.Name("%" + item.name)
+            return symbolic_sizes.placeholder(value) if isinstance(value, torch.SymInt) else ast.Name("%" + item.name)
         return to_ast(item)
 
     trees = iter([leaf(item) for item in leaves])

@@ -1,4 +1,7 @@
-"""Verification: the written output against the original in torch. Nothing heavy is imported until it runs."""
+"""Verification: the written output against the original in torch. Nothing heavy is imported until it runs.
+
+Imports: errors, types, source, quant, transform, layouts, output, graph, model.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxport.errors import UnsupportedError, UsageError
-from mlxport.parity.report import Comparison, Divergence, LayerError, ParityReport, WeightCheck
+from mlxport.parity.parity_report import Comparison, Divergence, LayerError, ParityReport, WeightCheck
 from mlxport.types import Checkpoint
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
-    from mlxport.parity.carried import carried_problems
     from mlxport.parity.likelihood import perplexity
+    from mlxport.parity.side_files import carried_problems
     from mlxport.parity.tokenizer import check_tokenizer
 
 __all__ = [
@@ -35,7 +38,7 @@ __all__ = [
 ]
 
 _LAZY = {
-    "carried_problems": "mlxport.parity.carried",
+    "carried_problems": "mlxport.parity.side_files",
     "check_tokenizer": "mlxport.parity.tokenizer",
     "perplexity": "mlxport.parity.likelihood",
 }
@@ -92,7 +95,7 @@ def verify(
         raise UsageError(f"unknown verification mode {mode!r}, expected one of {', '.join(MODES)}")
     if reason := unavailable():
         raise UnsupportedError(reason, hint="pip install 'mlxport[torch]', then: mlxport verify DST --against SRC")
-    from mlxport.parity.run import execute
+    from mlxport.parity.execute import execute
 
     start = time.monotonic()
     report = execute(

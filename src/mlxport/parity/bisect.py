@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from mlxport.parity import output as out
+from mlxport.model import loaded as out
 from mlxport.parity import reference as ref
-from mlxport.parity.align import align
 from mlxport.parity.causes import activation_cause, config_differences, tensor_cause
 from mlxport.parity.metrics import relative_error
-from mlxport.parity.record import Array, Record, recording_mlx, recording_torch
-from mlxport.parity.report import Divergence
+from mlxport.parity.parity_report import Divergence
+from mlxport.parity.path_pairs import align
+from mlxport.parity.recording import Array, Record, recording_mlx, recording_torch
 from mlxport.parity.setup import Run
-from mlxport.parity.weights import difference
+from mlxport.parity.weight_errors import difference
 
 __all__ = ["Pair", "bisect", "first_bad", "pairs_of", "wrong_tensors"]
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mlxport.parity import reference as ref
-from mlxport.parity.lazy_torch import read_block
+from mlxport.parity.lazy_reference import read_block
 from mlxport.types import Checkpoint
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _reordered(stored: torch.Tensor, original: torch.Tensor, bound: float) -> st
 
 def tensor_cause(run: Run, name: str) -> str:
     """What is wrong with one stored tensor, by its checkpoint name."""
-    from mlxport.parity.weights import difference
+    from mlxport.parity.weight_errors import difference
 
     assert run.layout is not None
     tensor, stored_name = run.checkpoint.tensors[name], run.layout.stored_names(name)[0]

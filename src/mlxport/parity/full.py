@@ -8,12 +8,12 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from mlxport.parity import output as out
+from mlxport.model import loaded as out
 from mlxport.parity import reference as ref
 from mlxport.parity.metrics import compare_logits
-from mlxport.parity.modules import compare_modules
-from mlxport.parity.record import Array
-from mlxport.parity.report import Comparison, Divergence, ParityReport
+from mlxport.parity.parity_report import Comparison, Divergence, ParityReport
+from mlxport.parity.quantized_modules import compare_modules
+from mlxport.parity.recording import Array
 from mlxport.parity.setup import ORIGINAL, SAME_WEIGHTS, STEPPED, Run
 from mlxport.parity.tolerances import EQUAL
 

@@ -10,15 +10,15 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxport.parity import output as out
+from mlxport.model import loaded as out
+from mlxport.model.streaming import stream
 from mlxport.parity import reference as ref
-from mlxport.parity.align import align, is_layer
-from mlxport.parity.lazy_mlx import stream
-from mlxport.parity.lazy_torch import lazy_model
+from mlxport.parity.lazy_reference import lazy_model
 from mlxport.parity.metrics import compare_logits, relative_error
-from mlxport.parity.modules import compare_modules
-from mlxport.parity.record import Array, Record, recording_mlx, recording_torch
-from mlxport.parity.report import Comparison, Divergence, LayerError, ParityReport
+from mlxport.parity.parity_report import Comparison, Divergence, LayerError, ParityReport
+from mlxport.parity.path_pairs import align, is_layer
+from mlxport.parity.quantized_modules import compare_modules
+from mlxport.parity.recording import Array, Record, recording_mlx, recording_torch
 from mlxport.parity.setup import ORIGINAL, SAME_WEIGHTS, Run
 from mlxport.parity.tolerances import EQUAL
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mlxport.errors import TokenizerError
-from mlxport.parity.text import text_ids
+from mlxport.model.probe_text import text_ids
 from mlxport.types import Checkpoint
 
 __all__ = ["Perplexity", "perplexity"]
@@ -70,7 +70,7 @@ def _runner(model: Path | Checkpoint, trust_remote_code: bool) -> tuple[Path, in
         torch_model = ref.load_reference(model, trust_remote_code=trust_remote_code)
         limit = getattr(ref.text_config(torch_model.config), "max_position_embeddings", None)
         return model.root, int(limit or _WINDOW), lambda ids: ref.logits(torch_model, ids)
-    from mlxport.parity import output as out
+    from mlxport.model import loaded as out
 
     mlx_model = out.load_output(model, trust_remote_code=trust_remote_code)
     limit = getattr(getattr(mlx_model, "args", None), "max_position_embeddings", None)

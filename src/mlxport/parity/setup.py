@@ -8,12 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mlxport.parity import output as out
-from mlxport.parity.record import Array
-from mlxport.parity.report import Comparison, Divergence, LayerError, ParityReport, WeightCheck
+from mlxport.model import loaded as out
+from mlxport.parity.parity_report import Comparison, Divergence, LayerError, ParityReport, WeightCheck
+from mlxport.parity.recording import Array
 from mlxport.parity.stored import Invert, Packing, StoredLayout, StoredWeights
 from mlxport.parity.tolerances import EQUAL, ROWS, Tolerance, level, row_for
-from mlxport.parity.weights import check_weights, differences
+from mlxport.parity.weight_errors import check_weights, differences
 from mlxport.transform import NotInvertible
 from mlxport.types import Checkpoint
 

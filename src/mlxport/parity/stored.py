@@ -12,9 +12,9 @@ import mlx.core as mx
 import numpy as np
 import torch
 
+from mlxport.model.streaming import lazy_array, output_refs
 from mlxport.parity.dequantize import dequantize
-from mlxport.parity.lazy_mlx import lazy_array, output_refs
-from mlxport.parity.lazy_torch import read_block
+from mlxport.parity.lazy_reference import read_block
 from mlxport.parity.tolerances import ROW_FACTOR, STORED_WEIGHT_BOUND, level, level_name
 from mlxport.transform import NotInvertible
 from mlxport.types import TensorRef

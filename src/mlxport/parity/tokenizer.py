@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxport.errors import ConfigError, TokenizerError
-from mlxport.parity.text import PROBE_TEXT, TRICKY_TEXT
+from mlxport.model.probe_text import PROBE_TEXT, TRICKY_TEXT
 from mlxport.types import Checkpoint
 
 __all__ = ["TokenizerReport", "check_tokenizer"]
@@ -132,7 +132,7 @@ def _streamed(folder: Path, ids: Sequence[int], *, trust_remote_code: bool) -> t
 
 
 def _embedding_rows(checkpoint: Checkpoint) -> int | None:
-    from mlxport.tokenizer_files import embedding_rows
+    from mlxport.source.tokenizer_files import embedding_rows
 
     return embedding_rows(checkpoint.config, {name: ref.shape for name, ref in checkpoint.tensors.items()})
 

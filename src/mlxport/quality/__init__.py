@@ -1,8 +1,11 @@
-"""What a conversion lost: the output against its original, on text, in MLX alone (torch is not needed)."""
+"""What a conversion lost: the output against its original, on text, in MLX alone (torch is not needed).
 
-from mlxport.quality.measure import Quality, Tally, compare
-from mlxport.quality.models import Opened, open_original, open_output, place
-from mlxport.quality.text import heldout_text, read_text, token_windows
+Imports: errors, types, progress, source, quant, transform, layouts, output, model, run, parity, fit.
+"""
+
+from mlxport.quality.divergence import Quality, Tally, compare
+from mlxport.quality.heldout_text import heldout_text, read_text, token_windows
+from mlxport.quality.opened import Opened, open_original, open_output, place
 
 __all__ = [
     "Opened",

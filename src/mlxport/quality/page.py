@@ -15,8 +15,8 @@ from mlxport.progress import format_bytes
 from mlxport.quality import plots
 
 if TYPE_CHECKING:
-    from mlxport.quality.modules import ModuleError
-    from mlxport.quality.report import QualityReport
+    from mlxport.quality.module_errors import ModuleError
+    from mlxport.quality.quality_report import QualityReport
 
 __all__ = ["render"]
 

@@ -9,9 +9,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxport.parity.output import next_logits
-from mlxport.quality.models import Opened
-from mlxport.quality.text import load_tokenizer
+from mlxport.model.loaded import next_logits
+from mlxport.quality.heldout_text import load_tokenizer
+from mlxport.quality.opened import Opened
 
 __all__ = ["PROMPTS", "QUESTION", "Sample", "samples"]
 

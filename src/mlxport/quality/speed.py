@@ -13,11 +13,11 @@ from mlx.utils import tree_flatten
 
 from mlxport.errors import UnsupportedError
 from mlxport.fit.caches import PREFILL_STEP
+from mlxport.fit.fit_report import rate_in_words
 from mlxport.fit.footprint import Footprint
 from mlxport.fit.hardware import Machine, decode_efficiency
 from mlxport.fit.liveness import METAL
 from mlxport.fit.planning import DEFAULT_CONTEXT, longest_context
-from mlxport.fit.report import rate_in_words
 from mlxport.run.kv import KVQuant, prompt_cache
 
 __all__ = ["Predicted", "Speed", "measured", "predicted"]

@@ -1,6 +1,8 @@
 """Use a converted model: generate text, chat, or call it from Python, all on mlx-lm's own generation.
 
 Importing this package is light; mlx, mlx-lm and transformers are imported when a model is loaded.
+
+Imports: errors, types, source, quant, output.
 """
 
 from __future__ import annotations

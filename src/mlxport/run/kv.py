@@ -105,7 +105,7 @@ def recorded_kv(folder: Path) -> KVQuant | None:
     Raises:
         ConfigError: The record holds something else there.
     """
-    from mlxport.record import read_record
+    from mlxport.output.record import read_record
 
     found = read_record(folder).get("generation")
     if found is None:

@@ -161,7 +161,7 @@ def load_model(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any, d
     """Load weights and config of a checked folder with mlx-lm; a tokenizer is not needed."""
     from mlx_lm.utils import load_model as mlx_lm_load_model
 
-    from mlxport.record import read_record
+    from mlxport.output.record import read_record
 
     config = _read_config(folder, str(folder))
     options = read_record(folder).get("options")

@@ -1,6 +1,8 @@
 """Open a checkpoint and read from it: a folder or a Hugging Face repository, safetensors or torch files.
 
 Nothing here trusts what it reads, and nothing heavy is imported until it is needed.
+
+Imports: errors, types.
 """
 
 from __future__ import annotations
@@ -12,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from mlxport.errors import SourceError, UnsupportedError
-from mlxport.source.config import check_consistency, needs_remote_code, refuse_remote_code
-from mlxport.source.folder import open_folder
-from mlxport.source.read import hash_file, read_rows
+from mlxport.source.config_file import check_consistency, needs_remote_code, refuse_remote_code
+from mlxport.source.local_folder import open_folder
+from mlxport.source.row_reader import hash_file, read_rows
 from mlxport.types import Checkpoint
 
 __all__ = ["check_consistency", "hash_file", "needs_remote_code", "open_checkpoint", "read_rows", "refuse_remote_code"]

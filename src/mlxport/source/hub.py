@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlxport.errors import DiskError, MlxportError, SourceError, UnsupportedError, WeightsError
-from mlxport.source.folder import CheckConfig, load_config, open_folder
-from mlxport.source.layout import Layout, choose_layout, explain_no_config, read_index, side_names
+from mlxport.source.local_folder import CheckConfig, load_config, open_folder
 from mlxport.source.safetensors_file import header_length, parse_header
+from mlxport.source.weight_files import Layout, choose_layout, explain_no_config, read_index, side_names
 from mlxport.types import Checkpoint, TensorRef
 
 # Most headers fit into the first request.

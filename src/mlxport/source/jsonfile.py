@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mlxport.errors import SourceError
-from mlxport.source.files import opened, read_exactly, refuse_placeholder
+from mlxport.source.safe_files import opened, read_exactly, refuse_placeholder
 
 # The largest index seen in the wild is a few MB; what is larger than this is not a config or an index.
 MAX_JSON_BYTES = 100_000_000

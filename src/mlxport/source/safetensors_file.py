@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mlxport.errors import WeightsError
-from mlxport.source.files import opened, read_exactly, refuse_placeholder
 from mlxport.source.jsonfile import parse_object
+from mlxport.source.safe_files import opened, read_exactly, refuse_placeholder
 from mlxport.types import DTYPE_BITS, TensorRef
 
 # The limit of the reference implementation.

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mlxport.errors import SourceError, UnsafeError, UnsupportedError, WeightsError
-from mlxport.source.files import open_regular, refuse_placeholder
+from mlxport.source.safe_files import open_regular, refuse_placeholder
 from mlxport.types import DTYPE_BITS, TensorRef
 
 _DTYPES = {

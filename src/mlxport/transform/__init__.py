@@ -3,6 +3,8 @@
 A target states its map as ordinary MLX code on a dict of arrays (mlx-lm's own ``sanitize`` and ``quantize_model``, for
 one). ``trace`` runs that code once on placeholders and keeps the graph, so that any range of rows of any output can be
 computed from just the bytes that it needs.
+
+Imports: errors, types, source, quant.
 """
 
 from mlxport.transform.dtypes import float32, mx_dtype, st_dtype, to_bytes, to_mx

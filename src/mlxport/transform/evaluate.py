@@ -13,8 +13,8 @@ import numpy as np
 from mlxport.quant.search import search_bytes
 from mlxport.source import read_rows
 from mlxport.transform.dtypes import mx_dtype, to_mx
-from mlxport.transform.ops import ROW_OPS
 from mlxport.transform.program import Value
+from mlxport.transform.row_rules import ROW_OPS
 from mlxport.types import QuantSpec, TensorRef
 
 # Bytes of rows that one evaluation works on: large enough to keep a core busy, small enough to bound memory.

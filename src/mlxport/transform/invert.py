@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import mlx.core as mx
 
 from mlxport.transform.evaluate import Evaluator
-from mlxport.transform.ops import ROW_OPS
 from mlxport.transform.program import Program, Value
+from mlxport.transform.row_rules import ROW_OPS
 from mlxport.types import TensorRef
 
 

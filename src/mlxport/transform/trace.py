@@ -13,8 +13,8 @@ from mlxport.quant.modes import make_spec
 from mlxport.quant.search import search_affine
 from mlxport.transform.dtypes import mx_dtype
 from mlxport.transform.evaluate import lazy_arrays
-from mlxport.transform.ops import ROW_OPS
 from mlxport.transform.program import Call, Output, Pipeline, Program, Value
+from mlxport.transform.row_rules import ROW_OPS
 from mlxport.types import QuantSpec, TensorRef
 
 # How MLX says that it cannot export a primitive, and that code looked at a placeholder's values.

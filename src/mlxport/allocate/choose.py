@@ -1,0 +1,223 @@
+"""From a limit to a recipe: open, count, measure, solve, count again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlxport.allocate.allocation_report import AllocationReport, Choice, recipe_text
+from mlxport.allocate.budget import Budget, make_budget, tensor_bytes
+from mlxport.allocate.candidates import Candidate, find_candidates, reachable
+from mlxport.allocate.limits import Target
+from mlxport.allocate.measure import Damages, Subject, measure
+from mlxport.allocate.written_tokens import Tokens
+from mlxport.errors import QuantizationError
+from mlxport.fit import planned_dtype
+from mlxport.layouts.assembly import Conversion, check_unquantized
+from mlxport.layouts.mlx_lm.opening import lazy_model, open_target
+from mlxport.progress import Progress
+from mlxport.quant import QuantRequest, parse_recipe
+from mlxport.quant.knapsack import Allocation, Option, allocate
+from mlxport.types import Checkpoint, QuantSpec
+
+__all__ = ["Found", "find_allocation"]
+
+_SCALES = 0.5  # bits of scale and bias for each weight, in groups of 64
+_ROUNDS = 8
+_NEAR = 1e-4  # of the limit: what else would fit in is not worth another count
+
+
+@dataclass(frozen=True)
+class Found:
+    """A choice of settings.
+
+    Attributes:
+        request: What to quantize; None where everything fits as it is.
+        report: What was chosen, and why.
+        dtype: Of what is not quantized, as of ``convert``.
+    """
+
+    request: QuantRequest | None
+    report: AllocationReport
+    dtype: str
+
+
+@dataclass(frozen=True)
+class _Search:
+    """What the search works on."""
+
+    checkpoint: Checkpoint
+    target: Target
+    dtype: str
+    conversion: Conversion
+    budget: Budget
+    candidates: Mapping[str, Candidate]
+
+    def output(self, chosen: Mapping[str, QuantSpec | None]) -> tuple[Conversion, QuantRequest | None]:
+        """The conversion with these settings, as ``convert`` makes it."""
+        if not any(chosen.values()):
+            return self.conversion, None
+        text = recipe_text(chosen, self.budget.target, self.target.quantizer)
+        request = parse_recipe(text, Path("recipe.toml"), self.target.quantizer)
+        return open_target(self.checkpoint, dtype=self.dtype, quant=request), request
+
+    def usual_bits(self) -> float:
+        """About the bits that the limit leaves for a weight, without its scale and bias."""
+        kept = self.nbytes(dict.fromkeys(self.candidates))
+        room = self.budget.limit - (self.budget.count(self.conversion, None) - kept)
+        return room * 8 / max(sum(given.size for given in self.candidates.values()), 1) - _SCALES
+
+    def options(self, damages: Damages) -> dict[str, list[Option]]:
+        """What each module may be given."""
+        return {
+            path: [Option(given.nbytes(None), 0.0, None)]
+            + [Option(given.nbytes(spec), damages[path][spec], spec) for spec in given.specs]
+            for path, given in self.candidates.items()
+        }
+
+    def nbytes(self, chosen: Mapping[str, QuantSpec | None]) -> int:
+        """Bytes of the candidates under these settings."""
+        return sum(self.candidates[path].nbytes(spec) for path, spec in chosen.items())
+
+
+def find_allocation(
+    checkpoint: Checkpoint,
+    target: Target,
+    *,
+    dtype: str,
+    max_shard_size: str | int,
+    shard_by: str,
+    progress: Progress,
+    tokens: Tokens | None = None,
+) -> Found:
+    """Choose bits and group size of every module such that the predicted damage is least within the limit.
+
+    Reads weights in blocks, and never holds more than one module's.
+
+    Args:
+        checkpoint: The opened source.
+        target: The limit.
+        dtype: As of ``convert``; for a machine, ``auto`` makes float32 checkpoints bfloat16, as ``plan`` does.
+        max_shard_size: As of ``convert``; headers count.
+        shard_by: As of ``convert``.
+        progress: What to report to.
+        tokens: What damage is measured on, instead of what the model writes by itself.
+
+    Raises:
+        QuantizationError: Nothing is small enough (says the least possible), or the checkpoint is quantized already.
+        UnsupportedError: mlx-lm cannot run the model here.
+        UsageError: A context that the model was not made for.
+    """
+    conversion = open_target(checkpoint, dtype=dtype)
+    asked = planned_dtype(dtype, conversion) if target.machine is not None else dtype
+    notes: tuple[str, ...] = ()
+    if asked != dtype:
+        notes = (f"the checkpoint holds {conversion.dtype}: converted with --dtype {asked} to fit",)
+        conversion = open_target(checkpoint, dtype=asked)
+    model, _ = lazy_model(checkpoint, asked)
+    check_unquantized(model)
+    budget = make_budget(target, checkpoint, model, conversion, max_shard_size, shard_by)
+    model, _ = lazy_model(checkpoint, asked)  # one of its own: measuring makes it float32
+    candidates = find_candidates(model, conversion.program)
+    search = _Search(checkpoint, target, asked, conversion, budget, candidates)
+    kept: dict[str, QuantSpec | None] = dict.fromkeys(candidates)
+    if budget.count(conversion, None) <= budget.limit:
+        return _found(search, kept, {}, "nothing: the model is small enough as it is", True, notes)
+    candidates, calls = reachable(model, candidates)
+    search = _Search(checkpoint, target, asked, conversion, budget, candidates)
+    overhead = _least(search)
+    subject = Subject(checkpoint, model, conversion.program, candidates, calls, target.quantizer, progress)
+    predictions, predictor = measure(subject, search.usual_bits(), tokens)
+    divergence, predictor = _best(search, subject, predictions, predictor, overhead)
+    best = _solved(search, search.options(divergence), overhead)
+    chosen = {path: option.spec for path, option in best.chosen.items()}
+    return _found(search, chosen, divergence, predictor, best.exact, notes)
+
+
+def _best(
+    search: _Search, subject: Subject, predictions: list[Damages], predictor: str, overhead: int
+) -> tuple[Damages, str]:
+    """Of several predictions the one whose choice, all of it rounded, is measured to diverge least."""
+    if len(predictions) == 1:
+        return predictions[0], predictor
+    room = search.budget.limit - overhead
+    changes = []
+    for prediction in predictions:
+        chosen = allocate(search.options(prediction), room).chosen
+        changes.append({path: option.spec for path, option in chosen.items() if option.spec is not None})
+    measured = subject.divergences(changes)
+    least = measured.index(min(measured))
+    return predictions[least], f"{predictor}; the whole choice then measured {measured[least]:.3g}"
+
+
+def _least(search: _Search) -> int:
+    """Bytes of all but the candidates (headers, workspace …) in the smallest output; refuses a limit below that."""
+    smallest = {path: min(given.specs, key=given.nbytes) for path, given in search.candidates.items()}
+    least = search.budget.count(*search.output(dict(smallest)))
+    if least > search.budget.limit:
+        raise search.budget.impossible(least)
+    return least - search.nbytes(dict(smallest))
+
+
+def _solved(search: _Search, options: Mapping[str, list[Option]], overhead: int) -> Allocation:
+    """The best choice whose output, counted to the byte, is within the limit.
+
+    Headers and workspace depend on the choice, by a few bytes: those of the last choice are taken for the next.
+    """
+    best: Allocation | None = None
+    limit = search.budget.limit
+    seen = set()
+    for _ in range(_ROUNDS):
+        room = limit - overhead
+        if room in seen:
+            break
+        seen.add(room)
+        try:
+            found = allocate(options, room)
+        except QuantizationError:
+            break
+        chosen = {path: option.spec for path, option in found.chosen.items()}
+        used = search.budget.count(*search.output(chosen))
+        if used <= limit and (best is None or found.damage < best.damage):
+            best = found
+        if (1 - _NEAR) * limit <= used <= limit:
+            break
+        overhead = used - found.nbytes if used <= limit else overhead + used - limit
+    if best is None:
+        smallest = {path: [min(given, key=lambda option: option.nbytes)] for path, given in options.items()}
+        best = allocate(smallest, sum(given[0].nbytes for given in smallest.values()))
+    return best
+
+
+def _found(
+    search: _Search,
+    chosen: Mapping[str, QuantSpec | None],
+    divergence: Mapping[str, Mapping[QuantSpec, float]],
+    predictor: str,
+    exact: bool,
+    notes: tuple[str, ...],
+) -> Found:
+    output, request = search.output(chosen)
+    budget, used = search.budget, search.budget.count(output, request)
+    choices = tuple(
+        Choice(path, spec, given.nbytes(spec), 0.0 if spec is None else divergence[path][spec], given.size)
+        for path, given in search.candidates.items()
+        for spec in [chosen[path]]
+    )
+    bits = tensor_bytes(output) * 8 / max(output.parameters, 1)
+    report = AllocationReport(
+        budget.target,
+        budget.measure,
+        budget.limit,
+        used,
+        bits,
+        predictor,
+        sum(choice.damage for choice in choices),
+        exact,
+        choices,
+        search.target.quantizer,
+        budget.memory(output, request),
+        notes,
+    )
+    return Found(request, report, search.dtype)

@@ -1,0 +1,87 @@
+"""Print what of a model fits a machine: to stdout, through rich."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mlxport.fit.fit_report import rate_in_words
+from mlxport.progress import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from mlxport.fit import FitReport, FitRow
+
+_COLUMNS = ("", "bits", "disk", "memory", "GPU memory", "longest\ncontext", "tokens/s")
+
+_WIDEST = 200
+
+
+def show_fit(report: FitReport, console: Console | None = None) -> None:
+    """The machine, the table, and what to do."""
+    out = console or Console(soft_wrap=True, highlight=False)
+    machine = report.machine
+    speed = f", {machine.bandwidth_gb_s:g} GB/s" if machine.bandwidth_gb_s is not None else ""
+    out.print(escape(f"{report.source} on {machine.name}: {format_bytes(machine.gpu_bytes)} for the GPU{speed}"))
+    usable = [row for row in report.rows if not row.problem]
+    cache, workspace = (format_bytes(part) for part in (usable[0].cache_bytes, usable[0].workspace_bytes))
+    bits = f" of {report.kv_bits} bits" if report.kv_bits is not None else ""
+    out.print(f"{report.context:,} tokens of context: a cache{bits} of {cache}, and {workspace} to work with")
+    table = Table(box=box.SIMPLE_HEAD, title_justify="left")
+    for column in _COLUMNS:
+        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
+    for row in usable:
+        table.add_row(*_cells(row), style="bold" if row.name == report.recommended else None)
+    out.width = max(out.width, out.measure(table, options=out.options.update(max_width=_WIDEST)).maximum)
+    out.print(table)
+    out.print("memory: the peak of MLX; tokens/s: of generating (reading a prompt is bound by computing)")
+    notes = (f"note: {note}" for note in report.notes)
+    for line in (*_calibrating(report), *_problems(report), *notes, *_advice(report)):
+        out.print(escape(line))
+
+
+def _calibrating(report: FitReport) -> list[str]:
+    found = report.calibration
+    if found is None:
+        return []
+    taken = f"about {format_seconds(found.seconds)} on this machine, {format_bytes(found.peak_bytes)} of memory"
+    return [f"calibrating (-q 4 --calibrate default): {taken}"]
+
+
+def _cells(row: FitRow) -> tuple[str, ...]:
+    spare = format_bytes(abs(row.spare_bytes))
+    room = f"[green]{spare} left[/]" if row.fits else f"[red]{spare} short[/]"
+    longest = f"{row.longest_context:,}" if row.longest_context else "none"
+    speed = rate_in_words(row.tokens_per_second)
+    memory = format_bytes(row.memory_bytes)
+    return (escape(row.name), f"{row.bits_per_weight:.2f}", format_bytes(row.disk_bytes), memory, room, longest, speed)
+
+
+def _problems(report: FitReport) -> list[str]:
+    names: dict[str, list[str]] = {}
+    for row in report.rows:
+        if row.problem:
+            names.setdefault(row.problem, []).append(row.name)
+    return [f"not {', '.join(listed)}: {problem}" for problem, listed in names.items()]
+
+
+def _advice(report: FitReport) -> list[str]:
+    if report.recommended:
+        best = report.rows[0]
+        quantize = f" -q {best.quantize}" if best.quantize else ""
+        dtype = f" --dtype {report.dtype}" if report.dtype else ""
+        few = [] if best.keeps_four_bits else ["what fits keeps less than four bits a weight: expect it to lose much"]
+        command = f"mlxport convert {shlex.quote(report.source)} DST{quantize}{dtype}"
+        return [*few, f"recommended: {best.name}", f"to convert: {command}"]
+    lines = [f"nothing fits {report.machine.name} with {report.context:,} tokens of context"]
+    if report.shorter_setting:
+        lines.append(f"what would: {report.shorter_setting} with up to {report.shorter_context:,} tokens of context")
+    if report.larger_machines:
+        lines.append(f"what would: {report.larger_setting} on {', '.join(report.larger_machines)}")
+    elif report.larger_setting:
+        lines.append(f"no machine of the table has the memory for {report.larger_setting}")
+    return lines

@@ -1,0 +1,144 @@
+"""Run a model on all sequences at once, block by block: what a block does with them is for the caller to say.
+
+mlx-lm's own model does everything between its blocks: embeddings, masks, rotary tables. Whenever it calls a block, a
+visitor answers instead, so that only this block's weights need to be in memory, and only hidden states in between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlxport.distill.teacher_student import blocks_of
+from mlxport.errors import UnsupportedError
+
+__all__ = ["Call", "head", "walk"]
+
+
+class _Stopped(Exception):
+    """The last block was visited."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a block by its model.
+
+    Attributes:
+        number: The block's place.
+        path: Its path.
+        module: The block.
+        hidden: Hidden states of all sequences, [sequences, tokens, size].
+        args: Its other positional arguments.
+        kwargs: Its keyword arguments.
+    """
+
+    number: int
+    path: str
+    module: Any
+    hidden: mx.array
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def run(self, module: Any, hidden: mx.array, rows: mx.array | slice) -> mx.array:
+        """What a block, this or its quantized twin, makes of the hidden states of some sequences."""
+        count = self.hidden.shape[0]
+
+        def cut(value: Any) -> Any:
+            if isinstance(value, mx.array):
+                return value[rows] if value.ndim and value.shape[0] == count else value
+            if isinstance(value, (tuple, list)):
+                return type(value)(cut(item) for item in value)
+            return {key: cut(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+        output = module(hidden, *cut(self.args), **cut(self.kwargs))
+        if not isinstance(output, mx.array) or output.shape != hidden.shape:
+            raise UnsupportedError(
+                f"{self.path} does not map hidden states to hidden states: it cannot be distilled by itself",
+                hint="leave out --distill, or convert on a machine whose memory holds the whole model",
+            )
+        return output
+
+
+Visit = Callable[[Call], mx.array]
+
+
+@contextlib.contextmanager
+def _visited(
+    model: nn.Module, answer: Callable[[int, str, Any, tuple[Any, ...], dict[str, Any]], Any]
+) -> Iterator[int]:
+    """Have ``answer`` called in place of the blocks of a model; how many there are."""
+    blocks = blocks_of(model)
+    places = {id(module): (number, path) for number, (path, module) in enumerate(blocks)}
+    originals = [(module, type(module)) for _, module in blocks]
+
+    def hooked(cls: type) -> type:
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            number, path = places[id(self)]
+            return answer(number, path, self, args, kwargs)
+
+        return type(cls.__name__, (cls,), {"__call__": call})
+
+    for module, cls in originals:
+        module.__class__ = hooked(cls)
+    try:
+        yield len(blocks)
+    finally:
+        for module, cls in originals:
+            module.__class__ = cls
+
+
+def walk(model: nn.Module, ids: mx.array, visit: Visit, last: int | None = None) -> None:
+    """Run a model up to and with its last block.
+
+    Args:
+        model: mlx-lm's; what is outside of its blocks must be in memory.
+        ids: All sequences, [sequences, tokens].
+        visit: Gives the output of a call.
+        last: The number of the last block to visit; by default the last that there is.
+    """
+    classes = [type(module) for _, module in blocks_of(model)]
+    expected = 0
+
+    def answer(number: int, path: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        nonlocal expected
+        hidden = args[0] if args else None
+        if number != expected or not isinstance(hidden, mx.array) or hidden.shape[: ids.ndim] != ids.shape:
+            raise UnsupportedError(
+                f"{path} is not called once, in turn, with the hidden states: this model cannot be distilled in parts",
+                hint="leave out --distill, or convert on a machine whose memory holds the whole model",
+            )
+        expected += 1
+        hooked = type(module)
+        module.__class__ = classes[number]
+        try:
+            output = visit(Call(number, path, module, hidden, args[1:], kwargs))
+        finally:
+            module.__class__ = hooked
+        if number == (len(classes) - 1 if last is None else last):
+            raise _Stopped
+        return output
+
+    with _visited(model, answer), contextlib.suppress(_Stopped):
+        model(ids)
+
+
+def head(model: nn.Module, ids: mx.array, hidden: mx.array) -> mx.array:
+    """Logits of the hidden states after the last block, by what comes after the blocks.
+
+    Args:
+        model: mlx-lm's; what is outside of its blocks must be in memory.
+        ids: Some sequences.
+        hidden: Their hidden states.
+    """
+
+    def answer(number: int, _: str, __: Any, args: tuple[Any, ...], ___: dict[str, Any]) -> Any:
+        return hidden if number == 0 else args[0]
+
+    with _visited(model, answer):
+        output: Any = model(ids)
+    return getattr(output, "logits", output)  # type: ignore[no-any-return]

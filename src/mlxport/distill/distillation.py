@@ -1,0 +1,150 @@
+"""One distillation: choose the text and the way, train, and hand over the changed tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlxport.calibrate.calibration_text import DEFAULT, read_calibration
+from mlxport.distill.blockwise import Blockwise
+from mlxport.distill.distill_memory import Memory, Way
+from mlxport.distill.distill_settings import DistillReport, DistillSettings
+from mlxport.distill.teacher_logits import Targets
+from mlxport.distill.teacher_student import Original, Quantized
+from mlxport.distill.training_text import read_sequences, sequence_length, written_sequences
+from mlxport.distill.whole import predict, predict_in_parts, train_whole
+from mlxport.types import Checkpoint
+
+__all__ = ["distill"]
+
+_SEQUENCES = "sequences.safetensors"
+
+
+def distill(
+    folder: Path,
+    checkpoint: Checkpoint,
+    config: Mapping[str, Any],
+    settings: DistillSettings,
+    work: Path,
+    *,
+    text: str | None = None,
+    trust_remote_code: bool = False,
+    memory_limit: int | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> tuple[DistillReport, dict[str, mx.array]]:
+    """Train scales, biases and norms of an output to what its original computes.
+
+    Args:
+        folder: The output: config, shards and tokenizer.
+        checkpoint: The original.
+        config: The output's configuration.
+        settings: How.
+        work: A folder for what an interrupted run goes on from.
+        text: What to train on, beside what the model itself writes; where no model fits in memory whole, and so none
+            writes, a built-in one by default.
+        trust_remote_code: Whether code of the folder may run.
+        memory_limit: Bytes that models and training may take; default half of what is available.
+        say: Called with a line for each step of the work.
+
+    Returns:
+        What was done, and the changed tensors as they are to be stored: none where nothing was better.
+
+    Raises:
+        UnsupportedError: The model does not fit in memory, and is not a row of blocks.
+        TokenizerError: There is no tokenizer for the text, or the text is too short.
+    """
+    work.mkdir(exist_ok=True)
+    dtype = _dtype(config)
+    original, quantized = Original(checkpoint, dtype), Quantized(folder, dtype, trust_remote_code)
+    length = sequence_length(settings, config)
+    way = Memory(original, quantized, settings, length, memory_limit).way()
+    say(f"distilling: {way}")
+    if way.original_whole:
+        original.fill()
+    ids, source = _sequences(folder, work, original, quantized, way, config, settings, length, text, trust_remote_code)
+    held_out = max(1, min(settings.held_out, ids.shape[0] // 4))
+    if not way.whole:
+        before, after, found = Blockwise(original, quantized, ids, held_out, settings, work, say).run()
+        steps, ended = settings.steps, "each block"
+    else:
+        targets = Targets(work)
+        predict(original, ids, targets) if way.original_whole else predict_in_parts(original, ids, targets, say)
+        original.release()
+        quantized.fill()
+        state = work / "state.safetensors"
+        fitted, parts = train_whole(
+            quantized, ids, held_out, targets, settings, checkpoint=way.checkpoint, state=state, say=say
+        )
+        before, after, steps, ended = fitted.before, fitted.after, fitted.steps, fitted.ended
+        found = {}
+        if fitted.changes is not None:
+            for part in parts:
+                found |= part.stored(fitted.changes)
+        mx.eval(found)
+        quantized.release()
+    tokens = (ids.shape[0] - held_out) * ids.shape[1]
+    whole = "whole" if way.whole else "block by block"
+    run = "whole" if way.original_whole else "block by block"
+    modules = tuple(sorted({name.rpartition(".")[0] for name in found}))
+    return DistillReport(steps, whole, run, before, after, tokens, source, ended, modules), found
+
+
+def _dtype(config: Mapping[str, Any]) -> mx.Dtype:
+    """What to compute in: the CPU is fastest, and every device most exact, in float32."""
+    stored = config.get("torch_dtype") or config.get("dtype")
+    return mx.bfloat16 if stored == "bfloat16" and mx.default_device() != mx.cpu else mx.float32
+
+
+def _built_in() -> str:
+    """The text that is shipped."""
+    calibration = read_calibration(DEFAULT)
+    assert calibration is not None
+    return calibration.text
+
+
+def _sequences(
+    folder: Path,
+    work: Path,
+    original: Original,
+    quantized: Quantized,
+    way: Way,
+    config: Mapping[str, Any],
+    settings: DistillSettings,
+    length: int,
+    text: str | None,
+    trust_remote_code: bool,
+) -> tuple[mx.array, str]:
+    """The sequences, and where they are from; those of an interrupted run are used again."""
+    path = work / _SEQUENCES
+    if path.is_file():
+        loaded: Any = mx.load(str(path), return_metadata=True)
+        return loaded[0]["ids"], loaded[1]["source"]
+    wanted = min(settings.sequences, settings.steps * settings.batch) + settings.held_out
+    while wanted in original.sizes() or wanted == length:  # the axis of the sequences is told by its size
+        wanted -= 1
+    parts, sources = [], []
+    writer = original if way.original_whole else quantized if way.whole else None
+    if text is not None or writer is None:
+        share = wanted // 2 if writer is not None else wanted
+        chosen = _built_in() if text is None else text
+        parts.append(
+            read_sequences(folder, chosen, share, length, original.vocabulary, trust_remote_code=trust_remote_code)
+        )
+        length = parts[0].shape[1]
+        sources.append("of a built-in text" if text is None else "of the text")
+    if writer is not None:
+        if writer is quantized:
+            quantized.fill()
+        count = wanted - sum(part.shape[0] for part in parts)
+        parts.append(written_sequences(writer.model, config, count, length, settings.seed))
+        sources.append("that the original wrote" if writer is original else "that the quantized model wrote")
+    ids, source = mx.concatenate(parts), " and ".join(sources)
+    ids = ids[mx.random.permutation(ids.shape[0], key=mx.random.key(settings.seed))]
+    mx.eval(ids)
+    temporary = path.with_suffix(".tmp.safetensors")
+    mx.save_safetensors(str(temporary), {"ids": ids}, metadata={"source": source})
+    temporary.replace(path)
+    return ids, source

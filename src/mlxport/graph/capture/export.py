@@ -1,0 +1,399 @@
+"""Capture a PyTorch module as a functional ATen graph with its module tree: torch.export and what surrounds it."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import logging
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx import Graph, Node
+from torch.utils import _pytree as pytree
+
+from mlxport.graph.capture.composite_shapes import known_shapes
+from mlxport.graph.capture.dataclass_inputs import known_dataclasses
+from mlxport.graph.capture.fastpath import fast_paths
+from mlxport.graph.capture.stores import add_stores
+from mlxport.graph.capture.wrapped_root import Inside, bring_out, hides_members
+from mlxport.graph.lower import ops as _ops  # noqa: F401  (fills the table)
+from mlxport.graph.lower.registry import LOWERINGS
+
+__all__ = ["CaptureError", "Captured", "capture", "decompose", "export", "lowered_decompositions"]
+
+
+# Frames of torch and of this package, which are not the user's.
+_LIBRARY = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+
+
+class CaptureError(Exception):
+    """The module cannot be captured.
+
+    Attributes:
+        hint: What to do.
+        usage: Whether the example inputs are to blame.
+    """
+
+    def __init__(self, message: str, hint: str, *, usage: bool = False) -> None:
+        super().__init__(message)
+        self.hint, self.usage = hint, usage
+
+
+@dataclass
+class Captured:
+    """A captured program: the graph that the passes rewrite, and what is known of the module that it came from.
+
+    Attributes:
+        graph: Functional ATen graph; placeholders are weights (see ``weights``) and user inputs.
+        weights: Placeholder to the module's name of the parameter, buffer or constant.
+        state: Name to tensor, on meta where the module was.
+        trainable: Names that are parameters.
+        inputs: Leaf placeholders of the user's inputs in the order of ``in_spec``; None for what is no tensor or size.
+        values: Leaf values of the example inputs, in the same order.
+        in_spec: Structure of (args, kwargs).
+        outputs: Leaf outputs: nodes, or constants.
+        out_spec: Structure of what the module returns.
+        mutations: Name of a buffer, or placeholder of an input, that the module writes, and the node that it becomes.
+        aliases: Name of a tensor in ``state`` to all names that the module has for it, tied ones included.
+        modules: Path to module, for class names and attributes.
+        signature: Signature of the module's forward.
+        ranges: Symbol name to the lowest and highest size that torch.export allows.
+    """
+
+    graph: Graph
+    weights: dict[Node, str]
+    state: dict[str, torch.Tensor]
+    trainable: frozenset[str]
+    inputs: list[Node | None]
+    values: list[Any]
+    in_spec: Any
+    outputs: list[Any]
+    out_spec: Any
+    modules: Mapping[str, torch.nn.Module]
+    signature: inspect.Signature
+    ranges: dict[str, tuple[int, int]] = field(default_factory=dict)
+    mutations: list[tuple[str | Node, Node]] = field(default_factory=list)
+    aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's own warnings and dumps: what stops a capture is raised, and said in one error."""
+    level = logging.root.manager.disable
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.ERROR)
+        try:
+            yield
+        finally:
+            logging.disable(level)
+
+
+def export(
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None, dynamic: Any = None
+) -> ExportedProgram:
+    """The functional graph of ``module`` on example inputs; ops that the table has stay whole, others are decomposed.
+
+    Args:
+        module: In the mode (eval, train) in which it is to be captured.
+        args: Positional example inputs.
+        kwargs: Keyword example inputs.
+        dynamic: ``dynamic_shapes`` as torch.export takes them, or None for the example's sizes.
+    """
+    with _quiet(), torch.no_grad(), known_shapes():
+        program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
+        return decompose(program)
+
+
+def decompose(program: ExportedProgram) -> ExportedProgram:
+    """``program`` functionalised, with the ops that the table lacks taken apart as far as torch can."""
+    with _quiet(), known_shapes():
+        table = torch.export.default_decompositions()
+        program = program.run_decompositions(_table(table))
+        while found := {target: rule for target, rule in _rules(program) if target not in table}:
+            table = {**table, **found}  # what an op is taken apart into may have to be taken apart itself
+            program = program.run_decompositions(_table(table))
+    return program
+
+
+def lowered_decompositions() -> dict[Any, Any]:
+    """How torch takes apart every op that the table does not have."""
+    return _table({**torch._decomp.decomposition_table, **fast_paths()})
+
+
+def _rules(program: ExportedProgram) -> Iterator[tuple[Any, Any]]:
+    """The ops of a program that the table lacks and torch can take apart, and how."""
+    rules = torch._decomp.decomposition_table
+    for node in program.graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload) and str(node.target) not in LOWERINGS:
+            if node.target in rules:
+                yield node.target, rules[node.target]
+
+
+def _table(table: Any) -> dict[Any, Any]:
+    return {target: rule for target, rule in table.items() if str(target) not in LOWERINGS}
+
+
+def dynamic_shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Every axis of every tensor input dynamic where torch.export can prove it (sizes 0 and 1 it takes as fixed).
+
+    In the place of a class that is registered with pytree stands the list of its parts, as torch.export wants it.
+    """
+
+    def axes(item: Any) -> Any:
+        if isinstance(item, torch.Tensor):
+            return {axis: torch.export.Dim.AUTO for axis in range(item.ndim)}
+        registered = pytree.SUPPORTED_NODES.get(type(item))
+        return None if registered is None else [each(part) for part in registered.flatten_fn(item)[0]]
+
+    def each(value: Any) -> Any:
+        return pytree.tree_map(
+            axes, value, is_leaf=lambda item: pytree._get_node_type(item) not in pytree.BUILTIN_TYPES
+        )
+
+    return each(args), each(kwargs)
+
+
+def capture(
+    module: torch.nn.Module,
+    args: tuple[Any, ...] = (),
+    kwargs: dict[str, Any] | None = None,
+    *,
+    dynamic: bool | Any = True,
+) -> Captured:
+    """Capture ``module`` on example inputs.
+
+    Args:
+        module: The module, in the mode in which it is to be ported; its tensors may be on ``meta``.
+        args: Positional example inputs.
+        kwargs: Keyword example inputs.
+        dynamic: True: sizes of inputs are dynamic where torch.export proves them; False: the example's sizes; otherwise
+            ``dynamic_shapes`` as torch.export takes them, by parameter name.
+
+    Raises:
+        CaptureError: The example does not fit the module, or torch.export cannot follow it.
+    """
+    kwargs = dict(kwargs or {})
+    signature = inspect.signature(module.forward)
+    name = type(module).__name__
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        wanted = ", ".join(map(str, signature.parameters.values()))
+        raise CaptureError(
+            f"the example inputs do not fit {name}.forward({wanted}): {error}",
+            "give its arguments as the example: (args, kwargs)",
+            usage=True,
+        ) from error
+    problem: Exception | None = None
+    inside = hides_members(module)
+    exported = Inside(module) if inside else module
+    known = known_dataclasses(exported, (args, kwargs))
+    with known, _explicit(exported, signature, args, kwargs, always=inside) as explicit:
+        args, kwargs = _distinct(args, kwargs)
+        attempts: list[Any] = [dynamic if dynamic is not False else None]
+        if dynamic is True:
+            positional, keyword = dynamic_shapes(args, kwargs)
+            attempts = [dict(explicit.bind(*positional, **keyword).arguments), None]
+        for shapes in attempts:
+            try:
+                program = export(exported, args, kwargs, shapes)
+                break
+            except Exception as error:  # the user's code under torch.export: whatever it raises is about that code
+                problem = problem or error
+        else:
+            assert problem is not None
+            raise CaptureError(
+                f"torch.export cannot capture {name}: {_first_line(problem)}", _hint(problem)
+            ) from problem
+    captured = _captured(program, exported, signature, args, kwargs)
+    if inside:
+        bring_out(captured)
+    if problem is not None:
+        reason = _first_line(problem)
+        captured.notes.append(f"sizes are fixed to the example's: torch.export with dynamic ones says {reason}")
+    return captured
+
+
+def _distinct(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The example with a copy where a tensor is given twice: torch.export takes one object for one input."""
+    seen: set[int] = set()
+
+    def own(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        known = id(leaf) in seen
+        seen.add(id(leaf))
+        return leaf.clone() if known else leaf
+
+    distinct: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map(own, (args, kwargs))
+    return distinct
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith((*_LIBRARY, "<"))]
+    return f"{text} (at {own[-1].filename}:{own[-1].lineno})" if own else text
+
+
+def _hint(error: Exception) -> str:
+    if "DataDependent" in type(error).__name__ or "data-dependent" in str(error):
+        return "its control flow depends on values; use torch.where or torch.cond there, or port the part around it"
+    return "see https://docs.pytorch.org/docs/stable/export.html for what can be captured; -v shows where it stops"
+
+
+@contextmanager
+def _explicit(
+    module: torch.nn.Module,
+    signature: inspect.Signature,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    always: bool = False,
+) -> Iterator[inspect.Signature]:
+    """Spell out what ``**kwargs`` of the forward catches: torch.export cannot give it dynamic shapes otherwise."""
+    parameters = dict(signature.parameters)
+    caught = next((p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD), None)
+    extra = signature.bind(*args, **kwargs).arguments.get(caught or "", {})
+    if not extra and not always:
+        yield signature
+        return
+    if extra:
+        del parameters[caught or ""]
+    spelled = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in extra]
+    explicit = signature.replace(parameters=[*parameters.values(), *spelled])
+    forward = module.forward
+
+    def shim(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    shim.__signature__ = explicit  # type: ignore[attr-defined]
+    module.__dict__["forward"] = shim
+    try:
+        yield explicit
+    finally:
+        del module.__dict__["forward"]
+
+
+def _captured(
+    program: ExportedProgram,
+    module: torch.nn.Module,
+    signature: inspect.Signature,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Captured:
+    graph = program.graph_module.graph
+    _settle_sizes(graph)
+    modules = dict(module.named_modules(remove_duplicate=False))
+    _settle_paths(graph, modules)
+    named = {node.name: node for node in graph.nodes}
+    aliases = _aliases(module)
+    first = {name: names[0] for names in aliases.values() for name in names}
+    weights: dict[Node, str] = {}
+    inputs: list[Node | None] = []
+    by_name: dict[str, Node] = {}
+    state = {**program.state_dict, **program.constants}
+    tensors: dict[str, torch.Tensor] = {}
+    for spec in program.graph_signature.input_specs:
+        if spec.kind is InputKind.USER_INPUT:
+            leaf = named.get(getattr(spec.arg, "name", ""))
+            inputs.append(
+                leaf if leaf is not None and isinstance(leaf.meta.get("val"), torch.Tensor | torch.SymInt) else None
+            )
+        elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+            node, name = named[spec.arg.name], first.get(spec.target, spec.target)
+            if name in by_name:  # one tensor under two names
+                node.replace_all_uses_with(by_name[name])
+                graph.erase_node(node)
+                continue
+            weights[node] = name
+            by_name[name] = node
+            tensors[name] = state[spec.target]
+    mutations: list[tuple[str | Node, Node]] = []
+    for output in program.graph_signature.output_specs:
+        if output.kind in (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION):
+            mutations.append((first.get(output.target, output.target), named[output.arg.name]))
+        elif output.kind is OutputKind.USER_INPUT_MUTATION:
+            mutations.append((named[output.target], named[output.arg.name]))
+    end = next(node for node in graph.nodes if node.op == "output")
+    outputs = list(end.args[0])[len(mutations) :]
+    end.args = (tuple(outputs),)
+    add_stores(graph, mutations, weights)
+    return Captured(
+        graph=graph,
+        weights=weights,
+        state=tensors,
+        trainable=frozenset(first.get(name, name) for name in program.graph_signature.parameters),
+        inputs=inputs,
+        values=pytree.tree_leaves((args, kwargs)),
+        in_spec=program.call_spec.in_spec,
+        outputs=outputs,
+        out_spec=program.call_spec.out_spec,
+        modules=modules,
+        signature=signature,
+        ranges={str(symbol): (_int(r.lower), _int(r.upper)) for symbol, r in program.range_constraints.items()},
+        mutations=mutations,
+        aliases={name: aliases.get(name, (name,)) for name in tensors},
+    )
+
+
+def _aliases(module: torch.nn.Module) -> dict[str, tuple[str, ...]]:
+    """First name of each tensor of ``module`` to all its names."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in [
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]:
+        names.setdefault(id(tensor), []).append(name)
+    return {found[0]: tuple(found) for found in names.values()}
+
+
+def _settle_paths(graph: Graph, modules: Mapping[str, torch.nn.Module]) -> None:
+    """Call a module that the tree has twice by its first path everywhere."""
+    first: dict[int, str] = {}
+    for path, module in modules.items():
+        first.setdefault(id(module), path)
+    moved = {path: first[id(module)] for path, module in modules.items() if first[id(module)] != path}
+    if not moved:
+        return
+    for node in graph.nodes:
+        stack = node.meta.get("nn_module_stack")
+        if stack and any(path.partition("@")[0] in moved for path, _ in stack.values()):
+            node.meta["nn_module_stack"] = {
+                key: (moved.get(path.partition("@")[0], path), kind) for key, (path, kind) in stack.items()
+            }
+
+
+def _settle_sizes(graph: Graph) -> None:
+    """Make ints of the symbolic sizes that torch.export has found to be fixed."""
+
+    def settled(size: Any) -> Any:
+        return int(size.node.expr) if isinstance(size, torch.SymInt) and size.node.expr.is_number else size
+
+    def settle(value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and any(settled(size) is not size for size in value.shape):
+            with value.fake_mode:  # type: ignore[attr-defined]
+                return torch.empty([settled(size) for size in value.shape], dtype=value.dtype, device=value.device)
+        if isinstance(value, tuple | list):
+            return type(value)([settle(item) for item in value])
+        return settled(value)
+
+    for node in graph.nodes:
+        if "val" in node.meta:
+            node.meta["val"] = settle(node.meta["val"])
+
+
+def _int(bound: Any) -> int:
+    if getattr(bound, "is_Integer", isinstance(bound, int)):
+        return int(bound)
+    return -(2**63) if bound < 0 else 2**63 - 1

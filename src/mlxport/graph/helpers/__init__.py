@@ -1,1 +1,0 @@
-"""Functions that emitted source calls where MLX has no single call: plain MLX, copied into the ports that use them."""

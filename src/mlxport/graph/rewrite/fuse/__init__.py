@@ -1,0 +1,47 @@
+"""Fusions: what a model spells out in many ops and MLX has in one. One module each, with its test.
+
+A fusion finds its places by structure, computes them with torch to be sure of what they compute (``values``), and
+rewrites the graph to an ATen op or to a target of its own that ``ops.fused`` lowers.
+
+Imports: graph.lower, graph.capture, graph.rewrite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from mlxport.graph.rewrite.fuse.fusion import Fusion
+
+__all__ = ["Fusion", "fuse"]
+
+
+def fuse(captured: Any, folds: dict[str, Any] | None = None) -> list[Fusion]:
+    """Apply every fusion to the graph, in order; says what was done and what was not.
+
+    Args:
+        captured: The captured program; its graph is rewritten.
+        folds: Constants that were folded before, by name; a fusion may add to them.
+    """
+    from mlxport.graph.rewrite.fuse.values import Values
+    from mlxport.graph.rewrite.graph_queries import merge_views
+
+    results: list[Fusion] = []
+    folds = {} if folds is None else folds
+    for apply in _passes():
+        results.extend(apply(captured, Values(captured, folds)))
+        captured.graph.eliminate_dead_code()
+    merge_views(captured.graph)
+    alive = set(captured.graph.nodes)
+    captured.weights = {node: name for node, name in captured.weights.items() if node in alive}
+    return results
+
+
+def _passes() -> list[Callable[[Any, Any], Iterable[Fusion]]]:
+    from mlxport.graph.rewrite.fuse import activation_functions as activations
+    from mlxport.graph.rewrite.fuse import known_masks, layer_norm, moe, moe_loops, rms_norm, rope
+    from mlxport.graph.rewrite.fuse import linear_layers as linear
+    from mlxport.graph.rewrite.fuse import scaled_dot_product as attention
+
+    passes = [activations, rms_norm, layer_norm, linear, moe_loops, moe, rope, attention, known_masks]
+    return [module.apply for module in passes]

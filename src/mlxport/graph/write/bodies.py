@@ -1,0 +1,316 @@
+"""The statements of one scope: names from the original source, expressions that are used once written in place."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import keyword
+import re
+from collections.abc import Mapping
+
+import sympy
+import torch
+from torch.fx import Node
+
+from mlxport.graph.capture.stores import store
+from mlxport.graph.lower import symbolic_sizes
+from mlxport.graph.lower.registry import HELPERS
+from mlxport.graph.write.naming import forward_names, natural_name, op_name, snake
+from mlxport.graph.write.paths import member
+from mlxport.graph.write.placing import in_list, place, sequential
+from mlxport.graph.write.scope_parts import Body, Context, Reference, Step, Units, is_list
+from mlxport.graph.write.simplify import tidy
+from mlxport.graph.write.tree import Scope
+
+__all__ = ["build_body"]
+
+_TAKEN = frozenset("mx nn math self len int float range zip max min tuple list print args".split())
+
+
+class _Builder:
+    def __init__(self, context: Context, scope: Scope, result: ast.expr | None, names: Mapping[Node, str]) -> None:
+        self.context, self.captured, self.scope, self.given = context, context.captured, scope, names
+        self.units = Units(context, scope, result)
+        self.names: dict[Node, str] = {}
+        self.by_name: dict[str, Node] = {}
+        self.bound: dict[str, Node | None] = {}
+        self.reserved: set[str] = set()
+        self.unpacked: set[Node] = set()
+        self.references: dict[str, str] = {}
+        self.body = Body(scope, {})
+
+    # Sizes.
+    def plan_sizes(self) -> None:
+        """Decide where each size comes from: an argument's shape, a local value's, or an argument of its own."""
+        self.size_names: dict[sympy.Expr, str] = {}
+        providers: dict[sympy.Expr, tuple[int, Node, int]] = {}
+        for node, index in [*((node, -1) for node in self.scope.inputs), *self.units.producer.items()]:
+            if node not in self.captured.weights:
+                _provide(providers, node, index)
+        self.chosen: dict[Node, dict[int, sympy.Expr]] = {}
+        self.size_inputs: list[sympy.Expr] = []
+        for index, wanted in self.units.sizes():
+            for part in _available(wanted, providers, index):
+                if part in providers and providers[part][0] < index:
+                    _, node, axis = providers[part]
+                    self.chosen.setdefault(node, {})[axis] = part
+                elif part not in self.size_inputs:
+                    self.size_inputs.append(part)
+
+    # Names.
+    def fresh(self, base: str, index: int) -> str:
+        """``base``, or ``base_2`` … while an older value of that name is still needed after unit ``index``."""
+        base = re.sub(r"\W", "_", base) or "x"
+        if base[0].isdigit():
+            base = "x" + base
+        number, name = 1, base
+        while self._taken(name, index):
+            number += 1
+            name = f"{base}_{number}"
+        return name
+
+    def _taken(self, name: str, index: int) -> bool:
+        if keyword.iskeyword(name) or name in _TAKEN or name in HELPERS or name in self.reserved:
+            return True
+        holder = self.bound.get(name)
+        return holder is not None and self.last_use(holder) > index
+
+    def last_use(self, node: Node) -> int:
+        """Index of the last unit that refers to ``node`` once expressions are written in place."""
+        last = -1
+        for index in self.units.uses.get(node.name, ()):
+            while index < len(self.units) and index in self.placed:
+                index = self.placed[index]
+            last = max(last, index)
+        return last
+
+    # Writing.
+    def build(self) -> Body:
+        self.plan_sizes()
+        self.placed = place(self.captured, self.units, set(self.chosen))
+        self._parameters()
+        for node in self.scope.inputs:
+            self._define_sizes(-1, node)
+        trees: dict[int, ast.expr] = {}
+        for index, unit in enumerate(self.units.all):
+            if isinstance(unit, Node) and unit in self.unpacked:
+                continue
+            tree = self._resolve(self.units.trees[index], trees)
+            if index in self.placed:
+                trees[index] = tree
+            else:
+                self._write(index, unit, tree)
+        self.body.result = self._resolve(self.units.result, trees)
+        self.body.outputs = {node: self.names[node] for node in self.scope.outputs if node in self.names}
+        self._simplify_return()
+        return self.body
+
+    def _simplify_return(self) -> None:
+        """``x = f(y); return x`` is ``return f(y)``; a scope that gives nothing returns nothing."""
+        steps, result = self.body.steps, self.body.result
+        if isinstance(result, ast.Constant) and result.value is None and self.scope.path:
+            self.body.result = None
+        elif (
+            steps
+            and isinstance(result, ast.Name)
+            and steps[-1].targets == (result.id,)
+            and not _calls_element(steps[-1].value)
+        ):
+            self.body.result = steps.pop().value
+
+    def _parameters(self) -> None:
+        names = forward_names(self.units.module)
+        for node in self.scope.inputs:
+            name = self._parameter(self.given.get(node, node.name), node)
+            self._bind(name, node)
+        order = {name: index for index, name in enumerate(names)}
+        parameters = sorted(self.body.parameters.items(), key=lambda item: order.get(item[0], len(order)))
+        self.body.parameters = dict(parameters)
+        for path in self.units.foreign():
+            name = self._parameter(snake(path), Reference(path))
+            self.references[path] = name
+            self.reserved.add(name)
+        for wanted in self.size_inputs:
+            name = self._parameter(symbolic_sizes.size_name(self.captured, wanted), wanted)
+            self.size_names[wanted] = name
+            self.reserved.add(name)
+
+    def _parameter(self, wish: str, value: Node | sympy.Expr | Reference) -> str:
+        name, number = self.fresh(wish, -1), 1
+        while name in self.body.parameters:
+            number += 1
+            name = self.fresh(f"{wish}_{number}", -1)
+        self.body.parameters[name] = value
+        return name
+
+    def _bind(self, name: str, node: Node) -> None:
+        self.names[node] = name
+        self.by_name[node.name] = node
+        self.bound[name] = node
+
+    def _write(self, index: int, unit: Node | Scope, tree: ast.expr) -> None:
+        results = self.units.results(unit)
+        if isinstance(unit, Node) and unit.target is store:
+            self.body.steps.append(Step((self._store(unit),), tree))
+            return
+        if len(results) == 1 and self._unpack(index, results[0], tree):
+            return
+        names: list[str] = []
+        for position, node in enumerate(results):
+            names.append(self._new(self._wish(index, unit, node, position), index, names))
+            self._bind(names[-1], node)
+        needed = [node.name in self.units.uses or node in self.chosen for node in results]  # itself, or its sizes
+        used = names if len(names) == 1 else [name if need else "_" for name, need in zip(names, needed, strict=True)]
+        self.body.steps.append(Step(tuple(used), tree))
+        for node in results:
+            self._define_sizes(index, node)
+
+    def _new(self, wish: str, index: int, others: list[str]) -> str:
+        name, number = self.fresh(wish, index), 1
+        while name in others:
+            number += 1
+            name = self.fresh(f"{wish}_{number}", index)
+        return name
+
+    def _store(self, unit: Node) -> str:
+        """The text of what a value is written to."""
+        place_ = unit.meta["store"]
+        if isinstance(place_, str):
+            return ast.unparse(ast.fix_missing_locations(self.member(place_)))
+        return self.names[place_] + ("[:]" if place_.meta["val"].ndim else "[...]")
+
+    def _unpack(self, index: int, node: Node, tree: ast.expr) -> bool:
+        """``a, b = f(x)`` for an op with several results whose parts all have names of their own."""
+        parts = self.units.parts(node) if is_list(node) else None
+        if not parts:
+            return False
+        names: list[str] = []
+        for position in range(len(node.meta["val"])):
+            part = parts.get(position)
+            if part is None:
+                names.append("_")
+                continue
+            where = self.units.producer[part]
+            self.placed.pop(where, None)
+            names.append(self._new(self._wish(where, part, part, 0), index, names))
+            self._bind(names[-1], part)
+            self.unpacked.add(part)
+        self.body.steps.append(Step(tuple(names), tree))
+        for part in parts.values():
+            self._define_sizes(index, part)
+        return True
+
+    def _wish(self, index: int, unit: Node | Scope, node: Node, position: int) -> str:
+        units = self.units
+        own = units.statements[index]
+        results = units.results(unit)
+        if own is not None and own.names:
+            same = units.of_statement[own]
+            if len(own.names) == 1 and len(results) == 1:
+                if index == same[-1] or units.leaves(node, own):
+                    return own.names[0]
+            elif len(own.names) > 1:
+                leaving, names = units.leaving(own), own.names
+                if len(leaving) == len(names) and node in leaving and names[leaving.index(node)] != "_":
+                    return names[leaving.index(node)]
+                if len(results) == len(names) and names[position] != "_":
+                    return names[position]
+        if len(results) > 1:
+            return natural_name(self.captured, node)
+        if sequential(self.captured, unit):
+            return "x"
+        if isinstance(unit, Node):
+            return op_name(node)
+        if in_list(unit):  # an unnamed round of a loop hands on what it was handed
+            child = self.context.bodies[unit.key]
+            return next((name for name, item in child.parameters.items() if isinstance(item, Node)), "x")
+        return snake(unit.path)
+
+    def _define_sizes(self, index: int, node: Node) -> None:
+        """Write ``B, L, _ = x.shape`` for the sizes that are taken from a value that is now known."""
+        axes = self.chosen.get(node)
+        if not axes:
+            return
+        variable = ast.Name(self.names[node])
+        if -1 in axes:
+            self.size_names[axes[-1]] = self.names[node]
+            self.reserved.add(self.names[node])
+            return
+        for size in axes.values():
+            name = self.fresh(symbolic_sizes.size_name(self.captured, size), index)
+            self.size_names[size] = name
+            self.reserved.add(name)
+        shape: ast.expr = ast.Attribute(variable, "shape")
+        if len(axes) == 1:
+            ((axis, size),) = axes.items()
+            self.body.steps.append(Step((self.size_names[size],), ast.Subscript(shape, ast.Constant(axis))))
+        else:
+            ndim = node.meta["val"].ndim
+            names = tuple(self.size_names[axes[axis]] if axis in axes else "_" for axis in range(ndim))
+            self.body.steps.append(Step(names, shape))
+
+    def _resolve(self, tree: ast.expr, trees: Mapping[int, ast.expr]) -> ast.expr:
+        builder = self
+
+        class Resolver(ast.NodeTransformer):
+            def visit_Name(self, node: ast.Name) -> ast.expr:  # noqa: N802
+                if node.id[:1] == "%":
+                    return builder.value(node.id[1:], trees)
+                if node.id[:1] == "$":
+                    return symbolic_sizes.written(symbolic_sizes.expression(node.id), builder.size_names)
+                if node.id[:1] == "@":
+                    return builder.member(node.id[1:])
+                return node
+
+        return tidy(Resolver().visit(copy.deepcopy(tree)))
+
+    def value(self, name: str, trees: Mapping[int, ast.expr]) -> ast.expr:
+        """The variable, expression or weight that a graph name stands for."""
+        node = self.units.by_name.get(name) or self.by_name.get(name)
+        if node is not None:
+            index = self.units.producer.get(node, -1)
+            if node not in self.names and index in trees:
+                return trees[index]
+            return ast.Name(self.names[node])
+        weight = self.context.weights.get(name)
+        if weight is None:
+            raise KeyError(f"{name} is not known in {self.scope.path or 'the root'}")
+        return self.member(self.captured.weights[weight])
+
+    def member(self, full: str) -> ast.expr:
+        """``self.layers[0].weight`` for a path of the module tree, or the argument that hands a module in."""
+        if full in self.references:
+            return ast.Name(self.references[full])
+        self.body.used.setdefault(full)
+        return member(self.context.paths.relative(full, self.scope.path))
+
+
+def _provide(providers: dict[sympy.Expr, tuple[int, Node, int]], node: Node, index: int) -> None:
+    value = node.meta.get("val")
+    if isinstance(value, torch.Tensor):
+        for axis, size in enumerate(value.shape):
+            if isinstance(size, torch.SymInt):
+                providers.setdefault(size.node.expr, (index, node, axis))
+    elif isinstance(value, torch.SymInt):
+        providers.setdefault(value.node.expr, (index, node, -1))
+
+
+def _available(
+    wanted: sympy.Expr, providers: Mapping[sympy.Expr, tuple[int, Node, int]], before: int
+) -> list[sympy.Expr]:
+    """The sizes, known as they are before a unit, that ``wanted`` is computed from."""
+    if wanted.is_number:
+        return []
+    if (wanted in providers and providers[wanted][0] < before) or not wanted.args:
+        return [wanted]
+    return [part for arg in wanted.args for part in _available(arg, providers, before)]
+
+
+def _calls_element(tree: ast.expr) -> bool:
+    """Whether the expression calls an element of a list: the last round of a loop stays with the others."""
+    return isinstance(tree, ast.Call) and isinstance(tree.func, ast.Subscript)
+
+
+def build_body(context: Context, scope: Scope, names: Mapping[Node, str], *, result: ast.expr | None = None) -> Body:
+    """The body of ``scope``, whose inner calls are in ``context``; ``names``: what values are called outside."""
+    return _Builder(context, scope, result, names).build()

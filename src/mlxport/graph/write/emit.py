@@ -1,0 +1,210 @@
+"""Write the source of a port: one readable Python file that needs nothing but mlx."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import re
+import subprocess
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from mlxport.graph.lower.one_function import helper_sources, used_helpers
+from mlxport.graph.write.classes import ClassDef, Field
+from mlxport.graph.write.loops import roll
+from mlxport.graph.write.paths import member, target
+
+__all__ = ["file_source", "format_source"]
+
+_LOAD = '''
+def load(path: str | Path = Path(__file__).parent) -> "Model":
+    """The model with the weights beside this file (or in ``path``), ready to run."""
+    path = Path(path)
+    config = json.loads((path / "config.json").read_text())
+    model = Model(ModelArgs.from_dict(config))
+    weights = {}
+    for file in sorted(path.glob("model*.safetensors")):
+        weights.update(mx.load(str(file)))
+    if quantization := config.get("quantization"):
+
+        def settings(name, layer):
+            return hasattr(layer, "to_quantized") and quantization.get(name, f"{name}.scales" in weights)
+
+        sizes = {key: quantization[key] for key in ("group_size", "bits", "mode") if key in quantization}
+        nn.quantize(model, **sizes, class_predicate=settings)
+    model.load_weights(list(weights.items()))
+    return model.eval()
+'''
+
+
+def file_source(
+    title: str,
+    classes: Sequence[ClassDef],
+    fields: Sequence[Field],
+    root: ClassDef,
+    call: tuple[str, list[str]],
+    model_type: str,
+) -> str:
+    """The whole file.
+
+    Args:
+        title: First line of the module's docstring.
+        classes: Inner classes first.
+        fields: Fields of ``ModelArgs``.
+        root: The class of the whole model, one of ``classes``.
+        call: Signature of the root's ``__call__`` and statements that come before its own.
+        model_type: Value of ``ModelArgs.model_type``.
+    """
+    parts = [_args_source(fields, model_type)]
+    for cls in classes:
+        parts.append(_class_source(cls, call if cls is root else None))
+    if root.name != "Model":
+        parts.append(f"Model = {root.name}")
+    body = "\n\n\n".join(parts)
+    helpers = list(helper_sources(used_helpers(body)).values())
+    code = "\n\n\n".join([*map(str.strip, helpers), body, _LOAD.strip()])
+    imports = ["import json"]
+    if re.search(r"\bmath\.", code):
+        imports.append("import math")
+    imports += [
+        "from dataclasses import dataclass, fields",
+        "from pathlib import Path",
+        "",
+        "import mlx.core as mx",
+        "import mlx.nn as nn",
+    ]
+    return f'"""{title}"""\n\n' + "\n".join(imports) + "\n\n\n" + code + "\n"
+
+
+def _args_source(fields: Sequence[Field], model_type: str) -> str:
+    lines = ["@dataclass", "class ModelArgs:", f"    model_type: str = {model_type!r}"]
+    lines += [f"    {item.name}: {type(item.value).__name__} = {item.value!r}" for item in fields]
+    lines += ["", "    @classmethod", "    def from_dict(cls, params: dict) -> \"ModelArgs\":",
+              "        names = {field.name for field in fields(cls)}",
+              "        return cls(**{key: value for key, value in params.items() if key in names})"]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _text(tree: ast.expr) -> str:
+    return ast.unparse(ast.fix_missing_locations(copy.deepcopy(tree)))
+
+
+def _class_source(cls: ClassDef, call: tuple[str, list[str]] | None) -> str:
+    lines = [f"class {cls.name}(nn.Module):"]
+    init = _init_lines(cls)
+    options = "".join(f", {name}" for name in cls.options)
+    if init or call is not None:
+        arguments = (", args: ModelArgs" if cls.needs_args or call is not None else "") + options
+        lines += [f"    def __init__(self{arguments}):", "        super().__init__()"]
+        lines += textwrap.indent("\n".join(init), "        ").splitlines()
+        lines.append("")
+    signature, before = call if call is not None else (", ".join(["self", *cls.parameters]), [])
+    lines.append(f"    def __call__({signature}):")
+    body = [*before, *roll([(step.targets, _text(step.value)) for step in cls.steps], _lists(cls))]
+    if cls.result is not None:
+        body.append(f"return {_returned(cls.result)}")
+    lines += textwrap.indent("\n".join(body or ["pass"]), "        ").splitlines()
+    return "\n".join(lines)
+
+
+def _returned(tree: ast.expr) -> str:
+    text = _text(tree)
+    return text[1:-1] if isinstance(tree, ast.Tuple) and len(tree.elts) > 1 else text
+
+
+def _lists(cls: ClassDef) -> dict[str, int]:
+    """Attribute expressions that are lists, with their lengths."""
+    lengths: dict[str, int] = {}
+    for path in cls.init:
+        parts = path.split(".")
+        for index, part in enumerate(parts):
+            if part.isdigit():
+                name = ast.unparse(ast.fix_missing_locations(member(".".join(parts[:index]))))
+                lengths[name] = max(lengths.get(name, 0), int(part) + 1)
+    return lengths
+
+
+# The constructor: a tree of attributes, lists where the names are numbers.
+def _init_lines(cls: ClassDef) -> list[str]:
+    lines = [f"self.{name} = {_text(value)}" for name, value in cls.attributes.items()]
+    tree: dict[str, Any] = {}
+    for path, value in cls.init.items():
+        level = tree
+        *parents, last = path.split(".")
+        for part in parents:
+            level = level.setdefault(part, {})
+            if not isinstance(level, dict):
+                raise AssertionError(f"{path} lies inside of a layer")
+        level[last] = value
+    for name, value in tree.items():
+        lines += _assign(target("self", name), value)
+    if cls.buffers:
+        direct = [name for name in cls.buffers if "." not in name]
+        if direct:
+            lines.append(f"self.freeze(keys={direct!r}, recurse=False)")
+    return lines
+
+
+def _assign(where: str, value: Any, made: bool = False) -> list[str]:
+    """Statements that put ``value``, an expression or a tree of them, at ``where``."""
+    if (text := _element(value)) is not None:
+        return [f"{where} = {text}"]
+    if not all(key.isdigit() for key in value):
+        lines = [] if made else [f"{where} = nn.Module()"]
+        return lines + [line for name, inner in value.items() for line in _assign(target(where, name), inner)]
+    lines = [f"{where} = [nn.Module() for _ in range({1 + max(map(int, value))})]"]
+    return lines + [line for index, inner in value.items() for line in _assign(f"{where}[{index}]", inner, True)]
+
+
+def _element(value: Any) -> str | None:
+    if isinstance(value, ast.expr):
+        return _text(value)
+    if all(key.isdigit() for key in value):
+        inner = {int(key): _element(item) for key, item in value.items()}
+        return None if any(text is None for text in inner.values()) else _list_text(inner)
+    return None
+
+
+def _list_text(items: dict[int, Any]) -> str:
+    count = max(items) + 1
+    texts = [items.get(index) or "nn.Identity()" for index in range(count)]
+    if count > 1 and len(set(texts)) == 1:
+        return f"[{texts[0]} for _ in range({count})]"
+    return _varying(texts) or "[" + ", ".join(texts) + "]"
+
+
+_NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?![\w.])")
+
+
+def _varying(texts: Sequence[str]) -> str | None:
+    """``[Block(dim) for dim in (64, 128)]`` where elements differ in one number."""
+    if len(texts) < 3 or len({_NUMBER.sub("#", text) for text in texts}) != 1:
+        return None
+    columns = list(zip(*[_NUMBER.findall(text) for text in texts], strict=True))
+    differing = [index for index, column in enumerate(columns) if len(set(column)) > 1]
+    if len({columns[index] for index in differing}) != 1:
+        return None
+    values = columns[differing[0]]
+    counter = iter(range(len(columns)))
+    template = _NUMBER.sub(lambda match: "size" if next(counter) in differing else match.group(), texts[0])
+    if list(map(float, values)) == list(range(len(values))):
+        return f"[{template.replace('size', 'i')} for i in range({len(values)})]" if "size" not in texts[0] else None
+    return f"[{template} for size in ({', '.join(values)})]" if "size" not in texts[0] else None
+
+
+def format_source(source: str) -> str:
+    """``source`` as ``ruff format`` writes it, unused imports taken out and imports sorted.
+
+    Raises:
+        SyntaxError: if the source is not Python, which is a bug of the emitter.
+    """
+    from ruff import find_ruff_bin
+
+    ast.parse(source)
+    ruff = find_ruff_bin()
+    lint = [ruff, "check", "--isolated", "--fix-only", "--quiet", "--select", "F401,I", "--line-length", "120", "-"]
+    layout = [ruff, "format", "--isolated", "--quiet", "--line-length", "120", "-"]
+    for command in (lint, layout):
+        source = subprocess.run(command, input=source, text=True, capture_output=True, check=True).stdout
+    return source

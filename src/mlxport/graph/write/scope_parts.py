@@ -1,0 +1,188 @@
+"""What a scope consists of: its op nodes and inner calls, their syntax, and who uses what."""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+from torch.fx import Node
+
+from mlxport.graph.capture.export import Captured
+from mlxport.graph.capture.origin import Statement, statement
+from mlxport.graph.capture.stores import store
+from mlxport.graph.lower import symbolic_sizes
+from mlxport.graph.lower.expr import to_ast
+from mlxport.graph.write.paths import Paths
+from mlxport.graph.write.tree import Scope
+
+__all__ = ["Body", "Context", "Reference", "Step", "Units", "is_list"]
+
+
+@dataclass
+class Step:
+    """``targets = value``; no target for a bare expression."""
+
+    targets: tuple[str, ...]
+    value: ast.expr
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An argument that is a module of another part of the tree, by its path."""
+
+    path: str
+
+
+@dataclass
+class Body:
+    """What the class of a scope contains.
+
+    Attributes:
+        scope: The scope.
+        parameters: Names of the arguments of ``__call__``, with the node, size or module that each one is.
+        steps: Statements, in order.
+        result: What is returned; None for nothing.
+        used: Full paths of the weights, layers and modules that it has.
+        outputs: What the scope itself calls its results.
+    """
+
+    scope: Scope
+    parameters: dict[str, Node | sympy.Expr | Reference]
+    steps: list[Step] = field(default_factory=list)
+    result: ast.expr | None = None
+    used: dict[str, None] = field(default_factory=dict)
+    outputs: dict[Node, str] = field(default_factory=dict)
+
+
+@dataclass
+class Context:
+    """What all scopes of a program share.
+
+    Attributes:
+        captured: The program.
+        lowered: Node to expression.
+        paths: Names of the port.
+        weights: Placeholder's name to its node.
+        bodies: Key of a call to its body, as they are built.
+    """
+
+    captured: Captured
+    lowered: Mapping[Node, Any]
+    paths: Paths
+    weights: Mapping[str, Node]
+    bodies: dict[str, Body] = field(default_factory=dict)
+
+
+def is_list(node: Node) -> bool:
+    """Whether the node has several results."""
+    return isinstance(node.meta.get("val"), tuple | list)
+
+
+class Units:
+    """The parts of one scope in order, each an op or an inner call."""
+
+    def __init__(self, context: Context, scope: Scope, result: ast.expr | None) -> None:
+        self.context, self.scope = context, scope
+        self.module = context.captured.modules.get(scope.path)
+        self.all = [unit for unit in scope.items if isinstance(unit, Scope) or self._emits(unit)]
+        self.trees = [self._syntax(unit) for unit in self.all]
+        self.result = result if result is not None else self._outputs()
+        self.references = [_references(tree) for tree in self.trees]
+        self.result_references = _references(self.result)
+        self.statements: list[Statement | None] = [self._statement(unit) for unit in self.all]
+        self.producer = {node: index for index, unit in enumerate(self.all) for node in self.results(unit)}
+        self.by_name = {node.name: node for node in self.producer}
+        self.uses: dict[str, list[int]] = {}
+        for index, found in enumerate([*self.references, self.result_references]):
+            for name in found:
+                if name[0] == "%":
+                    self.uses.setdefault(name[1:], []).append(index)
+        self._leaving: dict[Statement, list[Node]] = {}
+        self.of_statement: dict[Statement, list[int]] = {}
+        for index, made in enumerate(self.statements):
+            if made is not None:
+                self.of_statement.setdefault(made, []).append(index)
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    def _emits(self, node: Node) -> bool:
+        return node in self.context.lowered and not isinstance(self.context.lowered[node], tuple)
+
+    def results(self, unit: Node | Scope) -> list[Node]:
+        """The values that a unit gives."""
+        if isinstance(unit, Scope):
+            return unit.outputs
+        return [] if unit.target is store else [unit]
+
+    def _statement(self, unit: Node | Scope) -> Statement | None:
+        nodes = self.results(unit)
+        return statement(nodes[-1], self.module) if nodes else None
+
+    def _syntax(self, unit: Node | Scope) -> ast.expr:
+        """The unit with ``%node``, ``$size`` and ``@module`` for names."""
+        if isinstance(unit, Node):
+            return to_ast(self.context.lowered[unit])
+        arguments: list[ast.expr] = []
+        for item in self.context.bodies[unit.key].parameters.values():
+            if isinstance(item, Node):
+                arguments.append(ast.Name("%" + item.name))
+            elif isinstance(item, Reference):
+                arguments.append(ast.Name("@" + item.path))
+            else:
+                arguments.append(symbolic_sizes.placeholder(item))
+        return ast.Call(ast.Name("@" + unit.path), arguments, [])
+
+    def _outputs(self) -> ast.expr:
+        names: list[ast.expr] = [ast.Name("%" + node.name) for node in self.scope.outputs]
+        if not names:
+            return ast.Constant(None)
+        return names[0] if len(names) == 1 else ast.Tuple(names)
+
+    def leaves(self, node: Node, own: Statement) -> bool:
+        """Whether the value is used outside the statement that computes it."""
+        return any(index >= len(self.all) or self.statements[index] != own for index in self.uses.get(node.name, ()))
+
+    def leaving(self, own: Statement) -> list[Node]:
+        """The values of a statement that are used outside of it."""
+        if own not in self._leaving:
+            results = [node for index in self.of_statement[own] for node in self.results(self.all[index])]
+            self._leaving[own] = [node for node in results if self.leaves(node, own)]
+        return self._leaving[own]
+
+    def sizes(self) -> list[tuple[int, sympy.Expr]]:
+        """The dynamic sizes that the code mentions, each with the index of the first unit that does."""
+        found: dict[str, int] = {}
+        for index, names in enumerate([*self.references, self.result_references]):
+            for name in names:
+                if name[0] == "$":
+                    found.setdefault(name, index)
+        return [(index, symbolic_sizes.expression(name)) for name, index in found.items()]
+
+    def foreign(self) -> list[str]:
+        """Paths of modules outside the scope that it calls."""
+        prefix = self.scope.path + "."
+        found = {
+            name[1:]: None
+            for names in self.references
+            for name in names
+            if name[0] == "@" and self.scope.path and not name[1:].startswith(prefix)
+        }
+        return list(found)
+
+    def parts(self, node: Node) -> dict[int, Node] | None:
+        """Of a node with several results: index to the node of each part, None if it is used otherwise."""
+        parts: dict[int, Node] = {}
+        for user in node.users:
+            if user.target is not operator.getitem or user not in self.producer or user.args[1] in parts:
+                return None
+            parts[user.args[1]] = user  # type: ignore[index]
+        return parts
+
+
+def _references(tree: ast.expr) -> list[str]:
+    return [node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id[:1] in "%$@"]

@@ -1,0 +1,383 @@
+"""Look into a checkpoint before it is converted: what it is, how large, and what is wrong with it.
+
+Reads headers and JSON files only, never the weights. Works on sources and on MLX outputs alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlxport.errors import SourceError, TokenizerError
+from mlxport.inspect.dtype_counts import DtypeCount, count_by_dtype, count_parameters, describe_quantization
+from mlxport.output.card import read_source_card
+from mlxport.progress import format_bytes
+from mlxport.run.load import is_mlx_format
+from mlxport.source.jsonfile import read_object
+from mlxport.source.tokenizer_files import check_tokenizer_files, embedding_rows
+from mlxport.types import Checkpoint, TensorRef
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["Inspection", "context_length", "inspect", "inspect_checkpoint", "print_inspection"]
+
+_TEXT_PARTS = ("text_config", "llm_config", "language_config")
+_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
+_SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
+_HEADS = ("lm_head.weight", "embed_out.weight", "output.weight", "lm_head.scales", "lm_head.qweight")
+# Settings of generation_config.json that transformers applies and mlx-lm does not -> the value that is off.
+_NOT_APPLIED = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "suppress_tokens": None, "bad_words_ids": None}
+_LARGEST = 5
+
+
+@dataclass(frozen=True)
+class TokenizerInfo:
+    """What the tokenizer's files say.
+
+    Attributes:
+        kind: Its class, None where no file names it.
+        vocabulary: Number of ids, the added tokens included; None where only code could tell.
+        chat_template: Whether there is one.
+        special: Special tokens by role.
+    """
+
+    kind: str | None
+    vocabulary: int | None
+    chat_template: bool
+    special: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class LargeTensor:
+    """One of the largest tensors."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is in a checkpoint.
+
+    Attributes:
+        name: Repository id or folder name.
+        architecture: Class name in the config, None where it gives none.
+        model_type: The config's.
+        mlx_lm: Module of mlx-lm that loads it, None where mlx-lm has none.
+        mlx_format: Whether the weights are in MLX's layout already (mlxport, mlx-lm); None where that cannot be told
+            because the files are not here.
+        parameters: Number of weights; packed ones are counted unpacked.
+        nbytes: Bytes of all tensors.
+        tensors: Number of tensors.
+        dtypes: Dtype to what is stored in it.
+        largest: The largest tensors.
+        layers: Number of layers.
+        vocabulary: Rows of the token embedding.
+        context_length: Longest sequence the model was made for.
+        rope: Rope settings, None where the config has none.
+        tied: Whether input and output embedding are one tensor, None where that cannot be told.
+        tokenizer: The tokenizer, None where there is none.
+        quantization: How the weights are quantized, None when they are not.
+        files: Weight file names to their bytes.
+        license: What the model card states.
+        config_changes: What mlx-lm by itself would read otherwise than transformers; ``convert`` puts it right.
+        problems: What is wrong with the checkpoint.
+    """
+
+    name: str
+    architecture: str | None
+    model_type: str
+    mlx_lm: str | None
+    mlx_format: bool | None
+    parameters: int
+    nbytes: int
+    tensors: int
+    dtypes: Mapping[str, DtypeCount]
+    largest: tuple[LargeTensor, ...]
+    layers: int | None
+    vocabulary: int | None
+    context_length: int | None
+    rope: Mapping[str, Any] | None
+    tied: bool | None
+    tokenizer: TokenizerInfo | None
+    quantization: Mapping[str, Any] | None
+    files: Mapping[str, int]
+    license: str | None
+    config_changes: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values only."""
+        return asdict(self)
+
+
+def inspect(path: str | Path, *, revision: str | None = None) -> Inspection:
+    """Look into a folder or a hub repository, of which only JSON files and headers are fetched.
+
+    Raises:
+        SourceError: It cannot be opened at all; see :func:`mlxport.source.open_checkpoint`.
+    """
+    from mlxport.source import open_checkpoint
+
+    return inspect_checkpoint(open_checkpoint(path, revision=revision, headers_only=True))
+
+
+def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
+    """Look into an opened checkpoint; what is wrong becomes a line of ``problems``, not an error."""
+    config, tensors = checkpoint.config, checkpoint.tensors
+    text = _text_config(config)
+    side = {path.name: path for path in checkpoint.side_files}
+    quantization = describe_quantization(config, tensors)
+    mlx_format = _mlx_format(checkpoint)
+    support, changes, problems = _runtime(config, mlx_format)
+    tokenizer, tokenizer_problems = _tokenizer(checkpoint, side)
+    tied = _tied(text, config, tensors)
+    problems = [*checkpoint.problems, *problems, *tokenizer_problems]
+    problems += _weight_problems(text, config, tensors, quantization)
+    problems += _generation_problems(side.get("generation_config.json"), config, text)
+    card = read_source_card(checkpoint.root).data
+    largest = sorted(tensors.values(), key=lambda ref: -ref.nbytes)[:_LARGEST]
+    names = config.get("architectures")
+    return Inspection(
+        name=checkpoint.name,
+        architecture=str(names[0]) if isinstance(names, list) and names else None,
+        model_type=str(config.get("model_type", "unknown")),
+        mlx_lm=support,
+        mlx_format=mlx_format,
+        parameters=count_parameters(config, tensors),
+        nbytes=checkpoint.nbytes,
+        tensors=len(tensors),
+        dtypes=count_by_dtype(tensors),
+        largest=tuple(LargeTensor(ref.name, ref.dtype, ref.shape, ref.nbytes) for ref in largest),
+        layers=_integer(text, "num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+        vocabulary=_vocabulary(config, tensors),
+        context_length=context_length(config),
+        rope=_rope(text),
+        tied=tied,
+        tokenizer=tokenizer,
+        quantization=quantization,
+        files={
+            path.name: sum(ref.nbytes for ref in tensors.values() if ref.path == path)
+            for path in checkpoint.weight_files
+        },
+        license=card.get("license_name") or card.get("license"),
+        config_changes=changes,
+        problems=tuple(dict.fromkeys(problems)),
+    )
+
+
+def context_length(config: Mapping[str, Any]) -> int | None:
+    """Longest sequence that a config says the model was made for, None where it does not say."""
+    return _integer(_text_config(config), "max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+
+
+def _mlx_format(checkpoint: Checkpoint) -> bool | None:
+    if is_mlx_format(checkpoint.root, checkpoint.config, ()):
+        return True
+    if not all(path.is_file() for path in checkpoint.weight_files):
+        return None
+    return is_mlx_format(checkpoint.root, checkpoint.config, checkpoint.weight_files)
+
+
+def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return next((config[key] for key in _TEXT_PARTS if isinstance(config.get(key), Mapping)), config)
+
+
+def _integer(config: Mapping[str, Any], *keys: str) -> int | None:
+    values = (config.get(key) for key in keys)
+    return next((value for value in values if type(value) is int), None)
+
+
+def _vocabulary(config: Mapping[str, Any], tensors: Mapping[str, TensorRef]) -> int | None:
+    return embedding_rows(config, {name: ref.shape for name, ref in tensors.items()})
+
+
+def _rope(text: Mapping[str, Any]) -> dict[str, Any] | None:
+    keys = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor")
+    return {key: text[key] for key in keys if text.get(key) is not None} or None
+
+
+def _runtime(config: Mapping[str, Any], mlx_format: bool | None) -> tuple[str | None, tuple[str, ...], list[str]]:
+    """Return mlx-lm's module, what it would misread, and the problems with that."""
+    from mlxport.errors import ConfigError
+    from mlxport.layouts.mlx_lm.normalize import ConfigRefused, mlx_lm_architecture, normalize_config
+
+    module = None
+    try:
+        module = mlx_lm_architecture(config)
+        changes = normalize_config(config).changes
+    except ConfigRefused as refused:
+        return module, (), [f"not convertible for mlx-lm: {refused}" if module else str(refused)]
+    except ConfigError as error:
+        return module, (), [f"config.json is {error.message}"]
+    if mlx_format and changes:
+        return module, changes, [f"mlx-lm computes something else than the original: it needs {'; '.join(changes)}"]
+    return module, changes, []
+
+
+def _tied(text: Mapping[str, Any], config: Mapping[str, Any], tensors: Mapping[str, TensorRef]) -> bool | None:
+    for section in (text, config):
+        if isinstance(section.get("tie_word_embeddings"), bool):
+            return bool(section["tie_word_embeddings"])
+    return None if _is_causal(config) is False else not _has_head(tensors)
+
+
+def _is_causal(config: Mapping[str, Any]) -> bool:
+    names = config.get("architectures")
+    return isinstance(names, list) and any("CausalLM" in str(name) or "LMHead" in str(name) for name in names)
+
+
+def _has_head(tensors: Mapping[str, TensorRef]) -> bool:
+    return any(name.endswith(_HEADS) for name in tensors)
+
+
+def _tokenizer(checkpoint: Checkpoint, side: Mapping[str, Path]) -> tuple[TokenizerInfo | None, list[str]]:
+    problems: list[str] = []
+    try:
+        problems += check_tokenizer_files(checkpoint, _vocabulary(checkpoint.config, checkpoint.tensors))
+    except TokenizerError as error:
+        problems.append(error.message)
+    if not any("token" in name or name.startswith(("vocab", "spiece", "tekken")) for name in side):
+        return None, problems
+    settings, trouble = _object(side.get("tokenizer_config.json"))
+    special_map, more = _object(side.get("special_tokens_map.json"))
+    problems += trouble + more
+    template = "chat_template.jinja" in side or "chat_template.json" in side or bool(settings.get("chat_template"))
+    if not template:
+        problems.append("no chat template: fine for a base model, but mlxport chat needs one")
+    special = {}
+    for role in _SPECIAL:
+        value = settings.get(role) or special_map.get(role)
+        value = value.get("content") if isinstance(value, Mapping) else value
+        if isinstance(value, str):
+            special[role] = value
+    kind = settings.get("tokenizer_class")
+    vocabulary = _ids(side)
+    return TokenizerInfo(kind if isinstance(kind, str) else None, vocabulary, template, special), problems
+
+
+def _ids(side: Mapping[str, Path]) -> int | None:
+    """Return one more than the largest id that the tokenizer's JSON files give, None where they give none."""
+    data, trouble = _object(side.get("tokenizer.json"))
+    model = data.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, Mapping) else None
+    if vocabulary is None and not trouble:
+        vocabulary, _ = _object(side.get("vocab.json"))
+    ids = list(range(len(vocabulary))) if isinstance(vocabulary, list) else []
+    ids += [value for value in vocabulary.values() if type(value) is int] if isinstance(vocabulary, Mapping) else []
+    added = data.get("added_tokens")
+    for token in added if isinstance(added, list) else []:
+        if isinstance(token, Mapping) and type(token.get("id")) is int:
+            ids.append(token["id"])
+    return max(ids) + 1 if ids else None
+
+
+def _object(path: Path | None) -> tuple[dict[str, Any], list[str]]:
+    if path is None:
+        return {}, []
+    try:
+        return read_object(path, SourceError, unique=False), []
+    except SourceError as error:
+        return {}, [error.message]
+
+
+def _weight_problems(
+    text: Mapping[str, Any],
+    config: Mapping[str, Any],
+    tensors: Mapping[str, TensorRef],
+    quantization: Mapping[str, Any] | None,
+) -> Iterator[str]:
+    floats = {dtype: count for dtype, count in count_by_dtype(tensors).items() if dtype in _DTYPES.values()}
+    stated = next(
+        (str(c[k]) for c in (config, text) for k in ("dtype", "torch_dtype") if isinstance(c.get(k), str)), None
+    )
+    if stated is not None and floats and quantization is None:
+        expected, most = _DTYPES.get(stated.removeprefix("torch.")), next(iter(floats))
+        if expected is not None and expected != most:
+            yield f"config.json says {stated}, most weights are {most}"
+    if text.get("tie_word_embeddings", config.get("tie_word_embeddings")) is False and _is_causal(config):
+        if tensors and not _has_head(tensors):
+            yield "config.json says that the output embedding is not tied, and the weights hold none"
+    if text.get("tie_word_embeddings") is True and quantization is None and any(n.endswith(_HEADS[0]) for n in tensors):
+        yield "config.json says that the output embedding is tied, and the weights hold one of their own (not used)"
+    empty = [name for name, ref in tensors.items() if ref.size == 0]
+    if empty:
+        yield f"{len(empty)} tensors are empty, the first is {empty[0]}"
+
+
+def _generation_problems(path: Path | None, config: Mapping[str, Any], text: Mapping[str, Any]) -> Iterator[str]:
+    data, trouble = _object(path)
+    yield from trouble
+    own = data.get("eos_token_id", config.get("eos_token_id", text.get("eos_token_id")))
+    size = _integer(text, "vocab_size")
+    for key, value in (("eos_token_id", own), ("pad_token_id", data.get("pad_token_id"))):
+        for token in value if isinstance(value, list) else [value]:
+            if token is not None and (type(token) is not int or token < 0 or (size is not None and token >= size)):
+                yield f"{key} {token!r} is not an id of the vocabulary"
+    if own is None and _is_causal(config):
+        yield "no eos_token_id in generation_config.json or config.json: generation ends at the token limit only"
+    for key, off in _NOT_APPLIED.items():
+        if data.get(key, off) not in (off, None, []):
+            yield f"generation_config.json sets {key} {data[key]!r}, which mlx-lm does not apply by itself"
+
+
+def print_inspection(inspection: Inspection, console: Console | None = None) -> None:
+    """Print for people, to stdout unless `console` is given; names are printed as they are, never as markup."""
+    from rich.console import Console
+    from rich.text import Text
+
+    out = console or Console(highlight=False)
+    for label, value in _rows(inspection):
+        out.print(Text(f"{label:<17}", style="bold") + Text(_printable(value)), soft_wrap=True)
+    out.print()
+    if not inspection.problems:
+        out.print(Text("nothing is wrong with it", style="green"))
+    for problem in inspection.problems:
+        out.print(Text(f"! {_printable(problem)}", style="yellow"), soft_wrap=True)
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
+
+
+def _rows(it: Inspection) -> Iterator[tuple[str, str]]:
+    yield "model", it.name
+    yield "architecture", f"{it.architecture or 'not named'} ({it.model_type})"
+    yield "mlx-lm", f"loads it as {it.mlx_lm}" if it.mlx_lm else "has no such architecture"
+    yield "format", {True: "MLX", False: "PyTorch", None: "unknown (the weights are not here)"}[it.mlx_format]
+    yield "parameters", f"{it.parameters:,}"
+    yield "size", f"{format_bytes(it.nbytes)} in {it.tensors} tensors, {len(it.files)} file(s)"
+    yield "dtypes", ", ".join(f"{d}: {c.tensors} tensors, {format_bytes(c.nbytes)}" for d, c in it.dtypes.items())
+    yield "quantization", _describe(it.quantization) if it.quantization else "none"
+    for number, large in enumerate(it.largest):
+        shape = " x ".join(map(str, large.shape))
+        yield "largest" if number == 0 else "", f"{large.name} {large.dtype} {shape}, {format_bytes(large.nbytes)}"
+    yield "layers", _or_unknown(it.layers)
+    yield "vocabulary", _or_unknown(it.vocabulary)
+    yield "context", _or_unknown(it.context_length)
+    yield "rope", _describe(it.rope) if it.rope else "none stated"
+    yield "tied embeddings", {True: "yes", False: "no", None: "unknown"}[it.tied]
+    if it.tokenizer is not None:
+        own = it.tokenizer
+        chat = "chat template" if own.chat_template else "no chat template"
+        yield "tokenizer", f"{own.kind or 'class not named'}, {_or_unknown(own.vocabulary)} ids, {chat}"
+        if own.special:
+            yield "special tokens", ", ".join(f"{role} {token}" for role, token in own.special.items())
+    else:
+        yield "tokenizer", "none"
+    yield "licence", it.license or "not stated"
+    for number, change in enumerate(it.config_changes):
+        yield "convert writes" if number == 0 else "", change
+
+
+def _describe(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items())
+
+
+def _or_unknown(value: int | None) -> str:
+    return "unknown" if value is None else f"{value:,}"

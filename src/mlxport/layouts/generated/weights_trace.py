@@ -1,0 +1,124 @@
+"""The layout of models that no runtime has: MLX source written from the PyTorch model, with its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from mlxport.errors import WeightsError
+from mlxport.graph.build import Port
+from mlxport.graph.write.execute_source import execute
+from mlxport.graph.write.port_weights import from_torch, port_weights
+from mlxport.layouts.assembly import Built, Conversion, make_conversion, quantize
+from mlxport.quant import QuantRequest
+from mlxport.transform import trace
+from mlxport.types import TensorRef
+
+# From the arrays of a checkpoint, by their names there, to one array of the original module.
+Map = Callable[[Mapping[str, mx.array]], mx.array]
+
+__all__ = ["GeneratedConversion", "assemble"]
+
+
+@dataclass(frozen=True)
+class GeneratedConversion(Conversion):
+    """A conversion whose output brings its own code.
+
+    Attributes:
+        port: The emitted source and what it was made from.
+    """
+
+    port: Port = field(kw_only=True)
+
+
+def assemble(
+    port: Port,
+    refs: Mapping[str, TensorRef],
+    maps: Mapping[str, Map],
+    *,
+    dtype: str,
+    quant: QuantRequest | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> GeneratedConversion:
+    """Trace how the weights of a port are made from the tensors of a checkpoint.
+
+    Args:
+        port: What was emitted.
+        refs: Tensors of the checkpoint.
+        maps: Name in the original module to how it is made of them; what is missing must be real in the capture.
+        dtype: Name of the port's main floating dtype, for the record.
+        quant: What to quantize, or None.
+        config: The original's config.json.
+
+    Raises:
+        WeightsError: A parameter of the module is not in the checkpoint.
+        QuantizationError: The setting cannot apply to this model.
+    """
+    namespace = execute(port.source)
+    built = Built({})
+    base = {**(config or {}), **port.fields, "model_file": "model.py"}
+    base.setdefault("model_type", port.model_type)
+
+    def pipeline(arrays: dict[str, mx.array]) -> dict[str, mx.array]:
+        model: nn.Module = namespace.Model(namespace.ModelArgs())
+        weights = _weights(port, arrays, maps)
+        expected = dict(tree_flatten(model.parameters()))
+        if differing := sorted(set(expected) ^ set(weights)):
+            raise AssertionError(f"the emitted model and its weights differ in {differing}")
+        model.load_weights(list(weights.items()))
+        model.eval()
+        built.config = dict(base)
+        built.parameters = sum(array.size for array in weights.values())
+        if quant is not None:
+            built.config = quantize(model, built.config, quant, built)
+        built.model = model
+        return dict(tree_flatten(model.parameters()))
+
+    program = trace(pipeline, refs)
+    made = make_conversion(program, built, dtype, quant, list(port.notes), _final_config)
+    return GeneratedConversion(**vars(made), port=port)
+
+
+def _weights(port: Port, arrays: Mapping[str, mx.array], maps: Mapping[str, Map]) -> dict[str, mx.array]:
+    """The port's parameters by path."""
+    state: dict[str, mx.array] = {}
+
+    def original(name: str) -> mx.array:
+        if name not in state:
+            state[name] = _original(port, name, arrays, maps)
+        return state[name]
+
+    return port_weights(port.weights, port.folds, original)
+
+
+def _original(port: Port, name: str, arrays: Mapping[str, mx.array], maps: Mapping[str, Map]) -> mx.array:
+    tensor = port.captured.state[name]
+    if name not in maps:
+        if name in port.captured.trainable and maps:
+            raise WeightsError(
+                f"the checkpoint has no tensor for {name}", hint="check the checkpoint with: mlxport inspect"
+            )
+        return from_torch(tensor)
+    array = maps[name](arrays)
+    wanted = from_torch(tensor.new_empty(0)).dtype
+    if tuple(array.shape) != tuple(tensor.shape):
+        raise WeightsError(
+            f"{name} has shape {tuple(array.shape)} in the checkpoint, the model expects {tuple(tensor.shape)}",
+            hint="check that config.json belongs to these weights",
+        )
+    return array if array.dtype == wanted else array.astype(wanted)
+
+
+def _final_config(built: Built, dtype: str, quantized: bool) -> dict[str, Any]:
+    config = {key: value for key, value in built.config.items() if key not in ("_name_or_path", "torch_dtype")}
+    config["dtype"] = dtype
+    if not quantized:
+        config.pop("quantization_config", None)
+    elif "quantization" in config:
+        config["quantization_config"] = config["quantization"]
+    return dict(sorted(config.items()))

@@ -1,0 +1,237 @@
+"""The layout that mlx-lm loads.
+
+mlx-lm's own ``sanitize``, loader, casts and ``quantize_model`` define this layout, so they are run, unmodified, on
+placeholders (``mlxport.transform.trace``); nothing of them is repeated here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_map_with_path
+
+from mlxport.errors import ConfigError, MlxportError, UnsupportedError
+from mlxport.layouts.assembly import DTYPES, Built, Conversion, count_parameters, make_conversion, quantize
+from mlxport.layouts.mlx_lm.normalize import ConfigRefused, NormalizedConfig, normalize_config
+from mlxport.layouts.mlx_lm.output_heads import is_head, refuse_other_heads
+from mlxport.layouts.mlx_lm.quantized_sources import UNQUANTIZED, refuse_raw_fp8, source_quantization
+from mlxport.layouts.mlx_lm.rope_settings import REFUSED
+from mlxport.layouts.mlx_lm.tensor_checks import check_dtypes, check_names, check_shapes
+from mlxport.layouts.mlx_lm.weight_repairs import ignored_weights, prepare_weights
+from mlxport.quant import QuantRequest
+from mlxport.source import read_rows
+from mlxport.transform import Program, mx_dtype, trace
+from mlxport.types import Checkpoint
+
+
+def check_supported(config: Mapping[str, Any], where: str = "config.json") -> None:
+    """Refuse a config that the installed mlx-lm cannot load; reads nothing else.
+
+    Args:
+        config: The parsed ``config.json``.
+        where: What to call it in an error.
+
+    Raises:
+        UnsupportedError: No such architecture, quantized in a way that mlx-lm cannot read, or mlx-lm would ignore
+            something that the config asks for.
+        ConfigError: A value is of another type, or out of the range, that transformers and mlx-lm expect.
+    """
+    _source_method(config, where)
+    _normalized(config, where)
+
+
+def has_architecture(config: Mapping[str, Any]) -> bool:
+    """Whether the installed mlx-lm has a model for a config, whatever else may be wrong with it."""
+    try:
+        _normalized(config, "")
+    except UnsupportedError as error:
+        return "mlx-lm has no architecture" not in error.message
+    except ConfigError:
+        return True
+    return True
+
+
+def open_target(
+    checkpoint: Checkpoint,
+    *,
+    dtype: str = "auto",
+    quant: QuantRequest | None = None,
+    strict: bool = True,
+    headers_only: bool = False,
+) -> Conversion:
+    """Trace mlx-lm's conversion of ``checkpoint``.
+
+    Args:
+        checkpoint: The opened source.
+        dtype: ``auto`` follows mlx-lm: config's ``torch_dtype`` where there is one, else each tensor's own.
+        quant: What to quantize, or None.
+        strict: Refuse missing and unexpected tensors.
+        headers_only: The weights are not here: refuse nothing for its values.
+
+    Raises:
+        UnsupportedError: The architecture or the checkpoint's own quantization is not one that mlx-lm computes right.
+        WeightsError: Tensors are missing, unexpected or of another shape, by name.
+        QuantizationError: The setting cannot apply to this model.
+    """
+    where = f"{checkpoint.location}/config.json"
+    method, normalized = _source_method(checkpoint.config, where), _normalized(checkpoint.config, where)
+    built = Built({})
+
+    def pipeline(arrays: dict[str, mx.array]) -> dict[str, mx.array]:
+        weights = prepare_weights(arrays, normalized.config)
+        model, config = _load(weights, normalized, strict, method, checkpoint)
+        _cast(model, config, dtype)
+        if quant is not None:
+            config = quantize(model, config, quant, built)
+        built.config, built.model = config, model
+        built.parameters = count_parameters(model)
+        return dict(tree_flatten(model.parameters()))
+
+    with _blamed(checkpoint, method):
+        program = trace(pipeline, checkpoint.tensors)
+    if not headers_only:
+        _refuse_ignored(checkpoint, normalized, program)
+    assert built.model is not None
+    refuse_raw_fp8(program, built.model)
+    return make_conversion(program, built, dtype, quant, [*normalized.changes, *normalized.warnings], _final_config)
+
+
+def lazy_model(checkpoint: Checkpoint, dtype: str = "auto") -> tuple[nn.Module, dict[str, Any]]:
+    """mlx-lm's model of ``checkpoint`` and its config; the parameters are zeros that nothing has evaluated.
+
+    Names, shapes and dtypes are those that ``open_target`` converts to. Errors as there.
+    """
+    where = f"{checkpoint.location}/config.json"
+    method, normalized = _source_method(checkpoint.config, where), _normalized(checkpoint.config, where)
+    zeros = {name: mx.zeros(ref.shape, dtype=mx_dtype(ref)) for name, ref in checkpoint.tensors.items()}
+    with _blamed(checkpoint, method):
+        model, config = _load(prepare_weights(zeros, normalized.config), normalized, True, method, checkpoint)
+        _cast(model, config, dtype)
+    return model, config
+
+
+@contextlib.contextmanager
+def _blamed(checkpoint: Checkpoint, method: str) -> Iterator[None]:
+    """Third-party model code on a user's checkpoint: whatever it raises is about that input."""
+    try:
+        yield
+    except MlxportError:
+        raise
+    except Exception as error:
+        what = f"quantized with {method}" if method else f"model type {checkpoint.config.get('model_type')}"
+        hint = UNQUANTIZED if method else "check that config.json belongs to these weights"
+        reason = _shortened(" ".join(str(error).split()))
+        message = f"mlx-lm cannot load {checkpoint.location} ({what}): {type(error).__name__}: {reason}"
+        raise UnsupportedError(message, hint=hint) from error
+
+
+def _refuse_ignored(checkpoint: Checkpoint, normalized: NormalizedConfig, program: Program) -> None:
+    """Refuse weights that count and that mlx-lm drops; zeros count for nothing, nor does a copy of the embeddings."""
+    if normalized.tied:
+        refuse_other_heads(checkpoint.tensors, program.unused(), normalized.config, checkpoint.location)
+    for ref in ignored_weights(checkpoint.tensors, normalized.config).values():
+        if read_rows(ref).any():
+            raise UnsupportedError(
+                f"{checkpoint.location}: mlx-lm drops {ref.name}, which is not zero and counts",
+                hint=REFUSED,
+            )
+
+
+def _source_method(config: Mapping[str, Any], where: str) -> str:
+    try:
+        return source_quantization(config)
+    except (ConfigError, UnsupportedError) as error:
+        raise type(error)(f"{where}: {error.message}", hint=error.hint) from error
+
+
+def _normalized(config: Mapping[str, Any], where: str) -> NormalizedConfig:
+    try:
+        return normalize_config(config)
+    except ConfigRefused as error:
+        raise UnsupportedError(f"{where}: {error.reason}", hint=error.hint) from error
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error.message}", hint=error.hint) from error
+
+
+def _load(
+    weights: dict[str, mx.array], normalized: NormalizedConfig, strict: bool, method: str, checkpoint: Checkpoint
+) -> tuple[nn.Module, dict[str, Any]]:
+    """``mlx_lm.utils.load_model`` on arrays in memory: the model with ``weights`` in place, and its config."""
+    from mlx_lm.utils import _get_classes, load_model
+
+    def classes(config: dict[str, Any]) -> tuple[type, type]:
+        model_class, args_class = _get_classes(config)
+
+        class Model(model_class):  # type: ignore[misc,valid-type]
+            def sanitize(self, _: dict[str, mx.array]) -> dict[str, mx.array]:
+                return super().sanitize(weights) if hasattr(super(), "sanitize") else weights
+
+            def load_weights(self, items: list[tuple[str, mx.array]], strict: bool = True) -> nn.Module:
+                expected = dict(tree_flatten(self.parameters()))
+                if normalized.tied:  # a copy of the embeddings: open_target refuses another one
+                    items = [item for item in items if item[0] in expected or not is_head(item[0])]
+                if wanted:
+                    check_names(expected, dict(items), model_class.__module__, method, source)
+                check_shapes(expected, dict(items), source)
+                if not method:
+                    check_dtypes(expected, dict(items), checkpoint)
+                return super().load_weights(items, strict=wanted)  # type: ignore[no-any-return]
+
+        Model.__name__ = model_class.__name__
+        return Model, args_class
+
+    wanted, source, config = strict, checkpoint.location, normalized.config
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config))
+        model, loaded = load_model(Path(folder), lazy=True, strict=False, get_model_classes=classes)
+    return model, loaded
+
+
+def _shortened(text: str, most: int = 400) -> str:
+    return text if len(text) <= most else f"{text[:most]} … ({len(text)} characters)"
+
+
+def _cast(model: nn.Module, config: Mapping[str, Any], dtype: str) -> None:
+    """Cast floating parameters as mlx_lm.convert does (mlx_lm/convert.py)."""
+    text = config.get("text_config")
+    name = config.get("torch_dtype") or (text.get("dtype") if isinstance(text, dict) else None)
+    wanted = DTYPES.get(str(name) if dtype == "auto" else dtype)
+    if wanted is None:
+        return
+    allowed = getattr(model, "cast_predicate", lambda _: True)
+
+    def cast(path: str, array: mx.array) -> mx.array:
+        return array.astype(wanted) if allowed(path) and mx.issubdtype(array.dtype, mx.floating) else array
+
+    model.update(tree_map_with_path(cast, model.parameters()))
+
+
+def _final_config(built: Built, dtype: str, quantized: bool) -> dict[str, Any]:
+    """The config of the output: dtype stated everywhere, no stale quantization, the rest as mlx-lm writes it."""
+    from mlx_lm.utils import _encode_tagged_floats
+
+    config = copy.deepcopy(built.config)
+    sections = [config, *(c for c in (config.get("text_config"),) if isinstance(c, dict))]
+    for section in sections:
+        section["torch_dtype" if "torch_dtype" in section else "dtype"] = dtype
+        if "dtype" in section:
+            section["dtype"] = dtype
+        if not quantized:
+            section.pop("quantization_config", None)
+            section.pop("quantization", None)
+    config.pop("_name_or_path", None)
+    assert built.model is not None
+    if "vision_tower" not in getattr(built.model, "model", {}):
+        config.pop("vision_config", None)
+    if "quantization" in config:
+        config["quantization_config"] = config["quantization"]
+    encoded: dict[str, Any] = _encode_tagged_floats(config)
+    return dict(sorted(encoded.items()))

@@ -1,0 +1,101 @@
+"""Choose inputs and mode, then run the verification."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+
+from mlxport.errors import MlxportError
+from mlxport.model import loaded as out
+from mlxport.model.memory import available_memory
+from mlxport.model.probe_text import probe_ids
+from mlxport.parity import reference as ref
+from mlxport.parity.fp8 import source_weights
+from mlxport.parity.parity_report import ParityReport
+from mlxport.parity.probe_length import probe_length
+from mlxport.parity.setup import Run
+from mlxport.parity.stored import Invert
+from mlxport.types import Checkpoint
+
+__all__ = ["execute", "full_bytes", "probe_length"]
+
+
+def full_bytes(checkpoint: Checkpoint, tokens: int, vocabulary: int) -> int:
+    """Estimated peak of ``full``: a float32 model beside the tensors that it is loaded from, and the logits."""
+    parameters = sum(prod(r.shape) for r in checkpoint.tensors.values())
+    return 9 * parameters + 3 * 8 * tokens * vocabulary + 500_000_000
+
+
+def own_inverse(checkpoint: Checkpoint) -> Invert | None:
+    """The inverse of mlx-lm's layout for this checkpoint, traced from mlx-lm itself."""
+    from mlxport.layouts.mlx_lm.opening import open_target
+    from mlxport.transform import invert
+
+    try:
+        return functools.partial(invert, open_target(checkpoint).program)
+    except MlxportError:
+        return None
+
+
+def _limits(checkpoint: Checkpoint) -> tuple[int | None, bool]:
+    """Up to how many tokens mlx-lm computes the same, and whether it computes a near variant only."""
+    from mlxport.layouts.mlx_lm.normalize import normalize_config
+
+    try:
+        normalized = normalize_config(checkpoint.config)
+    except MlxportError:
+        return None, False
+    return normalized.exact_tokens, normalized.approximate
+
+
+def execute(
+    folder: Path,
+    checkpoint: Checkpoint,
+    mode: str,
+    invert: Invert | None,
+    trust_remote_code: bool,
+    memory_limit: int | None,
+    tokens: int | None,
+    say: Callable[[str], None],
+    trained: frozenset[str] = frozenset(),
+) -> ParityReport:
+    """Run one verification; see ``mlxport.parity.verify``."""
+    source_weights(checkpoint)  # refuses, before anything is read, what no reference can be made from
+    config = ref.text_config(ref.load_config(checkpoint, trust_remote_code=trust_remote_code))
+    parameters = sum(prod(r.shape) for r in checkpoint.tensors.values())
+    vocabulary = int(config.vocab_size)
+    length, notes = (tokens, []) if tokens else probe_length(parameters, config)
+    exact_tokens, near = _limits(checkpoint)
+    if not tokens and exact_tokens is not None and length > exact_tokens:
+        length = exact_tokens
+        notes.append(f"{length} tokens: beyond, mlx-lm computes another attention than the original")
+    ids, more = probe_ids(checkpoint.root, vocabulary, length, trust_remote_code=trust_remote_code)
+    limit = available_memory() // 2 if memory_limit is None else memory_limit
+    if mode == "auto":
+        mode = "full" if full_bytes(checkpoint, length, vocabulary) <= limit else "layerwise"
+    model = out.load_output(folder, trust_remote_code=trust_remote_code)
+    floats, dtype = out.float_dtypes(folder)
+    run = Run(
+        folder=folder,
+        checkpoint=checkpoint,
+        model=model,
+        ids=ids,
+        invert=invert or own_inverse(checkpoint),
+        trust_remote_code=trust_remote_code,
+        say=say,
+        packing=out.packings(model),
+        floats=floats,
+        dtype=dtype,
+        near=near,
+        trained=trained,
+        notes=[*notes, *more],
+    )
+    if mode == "full":
+        from mlxport.parity.full import verify_full
+
+        return verify_full(run)
+    from mlxport.parity.layerwise import verify_layerwise
+
+    return verify_layerwise(run)

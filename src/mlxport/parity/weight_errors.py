@@ -1,0 +1,114 @@
+"""Stored weights against the checkpoint's, tensor by tensor: no model is run, so no activation can hide an error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Set
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+from mlxport.parity.lazy_reference import BLOCK_BYTES, read_block
+from mlxport.parity.parity_report import WeightCheck
+from mlxport.parity.stored import StoredLayout
+from mlxport.parity.tolerances import ROW_FACTOR, STORED_WEIGHT_BOUND, level_name, lossless
+from mlxport.types import Checkpoint, TensorRef
+
+__all__ = ["WeightDifference", "check_weights", "difference", "differences"]
+
+_FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
+
+
+@dataclass(frozen=True)
+class WeightDifference:
+    """One stored tensor against the checkpoint's: relative RMS error, and the row that differs most."""
+
+    name: str
+    relative: float
+    row: int
+    bound: float
+    problem: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Within its bound."""
+        return not self.problem and self.relative <= self.bound
+
+
+def _bound(ref: TensorRef, faith: int, stored: str, trained: bool) -> float:
+    if trained:
+        return max(STORED_WEIGHT_BOUND["trained"], STORED_WEIGHT_BOUND[level_name(faith)] if faith > 0 else 0.0)
+    if faith > 0:
+        return STORED_WEIGHT_BOUND[level_name(faith)]
+    if faith == 0 and lossless(ref.dtype, stored):
+        return STORED_WEIGHT_BOUND["lossless"]
+    return STORED_WEIGHT_BOUND["bfloat16" if stored == "BF16" else "float16"]
+
+
+def difference(ref: TensorRef, layout: StoredLayout, dtype: str, trained: Set[str] = frozenset()) -> WeightDifference:
+    """One tensor, in blocks of rows.
+
+    Args:
+        ref: The checkpoint's.
+        layout: The output's.
+        dtype: What the output's unquantized tensors are stored in.
+        trained: Paths of the output's modules that were trained after they had been converted.
+    """
+    faith, modules = layout.level(ref.name), {name.rpartition(".")[0] for name in layout.stored_names(ref.name)}
+    bound, infinite = _bound(ref, faith, dtype, not modules.isdisjoint(trained)), float("inf")
+    if layout.shape(ref.name) != ref.shape:
+        problem = f"has shape {layout.shape(ref.name)} in the output, {ref.shape} in the original"
+        return WeightDifference(ref.name, infinite, 0, bound, problem)
+    rows = ref.shape[0] if ref.shape else 1
+    step = max(1, BLOCK_BYTES // (4 * max(prod(ref.shape[1:]), 1)))
+    error = scale = 0.0
+    worst_row = (0.0, 0)
+    for start in range(0, rows, step):
+        span = (start, min(start + step, rows)) if ref.shape else (0, None)
+        original = read_block(ref, *span).to(torch.float32)
+        gap = layout.rows(ref.name, *span).to(torch.float32).sub_(original)
+        # What is stored as 1 + w is rounded relative to 1, not to w.
+        sizes, gaps = _row_norms(original.add_(1) if faith < 0 else original), _row_norms(gap)
+        if not bool(torch.isfinite(gaps).all()):
+            return WeightDifference(ref.name, infinite, 0, bound, "has NaN or inf in the output or in the original")
+        scale, error = scale + float(sizes.square().sum()), error + float(gaps.square().sum())
+        found = gaps / sizes.clamp(min=1e-3 * float(sizes.square().mean().sqrt()) + 1e-30)
+        worst_row = max(worst_row, (float(found.max()), start + int(found.argmax())))
+    if not modules.isdisjoint(trained) and len(ref.shape) == 1:
+        scale = max(scale, float(ref.size))  # norms that are stored less 1 may be next to nothing
+    relative = (error / scale) ** 0.5 if scale > 0 else (0.0 if error == 0 else infinite)
+    limit = min(ROW_FACTOR * bound, 1.2)
+    problem = f"differs from the original by {worst_row[0]:.3g} in row {worst_row[1]} (bound {limit:.3g})"
+    return WeightDifference(
+        ref.name, relative, worst_row[1], bound, problem if len(ref.shape) > 1 and worst_row[0] > limit else ""
+    )
+
+
+def _row_norms(block: torch.Tensor) -> torch.Tensor:
+    """Norm of each row along axis 0, float64."""
+    return torch.linalg.vector_norm(block.reshape(block.shape[0] if block.ndim else 1, -1), dim=-1).to(torch.float64)
+
+
+def differences(
+    checkpoint: Checkpoint, layout: StoredLayout, dtype: str, trained: Set[str] = frozenset()
+) -> Iterator[WeightDifference]:
+    """Each stored floating tensor (under its checkpoint name) against the checkpoint's."""
+    for name in layout:
+        ref = checkpoint.tensors.get(name)
+        if ref is not None and ref.dtype in _FLOATS and ref.size:
+            yield difference(ref, layout, dtype, trained)
+
+
+def check_weights(found: Iterator[WeightDifference]) -> tuple[WeightCheck, bool]:
+    """The worst of all differences, and whether every tensor is exactly the original's."""
+    results = list(found)
+    if not results:
+        return WeightCheck(0, "-", 0.0, 0.0, True), False
+    worst = max(results, key=lambda item: (not item.ok, item.relative / item.bound))
+    failures = tuple(
+        f"{item.name}: {item.problem or f'differs from the original by {item.relative:.3g} (bound {item.bound:g})'}"
+        for item in results
+        if not item.ok
+    )
+    exact = all(item.relative <= STORED_WEIGHT_BOUND["lossless"] for item in results)
+    return WeightCheck(len(results), worst.name, worst.relative, worst.bound, not failures, failures[:8]), exact

@@ -1,0 +1,145 @@
+"""Port a PyTorch module to MLX in memory: capture, emit, load the weights, compare with the original."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from mlxport.errors import UnsupportedError, UsageError, VerificationError
+
+if TYPE_CHECKING:
+    import torch
+
+    from mlxport.graph.build import Port
+    from mlxport.graph.capture.examples import Example
+    from mlxport.graph.lower.lowering import Missing
+
+__all__ = ["emit", "port"]
+
+
+def port(
+    module: torch.nn.Module,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic: bool | Any = True,
+    fold_batchnorm: bool = False,
+    verify: bool = True,
+) -> nn.Module:
+    """An ``mlx.nn.Module`` that computes what ``module`` computes, weights in it, called as the original is.
+
+    Args:
+        module: The PyTorch module, in eval mode; its weights are copied.
+        args: Example positional inputs: torch tensors, nested structures of them, None, numbers and flags. What is not
+            a tensor is fixed in the port.
+        kwargs: Example keyword inputs.
+        dynamic: True: sizes of the inputs may change wherever torch.export proves that they can; False: the example's
+            sizes only; otherwise ``dynamic_shapes`` as ``torch.export.export`` takes them.
+        fold_batchnorm: Multiply eval-mode BatchNorm into the convolution before it.
+        verify: Compare the outputs with the original's, on the example inputs and on inputs of other sizes.
+
+    Returns:
+        The port. ``port.source`` is the Python source that it runs, which needs nothing but mlx.
+
+    Raises:
+        UnsupportedError: for ops that have no lowering, all of them at once, with the lines that call them; for a
+            module that torch.export cannot capture.
+        UsageError: if ``args`` do not fit the module's forward.
+        VerificationError: if an output differs from the original's.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise UsageError("port needs PyTorch, which is not installed", hint="pip install 'mlxport[torch]'") from error
+
+    from mlxport.graph.capture.examples import Example
+
+    if not isinstance(module, torch.nn.Module):
+        raise UsageError(f"port: expected a torch.nn.Module, got {type(module).__name__}")
+    example = Example("example", tuple(args), dict(kwargs or {}))
+    result = emit(module, example, dynamic=dynamic, fold_batchnorm=fold_batchnorm)
+    ported = _instance(result)
+    if verify:
+        _verify(module, ported, result, example)
+    return ported
+
+
+def emit(
+    module: torch.nn.Module,
+    example: Example,
+    *,
+    dynamic: bool | Any = True,
+    fold_batchnorm: bool = False,
+    model_type: str = "",
+) -> Port:
+    """Capture ``module`` on ``example`` and write its MLX source; arguments and errors as of ``port``."""
+    from mlxport.graph.build import build
+    from mlxport.graph.capture.export import CaptureError, capture
+    from mlxport.graph.lower.one_function import MissingOps
+
+    try:
+        captured = capture(module, example.args, example.kwargs, dynamic=dynamic)
+    except CaptureError as error:
+        raise (UsageError if error.usage else UnsupportedError)(str(error), hint=error.hint) from error
+    try:
+        return build(captured, model_type=model_type, batchnorm=fold_batchnorm)
+    except MissingOps as error:
+        raise _missing(error.missing) from None
+
+
+def _missing(missing: tuple[Missing, ...]) -> UnsupportedError:
+    from mlxport.graph.capture.origin import module_path, place
+
+    lines = []
+    for item in missing:
+        node = item.nodes[0]
+        count = f"{len(item.nodes)} times" if len(item.nodes) > 1 else "once"
+        where = module_path(node) or "the root module"
+        reason = f": {item.reason}" if item.reason else ""
+        lines.append(f"  {item.key}{reason} ({count}; first in {where}, {place(node) or 'unknown line'})")
+    hint = 'say how MLX computes it: @mlxport.register_op("namespace::op") above a function on mx.arrays'
+    return UnsupportedError("no MLX lowering for:\n" + "\n".join(lines), hint=hint)
+
+
+def _instance(result: Port) -> nn.Module:
+    """Execute the source and fill the model with weights made from the captured module's tensors."""
+    from mlxport.graph.write.execute_source import execute
+
+    namespace = execute(result.source)
+    model: nn.Module = namespace.Model(namespace.ModelArgs())
+    weights = make_weights(result)
+    expected = dict(tree_flatten(model.parameters()))
+    if missing := sorted(set(expected) ^ set(weights)):
+        raise AssertionError(f"the emitted model and its weights differ in {missing}")
+    model.load_weights(list(weights.items()))
+    object.__setattr__(model, "source", result.source)
+    return model.eval()
+
+
+def make_weights(result: Port) -> dict[str, mx.array]:
+    """The port's parameters by path, from the captured module's tensors."""
+    from mlxport.graph.write.port_weights import from_torch, port_weights
+
+    state = {name: from_torch(tensor) for name, tensor in result.captured.state.items()}
+    return port_weights(result.weights, result.folds, state.__getitem__)
+
+
+def _verify(module: torch.nn.Module, ported: nn.Module, result: Port, example: Example) -> None:
+    from mlxport.graph.capture.examples import other_sizes
+    from mlxport.parity.port_parity import in_float32, main_dtype, verify_port
+
+    report = verify_port(
+        ported,
+        in_float32(module, example),
+        [example],
+        dtype=main_dtype(module, example),
+        others=lambda: other_sizes(result.captured),
+    )
+    if not report.passed:
+        raise VerificationError(
+            report.failure_message(), hint="please report it with the module; verify=False gives the port as it is"
+        )

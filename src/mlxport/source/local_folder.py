@@ -1,0 +1,207 @@
+"""Open a local folder: find config and weights, check every header, hand over references."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mlxport.errors import SourceError, TokenizerError, UnsafeError, WeightsError
+from mlxport.source.config_file import check_consistency, read_config
+from mlxport.source.safe_files import inside, opened, read_exactly, refuse_placeholder
+from mlxport.source.safetensors_file import read_safetensors
+from mlxport.source.weight_files import Layout, choose_layout, explain_no_config, is_hidden, read_index, side_names
+from mlxport.types import Checkpoint, TensorRef
+
+# A licence may well be a web page, or Markdown that begins like one.
+_LEGAL_TEXT = re.compile(r"(LICENSE|NOTICE|USE_POLICY).*\.(html?|md)", re.IGNORECASE)
+
+CheckConfig = Callable[[Mapping[str, Any]], None]
+# Reads the tensors of one file and what is odd about it; the hub has one that fetches headers only.
+ReadFile = Callable[[Path], tuple[dict[str, TensorRef], list[str]]]
+
+
+def open_folder(
+    root: Path,
+    *,
+    check_config: CheckConfig | None = None,
+    trust_remote_code: bool = False,
+    repo_id: str | None = None,
+    revision: str | None = None,
+    names: Iterable[str] | None = None,
+    read_file: ReadFile | None = None,
+) -> Checkpoint:
+    """The checkpoint in ``root``.
+
+    Args:
+        root: The folder.
+        check_config: Called with the parsed config before any weights are looked at.
+        trust_remote_code: Whether the folder's Python files are carried, and so checked.
+        repo_id: Recorded in the result.
+        revision: Recorded in the result.
+        names: Files that count; by default those that the folder holds.
+        read_file: Reads the header of one safetensors file; by default from the folder.
+
+    Raises:
+        SourceError: As the class of what is wrong; see ``errors.py``.
+    """
+    present = list_folder(root)
+    config, problems = load_config(root, present, check_config)
+    counted = present if names is None else sorted(names)
+    layout = choose_layout(counted, str(root))
+    tensors, files, found = _read_weights(root, layout, read_file or _reader(layout))
+    named = {file.name for file in files}
+    strays = [n for n in counted if n.endswith(".safetensors") and "/" not in n and n not in named]
+    found += [f"{name} is not part of the checkpoint and is ignored" for name in strays]
+    problems += found + check_consistency(config, tensors)
+    return Checkpoint(
+        root=root,
+        config=config,
+        tensors=tensors,
+        weight_files=files,
+        side_files=_side_files(root, counted, trust_remote_code),
+        repo_id=repo_id,
+        revision=revision,
+        problems=tuple(problems),
+    )
+
+
+def list_folder(root: Path) -> list[str]:
+    """Names of the files in ``root`` and, for chat templates, one level below; sorted."""
+    names = _entries(root)
+    templates = root / "additional_chat_templates"
+    if templates.is_dir():
+        names += [f"{templates.name}/{name}" for name in _entries(templates)]
+    return sorted(name for name in names if _counts(root, name))
+
+
+def _entries(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries]
+    except OSError as error:
+        raise SourceError(f"{folder} cannot be read: {error.strerror}", hint="check its permissions") from error
+
+
+def _counts(root: Path, name: str) -> bool:
+    """Whether a name can be of a part of the checkpoint: not hidden, no folder, and printable, so that it can be told.
+
+    A config.json that is a folder stays, to be told from one that is absent.
+    """
+    if is_hidden(name) or not name.isprintable():
+        return False
+    return name == "config.json" or not os.path.isdir(root / name)
+
+
+def load_config(
+    root: Path, present: Iterable[str], check_config: CheckConfig | None
+) -> tuple[dict[str, Any], list[str]]:
+    """The config of a folder, checked by the caller's function too, and what is odd in it."""
+    present = set(present)
+    if "config.json" not in present:
+        raise explain_no_config(_entries(root), str(root))
+    config, problems = read_config(inside(root, "config.json"))
+    if "adapter_config.json" in present and not any(
+        name.endswith((".safetensors", ".bin")) and not name.startswith("adapter_model.") for name in present
+    ):
+        raise explain_no_config(present, str(root))
+    if check_config is not None:
+        check_config(config)
+    return config, problems
+
+
+def _reader(layout: Layout) -> ReadFile:
+    if layout.kind == "safetensors":
+        return lambda path: (read_safetensors(path), [])
+    from mlxport.source.torch_file import read_torch_file
+
+    return read_torch_file
+
+
+def _read_weights(
+    root: Path, layout: Layout, read_file: ReadFile
+) -> tuple[dict[str, TensorRef], tuple[Path, ...], list[str]]:
+    """The tensors in order, the files that hold them, and what is odd."""
+    problems: list[str] = []
+    by_file: dict[str, dict[str, TensorRef]] = {}
+    weight_map = read_index(root, layout.index) if layout.index else None
+    for name in layout.files if weight_map is None else dict.fromkeys(weight_map.values()):
+        path = inside(root, name, named_by=layout.index or "")
+        try:
+            by_file[name], odd = read_file(path)
+        except WeightsError as error:
+            if layout.index is None or not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            raise WeightsError(
+                f"{root}: the shard {name}, which {layout.index} names, is missing", hint="download the missing file"
+            ) from error
+        problems += odd
+    files = tuple(root / name for name in by_file)
+    if weight_map is None:
+        return _merge(by_file), files, problems
+    tensors: dict[str, TensorRef] = {}
+    for tensor, name in weight_map.items():
+        if tensor not in by_file[name]:
+            raise WeightsError(
+                f"{root / name} does not hold the tensor {tensor!r}, which {layout.index} says is in it",
+                hint="index and shards are of different versions; download both again",
+            )
+        tensors[tensor] = by_file[name][tensor]
+    for name, held in by_file.items():
+        extra = [tensor for tensor in held if weight_map.get(tensor) != name]
+        if extra:
+            more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+            problems.append(f"{name} holds {extra[0]!r}{more}, which the index does not name there: ignored")
+    return tensors, files, problems
+
+
+def _merge(by_file: Mapping[str, dict[str, TensorRef]]) -> dict[str, TensorRef]:
+    """The tensors of all files; a name may be in one of them only."""
+    tensors: dict[str, TensorRef] = {}
+    for refs in by_file.values():
+        for name, ref in refs.items():
+            if name in tensors:
+                raise WeightsError(
+                    f"the tensor {name!r} is in {tensors[name].path} and in {ref.path}",
+                    hint="keep one of the two, or add the index that says which counts",
+                )
+            tensors[name] = ref
+    return tensors
+
+
+def _side_files(root: Path, present: Iterable[str], trust_remote_code: bool) -> tuple[Path, ...]:
+    """Paths of what lies beside the weights; what is to be carried is checked, the rest is not even opened.
+
+    Not carried are the model card, which is written anew, and code that nobody trusts.
+    """
+    paths = []
+    for name in side_names(present):
+        if name == "README.md" or (name.endswith(".py") and not trust_remote_code):
+            if _is_own_file(root, name):
+                paths.append(root / name)
+        else:
+            paths.append(_checked_side_file(root, name))
+    return tuple(paths)
+
+
+def _is_own_file(root: Path, name: str) -> bool:
+    try:
+        return os.path.isfile(inside(root, name))
+    except UnsafeError:
+        return False
+
+
+def _checked_side_file(root: Path, name: str) -> Path:
+    """The path of a regular file inside the folder that is not a placeholder."""
+    path = inside(root, name)
+    with opened(path, SourceError) as (fd, size):
+        start = read_exactly(fd, min(size, 512), 0, path)
+    refuse_placeholder(
+        start,
+        path,
+        TokenizerError if "token" in name or "vocab" in name else SourceError,
+        web_page=not _LEGAL_TEXT.fullmatch(name),
+    )
+    return path

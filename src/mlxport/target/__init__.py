@@ -1,1 +1,0 @@
-"""Targets: one module for each layout that a runtime loads."""
