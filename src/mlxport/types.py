@@ -74,6 +74,7 @@ class Checkpoint:
         repo_id: Hub repository id, or None for a folder.
         revision: Commit hash of the hub snapshot, or None.
         problems: What is wrong but does not stop a conversion (shown by ``inspect``).
+        trust_remote_code: Whether code of the checkpoint may run (its tokenizer, its model).
     """
 
     root: Path
@@ -84,6 +85,7 @@ class Checkpoint:
     repo_id: str | None = None
     revision: str | None = None
     problems: tuple[str, ...] = ()
+    trust_remote_code: bool = False
 
     @property
     def nbytes(self) -> int:

@@ -39,7 +39,8 @@ def open_checkpoint(
     Args:
         source: A folder, or the id of a repository on the Hugging Face hub (``org/name``).
         revision: Branch, tag or commit of the repository; None is its main branch.
-        trust_remote_code: Fetch a repository's Python files too, and check those of a folder. They are never run here.
+        trust_remote_code: Fetch a repository's Python files too, and check those of a folder. They are never run here;
+            the checkpoint carries it to where they are.
         check_config: Called with the config before any weights are fetched or opened; what it raises goes through.
         headers_only: Of a repository's weights fetch the headers only: shapes and dtypes are known, reading fails.
 

@@ -65,6 +65,7 @@ def open_folder(
         repo_id=repo_id,
         revision=revision,
         problems=tuple(problems),
+        trust_remote_code=trust_remote_code,
     )
 
 
