@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from mlxport.graph.capture.export import Captured
+from mlxport.graph.capture.program import Captured
 from mlxport.graph.capture.stores import store
 from mlxport.graph.lower import symbolic_sizes
 from mlxport.graph.lower.expr import Expr, to_ast
-from mlxport.graph.lower.layer_specs import LayerSpec, Weight
+from mlxport.graph.lower.layer_specs import Fold, LayerSpec, Weight
 from mlxport.graph.lower.lowering import hint, is_read, lower_node, mx_dtype, symbolic
 from mlxport.graph.lower.one_function import Gaps, is_assertion
 from mlxport.graph.rewrite.batchnorm import fold_batchnorm
 from mlxport.graph.rewrite.channels_last.sinking import channels_last
 from mlxport.graph.rewrite.constants import inline_constants
-from mlxport.graph.rewrite.folding import Fold, fold_constants
+from mlxport.graph.rewrite.folding import fold_constants
 from mlxport.graph.rewrite.fuse import Fusion, fuse
 from mlxport.graph.rewrite.members import name_members
 from mlxport.graph.rewrite.noops import remove_noops

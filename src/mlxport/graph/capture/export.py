@@ -9,7 +9,6 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,13 @@ from torch.utils import _pytree as pytree
 from mlxport.graph.capture.composite_shapes import known_shapes
 from mlxport.graph.capture.dataclass_inputs import known_dataclasses
 from mlxport.graph.capture.fastpath import fast_paths
+from mlxport.graph.capture.program import Captured
 from mlxport.graph.capture.stores import add_stores
 from mlxport.graph.capture.wrapped_root import Inside, bring_out, hides_members
 from mlxport.graph.lower import ops as _ops  # noqa: F401  (fills the table)
 from mlxport.graph.lower.registry import LOWERINGS
 
-__all__ = ["CaptureError", "Captured", "capture", "decompose", "export", "lowered_decompositions"]
+__all__ = ["CaptureError", "capture", "decompose", "export", "lowered_decompositions"]
 
 
 # Frames of torch and of this package, which are not the user's.
@@ -45,44 +45,6 @@ class CaptureError(Exception):
     def __init__(self, message: str, hint: str, *, usage: bool = False) -> None:
         super().__init__(message)
         self.hint, self.usage = hint, usage
-
-
-@dataclass
-class Captured:
-    """A captured program: the graph that the passes rewrite, and what is known of the module that it came from.
-
-    Attributes:
-        graph: Functional ATen graph; placeholders are weights (see ``weights``) and user inputs.
-        weights: Placeholder to the module's name of the parameter, buffer or constant.
-        state: Name to tensor, on meta where the module was.
-        trainable: Names that are parameters.
-        inputs: Leaf placeholders of the user's inputs in the order of ``in_spec``; None for what is no tensor or size.
-        values: Leaf values of the example inputs, in the same order.
-        in_spec: Structure of (args, kwargs).
-        outputs: Leaf outputs: nodes, or constants.
-        out_spec: Structure of what the module returns.
-        mutations: Name of a buffer, or placeholder of an input, that the module writes, and the node that it becomes.
-        aliases: Name of a tensor in ``state`` to all names that the module has for it, tied ones included.
-        modules: Path to module, for class names and attributes.
-        signature: Signature of the module's forward.
-        ranges: Symbol name to the lowest and highest size that torch.export allows.
-    """
-
-    graph: Graph
-    weights: dict[Node, str]
-    state: dict[str, torch.Tensor]
-    trainable: frozenset[str]
-    inputs: list[Node | None]
-    values: list[Any]
-    in_spec: Any
-    outputs: list[Any]
-    out_spec: Any
-    modules: Mapping[str, torch.nn.Module]
-    signature: inspect.Signature
-    ranges: dict[str, tuple[int, int]] = field(default_factory=dict)
-    mutations: list[tuple[str | Node, Node]] = field(default_factory=list)
-    aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
 
 
 @contextmanager

@@ -12,18 +12,18 @@ from typing import Any
 import sympy
 import torch
 
-from mlxport.graph.capture.export import Captured
+from mlxport.graph.capture.program import Captured
 from mlxport.graph.lower import symbolic_sizes
 from mlxport.graph.lower.registry import UnsupportedOp
 
-__all__ = ["Rule", "relations", "size_rules"]
+__all__ = ["SizeRule", "relations", "size_rules"]
 
 _SPAN = 1024  # sizes that are tried from the smallest on
 _LARGEST_STEP = 64
 
 
 @dataclass(frozen=True)
-class Rule:
+class SizeRule:
     """Which values a size may have: from ``low`` to ``high`` (None: any), ``remainder`` modulo ``step``."""
 
     low: int
@@ -99,7 +99,7 @@ def _holds(check: Callable[..., bool], *values: int) -> bool:
         return False
 
 
-def size_rules(captured: Captured, symbols: Sequence[sympy.Symbol]) -> dict[sympy.Symbol, Rule]:
+def size_rules(captured: Captured, symbols: Sequence[sympy.Symbol]) -> dict[sympy.Symbol, SizeRule]:
     """For each symbol the values that every guard on it alone allows."""
     guards = _guards(captured, symbols)
     rules = {}
@@ -114,20 +114,23 @@ def size_rules(captured: Captured, symbols: Sequence[sympy.Symbol]) -> dict[symp
     return rules
 
 
-def _rule(tried: range, allowed: list[int], low: int, top: int | None) -> Rule:
+def _rule(tried: range, allowed: list[int], low: int, top: int | None) -> SizeRule:
     if len(allowed) == len(tried) or not allowed:
-        return Rule(low, top)
+        return SizeRule(low, top)
     first, last = allowed[0], allowed[-1]
     if allowed == list(range(first, last + 1)) and last < tried[-1]:
-        return Rule(first, last)
+        return SizeRule(first, last)
     for step in range(1, _LARGEST_STEP + 1):
         if allowed == [value for value in tried if value >= first and (value - first) % step == 0]:
-            return Rule(first, top, step, first % step)
-    return Rule(low, top)
+            return SizeRule(first, top, step, first % step)
+    return SizeRule(low, top)
 
 
 def relations(
-    captured: Captured, symbols: Sequence[sympy.Symbol], rules: Mapping[sympy.Symbol, Rule], names: Mapping[Any, str]
+    captured: Captured,
+    symbols: Sequence[sympy.Symbol],
+    rules: Mapping[sympy.Symbol, SizeRule],
+    names: Mapping[Any, str],
 ) -> list[str]:
     """Conditions between sizes that do not follow from ``rules``, as Python on ``names``; each is needed."""
     kept: list[tuple[Callable[..., bool], list[sympy.Symbol], str]] = []

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-if TYPE_CHECKING:
-    from mlxport.graph.capture.export import Captured
+from mlxport.graph.capture.program import Captured
 
 __all__ = ["Inside", "bring_out", "hides_members"]
 

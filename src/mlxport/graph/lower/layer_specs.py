@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch.fx import Node
+from torch.fx import Graph, Node
 
-__all__ = ["LayerSpec", "Match", "Weight", "layer"]
+__all__ = ["DEFAULTS", "Fold", "LayerSpec", "Match", "Weight", "layer"]
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,25 @@ class Weight:
 
 
 @dataclass(frozen=True)
+class Fold:
+    """A constant expression: names of the tensors that it is computed from, and the graph that computes it."""
+
+    sources: tuple[str, ...]
+    graph: Graph
+
+
+@dataclass(frozen=True)
 class LayerSpec:
     """One ``mlx.nn`` layer.
 
     Attributes:
         path: Where the module has it; the layer's parameters are ``path.weight`` and so on.
-        constructor: ``nn.Linear`` …, or a class of ``graph.helpers``.
+        constructor: ``nn.Linear`` …, or a class of ``lower.helpers``.
         args: Arguments of the constructor: name to value; ``positional`` of them are written without their names.
         weights: Name within the layer to how it is made.
         channels_last: Whether the layer works with its channels in the last axis.
         method: What of it is called; ``""`` for the layer itself.
-        result: ``""``: one array; ``lstm``, ``gru``: see ``lower``.
+        result: ``""``: one array; ``lstm``, ``gru``: see ``rewrite.sharing``.
         options: Keyword arguments of each call.
     """
 
@@ -51,6 +59,13 @@ class LayerSpec:
     method: str = ""
     result: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+
+
+# Arguments of layers that are not written because they say what is the default.
+DEFAULTS: dict[str, Any] = {
+    "bias": True, "affine": True, "stride": 1, "padding": 0, "dilation": 1, "groups": 1, "output_padding": 0,
+    "eps": 1e-5, "pytorch_compatible": False,
+}  # fmt: skip
 
 
 def layer(*args: Any) -> Any:

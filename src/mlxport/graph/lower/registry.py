@@ -85,7 +85,7 @@ def op(*keys: str) -> Callable[[Lowering], Lowering]:
 
 
 def fused(target: Callable[..., Any]) -> Callable[[Lowering], Lowering]:
-    """Register the decorated lowering for an op of ``fuse.targets``, under its name.
+    """Register the decorated lowering for an op of ``fused_ops``, under its name.
 
     Raises:
         ValueError: for a name that is registered.

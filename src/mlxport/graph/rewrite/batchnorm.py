@@ -1,4 +1,4 @@
-"""Eval-mode BatchNorm multiplied into the convolution before it, as constant expressions that ``fold`` evaluates."""
+"""Eval-mode BatchNorm multiplied into the convolution before it, as constant expressions that ``folding`` evaluates."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from mlxport.graph.capture.export import Captured
+from mlxport.graph.capture.program import Captured
 from mlxport.graph.lower.registry import bind
 
 __all__ = ["fold_batchnorm"]

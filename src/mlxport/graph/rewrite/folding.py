@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch.fx import Graph, Node
 
-from mlxport.graph.capture.export import Captured
 from mlxport.graph.capture.origin import module_path
+from mlxport.graph.capture.program import Captured
+from mlxport.graph.lower.layer_specs import Fold
 
-__all__ = ["Fold", "fold_constants"]
+__all__ = ["fold_constants"]
 
 _VIEWS = frozenset(
     """view reshape _unsafe_view unsqueeze squeeze permute transpose t expand slice select alias detach clone _to_copy
     flatten numpy_T mT movedim unflatten""".split()
 )
-
-
-@dataclass(frozen=True)
-class Fold:
-    """A constant expression: names of the tensors that it is computed from, and the graph that computes it."""
-
-    sources: tuple[str, ...]
-    graph: Graph
 
 
 def fold_constants(captured: Captured) -> dict[str, Fold]:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from mlxport.graph.capture.export import Captured
 from mlxport.graph.capture.origin import module_path
+from mlxport.graph.capture.program import Captured
 
 __all__ = [
     "CASTS",

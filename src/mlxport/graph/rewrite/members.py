@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.fx import Node
 
-from mlxport.graph.capture.export import Captured
 from mlxport.graph.capture.origin import module_path
+from mlxport.graph.capture.program import Captured
 from mlxport.graph.lower.layer_specs import LayerSpec, layer
 
 __all__ = ["name_members"]

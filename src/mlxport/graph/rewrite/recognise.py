@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from mlxport.graph.capture.export import Captured
 from mlxport.graph.capture.origin import module_path
+from mlxport.graph.capture.program import Captured
 from mlxport.graph.lower.fused_ops import gather_mm
 from mlxport.graph.lower.helpers.conv import GroupedConvTranspose
 from mlxport.graph.lower.helpers.experts import SwitchLinear
-from mlxport.graph.lower.layer_specs import LayerSpec, Match, Weight
+from mlxport.graph.lower.layer_specs import DEFAULTS, LayerSpec, Match, Weight
 from mlxport.graph.lower.registry import bind, helper
 from mlxport.graph.rewrite.graph_queries import is_float, kind, ndim, permutation
 
-__all__ = ["DEFAULTS", "recognise"]
+__all__ = ["recognise"]
 
 for _layer in (GroupedConvTranspose, SwitchLinear):
     helper(_layer)
@@ -297,12 +297,6 @@ class _Finder:
 def _batched(input: Node, weight: Node) -> bool:
     """Whether a convolution is what MLX's layers compute: of floats, with an axis for the batch."""
     return ndim(input) == ndim(weight) and is_float(input)
-
-
-DEFAULTS: dict[str, Any] = {
-    "bias": True, "affine": True, "stride": 1, "padding": 0, "dilation": 1, "groups": 1, "output_padding": 0,
-    "eps": 1e-5, "pytorch_compatible": False,
-}  # fmt: skip
 
 
 def _given(**args: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from mlxport.graph.capture.export import Captured
+from mlxport.graph.capture.program import Captured
 from mlxport.graph.lower.layer_specs import LayerSpec, Match, layer
 from mlxport.graph.rewrite.graph_queries import kind
 from mlxport.graph.rewrite.recognise import recognise

@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 
-from mlxport.graph.capture.export import Captured
+from mlxport.graph.capture.program import Captured
 from mlxport.graph.lower.expr import to_ast
-from mlxport.graph.lower.layer_specs import LayerSpec
+from mlxport.graph.lower.layer_specs import DEFAULTS, LayerSpec
 from mlxport.graph.lower.registry import HELPERS
-from mlxport.graph.rewrite.recognise import DEFAULTS
 from mlxport.graph.write.scope_parts import Body, Context, Step
 
 __all__ = ["ClassDef", "Field", "build_classes"]

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch.fx import Node
 
-from mlxport.graph.capture.export import Captured
 from mlxport.graph.capture.origin import call_arguments, module_path, statement
+from mlxport.graph.capture.program import Captured
 from mlxport.graph.write.tree import Scope, nodes_in
 
 __all__ = ["argument_names", "forward_names", "natural_name", "op_name", "snake"]

@@ -9,9 +9,8 @@ import mlx.core as mx
 import torch
 
 from mlxport.graph.lower.helpers.conv import grouped_transposed_weight
-from mlxport.graph.lower.layer_specs import Weight
+from mlxport.graph.lower.layer_specs import Fold, Weight
 from mlxport.graph.lower.one_function import compile_source, flat_source
-from mlxport.graph.rewrite.folding import Fold
 
 __all__ = ["apply_fold", "apply_weight", "from_torch", "port_weights", "to_mlx"]
 
@@ -47,7 +46,7 @@ def port_weights(
 
 
 def apply_weight(weight: Weight, sources: Sequence[mx.array]) -> mx.array:
-    """A weight in the form that its MLX layer has; see ``graph.layers.Weight``."""
+    """A weight in the form that its MLX layer has; see ``lower.layer_specs.Weight``."""
     first, args = sources[0], weight.args
     match weight.op:
         case "":

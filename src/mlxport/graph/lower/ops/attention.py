@@ -10,8 +10,8 @@ from torch.fx import Node
 from mlxport.graph.lower import fused_ops as targets
 from mlxport.graph.lower.expr import Expr, mx, source
 from mlxport.graph.lower.helpers import attention as helper
+from mlxport.graph.lower.mask_rows import every_row_sees
 from mlxport.graph.lower.registry import call, fused, op, refuse
-from mlxport.graph.rewrite.fuse.mask_facts import every_row_sees
 
 
 def _same(a: Any, b: Any) -> bool:

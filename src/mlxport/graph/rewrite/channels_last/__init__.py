@@ -1,4 +1,4 @@
 """Convolutions and what lies between them with the channels in the last axis.
 
-Imports: graph.lower, graph.capture, graph.rewrite.
+Imports: graph.lower, graph.rewrite.
 """

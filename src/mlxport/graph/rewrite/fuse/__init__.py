@@ -1,7 +1,7 @@
 """Fusions: what a model spells out in many ops and MLX has in one. One module each, with its test.
 
 A fusion finds its places by structure, computes them with torch to be sure of what they compute (``values``), and
-rewrites the graph to an ATen op or to a target of its own that ``ops.fused`` lowers.
+rewrites the graph to an ATen op or to one of ``lower.fused_ops``.
 
 Imports: graph.lower, graph.capture, graph.rewrite.
 """

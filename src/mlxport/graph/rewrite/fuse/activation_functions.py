@@ -12,7 +12,7 @@ import torch
 from torch.fx import Node
 from torch.nn import functional
 
-from mlxport.graph.capture.export import Captured
+from mlxport.graph.capture.program import Captured
 from mlxport.graph.lower.fused_ops import quick_gelu
 from mlxport.graph.rewrite.fuse.fusion import Fusion
 from mlxport.graph.rewrite.fuse.norms import inside, leaks

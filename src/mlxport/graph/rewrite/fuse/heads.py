@@ -12,12 +12,12 @@ from mlxport.graph.rewrite.fuse.products import Contraction
 from mlxport.graph.rewrite.fuse.scores import Declined, Mask, Scores
 from mlxport.graph.rewrite.graph_queries import Editor, ndim, peel, shape
 
-__all__ = ["Layout"]
+__all__ = ["HeadAxes"]
 
 _aten = torch.ops.aten
 
 
-class Layout:
+class HeadAxes:
     """Where batch, heads, lengths and widths stand in the products around one softmax."""
 
     def __init__(self, scores: Scores, axis: int, after: Contraction, weights: Node) -> None:

@@ -12,10 +12,10 @@ import sympy
 import torch
 from torch.fx import Node
 
-from mlxport.graph.capture.export import Captured
+from mlxport.graph.capture.program import Captured
 from mlxport.graph.lower.fused_ops import causal
 from mlxport.graph.rewrite.fuse.fusion import Fusion
-from mlxport.graph.rewrite.fuse.mask_facts import recognise
+from mlxport.graph.rewrite.fuse.mask_forms import mask_form
 from mlxport.graph.rewrite.fuse.values import CannotEvaluate, Values
 from mlxport.graph.rewrite.graph_queries import Editor, kind, ndim, same_size, shape
 
@@ -105,7 +105,7 @@ def _conjunction(captured: Captured, node: Node, values: Values) -> None:
         if not isinstance(item, Node) or item not in values.static or item.target is causal:
             continue
         other = node.args[1 - position]
-        found = recognise(item, values, lengths)
+        found = mask_form(item, values, lengths)
         edit = Editor(captured, node)
         masks = all(kind(user) == "scaled_dot_product_attention" for user in node.users)
         if (

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from mlxport.graph.capture.export import Captured
+from mlxport.graph.capture.program import Captured
 from mlxport.graph.lower.fused_ops import gather_mm
-from mlxport.graph.rewrite.folding import Fold
+from mlxport.graph.lower.layer_specs import Fold
 from mlxport.graph.rewrite.fuse.branches import Branches, find_branches
 from mlxport.graph.rewrite.fuse.fusion import Fusion
 from mlxport.graph.rewrite.fuse.values import CannotEvaluate, Values, close

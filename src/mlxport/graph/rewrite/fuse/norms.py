@@ -15,7 +15,7 @@ from torch.fx import Node
 from mlxport.graph.rewrite.fuse.values import Values
 from mlxport.graph.rewrite.graph_queries import CASTS, is_cast, is_float, kind, ndim, peel, shape
 
-__all__ = ["Norm", "Output", "find_norm", "inside", "leaks"]
+__all__ = ["Norm", "NormResult", "find_norm", "inside", "leaks"]
 
 _ROOTS = ("rsqrt", "sqrt", "pow", "std", "linalg_vector_norm", "norm")
 _SCALED = ("add", "sub", "mul", "div", "clamp", "clamp_min", "reciprocal", "neg", "maximum", "sqrt", "rsqrt", "pow")
@@ -24,7 +24,7 @@ _REDUCTIONS = ("mean", "sum", "var", "var_mean", "std", "linalg_vector_norm", "n
 
 
 @dataclass
-class Output:
+class NormResult:
     """A value that may be the norm's result, with the weight and bias that it takes in."""
 
     node: Node
@@ -46,7 +46,7 @@ class Norm:
     axes: list[int]
     centred: bool
     eps: list[float] = field(default_factory=list)
-    outputs: list[Output] = field(default_factory=list)
+    outputs: list[NormResult] = field(default_factory=list)
 
 
 def find_norm(root: Node, values: Values) -> Norm | None:
@@ -145,14 +145,14 @@ def _axes(node: Node) -> list[int] | None:
     return sorted(axis % rank for axis in ([dims] if isinstance(dims, int) else dims))
 
 
-def _outputs(root: Node, norm: Norm, values: Values, eps: list[float]) -> Iterator[Output]:
+def _outputs(root: Node, norm: Norm, values: Values, eps: list[float]) -> Iterator[NormResult]:
     """Follow the root forward: to its product with ``x``, then through casts, weight and bias."""
     node, met = root, False
     weight: Any = None
     bias: Any = None
     for _ in range(16):
         if met:
-            yield Output(node, weight, bias)
+            yield NormResult(node, weight, bias)
         users = list(node.users)
         if len(users) != 1:
             return

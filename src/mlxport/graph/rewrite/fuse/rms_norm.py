@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from mlxport.graph.capture.export import Captured
+from mlxport.graph.capture.program import Captured
 from mlxport.graph.rewrite.fuse.fusion import Fusion
-from mlxport.graph.rewrite.fuse.norms import Norm, Output, find_norm, inside, leaks
+from mlxport.graph.rewrite.fuse.norms import Norm, NormResult, find_norm, inside, leaks
 from mlxport.graph.rewrite.fuse.values import CannotEvaluate, Values, close
 from mlxport.graph.rewrite.graph_queries import Editor, kind, ndim, peel, shape, where
 
@@ -68,7 +68,7 @@ def _axes_reason(norm: Norm) -> str:
     return f"axes {norm.axes} of {rank} are normalised, not the last ones"
 
 
-def _signature(output: Output, norm: Norm, region: set[Node]) -> Any:
+def _signature(output: NormResult, norm: Norm, region: set[Node]) -> Any:
     """The same for norms that are spelled alike."""
     numbers: dict[Any, int] = {norm.x: 0, output.weight: 1, output.bias: 2}
     parts: list[Any] = [str(shape(norm.x)), str(norm.axes), str(norm.eps)]
@@ -80,7 +80,7 @@ def _signature(output: Output, norm: Norm, region: set[Node]) -> Any:
     return tuple(map(str, parts))
 
 
-def _matching(norm: Norm, output: Output, values: Values) -> float | None:
+def _matching(norm: Norm, output: NormResult, values: Values) -> float | None:
     """The (positive) eps with which the graph computes the norm, None if it computes something else."""
     parameters = [item for item in (output.weight, output.bias) if item is not None]
     for eps in dict.fromkeys(norm.eps):
@@ -97,7 +97,7 @@ def _matching(norm: Norm, output: Output, values: Values) -> float | None:
 
 
 def _agrees(
-    norm: Norm, output: Output, values: Values, eps: float, sizes: Any, parameters: list[Node], scale: float
+    norm: Norm, output: NormResult, values: Values, eps: float, sizes: Any, parameters: list[Node], scale: float
 ) -> bool:
     x = (values.random(norm.x, sizes) + 0.5) * scale
     given = {norm.x: x} | {item: values.random(item, sizes, seed + 1) for seed, item in enumerate(parameters)}
@@ -113,7 +113,7 @@ def _agrees(
     return close(got, wanted if last else wanted.movedim(-1, norm.axes[0]))
 
 
-def _write(captured: Captured, norm: Norm, output: Output, eps: float) -> None:
+def _write(captured: Captured, norm: Norm, output: NormResult, eps: float) -> None:
     edit = Editor(captured, output.node)
     x = norm.x
     dtype = output.node.meta["val"].dtype

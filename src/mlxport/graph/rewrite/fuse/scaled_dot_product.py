@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from mlxport.graph.capture.export import Captured
+from mlxport.graph.capture.program import Captured
 from mlxport.graph.lower.fused_ops import attention, sliding_window
+from mlxport.graph.lower.mask_rows import every_row_sees
 from mlxport.graph.rewrite.fuse.fusion import Fusion
-from mlxport.graph.rewrite.fuse.heads import Layout
+from mlxport.graph.rewrite.fuse.heads import HeadAxes
 from mlxport.graph.rewrite.fuse.keys import absorb_scale, unrepeat
-from mlxport.graph.rewrite.fuse.mask_facts import every_row_sees, recognise
+from mlxport.graph.rewrite.fuse.mask_forms import mask_form
 from mlxport.graph.rewrite.fuse.products import contraction
 from mlxport.graph.rewrite.fuse.scores import Declined, Mask, find_scores
 from mlxport.graph.rewrite.fuse.values import CannotEvaluate, Values
@@ -69,7 +70,7 @@ def _written_out(captured: Captured, softmax: Node, values: Values) -> bool:
         raise Declined("the scores have more columns than there are keys")
     output, after = products[0]
     axis = softmax.args[1] % ndim(softmax)
-    layout = Layout(scores, axis, after, weights)
+    layout = HeadAxes(scores, axis, after, weights)
     edit = Editor(captured, output)
     query, key, value, mask = layout.operands(edit)
     query, by_query = absorb_scale(query, values)
@@ -144,7 +145,7 @@ def _mask(edit: Editor, masks: list[Mask], values: Values, lengths: tuple[Any, A
     """One mask of several: None, ``"causal"``, or a node."""
     kept = []
     for mask in masks:
-        found = recognise(mask.node, values, lengths, mask.visible, mask.factor)
+        found = mask_form(mask.node, values, lengths, mask.visible, mask.factor)
         if found != "none":
             kept.append((mask, found))
     if not kept:
@@ -236,11 +237,11 @@ def _simplify(captured: Captured, node: Node, values: Values) -> str:
             return "is_causal with more keys than queries is aligned to the first key"
         final: Any = "causal"
     elif mask is not None:
-        while kind(mask) == "where" and recognise(mask.args[0], values, lengths) == "none":
+        while kind(mask) == "where" and mask_form(mask.args[0], values, lengths) == "none":
             mask = mask.args[1]  # nothing is hidden
             given["attn_mask"] = mask
         visible = True if mask.meta["val"].dtype is torch.bool else None
-        found = recognise(mask, values, lengths, visible)
+        found = mask_form(mask, values, lengths, visible)
         final = mask if found is None else _known(edit, found, mask, lengths)
     else:
         final = None

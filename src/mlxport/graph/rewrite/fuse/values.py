@@ -14,8 +14,8 @@ import sympy
 import torch
 from torch.fx import Node
 
-from mlxport.graph.capture.export import Captured
-from mlxport.graph.capture.guards import Rule, size_rules
+from mlxport.graph.capture.guards import SizeRule, size_rules
+from mlxport.graph.capture.program import Captured
 from mlxport.graph.rewrite.graph_queries import kind, shape
 
 __all__ = ["CannotEvaluate", "Values", "close", "symbols"]
@@ -129,7 +129,7 @@ class Values:
         return self._rules[symbol].nearest(size)
 
     @cached_property
-    def _rules(self) -> dict[sympy.Symbol, Rule]:
+    def _rules(self) -> dict[sympy.Symbol, SizeRule]:
         return size_rules(self.captured, self._symbols)
 
     def random(self, node: Node, sizes: Mapping[sympy.Symbol, int], seed: int = 0, scale: float = 1.0) -> torch.Tensor:
