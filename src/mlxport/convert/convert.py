@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlxport.allocate import Target, make_target
 from mlxport.calibrate.calibration_text import calibrated_request, read_calibration, refuse_quantizer
-from mlxport.convert.job import Hashes, Job, make_inverse
+from mlxport.convert.job import Hashes, Job
 from mlxport.convert.options import DTYPES, MARGIN_BYTES, ConvertReport, Options
 from mlxport.convert.without_torch import leave_torch_out
 from mlxport.distill import DistillSettings
@@ -377,7 +377,7 @@ def verify(
             folder,
             checkpoint,
             mode=mode,
-            invert=make_inverse(checkpoint, dtype if dtype in DTYPES else "auto"),
+            invert=parity.own_inverse(checkpoint, dtype if dtype in DTYPES else "auto"),
             trained=_trained(record),
             trust_remote_code=trust_remote_code,
             on_progress=progress.message,

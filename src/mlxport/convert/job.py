@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -266,6 +267,7 @@ class Job:
     def _compare(self, folder: Path, report: ConvertReport, progress: Progress) -> ConvertReport:
         from mlxport import parity as verification
         from mlxport.parity.tokenizer import check_tokenizer
+        from mlxport.transform import invert
 
         trust = self.options.trust_remote_code
         tokenizer = check_tokenizer(folder, self.checkpoint, trust_remote_code=trust)
@@ -273,7 +275,7 @@ class Job:
             folder,
             self.checkpoint,
             mode=self.options.verify,
-            invert=make_inverse(self.checkpoint, self.options.dtype),
+            invert=functools.partial(invert, self.conversion.program),
             trained=frozenset(report.distilled.modules if report.distilled is not None else ()),
             trust_remote_code=trust,
             on_progress=progress.message,
@@ -309,18 +311,6 @@ class Job:
         write_json(folder / RECORD, {**record, **self._own_record(folder)})
         card = model_card(self.checkpoint, self.plan, parity, __version__, usage=self.usage)
         (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def make_inverse(checkpoint: Checkpoint, dtype: str = "auto") -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """From mlx-lm's tensors back to the checkpoint's (``transform.invert``); traced when first called."""
-
-    def inverse(outputs: Mapping[str, Any]) -> dict[str, Any]:
-        from mlxport.layouts.mlx_lm.opening import open_target
-        from mlxport.transform import invert
-
-        return invert(open_target(checkpoint, dtype=dtype).program, outputs)
-
-    return inverse
 
 
 def _counts(found: Mapping[str, int], most: int = 8) -> str:

@@ -20,6 +20,7 @@ from mlxport.types import Checkpoint
 if TYPE_CHECKING:
     import mlx.core as mx
 
+    from mlxport.parity.inverse import own_inverse
     from mlxport.parity.likelihood import perplexity
     from mlxport.parity.side_files import carried_problems
     from mlxport.parity.tokenizer import check_tokenizer
@@ -32,6 +33,7 @@ __all__ = [
     "WeightCheck",
     "carried_problems",
     "check_tokenizer",
+    "own_inverse",
     "perplexity",
     "unavailable",
     "verify",
@@ -40,6 +42,7 @@ __all__ = [
 _LAZY = {
     "carried_problems": "mlxport.parity.side_files",
     "check_tokenizer": "mlxport.parity.tokenizer",
+    "own_inverse": "mlxport.parity.inverse",
     "perplexity": "mlxport.parity.likelihood",
 }
 MODES = ("auto", "full", "layerwise")

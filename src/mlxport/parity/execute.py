@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -13,10 +12,10 @@ from mlxport.model.memory import available_memory
 from mlxport.model.probe_text import probe_ids
 from mlxport.parity import reference as ref
 from mlxport.parity.fp8 import source_weights
+from mlxport.parity.inverse import Invert, own_inverse
 from mlxport.parity.parity_report import ParityReport
 from mlxport.parity.probe_length import probe_length
 from mlxport.parity.setup import Run
-from mlxport.parity.stored import Invert
 from mlxport.types import Checkpoint
 
 __all__ = ["execute", "full_bytes", "probe_length"]
@@ -28,15 +27,14 @@ def full_bytes(checkpoint: Checkpoint, tokens: int, vocabulary: int) -> int:
     return 9 * parameters + 3 * 8 * tokens * vocabulary + 500_000_000
 
 
-def own_inverse(checkpoint: Checkpoint) -> Invert | None:
-    """The inverse of mlx-lm's layout for this checkpoint, traced from mlx-lm itself."""
-    from mlxport.layouts.mlx_lm.opening import open_target
-    from mlxport.transform import invert
-
+def _default_inverse(checkpoint: Checkpoint) -> Invert | None:
+    """mlx-lm's own layout traced, None where mlx-lm does not take the checkpoint."""
+    inverse = own_inverse(checkpoint)
     try:
-        return functools.partial(invert, open_target(checkpoint).program)
+        inverse({})
     except MlxportError:
         return None
+    return inverse
 
 
 def _limits(checkpoint: Checkpoint) -> tuple[int | None, bool]:
@@ -82,7 +80,7 @@ def execute(
         checkpoint=checkpoint,
         model=model,
         ids=ids,
-        invert=invert or own_inverse(checkpoint),
+        invert=invert or _default_inverse(checkpoint),
         trust_remote_code=trust_remote_code,
         say=say,
         packing=out.packings(model),

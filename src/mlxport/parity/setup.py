@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from mlxport.model import loaded as out
+from mlxport.parity.inverse import Invert
 from mlxport.parity.parity_report import Comparison, Divergence, LayerError, ParityReport, WeightCheck
 from mlxport.parity.recording import Array
-from mlxport.parity.stored import Invert, Packing, StoredLayout, StoredWeights
+from mlxport.parity.stored import Packing, StoredLayout, StoredWeights
 from mlxport.parity.tolerances import EQUAL, ROWS, Tolerance, level, row_for
 from mlxport.parity.weight_errors import check_weights, differences
 from mlxport.transform import NotInvertible

@@ -14,15 +14,15 @@ import torch
 
 from mlxport.model.streaming import lazy_array, output_refs
 from mlxport.parity.dequantize import dequantize
+from mlxport.parity.inverse import Invert
 from mlxport.parity.lazy_reference import read_block
 from mlxport.parity.tolerances import ROW_FACTOR, STORED_WEIGHT_BOUND, level, level_name
 from mlxport.transform import NotInvertible
 from mlxport.types import TensorRef
 
-__all__ = ["Invert", "Packing", "StoredLayout", "StoredWeights"]
+__all__ = ["Packing", "StoredLayout", "StoredWeights"]
 
 Packing = Mapping[str, Any]  # mode, bits, group_size: keyword arguments of ``dequantize``
-Invert = Callable[[Mapping[str, mx.array]], dict[str, mx.array]]
 
 # What is not a mere rename is inverted in one piece: up to this size (float32) in bounded memory. An expert layer
 # needs the pieces of its three projections in turn.
