@@ -7,10 +7,11 @@ computed from just the bytes that it needs.
 Imports: errors, types, source, quant.
 """
 
+from mlxport.transform.derived import derive
 from mlxport.transform.dtypes import float32, mx_dtype, st_dtype, to_bytes, to_mx
 from mlxport.transform.evaluate import BLOCK_BYTES, Evaluator, lazy_arrays, row_blocks, working_bytes
 from mlxport.transform.invert import NotInvertible, invert
-from mlxport.transform.program import Output, Program, Value
+from mlxport.transform.program import Output, Pipeline, Program, Value
 from mlxport.transform.trace import lazy_outputs, trace
 
 __all__ = [
@@ -18,8 +19,10 @@ __all__ = [
     "Evaluator",
     "NotInvertible",
     "Output",
+    "Pipeline",
     "Program",
     "Value",
+    "derive",
     "float32",
     "invert",
     "lazy_arrays",

@@ -60,7 +60,7 @@ def _traced(pipeline: Pipeline, refs: Mapping[str, TensorRef]) -> dict[str, Outp
     mx.eval(mx.random.state[0])  # type: ignore[index]
     results: dict[str, mx.array] = {}
     parts: dict[str, tuple[QuantSpec, str]] = {}
-    with _recording() as quantized:
+    with recording() as quantized:
 
         def traced(*arrays: mx.array) -> list[mx.array]:
             results.update(pipeline(dict(zip(refs, arrays, strict=True))))
@@ -135,7 +135,7 @@ def _simplified(value: Value) -> Value:
 
 
 @contextlib.contextmanager
-def _recording() -> Iterator[dict[int, tuple[mx.array, QuantSpec, str]]]:
+def recording() -> Iterator[dict[int, tuple[mx.array, QuantSpec, str]]]:
     """Replace three functions of mlx.core while tracing, because their primitives cannot be exported.
 
     ``mx.contiguous`` changes no value; ``mx.from_fp8`` is a table of 256 values; the results of ``mx.quantize`` are

@@ -10,13 +10,14 @@ import contextlib
 import copy
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_map_with_path
+from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
 
 from mlxport.errors import ConfigError, MlxportError, UnsupportedError
 from mlxport.layouts.assembly import DTYPES, Built, Conversion, count_parameters, make_conversion, quantize
@@ -28,7 +29,7 @@ from mlxport.layouts.mlx_lm.tensor_checks import check_dtypes, check_names, chec
 from mlxport.layouts.mlx_lm.weight_repairs import ignored_weights, prepare_weights
 from mlxport.quant import QuantRequest
 from mlxport.source import read_rows
-from mlxport.transform import Program, mx_dtype, trace
+from mlxport.transform import Pipeline, Program, derive, trace
 from mlxport.types import Checkpoint
 
 
@@ -59,6 +60,119 @@ def has_architecture(config: Mapping[str, Any]) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class TracedModel:
+    """mlx-lm's model of a checkpoint in one dtype: run once on placeholders, and whatever follows from that.
+
+    Attributes:
+        checkpoint: The opened source.
+        dtype: What was asked for, as of ``open_model``.
+        plain: The conversion that quantizes nothing.
+        config: As mlx-lm loads it; ``plain.config`` is what is written.
+    """
+
+    checkpoint: Checkpoint
+    dtype: str
+    plain: Conversion
+    config: Mapping[str, Any]
+    _model: nn.Module = field(repr=False)
+    _method: str = field(repr=False)
+    _pipeline: Callable[[QuantRequest | None, Built], Pipeline] = field(repr=False)
+    _notes: tuple[str, ...] = field(repr=False)
+    _by_dtype: dict[str, TracedModel] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self._by_dtype[self.dtype] = self
+
+    def skeleton(self) -> nn.Module:
+        """A model of its own, for the caller to change; its parameters are zeros that nothing has evaluated."""
+        model = copy.deepcopy(self._model)
+        _empty(model, self.plain.program)
+        return model
+
+    def conversion(self, quant: QuantRequest | None) -> Conversion:
+        """How the checkpoint is converted, quantized as asked.
+
+        mlx-lm quantizes a skeleton; what becomes of each parameter is read off, so nothing is loaded or traced again.
+
+        Raises:
+            QuantizationError: The setting cannot apply to this model.
+        """
+        if quant is None:
+            return self.plain
+        built = Built(dict(self.config), model=self.skeleton())
+        assert built.model is not None
+        before = dict(tree_flatten(built.model.parameters()))
+
+        def quantized() -> dict[str, mx.array]:
+            assert built.model is not None
+            built.config = quantize(built.model, built.config, quant, built)
+            built.parameters = count_parameters(built.model)
+            return dict(tree_flatten(built.model.parameters()))
+
+        with _blamed(self.checkpoint, self._method):
+            program = derive(self.plain.program, before, quantized, self._pipeline(quant, Built({})))
+        return make_conversion(program, built, self.dtype, quant, list(self._notes), _final_config)
+
+    def at(self, dtype: str) -> TracedModel:
+        """The same model in another dtype, traced when it is first asked for."""
+        if dtype not in self._by_dtype:
+            other = open_model(self.checkpoint, dtype=dtype)
+            self._by_dtype[dtype] = replace(other, _by_dtype=self._by_dtype)
+        return self._by_dtype[dtype]
+
+
+def open_model(
+    checkpoint: Checkpoint, *, dtype: str = "auto", strict: bool = True, headers_only: bool = False
+) -> TracedModel:
+    """Trace mlx-lm's conversion of ``checkpoint``.
+
+    Args:
+        checkpoint: The opened source.
+        dtype: ``auto`` follows mlx-lm: config's ``torch_dtype`` where there is one, else each tensor's own.
+        strict: Refuse missing and unexpected tensors.
+        headers_only: The weights are not here: refuse nothing for its values.
+
+    Raises:
+        UnsupportedError: The architecture or the checkpoint's own quantization is not one that mlx-lm computes right.
+        WeightsError: Tensors are missing, unexpected or of another shape, by name.
+    """
+    where = f"{checkpoint.location}/config.json"
+    method, normalized = _source_method(checkpoint.config, where), _normalized(checkpoint.config, where)
+
+    def pipeline(quant: QuantRequest | None, built: Built) -> Pipeline:
+        def run(arrays: dict[str, mx.array]) -> dict[str, mx.array]:
+            weights = prepare_weights(arrays, normalized.config)
+            model, built.config = _load(weights, normalized, strict, method, checkpoint)
+            _cast(model, built.config, dtype)
+            if quant is not None:
+                built.config = quantize(model, built.config, quant, built)
+            built.model, built.parameters = model, count_parameters(model)
+            return dict(tree_flatten(model.parameters()))
+
+        return run
+
+    built = Built({})
+    with _blamed(checkpoint, method):
+        program = trace(pipeline(None, built), checkpoint.tensors)
+    if not headers_only:
+        _refuse_ignored(checkpoint, normalized, program)
+    model, config = built.model, built.config
+    assert model is not None
+    refuse_raw_fp8(program, model)
+    program = replace(program, pipeline=pipeline(None, Built({})))  # running it again leaves the skeleton alone
+    notes = (*normalized.changes, *normalized.warnings)
+    plain = make_conversion(program, built, dtype, None, list(notes), _final_config)
+    _empty(model, program)
+    return TracedModel(checkpoint, dtype, plain, config, model, method, pipeline, notes)
+
+
+def _empty(model: nn.Module, program: Program) -> None:
+    """Give every parameter zeros of its own, which take no memory until they are evaluated."""
+    zeros = [(name, mx.zeros(output.shape, dtype=output.dtype)) for name, output in program.outputs.items()]
+    model.update(tree_unflatten(zeros))
+
+
 def open_target(
     checkpoint: Checkpoint,
     *,
@@ -67,55 +181,14 @@ def open_target(
     strict: bool = True,
     headers_only: bool = False,
 ) -> Conversion:
-    """Trace mlx-lm's conversion of ``checkpoint``.
-
-    Args:
-        checkpoint: The opened source.
-        dtype: ``auto`` follows mlx-lm: config's ``torch_dtype`` where there is one, else each tensor's own.
-        quant: What to quantize, or None.
-        strict: Refuse missing and unexpected tensors.
-        headers_only: The weights are not here: refuse nothing for its values.
-
-    Raises:
-        UnsupportedError: The architecture or the checkpoint's own quantization is not one that mlx-lm computes right.
-        WeightsError: Tensors are missing, unexpected or of another shape, by name.
-        QuantizationError: The setting cannot apply to this model.
-    """
-    where = f"{checkpoint.location}/config.json"
-    method, normalized = _source_method(checkpoint.config, where), _normalized(checkpoint.config, where)
-    built = Built({})
-
-    def pipeline(arrays: dict[str, mx.array]) -> dict[str, mx.array]:
-        weights = prepare_weights(arrays, normalized.config)
-        model, config = _load(weights, normalized, strict, method, checkpoint)
-        _cast(model, config, dtype)
-        if quant is not None:
-            config = quantize(model, config, quant, built)
-        built.config, built.model = config, model
-        built.parameters = count_parameters(model)
-        return dict(tree_flatten(model.parameters()))
-
-    with _blamed(checkpoint, method):
-        program = trace(pipeline, checkpoint.tensors)
-    if not headers_only:
-        _refuse_ignored(checkpoint, normalized, program)
-    assert built.model is not None
-    refuse_raw_fp8(program, built.model)
-    return make_conversion(program, built, dtype, quant, [*normalized.changes, *normalized.warnings], _final_config)
+    """The conversion alone; arguments and errors as of ``open_model`` and ``TracedModel.conversion``."""
+    return open_model(checkpoint, dtype=dtype, strict=strict, headers_only=headers_only).conversion(quant)
 
 
 def lazy_model(checkpoint: Checkpoint, dtype: str = "auto") -> tuple[nn.Module, dict[str, Any]]:
-    """mlx-lm's model of ``checkpoint`` and its config; the parameters are zeros that nothing has evaluated.
-
-    Names, shapes and dtypes are those that ``open_target`` converts to. Errors as there.
-    """
-    where = f"{checkpoint.location}/config.json"
-    method, normalized = _source_method(checkpoint.config, where), _normalized(checkpoint.config, where)
-    zeros = {name: mx.zeros(ref.shape, dtype=mx_dtype(ref)) for name, ref in checkpoint.tensors.items()}
-    with _blamed(checkpoint, method):
-        model, config = _load(prepare_weights(zeros, normalized.config), normalized, True, method, checkpoint)
-        _cast(model, config, dtype)
-    return model, config
+    """The skeleton and its config; arguments and errors as of ``open_model``."""
+    traced = open_model(checkpoint, dtype=dtype)
+    return traced.skeleton(), dict(traced.config)
 
 
 @contextlib.contextmanager
@@ -176,7 +249,7 @@ def _load(
 
             def load_weights(self, items: list[tuple[str, mx.array]], strict: bool = True) -> nn.Module:
                 expected = dict(tree_flatten(self.parameters()))
-                if normalized.tied:  # a copy of the embeddings: open_target refuses another one
+                if normalized.tied:  # a copy of the embeddings: open_model refuses another one
                     items = [item for item in items if item[0] in expected or not is_head(item[0])]
                 if wanted:
                     check_names(expected, dict(items), model_class.__module__, method, source)
@@ -185,13 +258,13 @@ def _load(
                     check_dtypes(expected, dict(items), checkpoint)
                 return super().load_weights(items, strict=wanted)  # type: ignore[no-any-return]
 
-        Model.__name__ = model_class.__name__
         return Model, args_class
 
     wanted, source, config = strict, checkpoint.location, normalized.config
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config))
         model, loaded = load_model(Path(folder), lazy=True, strict=False, get_model_classes=classes)
+    model.__class__ = type(model).__mro__[1]  # mlx-lm's own: ours has done its work, and holds the weights
     return model, loaded
 
 
