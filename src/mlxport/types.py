@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
+
+from mlxport.model_config import ModelConfig
 
 # safetensors dtype name -> bits per element. https://github.com/huggingface/safetensors (format section)
 DTYPE_BITS: Mapping[str, int] = {
@@ -86,6 +89,11 @@ class Checkpoint:
     revision: str | None = None
     problems: tuple[str, ...] = ()
     trust_remote_code: bool = False
+
+    @cached_property
+    def model_config(self) -> ModelConfig:
+        """What the config says of the language model; questions about configs are asked here."""
+        return ModelConfig(self.config)
 
     @property
     def nbytes(self) -> int:

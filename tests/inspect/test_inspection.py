@@ -10,6 +10,7 @@ from rich.console import Console
 
 from mlxport.inspect.dtype_counts import count_parameters, describe_quantization
 from mlxport.inspect.inspection import Inspection, inspect, inspect_checkpoint, print_inspection
+from mlxport.model_config import ModelConfig
 from mlxport.source import open_checkpoint
 from mlxport.types import Checkpoint, TensorRef
 
@@ -227,14 +228,14 @@ COUNTS = {
 @pytest.mark.parametrize("name", COUNTS)
 def test_packed_weights_are_counted_unpacked(name):
     config, tensors, parameters, quantization = COUNTS[name]
-    assert count_parameters(config, refs(**tensors)) == parameters
-    assert describe_quantization(config, refs(**tensors)) == quantization
+    assert count_parameters(ModelConfig(config), refs(**tensors)) == parameters
+    assert describe_quantization(ModelConfig(config), refs(**tensors)) == quantization
 
 
 def test_tensors_that_share_their_bytes_count_once():
     tensors = refs(a=("F32", (4, 4)))
     tensors["b"] = TensorRef("b", "F32", (4, 4), Path("model.safetensors"), 0)
-    assert count_parameters({}, tensors) == 16
+    assert count_parameters(ModelConfig({}), tensors) == 16
 
 
 @pytest.mark.parametrize("value", [None, 7, "x", [1], {"a": 1}, True, -1, [[]], {"text_config": 3}])

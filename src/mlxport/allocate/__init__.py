@@ -2,7 +2,7 @@
 
 ``find`` is imported where it is needed, since it brings mlx-lm.
 
-Imports: errors, types, progress, source, quant, transform, layouts, output, model, fit.
+Imports: errors, types, model_config, progress, source, quant, transform, layouts, output, model, fit.
 """
 
 from mlxport.allocate.allocation_report import AllocationReport, Choice

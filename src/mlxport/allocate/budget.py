@@ -15,7 +15,6 @@ from mlxport.errors import QuantizationError
 from mlxport.fit import Machine, chosen_context
 from mlxport.fit.footprint import Footprint, Need
 from mlxport.fit.liveness import METAL
-from mlxport.inspect.inspection import context_length
 from mlxport.layouts.assembly import Built, Conversion, quantize
 from mlxport.output.plan import make_shards, parse_size
 from mlxport.output.shards import header
@@ -91,7 +90,7 @@ def make_budget(
 
 
 def _of_machine(machine: Machine, asked: int | None, checkpoint: Checkpoint, model: nn.Module) -> Budget:
-    context = chosen_context(asked, context_length(checkpoint.config))
+    context = chosen_context(asked, checkpoint.model_config.context_length)
     needs: dict[QuantRequest | None, Need] = {}
 
     def need(request: QuantRequest | None) -> Need:

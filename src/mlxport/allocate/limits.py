@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlxport.errors import UsageError
+from mlxport.model_config import ModelConfig
 from mlxport.output.plan import parse_size
 from mlxport.quant import QUANTIZERS
 
@@ -41,9 +42,8 @@ class Target:
     def check(self, config: Mapping[str, Any]) -> None:
         """Refuse a context that the model of a config was not made for."""
         from mlxport.fit import chosen_context
-        from mlxport.inspect.inspection import context_length
 
-        chosen_context(self.context, context_length(config))
+        chosen_context(self.context, ModelConfig(config).context_length)
 
 
 def make_target(

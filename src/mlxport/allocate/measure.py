@@ -15,7 +15,6 @@ from mlxport.allocate.probe import Calls
 from mlxport.allocate.unquantized import Weights
 from mlxport.allocate.written_tokens import Tokens, make_tokens
 from mlxport.errors import MlxportError
-from mlxport.inspect.inspection import context_length
 from mlxport.progress import Progress
 from mlxport.source.tokenizer_files import embedding_rows
 from mlxport.transform import Evaluator, Program, float32, lazy_outputs
@@ -79,7 +78,7 @@ class Subject:
         config, shapes = self.checkpoint.config, {name: o.shape for name, o in self.program.outputs.items()}
         vocabulary = embedding_rows(config, shapes) or 2
         if tokens is None:
-            length = max(2, min(_LENGTH, context_length(config) or _LENGTH, count))
+            length = max(2, min(_LENGTH, self.checkpoint.model_config.context_length or _LENGTH, count))
             self.progress.stage("writing tokens to measure on", 0)
             sequences = max(1, count // length)
             tokens = make_tokens(self.checkpoint, self.model, self.program, vocabulary, sequences, length)

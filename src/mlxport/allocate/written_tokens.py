@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
 from mlxport.model.probe_text import probe_ids
+from mlxport.model_config import ModelConfig
 from mlxport.run.sampling import WRITES_UP_TO, sample_sequences
 from mlxport.transform import Program, float32, lazy_outputs
 from mlxport.types import Checkpoint
@@ -48,7 +47,7 @@ def make_tokens(
     if nbytes <= WRITES_UP_TO:
         try:
             return Tokens(
-                _written(checkpoint.config, model, program, vocabulary, sequences, length), "written by itself"
+                _written(checkpoint.model_config, model, program, vocabulary, sequences, length), "written by itself"
             )
         except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
             pass  # an architecture that mlx-lm cannot generate with: it still reads
@@ -58,7 +57,7 @@ def make_tokens(
 
 
 def _written(
-    config: Mapping[str, Any], model: nn.Module, program: Program, vocabulary: int, sequences: int, length: int
+    config: ModelConfig, model: nn.Module, program: Program, vocabulary: int, sequences: int, length: int
 ) -> mx.array:
     from mlx.utils import tree_flatten
 
@@ -80,9 +79,8 @@ def _written(
         mx.clear_cache()
 
 
-def _first(config: Mapping[str, Any], vocabulary: int, sequences: int, key: mx.array) -> mx.array:
+def _first(config: ModelConfig, vocabulary: int, sequences: int, key: mx.array) -> mx.array:
     """The token that texts begin with, else any."""
-    named = config.get("bos_token_id")
-    if type(named) is int and 0 <= named < vocabulary:
-        return mx.full((sequences, 1), named, mx.int32)
+    if config.bos is not None and config.bos < vocabulary:
+        return mx.full((sequences, 1), config.bos, mx.int32)
     return mx.random.randint(0, vocabulary, (sequences, 1), key=key).astype(mx.int32)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlxport.errors import TokenizerError, UsageError
 from mlxport.model.probe_text import read_text
+from mlxport.model_config import ModelConfig
 from mlxport.quant import QuantRequest
 from mlxport.run.sampling import WRITES_UP_TO
 from mlxport.types import Checkpoint
@@ -116,15 +117,15 @@ def tokens_of(calibration: Calibration, checkpoint: Checkpoint, *, trust_remote_
     import mlx.core as mx
 
     ids = _ids(calibration, checkpoint, trust_remote_code)
-    vocabulary = _field(checkpoint.config, "vocab_size")
-    kept = [token for token in ids if 0 <= token < vocabulary] if vocabulary else ids
+    model = checkpoint.model_config
+    kept = [token for token in ids if 0 <= token < (model.vocabulary or token + 1)]
     if len(kept) < LEAST_TOKENS:
         raise UsageError(
             f"the calibration text {calibration.name} is too short: {len(kept)} tokens of this model, "
             f"at least {LEAST_TOKENS} are needed",
             hint="give a longer text, or --calibrate default",
         )
-    length = min(LENGTH, _longest(checkpoint.config), len(kept) // LEAST_SEQUENCES)
+    length = min(LENGTH, model.context_length or LENGTH, len(kept) // LEAST_SEQUENCES)
     rows = mx.array(kept[: len(kept) // length * length], dtype=mx.int32).reshape(-1, length)
     return rows[mx.array(spread(rows.shape[0], max(LEAST_SEQUENCES, MOST_TOKENS // length)))]
 
@@ -144,10 +145,9 @@ def first_tokens(config: Any, tokens: mx.array) -> mx.array:
     """What sequences that the model writes begin with: its token for that, or those that ``tokens`` begin with."""
     import mlx.core as mx
 
-    token = next((s["bos_token_id"] for s in (config, config.get("text_config") or {}) if "bos_token_id" in s), None)
-    vocabulary = _field(config, "vocab_size")
-    if isinstance(token, int) and 0 <= token < (vocabulary or token + 1):
-        return mx.full((tokens.shape[0],), token, dtype=mx.int32)
+    model = ModelConfig(config)
+    if model.bos is not None and model.bos < (model.vocabulary or model.bos + 1):
+        return mx.full((tokens.shape[0],), model.bos, dtype=mx.int32)
     return tokens[:, 0]
 
 
@@ -178,17 +178,3 @@ def _ids(calibration: Calibration, checkpoint: Checkpoint, trust_remote_code: bo
             f"{checkpoint.location} has no tokenizer that loads, and --calibrate needs one: {reason}",
             hint="add its tokenizer files, or use --quantizer search instead",
         ) from error
-
-
-def _field(config: Any, name: str) -> int:
-    """A size, of the config or of its text part; 0 where there is none."""
-    for section in (config, config.get("text_config")):
-        value = section.get(name) if hasattr(section, "get") else None
-        if isinstance(value, int) and value > 0:
-            return value
-    return 0
-
-
-def _longest(config: Any) -> int:
-    names = ("max_position_embeddings", "n_positions")
-    return min((size for name in names if (size := _field(config, name))), default=LENGTH)

@@ -14,6 +14,7 @@ from mlxport.calibrate.batch import Batch
 from mlxport.calibrate.calibration_text import LENGTH, MOST_TOKENS, Calibration, read_calibration, written
 from mlxport.calibrate.moments import column_ranges
 from mlxport.calibrate.quantizing import BLOCK
+from mlxport.model_config import ModelConfig
 from mlxport.output.plan import BASE_BYTES
 from mlxport.transform import Program
 from mlxport.types import CalibrationPlan, Checkpoint, QuantSpec
@@ -77,15 +78,16 @@ def estimate(
         size = output.value.dtype.size if output.value is not None else output.dtype.size
         match = _BLOCK.match(name)
         units.setdefault(match[0] if match else name.rpartition(".")[0], []).append((name, shape, size))
-    chosen = _chosen(config)
+    chosen = _chosen(ModelConfig(config))
     hidden = min((shape[-1] for unit in units.values() for _, shape, _ in unit if len(shape) > 1), default=1)
-    hidden = config.get("hidden_size") or hidden
+    model = ModelConfig(config)
+    hidden = model.hidden_size or hidden
     flops, steps, peak = 0.0, 0.0, 0
     batch = Batch(sequences, length)
     for unit in units.values():
         more, more_steps, needed = _unit(unit, quantized, count, chosen, batch)
         flops, steps, peak = flops + more, steps + more_steps, max(peak, needed)
-    flops += _attention(config, count, length)
+    flops += _attention(model, count, length)
     held = 3 * 2 * count * hidden * 4  # activations before a block, after it, and in pieces
     weights = sum(prod(shape) for unit in units.values() for _, shape, _ in unit) if writes else 0
     flops += 2 * weights * writes * length
@@ -95,13 +97,9 @@ def estimate(
     return CalibrationPlan(calibration.name, calibration.sha256, count, sequences, seconds, BASE_BYTES + needed)
 
 
-def _attention(config: Mapping[str, Any], count: int, length: int) -> float:
+def _attention(config: ModelConfig, count: int, length: int) -> float:
     """Operations of attention as most models have it: two products, and a softmax that costs as much as forty."""
-    sections = (config, config.get("text_config") or {})
-    heads, layers, hidden = (
-        next((s[name] for s in sections if isinstance(s.get(name), int)), 0)
-        for name in ("num_attention_heads", "num_hidden_layers", "hidden_size")
-    )
+    heads, layers, hidden = (size or 0 for size in (config.heads, config.layers, config.hidden_size))
     return float(_PASSES * count * length * layers * (4 * hidden + 40 * heads))
 
 
@@ -143,12 +141,10 @@ def _unit(
     return flops, steps, 2 * weights + moments + held + max(work, inside)
 
 
-def _chosen(config: Mapping[str, Any]) -> int:
+def _chosen(config: ModelConfig) -> int:
     """Experts that a token is sent to."""
-    sections = [config, config.get("text_config") or {}]
     names = ("num_experts_per_tok", "moe_topk", "top_k_experts", "num_experts_per_token", "moe_top_k")
-    found = [section.get(name) for section in sections for name in names]
-    return max((n for n in found if isinstance(n, int)), default=2)
+    return config.count(*names) or 2
 
 
 def _rate() -> float:

@@ -13,6 +13,7 @@ import numpy as np
 from mlxport.distill.distill_settings import DistillSettings
 from mlxport.errors import TokenizerError
 from mlxport.model.probe_text import text_ids
+from mlxport.model_config import ModelConfig
 from mlxport.run.sampling import sample_sequences
 
 __all__ = ["read_sequences", "sequence_length", "written_sequences"]
@@ -22,10 +23,7 @@ _TOGETHER = 16  # sequences that are written at once
 
 def sequence_length(settings: DistillSettings, config: Mapping[str, Any]) -> int:
     """Tokens of a sequence: as asked, within what the model was made for."""
-    text = config.get("text_config")
-    sections = [config, text if isinstance(text, Mapping) else {}]
-    limits = [section.get(name) for section in sections for name in ("max_position_embeddings", "n_positions")]
-    return min([settings.length, *(limit for limit in limits if isinstance(limit, int) and limit > 1)])
+    return max(2, min(settings.length, ModelConfig(config).context_length or settings.length))
 
 
 def written_sequences(model: nn.Module, config: Mapping[str, Any], count: int, length: int, seed: int) -> mx.array:
@@ -38,14 +36,14 @@ def written_sequences(model: nn.Module, config: Mapping[str, Any], count: int, l
         length: Tokens of each.
         seed: Of the sampling.
     """
-    begin = config.get("bos_token_id")
+    begin = ModelConfig(config).bos
     key = mx.random.key(seed)
     parts = []
     for start in range(0, count, _TOGETHER):
         rows = min(_TOGETHER, count - start)
-        first = mx.full((rows, 1), begin if isinstance(begin, int) else 0, dtype=mx.int32)
+        first = mx.full((rows, 1), begin or 0, dtype=mx.int32)
         # Where nothing says how a text begins, any token may.
-        tokens, key = sample_sequences(model, first, length, key, anything_second=not isinstance(begin, int))
+        tokens, key = sample_sequences(model, first, length, key, anything_second=begin is None)
         parts.append(tokens)
         mx.eval(parts[-1])
         mx.clear_cache()

@@ -14,7 +14,7 @@ from mlxport.fit.footprint import Footprint
 from mlxport.fit.hardware import Machine, decode_efficiency, known_machines, named_machine, this_machine
 from mlxport.fit.liveness import METAL
 from mlxport.fit.quant_settings import Setting, Weights, measure, settings
-from mlxport.inspect.inspection import context_length
+from mlxport.model_config import ModelConfig
 from mlxport.quant import MODES, make_spec
 from mlxport.run.kv import KVQuant
 from mlxport.source import open_checkpoint, refuse_remote_code
@@ -73,12 +73,12 @@ def plan_for(
         if not trust_remote_code:
             refuse_remote_code(config, str(source))
         check_supported(config, f"{source}/config.json")
-        chosen_context(context, context_length(config))
+        chosen_context(context, ModelConfig(config).context_length)
 
     checkpoint = open_checkpoint(source, revision=revision, check_config=check, headers_only=True)
     model, conversion, asked, notes = _open(checkpoint, dtype)
     name, parameters = conversion.dtype if asked == dtype else asked, conversion.parameters
-    limit = context_length(checkpoint.config)
+    limit = checkpoint.model_config.context_length
     tokens = chosen_context(context, limit)
     footprint = Footprint(model, METAL, kv_bits, kv_group_size)
     shares = footprint.read_shares(tokens)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from mlxport.model_config import ModelConfig
 from mlxport.types import DTYPE_BITS, TensorRef
 
 __all__ = ["DtypeCount", "count_by_dtype", "count_parameters", "describe_quantization"]
@@ -63,7 +64,7 @@ def count_by_dtype(tensors: Mapping[str, TensorRef]) -> dict[str, DtypeCount]:
     return dict(sorted(counts.items(), key=lambda item: -item[1].nbytes))
 
 
-def count_parameters(config: Mapping[str, Any], tensors: Mapping[str, TensorRef]) -> int:
+def count_parameters(config: ModelConfig, tensors: Mapping[str, TensorRef]) -> int:
     """Return the number of weights; packed ones are counted unpacked, tensors that share their bytes once."""
     seen: set[tuple[Any, ...]] = set()
     total = 0
@@ -76,7 +77,7 @@ def count_parameters(config: Mapping[str, Any], tensors: Mapping[str, TensorRef]
     return total
 
 
-def _weights(name: str, ref: TensorRef, config: Mapping[str, Any], tensors: Mapping[str, TensorRef]) -> int:
+def _weights(name: str, ref: TensorRef, config: ModelConfig, tensors: Mapping[str, TensorRef]) -> int:
     """Return how many weights a tensor stands for."""
     if _is_companion(name, tensors):
         return 0
@@ -104,29 +105,15 @@ def _is_companion(name: str, tensors: Mapping[str, TensorRef]) -> bool:
     return False
 
 
-def _mlx_group(module: str, config: Mapping[str, Any]) -> int:
-    block = _mlx_block(config)
+def _mlx_group(module: str, config: ModelConfig) -> int:
+    block = config.mlx_quantization
     own = block.get(module)
     group = (own if isinstance(own, Mapping) else block).get("group_size")
     return group if isinstance(group, int) and group > 0 else 64
 
 
-def _mlx_block(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    block = config.get("quantization")
-    return block if isinstance(block, Mapping) else {}
-
-
-def _foreign_block(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    text = config.get("text_config")
-    for section in (config, text if isinstance(text, Mapping) else {}):
-        block = section.get("quantization_config")
-        if isinstance(block, Mapping):
-            return block
-    return {}
-
-
-def _foreign_bits(config: Mapping[str, Any]) -> int:
-    block = _foreign_block(config)
+def _foreign_bits(config: ModelConfig) -> int:
+    block = config.foreign_quantization
     bits = block.get("bits", block.get("w_bit"))
     groups = block.get("config_groups")  # compressed-tensors: {"group_0": {"weights": {"num_bits": 4, ...}}}
     if bits is None and isinstance(groups, Mapping):
@@ -137,19 +124,19 @@ def _foreign_bits(config: Mapping[str, Any]) -> int:
     return bits if isinstance(bits, int) and 0 < bits <= 8 else 4
 
 
-def describe_quantization(config: Mapping[str, Any], tensors: Mapping[str, TensorRef]) -> dict[str, Any] | None:
+def describe_quantization(config: ModelConfig, tensors: Mapping[str, TensorRef]) -> dict[str, Any] | None:
     """Return how the weights are quantized, None when they are not.
 
     Keys: ``method`` (``mlx`` or the name in ``quantization_config``), and where they are known ``mode``, ``bits``,
     ``group_size`` and ``overrides`` (modules with settings of their own, or left out).
     """
-    block = _mlx_block(config)
+    block = config.mlx_quantization
     if block:
         found = {"method": "mlx", "mode": block.get("mode", "affine")}
         found |= {key: block[key] for key in ("bits", "group_size") if isinstance(block.get(key), int)}
         found["overrides"] = sum(isinstance(value, (Mapping, bool)) for value in block.values())
         return found
-    block = _foreign_block(config)
+    block = config.foreign_quantization
     if block:
         name = block.get("quant_method") or block.get("quant_algo") or "unknown"
         found = {"method": str(name)}

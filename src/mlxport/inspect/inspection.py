@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlxport.errors import SourceError, TokenizerError
 from mlxport.inspect.dtype_counts import DtypeCount, count_by_dtype, count_parameters, describe_quantization
+from mlxport.model_config import ModelConfig
 from mlxport.output.card import read_source_card
 from mlxport.progress import format_bytes
 from mlxport.run.load import is_mlx_format
@@ -22,9 +23,8 @@ from mlxport.types import Checkpoint, TensorRef
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Inspection", "context_length", "inspect", "inspect_checkpoint", "print_inspection"]
+__all__ = ["Inspection", "inspect", "inspect_checkpoint", "print_inspection"]
 
-_TEXT_PARTS = ("text_config", "llm_config", "language_config")
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 _HEADS = ("lm_head.weight", "embed_out.weight", "output.weight", "lm_head.scales", "lm_head.qweight")
@@ -129,24 +129,21 @@ def inspect(path: str | Path, *, revision: str | None = None) -> Inspection:
 
 def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     """Look into an opened checkpoint; what is wrong becomes a line of ``problems``, not an error."""
-    config, tensors = checkpoint.config, checkpoint.tensors
-    text = _text_config(config)
+    config, tensors = checkpoint.model_config, checkpoint.tensors
     side = {path.name: path for path in checkpoint.side_files}
     quantization = describe_quantization(config, tensors)
     mlx_format = _mlx_format(checkpoint)
-    support, changes, problems = _runtime(config, mlx_format)
+    support, changes, problems = _runtime(checkpoint.config, mlx_format)
     tokenizer, tokenizer_problems = _tokenizer(checkpoint, side)
-    tied = _tied(text, config, tensors)
     problems = [*checkpoint.problems, *problems, *tokenizer_problems]
-    problems += _weight_problems(text, config, tensors, quantization)
-    problems += _generation_problems(side.get("generation_config.json"), config, text)
+    problems += _weight_problems(config, tensors, quantization)
+    problems += _generation_problems(side.get("generation_config.json"), config)
     card = read_source_card(checkpoint.root).data
     largest = sorted(tensors.values(), key=lambda ref: -ref.nbytes)[:_LARGEST]
-    names = config.get("architectures")
     return Inspection(
         name=checkpoint.name,
-        architecture=str(names[0]) if isinstance(names, list) and names else None,
-        model_type=str(config.get("model_type", "unknown")),
+        architecture=config.architectures[0] if config.architectures else None,
+        model_type=config.model_type or "unknown",
         mlx_lm=support,
         mlx_format=mlx_format,
         parameters=count_parameters(config, tensors),
@@ -154,11 +151,11 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         tensors=len(tensors),
         dtypes=count_by_dtype(tensors),
         largest=tuple(LargeTensor(ref.name, ref.dtype, ref.shape, ref.nbytes) for ref in largest),
-        layers=_integer(text, "num_hidden_layers", "n_layer", "n_layers", "num_layers"),
-        vocabulary=_vocabulary(config, tensors),
-        context_length=context_length(config),
-        rope=_rope(text),
-        tied=tied,
+        layers=config.layers,
+        vocabulary=_vocabulary(checkpoint),
+        context_length=config.context_length,
+        rope=_rope(config.text),
+        tied=_tied(config, tensors),
         tokenizer=tokenizer,
         quantization=quantization,
         files={
@@ -171,11 +168,6 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     )
 
 
-def context_length(config: Mapping[str, Any]) -> int | None:
-    """Longest sequence that a config says the model was made for, None where it does not say."""
-    return _integer(_text_config(config), "max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-
-
 def _mlx_format(checkpoint: Checkpoint) -> bool | None:
     if is_mlx_format(checkpoint.root, checkpoint.config, ()):
         return True
@@ -184,17 +176,8 @@ def _mlx_format(checkpoint: Checkpoint) -> bool | None:
     return is_mlx_format(checkpoint.root, checkpoint.config, checkpoint.weight_files)
 
 
-def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    return next((config[key] for key in _TEXT_PARTS if isinstance(config.get(key), Mapping)), config)
-
-
-def _integer(config: Mapping[str, Any], *keys: str) -> int | None:
-    values = (config.get(key) for key in keys)
-    return next((value for value in values if type(value) is int), None)
-
-
-def _vocabulary(config: Mapping[str, Any], tensors: Mapping[str, TensorRef]) -> int | None:
-    return embedding_rows(config, {name: ref.shape for name, ref in tensors.items()})
+def _vocabulary(checkpoint: Checkpoint) -> int | None:
+    return embedding_rows(checkpoint.config, {name: ref.shape for name, ref in checkpoint.tensors.items()})
 
 
 def _rope(text: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -220,16 +203,14 @@ def _runtime(config: Mapping[str, Any], mlx_format: bool | None) -> tuple[str | 
     return module, changes, []
 
 
-def _tied(text: Mapping[str, Any], config: Mapping[str, Any], tensors: Mapping[str, TensorRef]) -> bool | None:
-    for section in (text, config):
-        if isinstance(section.get("tie_word_embeddings"), bool):
-            return bool(section["tie_word_embeddings"])
+def _tied(config: ModelConfig, tensors: Mapping[str, TensorRef]) -> bool | None:
+    if config.tied is not None:
+        return config.tied
     return None if _is_causal(config) is False else not _has_head(tensors)
 
 
-def _is_causal(config: Mapping[str, Any]) -> bool:
-    names = config.get("architectures")
-    return isinstance(names, list) and any("CausalLM" in str(name) or "LMHead" in str(name) for name in names)
+def _is_causal(config: ModelConfig) -> bool:
+    return any("CausalLM" in name or "LMHead" in name for name in config.architectures)
 
 
 def _has_head(tensors: Mapping[str, TensorRef]) -> bool:
@@ -239,7 +220,7 @@ def _has_head(tensors: Mapping[str, TensorRef]) -> bool:
 def _tokenizer(checkpoint: Checkpoint, side: Mapping[str, Path]) -> tuple[TokenizerInfo | None, list[str]]:
     problems: list[str] = []
     try:
-        problems += check_tokenizer_files(checkpoint, _vocabulary(checkpoint.config, checkpoint.tensors))
+        problems += check_tokenizer_files(checkpoint, _vocabulary(checkpoint))
     except TokenizerError as error:
         problems.append(error.message)
     if not any("token" in name or name.startswith(("vocab", "spiece", "tekken")) for name in side):
@@ -287,34 +268,28 @@ def _object(path: Path | None) -> tuple[dict[str, Any], list[str]]:
 
 
 def _weight_problems(
-    text: Mapping[str, Any],
-    config: Mapping[str, Any],
-    tensors: Mapping[str, TensorRef],
-    quantization: Mapping[str, Any] | None,
+    config: ModelConfig, tensors: Mapping[str, TensorRef], quantization: Mapping[str, Any] | None
 ) -> Iterator[str]:
     floats = {dtype: count for dtype, count in count_by_dtype(tensors).items() if dtype in _DTYPES.values()}
-    stated = next(
-        (str(c[k]) for c in (config, text) for k in ("dtype", "torch_dtype") if isinstance(c.get(k), str)), None
-    )
-    if stated is not None and floats and quantization is None:
-        expected, most = _DTYPES.get(stated.removeprefix("torch.")), next(iter(floats))
+    if config.dtype is not None and floats and quantization is None:
+        expected, most = _DTYPES.get(config.dtype), next(iter(floats))
         if expected is not None and expected != most:
-            yield f"config.json says {stated}, most weights are {most}"
-    if text.get("tie_word_embeddings", config.get("tie_word_embeddings")) is False and _is_causal(config):
+            yield f"config.json says {config.dtype}, most weights are {most}"
+    if config.tied is False and _is_causal(config):
         if tensors and not _has_head(tensors):
             yield "config.json says that the output embedding is not tied, and the weights hold none"
-    if text.get("tie_word_embeddings") is True and quantization is None and any(n.endswith(_HEADS[0]) for n in tensors):
+    if config.tied is True and quantization is None and any(n.endswith(_HEADS[0]) for n in tensors):
         yield "config.json says that the output embedding is tied, and the weights hold one of their own (not used)"
     empty = [name for name, ref in tensors.items() if ref.size == 0]
     if empty:
         yield f"{len(empty)} tensors are empty, the first is {empty[0]}"
 
 
-def _generation_problems(path: Path | None, config: Mapping[str, Any], text: Mapping[str, Any]) -> Iterator[str]:
+def _generation_problems(path: Path | None, config: ModelConfig) -> Iterator[str]:
     data, trouble = _object(path)
     yield from trouble
-    own = data.get("eos_token_id", config.get("eos_token_id", text.get("eos_token_id")))
-    size = _integer(text, "vocab_size")
+    own = data.get("eos_token_id", config.first("eos_token_id"))
+    size = config.vocabulary
     for key, value in (("eos_token_id", own), ("pad_token_id", data.get("pad_token_id"))):
         for token in value if isinstance(value, list) else [value]:
             if token is not None and (type(token) is not int or token < 0 or (size is not None and token >= size)):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from mlxport.model_config import ModelConfig
 from mlxport.parity import reference as ref
 from mlxport.parity.lazy_reference import read_block
 from mlxport.types import Checkpoint
@@ -90,7 +91,7 @@ _IGNORED = frozenset(
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of the language model at one level."""
-    merged = {**config, **(config.get("text_config") or {})}
+    merged = {key: value for part in ModelConfig(config).parts for key, value in part.items()}
     for nested in ("rope_parameters", "rope_scaling"):
         merged.update({k: v for k, v in (merged.get(nested) or {}).items() if not isinstance(v, (dict, list))})
     return merged

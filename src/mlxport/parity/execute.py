@@ -10,15 +10,16 @@ from mlxport.errors import MlxportError
 from mlxport.model import loaded as out
 from mlxport.model.memory import available_memory
 from mlxport.model.probe_text import probe_ids
+from mlxport.model_config import ModelConfig
 from mlxport.parity import reference as ref
 from mlxport.parity.fp8 import source_weights
 from mlxport.parity.inverse import Invert, own_inverse
 from mlxport.parity.parity_report import ParityReport
-from mlxport.parity.probe_length import probe_length
+from mlxport.parity.probe_length import affordable_length
 from mlxport.parity.setup import Run
 from mlxport.types import Checkpoint
 
-__all__ = ["execute", "full_bytes", "probe_length"]
+__all__ = ["execute", "full_bytes"]
 
 
 def full_bytes(checkpoint: Checkpoint, tokens: int, vocabulary: int) -> int:
@@ -63,8 +64,8 @@ def execute(
     source_weights(checkpoint)  # refuses, before anything is read, what no reference can be made from
     config = ref.text_config(ref.load_config(checkpoint, trust_remote_code=trust_remote_code))
     parameters = sum(prod(r.shape) for r in checkpoint.tensors.values())
-    vocabulary = int(config.vocab_size)
-    length, notes = (tokens, []) if tokens else probe_length(parameters, config)
+    vocabulary = ModelConfig(config.to_dict()).needed("vocabulary")
+    length, notes = (tokens, []) if tokens else affordable_length(parameters, checkpoint.model_config, config)
     exact_tokens, near = _limits(checkpoint)
     if not tokens and exact_tokens is not None and length > exact_tokens:
         length = exact_tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from math import exp
@@ -12,6 +13,7 @@ import numpy as np
 
 from mlxport.errors import TokenizerError
 from mlxport.model.probe_text import text_ids
+from mlxport.model_config import ModelConfig
 from mlxport.types import Checkpoint
 
 __all__ = ["Perplexity", "perplexity"]
@@ -68,13 +70,14 @@ def _runner(model: Path | Checkpoint, trust_remote_code: bool) -> tuple[Path, in
         from mlxport.parity import reference as ref
 
         torch_model = ref.load_reference(model, trust_remote_code=trust_remote_code)
-        limit = getattr(ref.text_config(torch_model.config), "max_position_embeddings", None)
-        return model.root, int(limit or _WINDOW), lambda ids: ref.logits(torch_model, ids)
+        theirs = ModelConfig(ref.text_config(torch_model.config).to_dict())
+        limit = model.model_config.context_length or theirs.context_length
+        return model.root, limit or _WINDOW, lambda ids: ref.logits(torch_model, ids)
     from mlxport.model import loaded as out
 
     mlx_model = out.load_output(model, trust_remote_code=trust_remote_code)
-    limit = getattr(getattr(mlx_model, "args", None), "max_position_embeddings", None)
-    return Path(model), int(limit or _WINDOW), lambda ids: out.logits(mlx_model, ids)
+    limit = ModelConfig(json.loads((Path(model) / "config.json").read_text("utf-8"))).context_length
+    return Path(model), limit or _WINDOW, lambda ids: out.logits(mlx_model, ids)
 
 
 def perplexity(

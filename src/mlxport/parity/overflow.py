@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite, prod
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -19,6 +18,7 @@ from mlxport.model import loaded as out
 from mlxport.model.hooks import watching_mlx
 from mlxport.model.probe_text import probe_ids
 from mlxport.model.streaming import output_refs, stream
+from mlxport.model_config import ModelConfig
 from mlxport.parity.probe_length import probe_length
 
 __all__ = ["FLOAT16_MOST", "Activation", "Activations", "largest_activations"]
@@ -100,10 +100,9 @@ def largest_activations(
     Raises:
         VerificationError: mlx-lm cannot load or run it.
     """
-    text = config.get("text_config")
-    settings = {**config, **text} if isinstance(text, Mapping) else dict(config)
+    settings = ModelConfig(config)
     parameters = sum(prod(ref.shape) for ref in output_refs(folder).values())
-    length, _ = probe_length(parameters, SimpleNamespace(**settings))
+    length, _ = probe_length(parameters, settings.context_length, settings.sliding_window)
     ids, _ = probe_ids(folder, vocabulary, length, trust_remote_code=trust_remote_code)
     model = out.load_output(folder, trust_remote_code=trust_remote_code)
     stream(model, folder)

@@ -4,20 +4,39 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["probe_length"]
+from mlxport.model_config import ModelConfig
+
+__all__ = ["affordable_length", "probe_length"]
 
 # Multiply-adds that MLX's slowest build (the Linux CPU wheel: 4 GFLOP/s) does in about 15 s.
 _FLOPS = 60e9
 _LENGTHS = (16, 512)
 
 
-def probe_length(parameters: int, config: Any) -> tuple[int, list[str]]:
-    """Tokens of the long sequence, by the cost of running them, and what so many tokens cannot show."""
-    limit = getattr(config, "max_position_embeddings", None) or _LENGTHS[1]
+def affordable_length(parameters: int, stated: ModelConfig, config: Any) -> tuple[int, list[str]]:
+    """What :func:`probe_length` says of an original.
+
+    Args:
+        parameters: Of the model.
+        stated: Its config.json.
+        config: The same as transformers reads it: where the file is silent, the defaults of its class hold.
+    """
+    theirs = ModelConfig(config.to_dict())
+    return probe_length(parameters, stated.context_length or theirs.context_length, theirs.sliding_window)
+
+
+def probe_length(parameters: int, limit: int | None, window: int | None) -> tuple[int, list[str]]:
+    """Tokens of the long sequence, by the cost of running them, and what so many tokens cannot show.
+
+    Args:
+        parameters: Of the model.
+        limit: Tokens that it was made for, None where nothing says.
+        window: Tokens of its sliding window, None where it has none.
+    """
+    limit, window = limit or _LENGTHS[1], window or 0
     affordable = int(_FLOPS / (2 * max(parameters, 1)))
-    window = getattr(config, "sliding_window", None) or 0
     wanted = max(_LENGTHS[1], window + 64 if window <= 1024 else 0)
-    length = max(min(wanted, affordable, int(limit)), min(_LENGTHS[0], int(limit)))
+    length = max(min(wanted, affordable, limit), min(_LENGTHS[0], limit))
     notes = []
     if length < 128:
         notes.append(f"{length} tokens only, the model is large: errors that grow with the position may stay unseen")

@@ -13,6 +13,7 @@ import numpy as np
 
 from mlxport.model.hooks import first_array, watching_mlx
 from mlxport.model.streaming import Tensor, Written, output_refs
+from mlxport.model_config import ModelConfig
 from mlxport.parity.metrics import relative_error
 from mlxport.parity.parity_report import LayerError
 from mlxport.parity.path_pairs import is_layer
@@ -181,9 +182,7 @@ def layer_errors(original: Opened, output: Opened, ids: Array) -> tuple[LayerErr
         ids: Token ids of one sequence, of which as many are read as memory allows: 16 to 256.
     """
     blocks = [path for path, _ in original.model.named_modules() if is_layer(path)]
-    text = original.config.get("text_config")
-    sizes = [section.get("hidden_size") for section in (original.config, text) if isinstance(section, Mapping)]
-    hidden = next((size for size in sizes if isinstance(size, int) and size > 0), 4096)
+    hidden = ModelConfig(original.config).hidden_size or 4096
     fit = _HIDDEN_BYTES // (4 * hidden * max(len(blocks), 1))
     ids = ids[: max(_TOKENS[0], min(fit, _TOKENS[1]))]
     states: dict[str, Array] = {}

@@ -15,11 +15,11 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlxport.errors import MlxportError, NumericsError, UnsupportedError, UsageError, VerificationError
-from mlxport.inspect.inspection import context_length
 from mlxport.model import loaded as out
 from mlxport.model.hooks import first_array, watching_mlx
 from mlxport.model.memory import available_memory
 from mlxport.model.streaming import Tensor, output_refs, stream, stream_tensors
+from mlxport.model_config import ModelConfig
 from mlxport.run.load import resolve
 from mlxport.source import open_checkpoint, refuse_remote_code
 from mlxport.source.tokenizer_files import embedding_rows
@@ -231,7 +231,7 @@ def open_original(source: str | Path | Checkpoint, *, trust_remote_code: bool = 
     except UnsupportedError as error:
         hint = "quality is measured with mlx-lm's model of the original; mlxport verify compares with torch's"
         raise UnsupportedError(f"no original to measure against: {error.message}", hint=hint) from error
-    limit = _limit(source.config)
+    limit = text_limit(source.config)
     return Opened("the original", source.root, source.config, model, conversion.program, out.packings(model), limit)
 
 
@@ -253,14 +253,14 @@ def open_output(folder: str | Path, *, trust_remote_code: bool = False) -> Opene
         model = out.load_output(path, trust_remote_code=trust_remote_code)
     except VerificationError as error:
         raise UnsupportedError(f"{folder}: {error.message}", hint="convert it again") from error
-    return Opened("the output", path, config, model, None, out.packings(model), _limit(config))
+    return Opened("the output", path, config, model, None, out.packings(model), text_limit(config))
 
 
-def _limit(config: Mapping[str, Any]) -> int | None:
+def text_limit(config: Mapping[str, Any]) -> int | None:
     """Up to how many tokens the model was made for, and mlx-lm computes what the original computes."""
     from mlxport.layouts.mlx_lm.normalize import normalize_config
 
-    limits = [context_length(config)]
+    limits = [ModelConfig(config).context_length]
     with contextlib.suppress(MlxportError):
         limits.append(normalize_config(config).exact_tokens)
     return min((limit for limit in limits if limit), default=None)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlxport.errors import UsageError
+from mlxport.model_config import ModelConfig
 from mlxport.run.kv import KVQuant, check_model, chosen_kv, prompt_cache, recorded_kv
 from mlxport.run.load import check_ids, load_model, resolve
 from mlxport.run.sampling import Sampling
@@ -150,7 +151,7 @@ class MlxCausalLM:
         from mlx_lm.generate import generate_step
 
         sampling.seed_random(index)
-        sampler = sampling.sampler(self.config.get("vocab_size"))
+        sampler = sampling.sampler(ModelConfig(self.config).vocabulary)
         row: list[int] = []
         options: Any = {
             "max_tokens": sampling.max_tokens,

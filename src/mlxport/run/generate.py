@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import IO, Any
 
 from mlxport.errors import UsageError
+from mlxport.model_config import ModelConfig
 from mlxport.run.kv import KVQuant, check_model, chosen_kv, prompt_cache
 from mlxport.run.load import LoadedModel, check_ids, load
 from mlxport.run.sampling import Sampling
@@ -169,7 +170,7 @@ def stream(
 
     check_ids(tokens, loaded.config)
     sampling.seed_random()
-    sampler = sampling.sampler(loaded.config.get("vocab_size"))
+    sampler = sampling.sampler(ModelConfig(loaded.config).vocabulary)
     pieces: list[str] = []
     generated: list[int] = []
     last: Any = None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxport.errors import ConfigError, SourceError, TokenizerError, UnsafeError, UnsupportedError, WeightsError
+from mlxport.model_config import ModelConfig
 from mlxport.run.kv import KVQuant, recorded_kv
 
 __all__ = ["LoadedModel", "check_ids", "is_mlx_format", "load", "load_model", "resolve"]
@@ -44,12 +45,7 @@ class LoadedModel:
     @property
     def context_length(self) -> int | None:
         """Longest sequence that the model was made for, where its config says so."""
-        text = self.config.get("text_config")
-        for section in (self.config, text if isinstance(text, dict) else {}):
-            for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
-                if isinstance(section.get(key), int):
-                    return int(section[key])
-        return None
+        return ModelConfig(self.config).context_length
 
 
 def load(path: str | os.PathLike[str], *, trust_remote_code: bool = False) -> LoadedModel:
@@ -119,7 +115,7 @@ def _check(folder: Path, shown: str) -> None:
 
 def is_mlx_format(folder: Path, config: Mapping[str, Any], weights: Iterable[Path]) -> bool:
     """Whether a folder's weights are laid out for MLX, by the marks that mlxport and mlx-lm leave."""
-    if (folder / "mlxport.json").is_file() or isinstance(config.get("quantization"), Mapping):
+    if (folder / "mlxport.json").is_file() or ModelConfig(config).mlx_quantization:
         return True
     files = list(weights)
     return bool(files) and all(file.suffix == ".safetensors" and _format(file) == "mlx" for file in files)
@@ -193,10 +189,9 @@ def check_ids(tokens: Iterable[int], config: dict[str, Any]) -> None:
     Raises:
         TokenizerError: A token lies outside of the vocabulary.
     """
-    text = config.get("text_config")
-    size = config.get("vocab_size", text.get("vocab_size") if isinstance(text, dict) else None)
+    size = ModelConfig(config).vocabulary
     for token in tokens:
-        if token < 0 or (isinstance(size, int) and token >= size):
+        if token < 0 or (size is not None and token >= size):
             hint = "use the tokenizer of this model"
             raise TokenizerError(f"token id {token} is outside of the vocabulary of {size}", hint=hint)
 

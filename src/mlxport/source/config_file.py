@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mlxport.errors import ConfigError, UnsafeError
+from mlxport.model_config import ModelConfig
 from mlxport.source.jsonfile import read_object
 from mlxport.types import TensorRef
 
-# Where composite configs keep the part that describes the language model.
-_TEXT_PARTS = ("text_config", "llm_config", "language_config", "thinker_config")
-_HIDDEN = ("hidden_size", "n_embd", "d_model")
 # Of none of these can a language model have less than one; other spellings mean other things in other models.
 _AT_LEAST_ONE = (
     *("num_hidden_layers", "n_layer"),
@@ -23,7 +21,6 @@ _AT_LEAST_ONE = (
     *("num_attention_heads", "n_head"),
     "vocab_size",
 )
-_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _EMBEDDING = re.compile(
     r"(?:.*\.)?(?:embed_tokens|tokens_embed|wte|word_embeddings?|embed_in|embeddings|tok_embeddings|token_embedding|shared)\.weight"
 )
@@ -61,23 +58,15 @@ def read_config(path: Path) -> tuple[dict[str, Any], list[str]]:
     return config, [f"config.json gives {key!r} twice; the last value counts" for key in repeated]
 
 
-def _text_parts(config: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """The config, and the parts of it that lead to the language model, each with the keys on the way to it."""
-    parts = [("", config)]
-    for _ in range(2):  # thinker_config holds a text_config
-        where, part = parts[-1]
-        parts += [(f"{where}{key}.", part[key]) for key in _TEXT_PARTS if isinstance(part.get(key), Mapping)][:1]
-    return parts
-
-
 def _check_sizes(config: Mapping[str, Any], path: Path) -> None:
     """Refuse sizes of zero or less, whose errors later on would name neither file nor field."""
-    for where, part in _text_parts(config):
+    model = ModelConfig(config)
+    for depth, part in enumerate(model.parts):
         for key in _AT_LEAST_ONE:
             value = part.get(key)
             if type(value) is int and value < 1:
                 raise ConfigError(
-                    f"{path}: {where}{key} is {str(value)[:80]}, expected at least 1",
+                    f"{path}: {'.'.join((*model.path[:depth], key))} is {str(value)[:80]}, expected at least 1",
                     hint="get config.json again from where the weights are from",
                 )
 
@@ -108,45 +97,39 @@ def check_consistency(config: Mapping[str, Any], tensors: Mapping[str, TensorRef
     Raises:
         ConfigError: The hidden size differs, or layers are missing; names both numbers and the tensor.
     """
-    text = _text_parts(config)[-1][1]
+    # The text part alone: what lies around it may be about a tower of the model.
+    text = ModelConfig(ModelConfig(config).text)
     embeddings = [ref for name, ref in tensors.items() if _EMBEDDING.fullmatch(name) and not _TOWER.search(name)]
     if not embeddings:  # not a language model, whose words for sizes we know
         return []
     return [*_check_embedding(text, embeddings, tensors), *_check_layers(text, tensors)]
 
 
-def _number(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
-    """The smallest count that the config gives under one of ``keys``; None if there is none."""
-    values = [config.get(key) for key in keys]
-    return min((value for value in values if type(value) is int and value > 0), default=None)
-
-
-def _check_embedding(
-    text: Mapping[str, Any], embeddings: list[TensorRef], tensors: Mapping[str, TensorRef]
-) -> list[str]:
+def _check_embedding(text: ModelConfig, embeddings: list[TensorRef], tensors: Mapping[str, TensorRef]) -> list[str]:
     found = [ref for ref in embeddings if len(ref.shape) == 2 and ref.dtype in _FLOATS]
-    hidden = _number(text, _HIDDEN)
+    hidden = text.hidden_size
     if not found or hidden is None:
         return []
     ref = found[0]
     # A model may embed in another width and project. Then its norms still have the hidden size, or the config says so.
-    told = any(_EMBEDDING_WIDTH.search(key) and value == ref.shape[1] for key, value in text.items())
+    told = any(_EMBEDDING_WIDTH.search(key) and value == ref.shape[1] for key, value in text.values.items())
     norms = (other.shape for name, other in tensors.items() if _NORM.search(name))
     if not told and all(other.shape[1] != hidden for other in found) and (hidden,) not in norms:
-        key = next(key for key in _HIDDEN if text.get(key) == hidden)
+        found_shape = f"{ref.name} is {ref.shape[0]} x {ref.shape[1]} in {ref.path.name}"
         raise ConfigError(
-            f"config.json says {key} {hidden}, but {ref.name} is {ref.shape[0]} x {ref.shape[1]} in {ref.path.name}",
+            f"config.json says {next(iter(text.fields('hidden_size')))} {hidden}, but {found_shape}",
             hint="config.json and weights are of different models; get both from the same place",
         )
-    vocabulary = _number(text, ("vocab_size",))
+    vocabulary = text.vocabulary
     if vocabulary is not None and len(found) == 1 and ref.shape[0] < vocabulary:
         return [f"config.json says vocab_size {vocabulary}, but {ref.name} has {ref.shape[0]} rows"]
     return []
 
 
-def _check_layers(text: Mapping[str, Any], tensors: Mapping[str, TensorRef]) -> list[str]:
-    expected = _number(text, _LAYERS)
-    if expected is None or text.get("is_encoder_decoder") or any(text.get(key) for key in _IRREGULAR):
+def _check_layers(text: ModelConfig, tensors: Mapping[str, TensorRef]) -> list[str]:
+    # Of several counts the smallest: which one is about the stack cannot be told.
+    expected = min(text.fields("layers").values(), default=None)
+    if expected is None or any(text.values.get(key) for key in ("is_encoder_decoder", *_IRREGULAR)):
         return []
     stacks: dict[str, dict[int, str]] = defaultdict(dict)
     for name in tensors:
@@ -165,7 +148,7 @@ def _check_layers(text: Mapping[str, Any], tensors: Mapping[str, TensorRef]) -> 
             f"{stack}.{absent} is missing (the last tensor of the stack is {last})",
             hint="config.json and weights are of different models, or a part of the weights is missing",
         )
-    extra = len(layers) - expected - (_number(text, ("num_nextn_predict_layers", "num_mtp_layers")) or 0)
+    extra = len(layers) - expected - (text.count("num_nextn_predict_layers", "num_mtp_layers") or 0)
     if extra > 0:
         return [f"config.json says {expected} layers, the weights hold {len(layers)}"]
     return []

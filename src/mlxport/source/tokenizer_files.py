@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxport.errors import TokenizerError
+from mlxport.model_config import ModelConfig
 from mlxport.source.jsonfile import MAX_JSON_BYTES, read_object
 from mlxport.source.safe_files import opened, read_exactly
 from mlxport.types import Checkpoint
@@ -32,11 +33,10 @@ _HINT = "copy the tokenizer files of the original model beside its config.json"
 
 def embedding_rows(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> int | None:
     """Rows of the token embedding: the larger of what weights and config say; None if neither tells."""
-    text = config.get("text_config")
-    sizes = [config.get("vocab_size"), text.get("vocab_size") if isinstance(text, dict) else None]
-    sizes += [shape[0] for name, shape in shapes.items() if _EMBEDDING.search(name) and len(shape) == 2]
-    known = [size for size in sizes if isinstance(size, int)]
-    return max(known) if known else None
+    sizes = [shape[0] for name, shape in shapes.items() if _EMBEDDING.search(name) and len(shape) == 2]
+    if (vocabulary := ModelConfig(config).vocabulary) is not None:
+        sizes.append(vocabulary)
+    return max(sizes, default=None)
 
 
 def check_tokenizer_files(checkpoint: Checkpoint, rows: int | None) -> tuple[str, ...]:

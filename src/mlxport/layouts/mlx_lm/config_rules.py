@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
 
-from mlxport.layouts.mlx_lm.config_view import MISSING, View
+from mlxport.layouts.mlx_lm.config_view import MISSING, View, text_section
 from mlxport.layouts.mlx_lm.layer_kinds import period
 
 Derive = Callable[[View], Any]
@@ -292,7 +292,7 @@ INNER: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
 def inner_arguments(module: str, config: Mapping[str, Any]) -> tuple[str, str] | None:
     """Return module and class of the arguments that read the inner text model of `config`, None where it has none."""
     if module == "mistral3":
-        kind = (config.get("text_config") or {}).get("model_type")
+        kind = (text_section(config) or {}).get("model_type")
         return (kind if kind in ("ministral3", "mistral4") else "llama", "ModelArgs")
     return INNER.get(module)
 

@@ -6,8 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from mlxport.model_config import ModelConfig
+
 MISSING: Final[Any] = type("Missing", (), {"__repr__": lambda self: "MISSING"})()
 """Stands for a value that is not there, where None is a value."""
+
+
+def text_section(config: Mapping[str, Any]) -> Any | None:
+    """The section of its own in which mlx-lm looks for the text model, None where it looks at the root.
+
+    mlx-lm knows it as ``text_config`` and no deeper, under that name only; whether it is the text part is
+    :class:`ModelConfig`'s to say.
+    """
+    key = "text_config"
+    return config[key] if key in ModelConfig(config).path[:1] else None
 
 
 @dataclass(frozen=True)

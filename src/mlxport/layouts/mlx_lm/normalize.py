@@ -22,7 +22,7 @@ from typing import Any
 from mlxport.errors import ConfigError, MlxportError
 from mlxport.layouts.mlx_lm import built_in_values as limits
 from mlxport.layouts.mlx_lm import config_rules as rules
-from mlxport.layouts.mlx_lm.config_view import MISSING, View, read
+from mlxport.layouts.mlx_lm.config_view import MISSING, View, read, text_section
 from mlxport.layouts.mlx_lm.rope_settings import (
     ROPE_FIELDS,
     ConfigRefused,
@@ -32,6 +32,7 @@ from mlxport.layouts.mlx_lm.rope_settings import (
     rope_fields,
     yarn_rounding,
 )
+from mlxport.model_config import ModelConfig
 
 __all__ = ["ConfigRefused", "NormalizedConfig", "mlx_lm_architecture", "normalize_config"]
 
@@ -99,9 +100,8 @@ def _normalized(config: Mapping[str, Any], long_context: bool) -> NormalizedConf
         section = _Section(out, reference, tuple(dict.fromkeys((str(out["model_type"]), module))), "")
         section.normalize(_arguments(module, "ModelArgs"), work)
     else:
-        nested = isinstance(out.get("text_config"), dict)
-        prefix = "text_config." if nested else ""
-        values = out["text_config"] if nested else out
+        part = text_section(out)
+        nested, prefix, values = (False, "", out) if part is None else (True, "text_config.", part)
         section = _Section(values, text, _names(module, str(values.get("model_type")), inner[0]), prefix)
         arguments = _arguments(*inner)
         if nested and "tie_word_embeddings" in arguments and "tie_word_embeddings" not in section.rule.derived:
@@ -114,8 +114,8 @@ def _normalized(config: Mapping[str, Any], long_context: bool) -> NormalizedConf
 
 def _check_counts(config: Mapping[str, Any]) -> None:
     """Refuse a number of layers, heads or experts for which transformers would fill the memory with lists."""
-    for section in (config, config.get("text_config")):
-        for name, value in section.items() if isinstance(section, Mapping) else ():
+    for section in ModelConfig(config).parts:
+        for name, value in section.items():
             if type(value) is int and value > _MOST and ("layer" in name or name.startswith(("num_", "n_"))):
                 raise ConfigError(f"{name} is {value}, which no model has", hint=_MEND)
 
@@ -328,12 +328,12 @@ def _reference(config: Mapping[str, Any], arguments: Mapping[str, Any], work: _W
 
 def _tied(config: Mapping[str, Any], reference: Any | None, text: Any | None) -> bool:
     """Say whether the output shares the embeddings: the whole model decides, not its text part."""
-    inner = config.get("text_config")
+    inner = text_section(config) or {}
     values = (
         read(reference, "tie_word_embeddings"),
         read(text, "tie_word_embeddings"),
         config.get("tie_word_embeddings", MISSING),
-        inner.get("tie_word_embeddings", MISSING) if isinstance(inner, Mapping) else MISSING,
+        inner.get("tie_word_embeddings", MISSING),
     )
     return bool(next((value for value in values if value is not MISSING), False))
 

@@ -21,6 +21,7 @@ from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
 
 from mlxport.errors import ConfigError, MlxportError, UnsupportedError
 from mlxport.layouts.assembly import DTYPES, Built, Conversion, count_parameters, make_conversion, quantize
+from mlxport.layouts.mlx_lm.config_view import text_section
 from mlxport.layouts.mlx_lm.normalize import ConfigRefused, NormalizedConfig, normalize_config
 from mlxport.layouts.mlx_lm.output_heads import is_head, refuse_other_heads
 from mlxport.layouts.mlx_lm.quantized_sources import UNQUANTIZED, refuse_raw_fp8, source_quantization
@@ -274,8 +275,7 @@ def _shortened(text: str, most: int = 400) -> str:
 
 def _cast(model: nn.Module, config: Mapping[str, Any], dtype: str) -> None:
     """Cast floating parameters as mlx_lm.convert does (mlx_lm/convert.py)."""
-    text = config.get("text_config")
-    name = config.get("torch_dtype") or (text.get("dtype") if isinstance(text, dict) else None)
+    name = config.get("torch_dtype") or (text_section(config) or {}).get("dtype")
     wanted = DTYPES.get(str(name) if dtype == "auto" else dtype)
     if wanted is None:
         return
@@ -292,8 +292,8 @@ def _final_config(built: Built, dtype: str, quantized: bool) -> dict[str, Any]:
     from mlx_lm.utils import _encode_tagged_floats
 
     config = copy.deepcopy(built.config)
-    sections = [config, *(c for c in (config.get("text_config"),) if isinstance(c, dict))]
-    for section in sections:
+    text = text_section(config)
+    for section in [config] if text is None else [config, text]:
         section["torch_dtype" if "torch_dtype" in section else "dtype"] = dtype
         if "dtype" in section:
             section["dtype"] = dtype

@@ -9,6 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxport.errors import ConfigError, UnsupportedError
+from mlxport.model_config import ModelConfig
 from mlxport.transform import Program, Value
 from mlxport.types import TensorRef
 
@@ -20,10 +21,10 @@ _FP8 = ("F8_E4M3", "F8_E5M2")
 
 def source_quantization(config: Mapping[str, Any]) -> str:
     """How the checkpoint is quantized already, ``""`` if it is not; methods unknown to mlx-lm are refused."""
-    text = config.get("text_config")
-    block = config.get("quantization_config") or (text.get("quantization_config") if isinstance(text, dict) else None)
-    if config.get("quantization"):
+    model = ModelConfig(config)
+    if model.mlx_quantization:
         return "MLX"
+    block = model.first("quantization_config")
     if not block:
         return ""
     if not isinstance(block, dict):

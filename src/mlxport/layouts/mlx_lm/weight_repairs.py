@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from mlxport.model_config import ModelConfig
+
 if TYPE_CHECKING:
     import mlx.core as mx
 
@@ -177,7 +179,7 @@ def prepare_weights(weights: dict[str, mx.array], config: Mapping[str, Any]) -> 
     if (scales := SCALES.get(model_type)) is not None and _has_torch_convolutions(out):
         out = {name: _scaled(name, array, scales, config) for name, array in out.items()}
     if model_type == "qwen3_vl_moe":
-        out = _published_orientation(out, config.get("text_config") or config)
+        out = _published_orientation(out, ModelConfig(config).text)
     if (rewrites := _applicable(model_type, out)) is None:
         return out
     return {name: array for key, value in out.items() for name, array in _rewritten(key, value, rewrites)}
