@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from mlxport.parity import ParityReport
     from mlxport.port.in_memory import port
     from mlxport.port.into_folder import load, port_folder
+    from mlxport.quality.make_report import quality_report
     from mlxport.quality.quality_report import QualityReport
-    from mlxport.quality.reporting import quality_report
     from mlxport.run import AutoModelForCausalLM, AutoTokenizer, generate
 
 # Public name -> the module that is imported when it is first used.
@@ -42,7 +42,7 @@ _LAZY = {
     "plan_for": "mlxport.fit",
     "port": "mlxport.port.in_memory",
     "port_folder": "mlxport.port.into_folder",
-    "quality_report": "mlxport.quality.reporting",
+    "quality_report": "mlxport.quality.make_report",
     "register_op": "mlxport.graph.lower.registry",
     "verify": "mlxport.convert.convert",
 }

@@ -112,7 +112,7 @@ def test_verified_like_every_conversion(tmp_path):
 
 def test_less_damage_than_one_setting_for_all(tmp_path):
     """At the size of 3 bits in groups of 64, on text that bits were not chosen with."""
-    from mlxport.model.probe_text import text_ids
+    from mlxport.model.tokens import text_ids
 
     source = ROOT / "examples/tiny-llama"
     convert(source, tmp_path / "plain", dtype="float32", verify="none")

@@ -11,9 +11,9 @@ from mlx_lm.models import switch_layers
 from sensitive_models import KINDS, save
 
 from mlxport.allocate.candidates import find_candidates, reachable
-from mlxport.allocate.damage import Batch, measure_divergence, weight_errors
+from mlxport.allocate.damage import ProbeBatch, measure_divergence, weight_errors
 from mlxport.allocate.measure import prepare
-from mlxport.allocate.unquantized import Weights, rounded
+from mlxport.allocate.probe import candidate_weights, rounded
 from mlxport.errors import NumericsError
 from mlxport.layouts.mlx_lm.opening import lazy_model, open_target
 from mlxport.quant import make_spec
@@ -36,12 +36,12 @@ def test_equal_to_rounding_one_module_at_a_time(kind: str, parts: int, stride: i
 
     model, _ = lazy_model(checkpoint)
     candidates, calls = reachable(model, find_candidates(model, program))
-    weights = Weights(program, list(candidates))
+    weights = candidate_weights(program, candidates)
     prepare(model, program, candidates)
     modules = {path: given.module for path, given in candidates.items()}
     wanted = [(path, spec) for path in calls.order for spec in SPECS if spec in candidates[path].specs]
     kinds, sort = [type(module) for module in modules.values()], switch_layers._gather_sort
-    batch, changes = Batch(ids, parts, calls.last, stride), [{path: spec} for path, spec in wanted]
+    batch, changes = ProbeBatch(ids, parts, calls.last, stride), [{path: spec} for path, spec in wanted]
     together = {path: next(spec for at, spec in wanted if at == path) for path in calls.order}
     measured = measure_divergence(model, modules, weights, batch, [*changes, together], "rtn")
     found = dict(zip(wanted, measured, strict=False))
@@ -83,7 +83,7 @@ def test_activations_that_are_not_finite_are_named(tmp_path: Path):
     modules = {path: given.module for path, given in candidates.items()}
     ids, changes = mx.zeros((1, 4), mx.int32), [{calls.order[0]: SPECS[0]}]
     with pytest.raises(NumericsError, match=r"model\.layers\.1\.mlp\.up_proj"):
-        measure_divergence(model, modules, Weights(program, list(candidates)), Batch(ids, 4), changes, "rtn")
+        measure_divergence(model, modules, candidate_weights(program, candidates), ProbeBatch(ids, 4), changes, "rtn")
 
 
 @pytest.mark.parametrize("kind", ["llama", "experts"])
@@ -92,11 +92,11 @@ def test_a_sample_tells_the_error_of_all(kind: str, tmp_path: Path, monkeypatch:
     program = open_target(checkpoint).program
     model, _ = lazy_model(checkpoint)
     candidates = find_candidates(model, program)
-    weights = Weights(program, list(candidates))
+    weights = candidate_weights(program, candidates)
     for path, given in candidates.items():
-        whole, energy = weight_errors(weights, path, given.specs, "rtn")
+        whole, energy = weight_errors(weights[path], given.specs, "rtn")
         with monkeypatch.context() as patched:
             patched.setattr("mlxport.allocate.damage.SAMPLE", 16384)
-            sampled, sampled_energy = weight_errors(weights, path, given.specs, "rtn")
+            sampled, sampled_energy = weight_errors(weights[path], given.specs, "rtn")
         assert sampled_energy == pytest.approx(energy, rel=0.1)
         assert all(sampled[spec] == pytest.approx(whole[spec], rel=0.2) for spec in given.specs), path

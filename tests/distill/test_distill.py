@@ -14,7 +14,7 @@ from mlxport import convert, verify
 from mlxport.distill.distill_settings import DistillReport, DistillSettings
 from mlxport.distill.distillation import distill
 from mlxport.errors import TokenizerError
-from mlxport.model.probe_text import PROBE_TEXT
+from mlxport.model.texts import PROBE_TEXT
 from mlxport.source import open_checkpoint
 
 ARCHITECTURES = ["llama", "tied", "biases", "experts", "windows", "recurrent", "odd sizes"]
@@ -86,11 +86,11 @@ def test_block_by_block_too(checkpoint_of, tmp_path, name):
 
 def test_what_the_original_predicts_is_the_same_block_by_block(checkpoint_of, tmp_path):
     from mlxport.distill.teacher_logits import Targets
-    from mlxport.distill.teacher_student import Original
+    from mlxport.distill.teacher_student import OriginalModel
     from mlxport.distill.whole import predict, predict_in_parts
 
     for name in ("llama", "experts", "windows"):
-        original = Original(open_checkpoint(str(checkpoint_of(name))), mx.float32)
+        original = OriginalModel(open_checkpoint(str(checkpoint_of(name))), mx.float32)
         ids = mx.random.randint(0, 320, (6, 20), key=mx.random.key(1))
         parts, whole = Targets(tmp_path / f"{name} parts"), Targets(tmp_path / f"{name} whole")
         predict_in_parts(original, ids, parts, lambda _: None)
@@ -103,9 +103,9 @@ def test_what_the_original_predicts_is_the_same_block_by_block(checkpoint_of, tm
 def test_a_part_at_a_time_keeps_only_that_part(checkpoint_of):
     from mlx.utils import tree_flatten
 
-    from mlxport.distill.teacher_student import Original
+    from mlxport.distill.teacher_student import OriginalModel
 
-    original = Original(open_checkpoint(str(checkpoint_of("llama"))), mx.float32)
+    original = OriginalModel(open_checkpoint(str(checkpoint_of("llama"))), mx.float32)
     original.fill("model.layers.1.")
     values = dict(tree_flatten(original.model.parameters()))
     assert values["model.layers.1.mlp.up_proj.weight"].abs().max() > 0
@@ -292,11 +292,11 @@ def test_ways_to_compute_give_the_same_gradients(checkpoint_of, tmp_path, name):
     import contextlib
 
     from mlxport.distill.params import trainables
-    from mlxport.distill.teacher_student import Quantized
+    from mlxport.distill.teacher_student import QuantizedModel
     from mlxport.distill.training_layers import trained
     from mlxport.distill.whole import _checkpointed
 
-    model = Quantized(quantized(checkpoint_of(name), tmp_path / "out", quantize=4), mx.float32, False)
+    model = QuantizedModel(quantized(checkpoint_of(name), tmp_path / "out", quantize=4), mx.float32, False)
     model.fill()
     parts = list(trainables(model.model, model.stored, mx.float32))
     ids = mx.random.randint(0, 320, (2, 12), key=mx.random.key(2))
@@ -323,11 +323,11 @@ def test_ways_to_compute_give_the_same_gradients(checkpoint_of, tmp_path, name):
 
 def test_the_way_follows_the_memory(checkpoint_of, tmp_path):
     from mlxport.distill.distill_memory import Memory, Way
-    from mlxport.distill.teacher_student import Original, Quantized
+    from mlxport.distill.teacher_student import OriginalModel, QuantizedModel
 
     source = checkpoint_of("llama")
-    original = Original(open_checkpoint(str(source)), mx.float32)
-    output = Quantized(quantized(source, tmp_path / "out"), mx.float32, False)
+    original = OriginalModel(open_checkpoint(str(source)), mx.float32)
+    output = QuantizedModel(quantized(source, tmp_path / "out"), mx.float32, False)
     settings = DistillSettings(4, batch=1)
     ways = [Memory(original, output, settings, 8, limit).way() for limit in range(0, 8 << 20, 16 << 10)]
     order = list(dict.fromkeys(ways))
@@ -339,11 +339,11 @@ def test_the_way_follows_the_memory(checkpoint_of, tmp_path):
 def test_in_little_memory_activations_are_computed_again(checkpoint_of, tmp_path):
     """A limit between the two ways: the result is what it is with all the memory."""
     from mlxport.distill.distill_memory import Memory
-    from mlxport.distill.teacher_student import Original, Quantized
+    from mlxport.distill.teacher_student import OriginalModel, QuantizedModel
 
     source = checkpoint_of("llama")
     out = quantized(source, tmp_path / "out")
-    models = Original(open_checkpoint(str(source)), mx.float32), Quantized(out, mx.float32, False)
+    models = OriginalModel(open_checkpoint(str(source)), mx.float32), QuantizedModel(out, mx.float32, False)
     limits = range(0, 64 << 20, 64 << 10)
     limit = next(size for size in limits if Memory(*models, SHORT, SHORT.length, size).way().checkpoint)
     lines: list[str] = []

@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from verify_models import checkpoint_of, convert
 
 from mlxport.errors import TokenizerError
-from mlxport.model.probe_text import PROBE_TEXT, TRICKY_TEXT, probe_ids
+from mlxport.model.texts import PROBE_TEXT, TRICKY_TEXT
+from mlxport.model.tokens import probe_ids
 from mlxport.parity import perplexity, verify
 from mlxport.parity.tokenizer import check_tokenizer
 

@@ -13,7 +13,7 @@ import mlxport
 from checkpoints import save, weights, write_side_files
 from command import environment
 from mlxport.errors import NumericsError, SourceError, TokenizerError, UnsupportedError, UsageError
-from mlxport.model.probe_text import PROBE_TEXT
+from mlxport.model.texts import PROBE_TEXT
 from mlxport.quality import Tally, compare, heldout_text, open_original, open_output, place, read_text, token_windows
 
 TOKENS = 200

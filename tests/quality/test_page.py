@@ -11,9 +11,10 @@ from browser import TEXTS, started
 from mlxport.errors import MlxportError
 from mlxport.fit import named_machine
 from mlxport.parity.parity_report import LayerError
+from mlxport.quality.make_report import make_report
 from mlxport.quality.module_errors import ModuleError
 from mlxport.quality.page import render
-from mlxport.quality.quality_report import make_report, write_report
+from mlxport.quality.report_files import write_report
 from mlxport.quality.samples import Sample
 from mlxport.quality.speed import Predicted
 

@@ -17,11 +17,11 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlxport.allocate.probe import Probe, probed
-from mlxport.allocate.unquantized import Weights, rounded
+from mlxport.allocate.probe import Probe, probed, rounded
+from mlxport.model.tensors import Tensor
 from mlxport.types import QuantSpec
 
-__all__ = ["Batch", "Measurement", "damages", "measure_divergence", "weight_errors"]
+__all__ = ["ProbeBatch", "Measurement", "damages", "measure_divergence", "weight_errors"]
 
 # Weights of a module that its errors are measured on, in rows spread evenly over it: their error is within about 2% of
 # that of all.
@@ -48,7 +48,7 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class Batch:
+class ProbeBatch:
     """What the model reads at once.
 
     Attributes:
@@ -64,15 +64,13 @@ class Batch:
     stride: int = 1
 
 
-def weight_errors(
-    weights: Weights, path: str, specs: Sequence[QuantSpec], quantizer: str
-) -> tuple[dict[QuantSpec, float], float]:
+def weight_errors(weight: Tensor, specs: Sequence[QuantSpec], quantizer: str) -> tuple[dict[QuantSpec, float], float]:
     """Squared error of each setting, and squared weights, of all or of a sample of the rows; scaled to all.
 
     The sample is the same every time: blocks of rows at even distances.
     """
     errors, energy, seen = dict.fromkeys(specs, 0.0), 0.0, 0
-    for rows in _sample(weights, path):
+    for rows in _sample(weight):
         wide = rows.astype(mx.float32)
         totals = [mx.square(wide).sum()]
         for spec in specs:
@@ -84,16 +82,16 @@ def weight_errors(
             errors[spec] += error
         seen += rows.size
         mx.clear_cache()
-    scale = math.prod(weights.shape(path)) / max(seen, 1)
+    scale = math.prod(weight.shape) / max(seen, 1)
     return {spec: error * scale for spec, error in errors.items()}, energy * scale
 
 
-def _sample(weights: Weights, path: str) -> Iterator[mx.array]:
+def _sample(weight: Tensor) -> Iterator[mx.array]:
     """Rows that hold about ``SAMPLE`` weights, in up to 16 pieces from the first row (or expert) to the last."""
-    shape = weights.shape(path)
+    shape = weight.shape
     count, size = shape[0], math.prod(shape[1:])
     if count * size <= SAMPLE:
-        yield from (weights.rows(path, start, stop) for start, stop in weights.blocks(path))
+        yield from (weight.rows(start, stop) for start, stop in weight.blocks())
         return
     pieces = min(_PIECES, count)
     if len(shape) > 2 and size > SAMPLE // pieces:  # a part of each of some experts
@@ -102,20 +100,20 @@ def _sample(weights: Weights, path: str) -> Iterator[mx.array]:
         for piece in range(pieces):
             first = (shape[1] - most) * piece // max(pieces - 1, 1)
             expert = (count - 1) * piece // max(pieces - 1, 1)
-            found.append(mx.contiguous(weights.rows(path, expert, expert + 1)[:, first : first + most]))
+            found.append(mx.contiguous(weight.rows(expert, expert + 1)[:, first : first + most]))
             mx.eval(found[-1])
         yield mx.concatenate(found)
         return
     most = max(1, SAMPLE // pieces // size)
     starts = [(count - most) * piece // max(pieces - 1, 1) for piece in range(pieces)]
-    yield mx.concatenate([weights.rows(path, start, start + most) for start in starts])
+    yield mx.concatenate([weight.rows(start, start + most) for start in starts])
 
 
 def measure_divergence(
     model: nn.Module,
     modules: Mapping[str, Any],
-    weights: Weights,
-    batch: Batch,
+    weights: Mapping[str, Tensor],
+    batch: ProbeBatch,
     changes: Sequence[Mapping[str, QuantSpec]],
     quantizer: str,
     advance: Callable[[Mapping[str, QuantSpec]], None] = lambda change: None,
@@ -125,7 +123,7 @@ def measure_divergence(
     Args:
         model: mlx-lm's model in float32; the weights of ``modules`` are not used.
         modules: Path to module.
-        weights: Their weights.
+        weights: Their weights, by path.
         batch: Tokens, and how many parts of them are read at once.
         changes: Module path to setting; what rounds one module each comes in the order in which modules are called.
         quantizer: How weights are rounded.

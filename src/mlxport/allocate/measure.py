@@ -10,14 +10,15 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxport.allocate.candidates import Candidate, not_running
-from mlxport.allocate.damage import Batch, Measurement, damages, measure_divergence, weight_errors
-from mlxport.allocate.probe import Calls
-from mlxport.allocate.unquantized import Weights
+from mlxport.allocate.damage import Measurement, ProbeBatch, damages, measure_divergence, weight_errors
+from mlxport.allocate.probe import Calls, candidate_weights
 from mlxport.allocate.written_tokens import Tokens, make_tokens
 from mlxport.errors import MlxportError
+from mlxport.model.parameters import LazyModel
+from mlxport.model.tensors import computed_tensors
 from mlxport.progress import Progress
 from mlxport.source.tokenizer_files import embedding_rows
-from mlxport.transform import Evaluator, Program, float32, lazy_outputs
+from mlxport.transform import Program, float32
 from mlxport.types import Checkpoint, QuantSpec
 
 __all__ = ["Damages", "Subject", "measure", "prepare"]
@@ -57,10 +58,10 @@ class Subject:
     calls: Calls
     quantizer: str
     progress: Progress
-    _batch: Batch | None = None
+    _batch: ProbeBatch | None = None
 
     def __post_init__(self) -> None:
-        self._weights = Weights(self.program, list(self.candidates))
+        self._weights = candidate_weights(self.program, self.candidates)
         self._modules = {path: given.module for path, given in self.candidates.items()}
 
     def errors(self) -> tuple[Damages, Mapping[str, float]]:
@@ -69,7 +70,7 @@ class Subject:
         self.progress.stage("measuring the error of every setting", total)
         errors, energy = {}, {}
         for path, given in self.candidates.items():
-            errors[path], energy[path] = weight_errors(self._weights, path, given.specs, self.quantizer)
+            errors[path], energy[path] = weight_errors(self._weights[path], given.specs, self.quantizer)
             self.progress.advance(given.nbytes(None))
         return errors, energy
 
@@ -151,7 +152,7 @@ def _level(candidates: Mapping[str, Candidate]) -> tuple[int, int]:
     return next((settings, tokens) for settings, tokens, most in _LEVELS if work * settings * tokens <= most)
 
 
-def _batch(candidates: Mapping[str, Candidate], ids: mx.array, vocabulary: int, last: str) -> Batch:
+def _batch(candidates: Mapping[str, Candidate], ids: mx.array, vocabulary: int, last: str) -> ProbeBatch:
     """As many parts at once as memory holds; of a large vocabulary, logits of fewer tokens before too few parts."""
     head = last if last in candidates and candidates[last].shape[0] == vocabulary else ""
     shapes = [given.shape for path, given in candidates.items() if given.shape[0] != vocabulary]
@@ -161,7 +162,7 @@ def _batch(candidates: Mapping[str, Candidate], ids: mx.array, vocabulary: int, 
         parts = min(_MOST_PARTS, _PART_BYTES // (_COPIES * 4 * entries))
         if parts >= _MOST_PARTS // 2:
             break
-    return Batch(ids, max(2, parts), head, stride)
+    return ProbeBatch(ids, max(2, parts), head, stride)
 
 
 def _references(given: Candidate, settings: int, usual_bits: float) -> list[QuantSpec]:
@@ -175,17 +176,4 @@ def prepare(model: nn.Module, program: Program, candidates: Mapping[str, Candida
     """Give the model its parameters, but the weights of the candidates; all in float32."""
     model.set_dtype(mx.float32)
     own = {f"{path}.weight" for path in candidates}
-    lazy: dict[str, mx.array] | None = None
-    given = []
-    for name, output in program.outputs.items():
-        if name in own:
-            continue
-        if output.value is None:
-            lazy = lazy or lazy_outputs(program)
-            array = lazy[name]
-        else:
-            array = Evaluator().full(output.value)
-        array = float32(array)
-        mx.eval(array)
-        given.append((name, array))
-    nn.Module.load_weights(model, given, strict=False)  # without the checks of a checkpoint
+    LazyModel(model, computed_tensors(program), lambda _, array: float32(array)).fill(skip=own)

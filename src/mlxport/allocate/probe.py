@@ -9,23 +9,28 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 from mlx_lm.models import switch_layers
-from mlx_lm.models.switch_layers import SwitchLinear
 
-from mlxport.allocate.unquantized import Weights, rounded
 from mlxport.errors import NumericsError, UnsupportedError
+from mlxport.model.hooks import answering, swapped
+from mlxport.model.leaf_calls import LeafCalls, expert_products, is_leaf, leaf_class, row_products, table_rows
+from mlxport.model.tensors import Tensor, computed_tensors, kept_tensors, whole
+from mlxport.quant.search import search_affine
+from mlxport.transform import Program
 from mlxport.types import QuantSpec
 
-__all__ = ["Calls", "Probe", "probed", "watched"]
+__all__ = ["Calls", "Probe", "candidate_weights", "probed", "rounded", "watched"]
+
+_BLOCK_BYTES = 16 << 20  # of stored rows; as float32, with a rounded copy and what rounding works on, about ten times
+_KEPT_BYTES = 256 << 20  # models up to this size stay in memory once they are read
 
 _lock = threading.RLock()
 
@@ -37,7 +42,7 @@ class Probe:
     Until the first module that is rounded for it, a part is what part 0 is: it is computed there, and copied.
 
     Attributes:
-        weights: The unquantized weights.
+        weights: The unquantized weight of each module, by its path.
         parts: Number of parts of the batch; part 0 sees no rounding.
         roundings: Module path to pairs of part and setting; parts ascend in the order in which modules are called.
         quantizer: How weights are rounded.
@@ -46,7 +51,7 @@ class Probe:
         shape: Of one part: sequences, tokens.
     """
 
-    weights: Weights
+    weights: Mapping[str, Tensor]
     parts: int
     roundings: Mapping[str, Sequence[tuple[int, QuantSpec]]] = field(default_factory=dict)
     quantizer: str = "rtn"
@@ -60,50 +65,44 @@ class Probe:
         each = self._each(path, x.shape[0])
         if path == self.head and self.stride > 1:
             x = x[:, self.stride - 1 :: self.stride]
-        x, pieces = x[: self._begin(path) * each], []
-        for start, stop in self.weights.blocks(path):
-            rows = self.weights.rows(path, start, stop)
-            product = x @ rows.astype(mx.float32).T
-            pieces.append(self._replaced(path, product, self._cuts(each), partial(self._product, x, rows)))
-            mx.eval(pieces[-1])
-        return self._done(path, mx.concatenate(pieces, axis=-1), each)
+        x, weight = x[: self._begin(path) * each], self.weights[path]
 
-    def gather(self, path: str, ids: mx.array) -> mx.array:
+        def product(span: tuple[int, int]) -> mx.array:
+            rows = weight.rows(*span)
+            mx.eval(rows)
+            whole = x @ rows.astype(mx.float32).T
+            return self._replaced(path, whole, self._cuts(each), partial(self._product, x, rows))
+
+        return self._done(path, row_products(weight.blocks(_BLOCK_BYTES), product), each)
+
+    def lookup(self, path: str, ids: mx.array) -> mx.array:
         """Rows of an embedding; only those that are asked for are read."""
         ids = self._spread(ids)
         each = self._each(path, ids.shape[0])
-        ids = ids[: self._begin(path) * each]
-        used, place = np.unique(np.array(ids), return_inverse=True)
-        rows = mx.concatenate([self.weights.rows(path, int(row), int(row) + 1) for row in used])
-        places = mx.array(place.reshape(ids.shape))
+        rows, places = table_rows(ids[: self._begin(path) * each], lambda row: self.weights[path].rows(row, row + 1))
         found = rows.astype(mx.float32)[places]
         result = self._replaced(path, found, self._cuts(each), lambda spec, own: self._rounded(rows, spec)[places[own]])
         return self._done(path, result, each)
 
     def experts(self, path: str, x: mx.array, indices: mx.array) -> mx.array:
         """What ``gather_mm`` computes, one expert's matrix at a time."""
+        first = self._each(path, np.broadcast_shapes(tuple(x.shape[:-2]), tuple(indices.shape))[0])
+        count = self._begin(path) * first
+        x, indices = x[:count], indices[:count]
         batch = np.broadcast_shapes(tuple(x.shape[:-2]), tuple(indices.shape))
-        first = self._each(path, batch[0])
-        batch = (self._begin(path) * first, *batch[1:])
-        flat = mx.broadcast_to(x[: batch[0]], (*batch, *x.shape[-2:])).reshape(-1, *x.shape[-2:])
-        chosen = np.broadcast_to(np.array(indices[: batch[0]]), batch).reshape(-1)
-        each = first * prod(batch[1:])
-        pieces, order = [], []
-        for expert in np.unique(chosen):
-            matrix = self.weights.rows(path, int(expert), int(expert) + 1)[0]
-            places = np.flatnonzero(chosen == expert)
-            mine = flat[mx.array(places)]
-            product = mine @ matrix.astype(mx.float32).T
-            cuts = np.searchsorted(places, self._cuts(each))
-            pieces.append(self._replaced(path, product, cuts, partial(self._product, mine, matrix)))
-            order.append(places)
-            mx.eval(pieces[-1])
-        result = mx.concatenate(pieces)[mx.array(np.argsort(np.concatenate(order)))]
-        return self._done(path, result.reshape(*batch, *result.shape[-2:]), first)
+        cuts = self._cuts(first * prod(batch[1:]))
+
+        def product(expert: int, mine: mx.array, entries: Any) -> mx.array:
+            matrix = self.weights[path].rows(expert, expert + 1)[0]
+            whole = mine @ matrix.astype(mx.float32).T
+            own = np.searchsorted(entries, cuts)
+            return self._replaced(path, whole, own, partial(self._product, mine, matrix))
+
+        return self._done(path, expert_products(x, indices, product), first)
 
     def other(self, path: str, call: Callable[..., mx.array], module: Any, args: tuple[Any, ...]) -> mx.array:
         """Any other module, with its whole weight: as it is, then rounded on the parts that see it so."""
-        placeholder, weight = module["weight"], self.weights.whole(path)
+        placeholder, weight = module["weight"], whole(self.weights[path])
         parts = self._begin(path)
 
         def cut(first: int, last: int) -> list[Any]:
@@ -182,67 +181,58 @@ class Probe:
         return result
 
 
-def _biased(module: Any, result: mx.array) -> mx.array:
-    return result + module["bias"] if "bias" in module else result
+@dataclass(frozen=True)
+class _ProbedLeaf(LeafCalls):
+    """The calls of one layer."""
+
+    probe: Probe
+    path: str
+
+    def linear(self, x: mx.array) -> mx.array:
+        return self.probe.linear(self.path, x)
+
+    def lookup(self, ids: mx.array) -> mx.array:
+        return self.probe.lookup(self.path, ids)
+
+    def experts(self, x: mx.array, indices: mx.array, ordered: bool) -> mx.array:
+        return self.probe.experts(self.path, x, indices)
 
 
-def _linear(module: Any, x: mx.array) -> mx.array:
-    return _biased(module, module.probe.linear(module.probe_path, x))
+def _probed_class(path: str, module: Any, probe: Probe) -> type:
+    if is_leaf(module):
+        return leaf_class(module, _ProbedLeaf(probe, path))
+
+    def answer(module: Any, _: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return probe.other(path, partial(call, **kwargs), module, args)
+
+    return answering(type(module), answer)
 
 
-def _embedding(module: Any, ids: mx.array) -> mx.array:
-    found: mx.array = module.probe.gather(module.probe_path, ids)
-    return found
+def candidate_weights(program: Program, paths: Iterable[str]) -> dict[str, Tensor]:
+    """The weights of modules by path, as a program that quantizes nothing computes them."""
+    tensors = computed_tensors(program)
+    return kept_tensors({path: tensors[f"{path}.weight"] for path in paths}, _KEPT_BYTES)
 
 
-def _as_linear(module: Any, x: mx.array) -> mx.array:
-    found: mx.array = module.probe.linear(module.probe_path, x)
-    return found
+def rounded(rows: mx.array, spec: QuantSpec, quantizer: str = "rtn") -> mx.array:
+    """Rows as they are read back once they are stored with ``spec``, float32.
 
-
-def _experts(module: Any, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
-    result: mx.array = module.probe.experts(module.probe_path, x, indices)
-    return result + mx.expand_dims(module["bias"][indices], -2) if "bias" in module else result
-
-
-_CALLS: Mapping[type, Mapping[str, Callable[..., mx.array]]] = {
-    nn.Linear: {"__call__": _linear},
-    nn.Embedding: {"__call__": _embedding, "as_linear": _as_linear},
-    SwitchLinear: {"__call__": _experts},
-}
-
-
-def _others(kind: type) -> dict[str, Callable[..., mx.array]]:
-    def replaced(name: str) -> Callable[..., mx.array]:
-        original = getattr(kind, name)
-
-        def method(module: Any, *args: Any, **kwargs: Any) -> mx.array:
-            def call(*cut: Any) -> mx.array:
-                result: mx.array = original(module, *cut, **kwargs)
-                return result
-
-            found: mx.array = module.probe.other(module.probe_path, call, module, args)
-            return found
-
-        return method
-
-    return {name: replaced(name) for name in ("__call__", "as_linear") if hasattr(kind, name)}
+    Args:
+        rows: In the dtype that is quantized, last dimension a multiple of the group size.
+        spec: An affine setting.
+        quantizer: ``rtn`` or ``search``.
+    """
+    how: dict[str, Any] = {"group_size": spec.group_size, "bits": spec.bits}
+    words, scales, biases = search_affine(rows, **how) if quantizer == "search" else mx.quantize(rows, **how)
+    return mx.dequantize(words, scales.astype(mx.float32), biases.astype(mx.float32), **how)
 
 
 @contextlib.contextmanager
 def probed(modules: Mapping[str, Any], probe: Probe) -> Iterator[None]:
     """Let the calls of ``modules`` (by path) go through ``probe``; tokens are not sorted by expert meanwhile."""
-    with _in_order():
-        kinds = {path: type(module) for path, module in modules.items()}
-        try:
-            for path, module in modules.items():
-                methods = _CALLS.get(kinds[path]) or _others(kinds[path])
-                attributes = {"probe": probe, "probe_path": path, **methods}
-                module.__class__ = type(kinds[path].__name__, (kinds[path],), attributes)
-            yield
-        finally:
-            for path, module in modules.items():
-                module.__class__ = kinds[path]
+    changes = [(module, _probed_class(path, module, probe)) for path, module in modules.items()]
+    with _in_order(), swapped(changes):
+        yield
 
 
 @dataclass
@@ -265,38 +255,27 @@ def watched(modules: Mapping[str, Any]) -> Iterator[Calls]:
     """See which of ``modules`` are called meanwhile; their calls are their own."""
     seen = Calls()
     inside: list[str] = []
-    kinds = {path: type(module) for path, module in modules.items()}
 
-    def methods(path: str, kind: type) -> dict[str, Any]:
-        def noted(name: str) -> Callable[..., Any]:
-            original = getattr(kind, name)
-
-            def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-                if path not in seen.order:
-                    seen.order.append(path)
-                seen.last = path
-                inside.append(path)
-                try:
-                    return original(self, *args, **kwargs)
-                finally:
-                    inside.pop()
-
-            return method
+    def noting(path: str, kind: type) -> type:
+        def answer(_: Any, __: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if path not in seen.order:
+                seen.order.append(path)
+            seen.last = path
+            inside.append(path)
+            try:
+                return call(*args, **kwargs)
+            finally:
+                inside.pop()
 
         def look(self: Any, name: str) -> Any:
             if name == "weight" and path not in inside:
                 seen.looked.add(path)
             return kind.__getattr__(self, name)  # type: ignore[attr-defined]
 
-        return {"__getattr__": look, **{n: noted(n) for n in ("__call__", "as_linear") if hasattr(kind, n)}}
+        return answering(kind, answer, __getattr__=look)
 
-    try:
-        for path, module in modules.items():
-            module.__class__ = type(kinds[path].__name__, (kinds[path],), methods(path, kinds[path]))
+    with swapped([(module, noting(path, type(module))) for path, module in modules.items()]):
         yield seen
-    finally:
-        for path, module in modules.items():
-            module.__class__ = kinds[path]
 
 
 @contextlib.contextmanager

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mlxport.errors import TokenizerError, UsageError
-from mlxport.model.probe_text import read_text
-from mlxport.model_config import ModelConfig
+from mlxport.model.texts import WRITES_UP_TO, calibration_text, read_text
 from mlxport.quant import QuantRequest
-from mlxport.run.sampling import WRITES_UP_TO
 from mlxport.types import Checkpoint
 
 if TYPE_CHECKING:
@@ -22,7 +20,6 @@ __all__ = [
     "SELF",
     "Calibration",
     "calibrated_request",
-    "first_tokens",
     "read_calibration",
     "refuse_quantizer",
     "spread",
@@ -71,7 +68,7 @@ def read_calibration(value: str | Path | None) -> Calibration | None:
     if value is None or str(value) == NONE:
         return None
     if str(value) in (DEFAULT, SELF):
-        return Calibration(str(value), (files("mlxport.calibrate") / "default.txt").read_text(encoding="utf-8"))
+        return Calibration(str(value), calibration_text())
     hint = "give a text file in UTF-8, or --calibrate default"
     text = read_text(value, f"the calibration text {value}", hint)
     return Calibration(str(value), text)
@@ -116,9 +113,12 @@ def tokens_of(calibration: Calibration, checkpoint: Checkpoint, *, trust_remote_
     """
     import mlx.core as mx
 
-    ids = _ids(calibration, checkpoint, trust_remote_code)
+    from mlxport.model.tokens import token_ids, within
+
     model = checkpoint.model_config
-    kept = [token for token in ids if 0 <= token < (model.vocabulary or token + 1)]
+    text, refusal = _excerpt(calibration.text), _refusal(checkpoint.location)
+    ids = token_ids(checkpoint.root, text, refusal, trust_remote_code=trust_remote_code)
+    kept, _ = within(ids, model.vocabulary)
     if len(kept) < LEAST_TOKENS:
         raise UsageError(
             f"the calibration text {calibration.name} is too short: {len(kept)} tokens of this model, "
@@ -141,16 +141,6 @@ def written(calibration: Calibration, checkpoint: Checkpoint, sequences: int) ->
     return sequences // 2 if calibration.name == DEFAULT and checkpoint.nbytes <= WRITES_UP_TO else 0
 
 
-def first_tokens(config: Any, tokens: mx.array) -> mx.array:
-    """What sequences that the model writes begin with: its token for that, or those that ``tokens`` begin with."""
-    import mlx.core as mx
-
-    model = ModelConfig(config)
-    if model.bos is not None and model.bos < (model.vocabulary or model.bos + 1):
-        return mx.full((tokens.shape[0],), model.bos, dtype=mx.int32)
-    return tokens[:, 0]
-
-
 def spread(there: int, wanted: int) -> list[int]:
     """Which ones of so many to take: all, or as many as are wanted, evenly from first to last."""
     return [index * there // wanted for index in range(wanted)] if there > wanted else list(range(there))
@@ -164,17 +154,12 @@ def _excerpt(text: str) -> str:
     return "".join(text[start : start + size] for start in range(0, len(text) - size, len(text) // _PIECES))
 
 
-def _ids(calibration: Calibration, checkpoint: Checkpoint, trust_remote_code: bool) -> list[int]:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            checkpoint.root, trust_remote_code=trust_remote_code, local_files_only=True
-        )
-        return [int(token) for token in tokenizer(_excerpt(calibration.text), verbose=False)["input_ids"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+def _refusal(location: str) -> Callable[[Exception], TokenizerError]:
+    def refusal(error: Exception) -> TokenizerError:
         reason = " ".join(str(error).split())[:200]
-        raise TokenizerError(
-            f"{checkpoint.location} has no tokenizer that loads, and --calibrate needs one: {reason}",
+        return TokenizerError(
+            f"{location} has no tokenizer that loads, and --calibrate needs one: {reason}",
             hint="add its tokenizer files, or use --quantizer search instead",
-        ) from error
+        )
+
+    return refusal

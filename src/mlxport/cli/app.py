@@ -277,7 +277,7 @@ def report(
     verbose: Verbose = False,
 ) -> None:
     """Measure what a conversion lost, and write it as a page: report.html, with report.json beside it."""
-    from mlxport.quality.reporting import quality_report
+    from mlxport.quality.make_report import quality_report
 
     result = quality_report(
         output,

@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from mlxport.calibrate.calibrated_store import FOLDER, TOKENS, Store
-from mlxport.calibrate.calibration_text import SELF, first_tokens, spread, tokens_of, written
+from mlxport.calibrate.calibration_text import SELF, spread, tokens_of, written
 from mlxport.calibrate.estimate import estimate
 from mlxport.calibrate.passes import calibrate, methods
-from mlxport.calibrate.plain_weights import Weights
-from mlxport.calibrate.writing import write_sequences
 from mlxport.convert.job import Job
 from mlxport.convert.options import Options
 from mlxport.errors import UnsupportedError
 from mlxport.layouts.mlx_lm.opening import lazy_model, open_target
+from mlxport.model.parameters import LazyModel, wide_on_cpu
+from mlxport.model.self_written import write_sequences
+from mlxport.model.tensors import computed_tensors
+from mlxport.model.tokens import first_tokens
 from mlxport.output.workspace import Workspace
 from mlxport.progress import Progress
 from mlxport.transform import Output, Program, Value, mx_dtype
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CalibratedJob", "prepare"]
 
+_WRITING_SEED = 20
 _MOST_MEMORY = 0.7  # of the machine's, for a model that writes its text
 
 
@@ -92,9 +95,12 @@ class CalibratedJob(Job):
         if not (store.folder / TOKENS).is_file():
             progress.message(f"writing {count} of {self.tokens.shape[0]} sequences to calibrate on")
             model, _ = lazy_model(self.checkpoint, self.options.dtype)
-            first = first_tokens(self.checkpoint.config, self.tokens)[:count]
+            writer = LazyModel(model, computed_tensors(plain), wide_on_cpu)
+            config, length = self.checkpoint.model_config, self.tokens.shape[1]
+            first = first_tokens(config, config.vocabulary, count, lambda: self.tokens[:count, 0])
+            key, hint = mx.random.key(_WRITING_SEED), "calibrate on a text: --calibrate FILE"
             try:
-                wrote = write_sequences(model, Weights(plain), first, self.tokens.shape[1])
+                wrote = write_sequences(writer, first, length, key, hint)
             except UnsupportedError as error:
                 if count == self.tokens.shape[0]:  # nothing but its own was asked for
                     raise
@@ -103,7 +109,7 @@ class CalibratedJob(Job):
             sequences = self.tokens.shape[0]
             read = self.tokens[mx.array(spread(sequences, sequences - count), dtype=mx.int32)]
             store.save_tokens(mx.concatenate([wrote, read]))
-            del model
+            del model, writer
             mx.clear_cache()
         return store.tokens()
 

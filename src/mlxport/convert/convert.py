@@ -199,7 +199,7 @@ def _planned(
     from mlxport.layouts.mlx_lm.opening import lazy_model, open_target
 
     if options.report:
-        from mlxport.quality.heldout_text import load_tokenizer
+        from mlxport.quality.text_windows import load_tokenizer
 
         load_tokenizer(checkpoint.root, trust_remote_code=options.trust_remote_code)  # refused now, not at the end
     conversion = open_target(checkpoint, dtype=options.dtype, quant=options.quant)

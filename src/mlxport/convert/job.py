@@ -228,8 +228,8 @@ class Job:
         """Write the quality report, where it was asked for; names of its files."""
         if not self.options.report:
             return report, set()
-        from mlxport.quality.quality_report import make_report, write_report
-        from mlxport.quality.reporting import named_or_here
+        from mlxport.quality.make_report import make_report, named_or_here
+        from mlxport.quality.report_files import write_report
 
         with make_progress(0, f"measuring {self.checkpoint.name}", quiet=quiet) as progress:
             quality = make_report(

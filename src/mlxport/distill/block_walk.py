@@ -7,17 +7,18 @@ visitor answers instead, so that only this block's weights need to be in memory,
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxport.distill.teacher_student import blocks_of
 from mlxport.errors import UnsupportedError
+from mlxport.model.blocks import blocks
+from mlxport.model.hooks import hooked
 
-__all__ = ["Call", "head", "walk"]
+__all__ = ["BlockCall", "head", "walk"]
 
 
 class _Stopped(Exception):
@@ -25,13 +26,13 @@ class _Stopped(Exception):
 
 
 @dataclass(frozen=True)
-class Call:
+class BlockCall:
     """One call of a block by its model.
 
     Attributes:
         number: The block's place.
         path: Its path.
-        module: The block.
+        block: What the block computes.
         hidden: Hidden states of all sequences, [sequences, tokens, size].
         args: Its other positional arguments.
         kwargs: Its keyword arguments.
@@ -39,12 +40,12 @@ class Call:
 
     number: int
     path: str
-    module: Any
+    block: Callable[..., Any]
     hidden: mx.array
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
-    def run(self, module: Any, hidden: mx.array, rows: mx.array | slice) -> mx.array:
+    def run(self, block: Callable[..., Any], hidden: mx.array, rows: mx.array | slice) -> mx.array:
         """What a block, this or its quantized twin, makes of the hidden states of some sequences."""
         count = self.hidden.shape[0]
 
@@ -55,7 +56,7 @@ class Call:
                 return type(value)(cut(item) for item in value)
             return {key: cut(item) for key, item in value.items()} if isinstance(value, dict) else value
 
-        output = module(hidden, *cut(self.args), **cut(self.kwargs))
+        output = block(hidden, *cut(self.args), **cut(self.kwargs))
         if not isinstance(output, mx.array) or output.shape != hidden.shape:
             raise UnsupportedError(
                 f"{self.path} does not map hidden states to hidden states: it cannot be distilled by itself",
@@ -64,32 +65,7 @@ class Call:
         return output
 
 
-Visit = Callable[[Call], mx.array]
-
-
-@contextlib.contextmanager
-def _visited(
-    model: nn.Module, answer: Callable[[int, str, Any, tuple[Any, ...], dict[str, Any]], Any]
-) -> Iterator[int]:
-    """Have ``answer`` called in place of the blocks of a model; how many there are."""
-    blocks = blocks_of(model)
-    places = {id(module): (number, path) for number, (path, module) in enumerate(blocks)}
-    originals = [(module, type(module)) for _, module in blocks]
-
-    def hooked(cls: type) -> type:
-        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            number, path = places[id(self)]
-            return answer(number, path, self, args, kwargs)
-
-        return type(cls.__name__, (cls,), {"__call__": call})
-
-    for module, cls in originals:
-        module.__class__ = hooked(cls)
-    try:
-        yield len(blocks)
-    finally:
-        for module, cls in originals:
-            module.__class__ = cls
+Visit = Callable[[BlockCall], mx.array]
 
 
 def walk(model: nn.Module, ids: mx.array, visit: Visit, last: int | None = None) -> None:
@@ -101,11 +77,13 @@ def walk(model: nn.Module, ids: mx.array, visit: Visit, last: int | None = None)
         visit: Gives the output of a call.
         last: The number of the last block to visit; by default the last that there is.
     """
-    classes = [type(module) for _, module in blocks_of(model)]
+    found = blocks(model)
+    places = {id(module): (number, path) for number, (path, module) in enumerate(found)}
     expected = 0
 
-    def answer(number: int, path: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def answer(module: Any, _: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         nonlocal expected
+        number, path = places[id(module)]
         hidden = args[0] if args else None
         if number != expected or not isinstance(hidden, mx.array) or hidden.shape[: ids.ndim] != ids.shape:
             raise UnsupportedError(
@@ -113,17 +91,12 @@ def walk(model: nn.Module, ids: mx.array, visit: Visit, last: int | None = None)
                 hint="leave out --distill, or convert on a machine whose memory holds the whole model",
             )
         expected += 1
-        hooked = type(module)
-        module.__class__ = classes[number]
-        try:
-            output = visit(Call(number, path, module, hidden, args[1:], kwargs))
-        finally:
-            module.__class__ = hooked
-        if number == (len(classes) - 1 if last is None else last):
+        output = visit(BlockCall(number, path, call, hidden, args[1:], kwargs))
+        if number == (len(found) - 1 if last is None else last):
             raise _Stopped
         return output
 
-    with _visited(model, answer), contextlib.suppress(_Stopped):
+    with hooked([module for _, module in found], answer), contextlib.suppress(_Stopped):
         model(ids)
 
 
@@ -135,10 +108,11 @@ def head(model: nn.Module, ids: mx.array, hidden: mx.array) -> mx.array:
         ids: Some sequences.
         hidden: Their hidden states.
     """
+    found = [module for _, module in blocks(model)]
 
-    def answer(number: int, _: str, __: Any, args: tuple[Any, ...], ___: dict[str, Any]) -> Any:
-        return hidden if number == 0 else args[0]
+    def answer(module: Any, _: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return hidden if module is found[0] else args[0]
 
-    with _visited(model, answer):
+    with hooked(found, answer):
         output: Any = model(ids)
     return getattr(output, "logits", output)  # type: ignore[no-any-return]

@@ -9,14 +9,15 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxport.distill.block_walk import Call, head, walk
+from mlxport.distill.block_walk import BlockCall, head, walk
 from mlxport.distill.distill_settings import DistillSettings
 from mlxport.distill.fit import Fitted, fit
 from mlxport.distill.params import Trainable, trainables
 from mlxport.distill.teacher_logits import Targets, divergence
-from mlxport.distill.teacher_student import Original, Quantized, blocks_of
+from mlxport.distill.teacher_student import OriginalModel, QuantizedModel
 from mlxport.distill.training_layers import trained
 from mlxport.distill.whole import pieces
+from mlxport.model.blocks import blocks
 
 __all__ = ["Blockwise"]
 
@@ -38,8 +39,8 @@ class Blockwise:
 
     def __init__(
         self,
-        original: Original,
-        quantized: Quantized,
+        original: OriginalModel,
+        quantized: QuantizedModel,
         ids: mx.array,
         held_out: int,
         settings: DistillSettings,
@@ -49,8 +50,8 @@ class Blockwise:
         self.original, self.quantized, self.ids, self.settings = original, quantized, ids, settings
         self.count = ids.shape[0] - held_out
         self.work, self.say = work, say
-        self.paths = [path for path, _ in blocks_of(original.model)]
-        self.twins = dict(blocks_of(quantized.model))
+        self.paths = [path for path, _ in blocks(original.model)]
+        self.twins = dict(blocks(quantized.model))
         self.found: dict[str, mx.array] = {}
 
     def run(self) -> tuple[float, float, dict[str, mx.array]]:
@@ -66,7 +67,7 @@ class Blockwise:
     def _embedded(self, ids: mx.array) -> mx.array:
         kept: list[mx.array] = []
 
-        def visit(call: Call) -> mx.array:
+        def visit(call: BlockCall) -> mx.array:
             kept.append(call.hidden)
             return call.hidden
 
@@ -74,11 +75,11 @@ class Blockwise:
         mx.eval(kept)
         return kept[0]
 
-    def _visit(self, call: Call) -> mx.array:
+    def _visit(self, call: BlockCall) -> mx.array:
         """Train one block, and move all hidden states past it."""
         prefix, twin = f"{call.path}.", self.twins[call.path]
         self.original.fill(prefix)
-        self.theirs = _past(call, call.module, call.hidden, 0)
+        self.theirs = _past(call, call.block, call.hidden, 0)
         self.original.release(prefix)
         self.quantized.fill(prefix)
         parts = list(trainables(twin, self.quantized.stored, self.quantized.dtype, call.path))
@@ -92,7 +93,7 @@ class Blockwise:
         self.say(f"distilled {place}: error {fitted.before:.4g}, then {fitted.after:.4g} ({fitted.ended})")
         return self.theirs
 
-    def _fitted(self, call: Call, twin: nn.Module, parts: list[Trainable]) -> Fitted:
+    def _fitted(self, call: BlockCall, twin: nn.Module, parts: list[Trainable]) -> Fitted:
         def error(rows: mx.array | slice) -> mx.array:
             """Mean over tokens of the squared error relative to the hidden state: some tokens' are huge."""
             wanted = self.theirs[rows].astype(mx.float32)
@@ -156,7 +157,7 @@ class Blockwise:
         return not inside and not isinstance(part.module, nn.QuantizedEmbedding)
 
 
-def _past(call: Call, module: Any, hidden: mx.array, first: int) -> mx.array:
+def _past(call: BlockCall, module: Any, hidden: mx.array, first: int) -> mx.array:
     """Hidden states of the sequences from ``first`` on, after a block."""
     parts = []
     for rows in pieces(hidden.shape[0]):

@@ -10,7 +10,8 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from mlxport.distill.distill_settings import DistillSettings
-from mlxport.distill.teacher_student import Original, Quantized, blocks_of
+from mlxport.distill.teacher_student import OriginalModel, QuantizedModel
+from mlxport.model.blocks import blocks
 from mlxport.model.memory import available_memory
 
 __all__ = ["Memory", "Way"]
@@ -52,12 +53,17 @@ class Memory:
     """
 
     def __init__(
-        self, original: Original, quantized: Quantized, settings: DistillSettings, length: int, limit: int | None
+        self,
+        original: OriginalModel,
+        quantized: QuantizedModel,
+        settings: DistillSettings,
+        length: int,
+        limit: int | None,
     ) -> None:
         self.limit = available_memory() // 2 if limit is None else limit
         self.original, self.quantized = original, quantized
         self.tokens = settings.batch * length
-        self.blocks = [path for path, _ in blocks_of(original.model)]
+        self.blocks = [path for path, _ in blocks(original.model)]
         self.hidden = _hidden(original)
 
     def way(self) -> Way:
@@ -79,7 +85,7 @@ class Memory:
         unpacked = mx.default_device() == mx.cpu
         sizes = dict.fromkeys(self.blocks, 0)
         outside = 0
-        for name, shape in self.original.shapes():
+        for name, shape in self.original.shapes.items():
             block = next((path for path in self.blocks if name.startswith(f"{path}.")), None)
             if block is None:
                 outside += prod(shape)
@@ -91,7 +97,7 @@ class Memory:
         return ends + (max(kept, default=0) if checkpoint else sum(kept))
 
 
-def _hidden(original: Original) -> int:
+def _hidden(original: OriginalModel) -> int:
     """Size of a hidden state: that of the norms, the most frequent vector of the model."""
-    vectors = [shape[0] for _, shape in original.shapes() if len(shape) == 1]
+    vectors = [shape[0] for _, shape in original.shapes.items() if len(shape) == 1]
     return max(set(vectors), key=vectors.count) if vectors else 1024

@@ -8,18 +8,22 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxport.calibrate.calibration_text import DEFAULT, read_calibration
 from mlxport.distill.blockwise import Blockwise
 from mlxport.distill.distill_memory import Memory, Way
 from mlxport.distill.distill_settings import DistillReport, DistillSettings
 from mlxport.distill.teacher_logits import Targets
-from mlxport.distill.teacher_student import Original, Quantized
-from mlxport.distill.training_text import read_sequences, sequence_length, written_sequences
+from mlxport.distill.teacher_student import OriginalModel, QuantizedModel
+from mlxport.distill.training_text import read_sequences, sequence_length
 from mlxport.distill.whole import predict, predict_in_parts, train_whole
+from mlxport.model.self_written import sample_sequences
+from mlxport.model.texts import calibration_text
+from mlxport.model.tokens import any_token, first_tokens
+from mlxport.model_config import ModelConfig
 from mlxport.types import Checkpoint
 
 __all__ = ["distill"]
 
+_TOGETHER = 16  # sequences that are written at once
 _SEQUENCES = "sequences.safetensors"
 
 
@@ -58,7 +62,7 @@ def distill(
     """
     work.mkdir(exist_ok=True)
     dtype = _dtype(config)
-    original, quantized = Original(checkpoint, dtype), Quantized(folder, dtype, trust_remote_code)
+    original, quantized = OriginalModel(checkpoint, dtype), QuantizedModel(folder, dtype, trust_remote_code)
     length = sequence_length(settings, config)
     way = Memory(original, quantized, settings, length, memory_limit).way()
     say(f"distilling: {way}")
@@ -98,18 +102,11 @@ def _dtype(config: Mapping[str, Any]) -> mx.Dtype:
     return mx.bfloat16 if stored == "bfloat16" and mx.default_device() != mx.cpu else mx.float32
 
 
-def _built_in() -> str:
-    """The text that is shipped."""
-    calibration = read_calibration(DEFAULT)
-    assert calibration is not None
-    return calibration.text
-
-
 def _sequences(
     folder: Path,
     work: Path,
-    original: Original,
-    quantized: Quantized,
+    original: OriginalModel,
+    quantized: QuantizedModel,
     way: Way,
     config: Mapping[str, Any],
     settings: DistillSettings,
@@ -129,7 +126,7 @@ def _sequences(
     writer = original if way.original_whole else quantized if way.whole else None
     if text is not None or writer is None:
         share = wanted // 2 if writer is not None else wanted
-        chosen = _built_in() if text is None else text
+        chosen = calibration_text() if text is None else text
         parts.append(
             read_sequences(folder, chosen, share, length, original.vocabulary, trust_remote_code=trust_remote_code)
         )
@@ -139,7 +136,11 @@ def _sequences(
         if writer is quantized:
             quantized.fill()
         count = wanted - sum(part.shape[0] for part in parts)
-        parts.append(written_sequences(writer.model, config, count, length, settings.seed))
+        key = mx.random.key(settings.seed)
+        first = first_tokens(
+            ModelConfig(config), original.vocabulary, count, any_token(original.vocabulary, count, key)
+        )
+        parts.append(sample_sequences(writer.model, first, length, key, _TOGETHER))
         sources.append("that the original wrote" if writer is original else "that the quantized model wrote")
     ids, source = mx.concatenate(parts), " and ".join(sources)
     ids = ids[mx.random.permutation(ids.shape[0], key=mx.random.key(settings.seed))]

@@ -7,44 +7,38 @@ some twenty times slower than plain ones, so there the layers unpack their weigh
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.switch_layers import QuantizedSwitchLinear
+
+from mlxport.model.hooks import swapped
+from mlxport.model.leaf_calls import LeafCalls, is_leaf, leaf_class
 
 __all__ = ["trained"]
 
 
-def _weight(module: Any) -> mx.array:
-    packed, scales, biases = (module[name] for name in ("weight", "scales", "biases"))
-    return mx.dequantize(packed, scales, biases, group_size=module.group_size, bits=module.bits)
+class _Unpacked(LeafCalls):
+    """An affine layer whose weight is unpacked in every call."""
 
+    def __init__(self, module: Any) -> None:
+        self.module = module
 
-class _Linear(nn.QuantizedLinear):  # type: ignore[misc]
-    def __call__(self, x: mx.array) -> mx.array:
-        output = x @ _weight(self).swapaxes(-1, -2)
-        return output + self["bias"] if "bias" in self else output
+    def _transposed(self) -> mx.array:
+        packed, scales, biases = (self.module[name] for name in ("weight", "scales", "biases"))
+        how = {"group_size": self.module.group_size, "bits": self.module.bits}
+        return mx.dequantize(packed, scales, biases, **how).swapaxes(-1, -2)
 
+    def linear(self, x: mx.array) -> mx.array:
+        return x @ self._transposed()
 
-class _Embedding(nn.QuantizedEmbedding):  # type: ignore[misc]
-    def as_linear(self, x: mx.array) -> mx.array:
-        return x @ _weight(self).swapaxes(-1, -2)
+    def lookup(self, ids: mx.array) -> mx.array:
+        rows: mx.array = nn.QuantizedEmbedding.__call__(self.module, ids)
+        return rows
 
-
-class _Experts(QuantizedSwitchLinear):  # type: ignore[misc]
-    def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
-        weight = _weight(self).swapaxes(-1, -2)
-        output = mx.gather_mm(x, weight, rhs_indices=indices, sorted_indices=sorted_indices)
-        return output + mx.expand_dims(self["bias"][indices], -2) if "bias" in self else output
-
-
-_UNPACKED: Mapping[type, type] = {
-    nn.QuantizedLinear: _Linear,
-    nn.QuantizedEmbedding: _Embedding,
-    QuantizedSwitchLinear: _Experts,
-}
+    def experts(self, x: mx.array, indices: mx.array, ordered: bool) -> mx.array:
+        return mx.gather_mm(x, self._transposed(), rhs_indices=indices, sorted_indices=ordered)
 
 
 @contextlib.contextmanager
@@ -57,17 +51,14 @@ def trained(model: nn.Module, unpacked: bool | None = None) -> Iterator[None]:
     """
     if unpacked is None:
         unpacked = mx.default_device() == mx.cpu
-    changed = [
-        (module, type(module))
+    affine = [
+        module
         for _, module in model.named_modules()
-        if unpacked and type(module) in _UNPACKED and module.mode == "affine"
+        if unpacked and is_leaf(module) and getattr(module, "mode", None) == "affine"
     ]
-    for module, cls in changed:
-        module.__class__ = _UNPACKED[cls]
-    model.train()  # mlx-lm's layers leave out kernels that have no gradients
-    try:
-        yield
-    finally:
-        model.eval()
-        for module, cls in changed:
-            module.__class__ = cls
+    with swapped((module, leaf_class(module, _Unpacked(module))) for module in affine):
+        model.train()  # mlx-lm's layers leave out kernels that have no gradients
+        try:
+            yield
+        finally:
+            model.eval()

@@ -10,13 +10,15 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxport.distill.block_walk import Call, head, walk
+from mlxport.distill.block_walk import BlockCall, head, walk
 from mlxport.distill.distill_settings import DistillSettings
 from mlxport.distill.fit import Fitted, fit
 from mlxport.distill.params import Trainable, trainables
 from mlxport.distill.teacher_logits import Targets, divergence
-from mlxport.distill.teacher_student import Original, Quantized, blocks_of
+from mlxport.distill.teacher_student import OriginalModel, QuantizedModel
 from mlxport.distill.training_layers import trained
+from mlxport.model.blocks import blocks
+from mlxport.model.hooks import hooked
 
 __all__ = ["predict", "predict_in_parts", "train_whole"]
 
@@ -28,7 +30,7 @@ def pieces(count: int, size: int = _PIECE) -> Iterator[slice]:
     yield from (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def predict(original: Original, ids: mx.array, targets: Targets) -> None:
+def predict(original: OriginalModel, ids: mx.array, targets: Targets) -> None:
     """Targets of all sequences that have none yet, by the whole model, whose parameters are in memory."""
     for rows in pieces(ids.shape[0]):
         if all(number in targets for number in range(rows.start, rows.stop)):
@@ -37,19 +39,19 @@ def predict(original: Original, ids: mx.array, targets: Targets) -> None:
         _save(targets, rows, getattr(output, "logits", output))
 
 
-def predict_in_parts(original: Original, ids: mx.array, targets: Targets, say: Callable[[str], None]) -> None:
+def predict_in_parts(original: OriginalModel, ids: mx.array, targets: Targets, say: Callable[[str], None]) -> None:
     """The same with one block in memory at a time."""
     if all(number in targets for number in range(ids.shape[0])):
         return
-    paths = [path for path, _ in blocks_of(original.model)]
+    paths = [path for path, _ in blocks(original.model)]
     hidden: list[mx.array] = []
 
-    def visit(call: Call) -> mx.array:
+    def visit(call: BlockCall) -> mx.array:
         say(f"running the original: block {call.number + 1} of {len(paths)}")
         original.fill(f"{call.path}.")
         parts = []
         for rows in pieces(ids.shape[0]):
-            parts.append(call.run(call.module, call.hidden[rows], rows))
+            parts.append(call.run(call.block, call.hidden[rows], rows))
             mx.eval(parts[-1])
         original.release(f"{call.path}.")
         output = mx.concatenate(parts)
@@ -70,7 +72,7 @@ def _save(targets: Targets, rows: slice, logits: mx.array) -> None:
 
 
 def train_whole(
-    quantized: Quantized,
+    quantized: QuantizedModel,
     ids: mx.array,
     held_out: int,
     targets: Targets,
@@ -118,22 +120,13 @@ def _checkpointed(model: nn.Module, parts: Sequence[Trainable]) -> Iterator[None
     model.freeze()
     for part in parts:
         part.module.unfreeze(keys=list(part.start), recurse=False)
-    originals = [(module, type(module)) for _, module in blocks_of(model)]
 
-    def again(cls: Any) -> type:
-        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            def inner(parameters: Any, hidden: mx.array) -> Any:
-                self.update(parameters)
-                return cls.__call__(self, hidden, *args[1:], **kwargs)
+    def again(module: Any, _: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def inner(parameters: Any, hidden: mx.array) -> Any:
+            module.update(parameters)
+            return call(hidden, *args[1:], **kwargs)
 
-            return mx.checkpoint(inner)(self.trainable_parameters(), args[0])
+        return mx.checkpoint(inner)(module.trainable_parameters(), args[0])
 
-        return type(cls.__name__, (cls,), {"__call__": call})
-
-    for module, cls in originals:
-        module.__class__ = again(cls)
-    try:
+    with hooked([module for _, module in blocks(model)], again):
         yield
-    finally:
-        for module, cls in originals:
-            module.__class__ = cls

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,12 +12,11 @@ import numpy as np
 from safetensors import safe_open
 
 from mlxport.errors import VerificationError
-
-if TYPE_CHECKING:
-    from mlxport.parity.stored import Packing
+from mlxport.model.hooks import swap_classes
 
 __all__ = [
     "DTYPE_NAMES",
+    "Packing",
     "float_dtypes",
     "load_output",
     "logits",
@@ -27,6 +26,7 @@ __all__ = [
     "upcast",
 ]
 
+Packing = Mapping[str, Any]  # mode, bits, group_size: keyword arguments of ``mx.dequantize``
 DTYPE_NAMES: Mapping[str, str] = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 
 
@@ -58,9 +58,8 @@ class _Float32Embedding(nn.QuantizedEmbedding):  # type: ignore[misc]
 def upcast(model: Any) -> Any:
     """Floating parameters as float32 (lazily); packed weights and integer scales stay as they are."""
     model.set_dtype(mx.float32)
-    for _, module in model.named_modules():
-        if type(module) is nn.QuantizedEmbedding:
-            module.__class__ = _Float32Embedding
+    tables = [module for _, module in model.named_modules() if type(module) is nn.QuantizedEmbedding]
+    swap_classes((module, _Float32Embedding) for module in tables)
     return model
 
 

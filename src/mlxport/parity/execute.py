@@ -9,7 +9,7 @@ from pathlib import Path
 from mlxport.errors import MlxportError
 from mlxport.model import loaded as out
 from mlxport.model.memory import available_memory
-from mlxport.model.probe_text import probe_ids
+from mlxport.model.tokens import probe_ids
 from mlxport.model_config import ModelConfig
 from mlxport.parity import reference as ref
 from mlxport.parity.fp8 import source_weights

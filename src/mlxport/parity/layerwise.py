@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,24 +10,19 @@ import mlx.core as mx
 import numpy as np
 
 from mlxport.model import loaded as out
+from mlxport.model.blocks import block_of, is_block
 from mlxport.model.streaming import stream
 from mlxport.parity import reference as ref
 from mlxport.parity.lazy_reference import lazy_model
 from mlxport.parity.metrics import compare_logits, relative_error
 from mlxport.parity.parity_report import Comparison, Divergence, LayerError, ParityReport
-from mlxport.parity.path_pairs import align, is_layer
+from mlxport.parity.path_pairs import align
 from mlxport.parity.quantized_modules import compare_modules
 from mlxport.parity.recording import Array, Record, recording_mlx, recording_torch
 from mlxport.parity.setup import ORIGINAL, SAME_WEIGHTS, Run
 from mlxport.parity.tolerances import EQUAL
 
 __all__ = ["verify_layerwise"]
-
-
-def _block(path: str) -> str | None:
-    """The block that a module is in."""
-    match = re.match(r"(?:[^.]+\.)*?\d+(?=\.|$)", path)
-    return match.group() if match else None
 
 
 def _model(run: Run, *, stored: bool) -> Any:
@@ -38,7 +32,7 @@ def _model(run: Run, *, stored: bool) -> Any:
 
 def _run_torch(run: Run, *, stored: bool = False) -> tuple[Array, dict[str, Record]]:
     model = _model(run, stored=stored)
-    with recording_torch(model, is_layer) as records:
+    with recording_torch(model, is_block) as records:
         logits = ref.logits(model, run.ids[0])
     parts = [logits, *(ref.logits(model, ids) for ids in run.ids[1:])]
     del model
@@ -83,12 +77,12 @@ def _diverging(run: Run, theirs: dict[str, Record], ours: dict[str, Record], *, 
 
     run.say("looking for the first module that diverges")
     wrong = wrong_tensors(run)
-    block = _block(wrong[0][0]) if wrong else first_bad(ours, theirs, tight=tight)
+    block = block_of(wrong[0][0]) if wrong else first_bad(ours, theirs, tight=tight)
     other = align([block], list(theirs)).get(block) if block else None
 
     def keep(path: str) -> bool:
         inside = any(path == b or path.startswith(f"{b}.") for b in (block, other) if b)
-        return inside or not re.search(r"(^|\.)\d+(\.|$)", path)
+        return inside or block_of(path) is None
 
     model = _model(run, stored=tight and not wrong and not run.exact)
     return bisect(run, model, tight=tight, wrong=wrong, keep=keep)
@@ -101,7 +95,7 @@ def verify_layerwise(run: Run) -> ParityReport:
     for path in stream(run.model, run.folder):
         run.note(f"{path} stays in memory once read")
     run.say("running the output in MLX, module by module")
-    logits, ours = _run_mlx(run, is_layer)
+    logits, ours = _run_mlx(run, is_block)
     run.say("running the original in torch, module by module")
     original, theirs = _run_torch(run)
     comparisons = [compare_logits(ORIGINAL, logits, original, row)]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mlxport.errors import TokenizerError
-from mlxport.model.probe_text import text_ids
+from mlxport.model.tokens import text_ids
 from mlxport.model_config import ModelConfig
 from mlxport.types import Checkpoint
 

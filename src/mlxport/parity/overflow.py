@@ -15,9 +15,10 @@ from typing import Any
 import mlx.core as mx
 
 from mlxport.model import loaded as out
-from mlxport.model.hooks import watching_mlx
-from mlxport.model.probe_text import probe_ids
-from mlxport.model.streaming import output_refs, stream
+from mlxport.model.hooks import watching
+from mlxport.model.streaming import stream
+from mlxport.model.tensors import output_refs
+from mlxport.model.tokens import probe_ids
 from mlxport.model_config import ModelConfig
 from mlxport.parity.probe_length import probe_length
 
@@ -116,7 +117,7 @@ def largest_activations(
 
     limit = mx.set_cache_limit(0)
     try:
-        with watching_mlx(model, lambda _: True, seen):
+        with watching(model, lambda _: True, seen):
             out.logits(model, ids[0])
     finally:
         mx.set_cache_limit(limit)

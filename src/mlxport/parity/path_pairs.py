@@ -1,19 +1,11 @@
-"""Modules by their paths: which are the blocks of a model, and which of MLX's is which of torch's, from the end."""
+"""Modules by their paths: which of MLX's is which of torch's, from the end."""
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-__all__ = ["align", "is_layer"]
-
-_LAYER = re.compile(r"(?:^|\.)\d+$")
-
-
-def is_layer(path: str) -> bool:
-    """Blocks of the model: a numbered module that is in no other numbered one."""
-    return bool(_LAYER.search(path)) and len(re.findall(r"(?:^|\.)\d+(?=\.|$)", path)) == 1
+__all__ = ["align"]
 
 
 def _suffixes(path: str) -> list[tuple[str, ...]]:

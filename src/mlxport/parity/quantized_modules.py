@@ -8,11 +8,12 @@ import mlx.core as mx
 import numpy as np
 import torch
 
-from mlxport.model.streaming import read_block
+from mlxport.model.tensors import StoredTensor
 from mlxport.parity.metrics import compare_logits
 from mlxport.parity.parity_report import Comparison
 from mlxport.parity.stored import StoredWeights
 from mlxport.parity.tolerances import ROWS
+from mlxport.transform import float32
 
 __all__ = ["compare_modules"]
 
@@ -47,8 +48,8 @@ def _products(stored: StoredWeights, name: str) -> tuple[np.ndarray[Any, Any], n
     for start in sorted({0, (rows - step) // 2, rows - step}):
         weight = stored.rows(name, start, start + step).flatten(0, -2)
         theirs.append((torch.from_numpy(x) @ weight.T).numpy())
-        parts = {p: read_block(r, start, start + step) for p in ("scales", "biases") if (r := stored.part(name, p))}
-        flat: Any = {p: value.flatten(0, -2) for p, value in parts.items()}
-        packed = read_block(ref, start, start + step).flatten(0, -2)
+        parts = {p: StoredTensor(r) for p in ("scales", "biases") if (r := stored.part(name, p))}
+        flat: Any = {p: float32(t.rows(start, start + step)).flatten(0, -2) for p, t in parts.items()}
+        packed = StoredTensor(ref).rows(start, start + step).flatten(0, -2)
         ours.append(np.array(mx.quantized_matmul(mx.array(x), packed, transpose=True, **flat, **how)))
     return np.concatenate(ours, -1), np.concatenate(theirs, -1)

@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 import torch
 
-from mlxport.model.hooks import first_array, watching_mlx
+from mlxport.model.hooks import first_array, watching
 
 __all__ = ["Record", "recording_mlx", "recording_torch"]
 
@@ -79,5 +79,5 @@ def recording_mlx(model: Any, keep: Keep) -> Iterator[dict[str, Record]]:
         records.pop(path, None)
         records[path] = Record(path, kind, _mlx_array(arguments), _mlx_array(result))
 
-    with watching_mlx(model, lambda path: bool(path) and keep(path), seen):
+    with watching(model, lambda path: bool(path) and keep(path), seen):
         yield records

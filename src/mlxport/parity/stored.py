@@ -6,23 +6,22 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import torch
 
-from mlxport.model.streaming import lazy_array, output_refs
+from mlxport.model.loaded import Packing
+from mlxport.model.tensors import StoredTensor, output_refs
 from mlxport.parity.dequantize import dequantize
 from mlxport.parity.inverse import Invert
 from mlxport.parity.lazy_reference import read_block
 from mlxport.parity.tolerances import ROW_FACTOR, STORED_WEIGHT_BOUND, level, level_name
-from mlxport.transform import NotInvertible
+from mlxport.transform import NotInvertible, float32
 from mlxport.types import TensorRef
 
 __all__ = ["Packing", "StoredLayout", "StoredWeights"]
 
-Packing = Mapping[str, Any]  # mode, bits, group_size: keyword arguments of ``dequantize``
 
 # What is not a mere rename is inverted in one piece: up to this size (float32) in bounded memory. An expert layer
 # needs the pieces of its three projections in turn.
@@ -71,10 +70,11 @@ class StoredWeights:
     def lazy(self, name: str) -> mx.array:
         """The whole tensor as MLX unpacks it, not computed yet: for a layout change that MLX must do."""
         how = self.how(name)
-        array = lazy_array(self.refs[name])
+        array = float32(StoredTensor(self.refs[name]).lazy())
         if how is None:
             return array
-        parts = {p: lazy_array(r) for p in ("scales", "biases", "global_scale") if (r := self.part(name, p))}
+        refs = {part: self.part(name, part) for part in ("scales", "biases", "global_scale")}
+        parts = {part: float32(StoredTensor(ref).lazy()) for part, ref in refs.items() if ref}
         scales, biases = parts["scales"], parts.get("biases")
         if how["mode"] != "affine":  # no other way to float32: these modes unpack to bfloat16, exactly
             return mx.dequantize(array, scales, biases, dtype=mx.float32, **how)

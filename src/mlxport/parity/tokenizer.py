@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxport.errors import ConfigError, TokenizerError
-from mlxport.model.probe_text import PROBE_TEXT, TRICKY_TEXT
+from mlxport.model.texts import PROBE_TEXT, TRICKY_TEXT
 from mlxport.types import Checkpoint
 
 __all__ = ["TokenizerReport", "check_tokenizer"]

@@ -3,9 +3,10 @@
 Imports: errors, types, model_config, progress, source, quant, transform, layouts, output, model, run, parity, fit.
 """
 
+from mlxport.model.texts import heldout_text
 from mlxport.quality.divergence import Quality, Tally, compare
-from mlxport.quality.heldout_text import heldout_text, read_text, token_windows
 from mlxport.quality.opened import Opened, open_original, open_output, place
+from mlxport.quality.text_windows import read_text, token_windows
 
 __all__ = [
     "Opened",

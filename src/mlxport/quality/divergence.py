@@ -26,8 +26,9 @@ import mlx.core as mx
 import numpy as np
 
 from mlxport.errors import UsageError
-from mlxport.quality.heldout_text import heldout_text, token_windows
+from mlxport.model.texts import heldout_text
 from mlxport.quality.opened import Opened, open_original, open_output, place
+from mlxport.quality.text_windows import token_windows
 from mlxport.types import Checkpoint
 
 __all__ = ["Quality", "Tally", "compare", "default_tokens"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from math import prod
@@ -11,14 +10,14 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxport.model.hooks import first_array, watching_mlx
-from mlxport.model.streaming import Tensor, Written, output_refs
+from mlxport.model.blocks import block_number, block_of, is_block
+from mlxport.model.hooks import first_array, watching
+from mlxport.model.streaming import StreamedMatrix
 from mlxport.model_config import ModelConfig
 from mlxport.parity.metrics import relative_error
 from mlxport.parity.parity_report import LayerError
-from mlxport.parity.path_pairs import is_layer
-from mlxport.quality.opened import Computed, Opened
-from mlxport.transform import row_blocks
+from mlxport.quality.opened import Opened
+from mlxport.transform import st_dtype
 from mlxport.types import DTYPE_BITS
 
 __all__ = ["ModuleError", "layer_errors", "weight_errors"]
@@ -26,7 +25,6 @@ __all__ = ["ModuleError", "layer_errors", "weight_errors"]
 Array = np.ndarray[Any, Any]
 _HIDDEN_BYTES = 128 << 20  # of the original's hidden states that are kept
 _TOKENS = (16, 256)
-_NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,46 +67,44 @@ def weight_errors(original: Opened, output: Opened) -> tuple[ModuleError, ...]:
         original: Opened by ``open_original``.
         output: Opened by ``open_output``.
     """
-    assert original.program is not None
-    theirs = _Side({n: Computed(original.program, o) for n, o in original.program.outputs.items()}, original.packing)
-    refs = output_refs(output.folder)
-    ours = _Side({name: Written(ref) for name, ref in refs.items()}, output.packing)
-    main = next((name[: at.start()] for name in theirs.matrices() if (at := _NUMBER.search(name))), "")
+    theirs, ours = _Matrices(original), _Matrices(output)
+    main = next((_list_of(name) for name in theirs.names() if block_of(name)), "")
     found = []
-    for name in theirs.matrices():
-        if name not in refs:
+    for name in theirs.names():
+        if name not in ours.tensors:
             continue
         path, how = (name.removesuffix(".weight"), ours.how(name))
-        stored = [refs[part] for part in ours.parts(name)]
+        stored = [ours.tensors[part] for part in ours.parts(name).values()]
         parameters = prod(stored[0].shape) * (32 if how else 1) // (int(how["bits"]) if how else 1)
+        dtype = st_dtype(stored[0].dtype)
         found.append(
             ModuleError(
                 path,
                 _kind(path, main),
-                _layer(path),
+                block_number(path),
                 parameters,
-                int(how["bits"]) if how else DTYPE_BITS[stored[0].dtype],
+                int(how["bits"]) if how else DTYPE_BITS[dtype],
                 int(how["group_size"]) if how else None,
-                str(how["mode"]) if how else stored[0].dtype,
-                8 * sum(ref.nbytes for ref in stored) / max(parameters, 1),
+                str(how["mode"]) if how else dtype,
+                8 * sum(tensor.nbytes for tensor in stored) / max(parameters, 1),
                 _relative(theirs, ours, name),
             )
         )
     return tuple(found)
 
 
-@dataclass(frozen=True)
-class _Side:
-    """The tensors of one model, dequantized as they are read."""
+class _Matrices:
+    """What has rows and columns in one model, dequantized as it is read."""
 
-    tensors: Mapping[str, Tensor]
-    packing: Mapping[str, Mapping[str, Any]]
+    def __init__(self, side: Opened) -> None:
+        self.tensors = side.tensors
+        self.packing = side.packing
 
-    def matrices(self) -> Iterator[str]:
-        """Names of what has rows and columns."""
+    def names(self) -> Iterator[str]:
+        """Of the weights."""
         for name, tensor in self.tensors.items():
-            packed = name.rpartition(".")[2] in ("scales", "biases") and name.rpartition(".")[0] in self.packing
-            if len(tensor.shape) > 1 and not packed:
+            path, _, part = name.rpartition(".")
+            if len(tensor.shape) > 1 and not (part in ("scales", "biases") and path in self.packing):
                 yield name
 
     def how(self, name: str) -> Mapping[str, Any] | None:
@@ -116,27 +112,23 @@ class _Side:
         path, _, part = name.rpartition(".")
         return self.packing.get(path) if part == "weight" else None
 
-    def parts(self, name: str) -> list[str]:
-        """Names of the tensors that hold a weight."""
+    def parts(self, name: str) -> dict[str, str]:
+        """Names of the tensors that hold a weight, by what they are of it."""
         path = name.rpartition(".")[0]
-        more = [f"{path}.{part}" for part in ("scales", "biases")] if self.how(name) else []
-        return [name, *(part for part in more if part in self.tensors)]
+        more = {part: f"{path}.{part}" for part in ("scales", "biases")} if self.how(name) else {}
+        return {"weight": name, **{part: full for part, full in more.items() if full in self.tensors}}
 
-    def rows(self, name: str, start: int, stop: int) -> mx.array:
-        """Rows of a weight, float32."""
-        found = [self.tensors[part].rows(start, stop) for part in self.parts(name)]
-        how = self.how(name)
-        if how is not None:
-            how_: Any = how
-            return mx.dequantize(found[0], found[1], found[2] if len(found) > 2 else None, **how_).astype(mx.float32)
-        return found[0].astype(mx.float32)
+    def matrix(self, name: str) -> StreamedMatrix:
+        """The weight itself."""
+        return StreamedMatrix({part: self.tensors[full] for part, full in self.parts(name).items()}, self.how(name))
 
 
-def _relative(theirs: _Side, ours: _Side, name: str) -> float:
+def _relative(theirs: _Matrices, ours: _Matrices, name: str) -> float:
     """RMS of the difference over RMS of the original, block by block."""
     lost = total = 0.0
-    for start, stop in _blocks(theirs, name):
-        one, two = theirs.rows(name, start, stop), ours.rows(name, start, stop)
+    original, output = theirs.matrix(name), ours.matrix(name)
+    for start, stop in theirs.tensors[name].blocks():
+        one, two = original.rows(start, stop), output.rows(start, stop)
         # Sums over the last axis in float32, the rest in float64: a matrix has too many squares for float32.
         sums = [mx.square(x).sum(axis=-1) for x in (one - two, one)]
         mx.eval(sums)
@@ -148,27 +140,18 @@ def _relative(theirs: _Side, ours: _Side, name: str) -> float:
     return float((lost / total) ** 0.5) if total else (0.0 if not lost else float("inf"))
 
 
-def _blocks(side: _Side, name: str) -> Iterator[tuple[int, int]]:
-    """Ranges of rows that are worked on at a time."""
-    tensor = side.tensors[name]
-    if isinstance(tensor, Computed) and tensor.output.value is not None:
-        yield from row_blocks(tensor.output.value)
-        return
-    yield 0, tensor.shape[0]  # what the trace could not follow is computed as a whole
-
-
-def _layer(path: str) -> int | None:
-    found = _NUMBER.search(path)
-    return int(found[1]) if found else None
+def _list_of(path: str) -> str:
+    """The path of the list that holds the block of a module."""
+    return (block_of(path) or "").rpartition(".")[0]
 
 
 def _kind(path: str, main: str) -> str:
     """A module's place in its block; of blocks in another list than ``main``, with the name of that list."""
-    found = _NUMBER.search(path)
-    rest = path[found.end() + 1 :] if found else ""
-    if not found or not rest:
+    block = block_of(path)
+    if block is None or block == path:
         return path
-    return rest if path[: found.start()] == main else f"{path[: found.start()]}.*.{rest}"
+    rest = path[len(block) + 1 :]
+    return rest if _list_of(path) == main else f"{_list_of(path)}.*.{rest}"
 
 
 def layer_errors(original: Opened, output: Opened, ids: Array) -> tuple[LayerError, ...]:
@@ -181,7 +164,7 @@ def layer_errors(original: Opened, output: Opened, ids: Array) -> tuple[LayerErr
         output: Placed.
         ids: Token ids of one sequence, of which as many are read as memory allows: 16 to 256.
     """
-    blocks = [path for path, _ in original.model.named_modules() if is_layer(path)]
+    blocks = [path for path, _ in original.model.named_modules() if is_block(path)]
     hidden = ModelConfig(original.config).hidden_size or 4096
     fit = _HIDDEN_BYTES // (4 * hidden * max(len(blocks), 1))
     ids = ids[: max(_TOKENS[0], min(fit, _TOKENS[1]))]
@@ -199,6 +182,6 @@ def layer_errors(original: Opened, output: Opened, ids: Array) -> tuple[LayerErr
             errors[path] = relative_error(np.array(array.astype(mx.float32)), states[path])
 
     for side, seen in ((original, keep), (output, compare)):
-        with watching_mlx(side.model, is_layer, seen):
+        with watching(side.model, is_block, seen):
             side.logits(ids)
     return tuple(LayerError(path, error) for path, error in errors.items())

@@ -16,51 +16,21 @@ from mlx.utils import tree_flatten
 
 from mlxport.errors import MlxportError, NumericsError, UnsupportedError, UsageError, VerificationError
 from mlxport.model import loaded as out
-from mlxport.model.hooks import first_array, watching_mlx
+from mlxport.model.hooks import first_array, watching
 from mlxport.model.memory import available_memory
-from mlxport.model.streaming import Tensor, output_refs, stream, stream_tensors
+from mlxport.model.streaming import stream
+from mlxport.model.tensors import Tensor, computed_tensors, stored_tensors
 from mlxport.model_config import ModelConfig
 from mlxport.run.load import resolve
 from mlxport.source import open_checkpoint, refuse_remote_code
 from mlxport.source.tokenizer_files import embedding_rows
-from mlxport.transform import Evaluator, Output, Program, float32, lazy_arrays, lazy_outputs
+from mlxport.transform import Program, lazy_outputs
 from mlxport.types import Checkpoint
 
-__all__ = ["Computed", "Opened", "open_original", "open_output", "place"]
+__all__ = ["Opened", "open_original", "open_output", "place"]
 
 Array = np.ndarray[Any, Any]
 _NO_LIMIT = 1 << 31
-
-
-@dataclass(frozen=True)
-class Computed:
-    """A tensor of mlx-lm's layout, computed from a checkpoint's."""
-
-    program: Program
-    output: Output
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Dimensions."""
-        return self.output.shape
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its elements in the program's dtype."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.output.dtype.size
-
-    def rows(self, start: int, stop: int) -> mx.array:
-        """Rows of it; floating ones as float32."""
-        if self.output.value is None:
-            return self.lazy()[start:stop]
-        return float32(Evaluator().rows(self.output.value, start, stop))
-
-    def lazy(self) -> mx.array:
-        """The whole of it, unevaluated; floating ones as float32."""
-        if self.output.value is None:
-            return float32(lazy_outputs(self.program)[self.output.name])
-        leaves = {ref.name: ref for ref in self.output.value.leaves()}
-        return float32(Evaluator(arrays=lazy_arrays(leaves)).full(self.output.value))
 
 
 def _on_cpu() -> bool:
@@ -105,11 +75,16 @@ class Opened:
         return 4 * sum(prod(shape) for shape in self.weights.values())
 
     @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Its parameters by name, as they are stored or computed."""
+        return stored_tensors(self.folder) if self.program is None else computed_tensors(self.program)
+
+    @property
     def stored_nbytes(self) -> int:
         """Bytes that reading all of it from disk takes."""
         if self.program is not None:
             return sum(ref.nbytes for ref in self.program.refs.values())
-        return sum(ref.nbytes for ref in output_refs(self.folder).values())
+        return sum(tensor.nbytes for tensor in self.tensors.values())
 
     @property
     def unpackable(self) -> bool:
@@ -151,12 +126,9 @@ class Opened:
 
     def stream(self) -> None:
         """Make every layer read its weights where it uses them."""
-        if self.program is None:
-            kept = stream(self.model, self.folder)
-        else:
-            tensors: dict[str, Tensor] = {n: Computed(self.program, o) for n, o in self.program.outputs.items()}
+        if self.program is not None:
             self.model.load_weights(list(lazy_outputs(self.program).items()))
-            kept = stream_tensors(self.model, tensors)
+        kept = stream(self.model, self.tensors)
         self.remarks += [f"{path} of {self.label} stays in memory once read" for path in kept]
         self.placed = "disk"
 
@@ -201,7 +173,7 @@ class Opened:
                 if not mx.isfinite(array).all().item():
                     found.append(f", first from {path} ({kind})")
 
-        with watching_mlx(self.model, lambda _: True, seen):
+        with watching(self.model, lambda _: True, seen):
             out.logits(self.model, ids, self.label)
         return found[0] if found else ""
 

@@ -6,17 +6,15 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from mlxport.progress import format_bytes
 from mlxport.quality import plots
-
-if TYPE_CHECKING:
-    from mlxport.quality.module_errors import ModuleError
-    from mlxport.quality.quality_report import QualityReport
+from mlxport.quality.module_errors import ModuleError
+from mlxport.quality.quality_report import QualityReport
 
 __all__ = ["render"]
 

@@ -10,8 +10,8 @@ import mlx.core as mx
 import numpy as np
 
 from mlxport.model.loaded import next_logits
-from mlxport.quality.heldout_text import load_tokenizer
 from mlxport.quality.opened import Opened
+from mlxport.quality.text_windows import load_tokenizer
 
 __all__ = ["PROMPTS", "QUESTION", "Sample", "samples"]
 

@@ -1,21 +1,14 @@
-"""How the next token is chosen: the options of ``mlx_lm.generate``, and whole batches written by a model itself."""
+"""How the next token is chosen: the options of ``mlx_lm.generate``."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlxport.errors import UsageError
 
-if TYPE_CHECKING:
-    import mlx.core as mx
-
-__all__ = ["WRITES_UP_TO", "Sampling", "sample_sequences"]
-
-# Bytes of a checkpoint. Writing reads all weights for each token, so they have to be in memory: where no text is asked
-# for, larger models read one that others wrote. The same on every machine, as the output depends on it.
-WRITES_UP_TO = 1 << 29
+__all__ = ["Sampling"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,33 +61,3 @@ class Sampling:
             import mlx.core as mx
 
             mx.random.seed((self.seed + offset) % 2**64)
-
-
-def sample_sequences(
-    model: Any, first: mx.array, length: int, key: mx.array, *, anything_second: bool = False
-) -> tuple[mx.array, mx.array]:
-    """Sequences that a model writes, each token drawn as it predicts; the same ones from the same key.
-
-    Args:
-        model: mlx-lm's, its weights in memory.
-        first: The first token of each sequence, int32 [sequences, 1].
-        length: Tokens of a sequence.
-        key: Of the random numbers.
-        anything_second: Draw the second token evenly: where ``first`` is not what texts begin with.
-
-    Returns:
-        int32 [sequences, length], and the key that comes after those that were used.
-    """
-    import mlx.core as mx
-    from mlx_lm.models.cache import make_prompt_cache
-
-    cache, tokens = make_prompt_cache(model), [first]
-    while len(tokens) < length:
-        output: Any = model(tokens[-1], cache=cache)
-        logits = getattr(output, "logits", output)[:, -1].astype(mx.float32)
-        if anything_second and len(tokens) == 1:
-            logits = mx.zeros_like(logits)
-        key, own = mx.random.split(key)
-        tokens.append(mx.random.categorical(logits, key=own)[:, None].astype(mx.int32))
-        mx.eval(tokens[-1])
-    return mx.concatenate(tokens, axis=1), key

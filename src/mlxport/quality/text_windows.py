@@ -1,31 +1,21 @@
-"""The text that quality is measured on, and the windows of token ids made from it."""
+"""Windows of token ids, made from the text that quality is measured on."""
 
 from __future__ import annotations
 
-import functools
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mlxport.errors import TokenizerError, UsageError
-from mlxport.model import probe_text as parity_text
+from mlxport.model import texts
+from mlxport.model import tokens as token_ids
 
-__all__ = ["LEAST_TOKENS", "heldout_text", "load_tokenizer", "read_text", "token_windows"]
+__all__ = ["LEAST_TOKENS", "load_tokenizer", "read_text", "token_windows"]
 
 LEAST_TOKENS = 32  # predicted ones; figures of fewer say nothing
 _MOST_BYTES = 1 << 26  # of a file: more would not be measured
 _LONGEST = 64  # characters of a token, more than nearly all have: what lies beyond is not worth cutting into tokens
-
-
-@functools.cache
-def heldout_text() -> str:
-    """The built-in text: prose, stories, letters, code, tables and some thirty languages, written for this purpose.
-
-    Neither verification nor calibration reads it.
-    """
-    return files("mlxport.quality").joinpath("heldout.txt").read_text(encoding="utf-8")
 
 
 def read_text(path: str | Path) -> str:
@@ -35,7 +25,7 @@ def read_text(path: str | Path) -> str:
         UsageError: It cannot be read, is empty, or is not text in UTF-8.
     """
     hint = "give a file of plain text in UTF-8, or leave --text out for the built-in text"
-    return parity_text.read_text(path, f"--text {path}", hint, _MOST_BYTES)
+    return texts.read_text(path, f"--text {path}", hint, _MOST_BYTES)
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
@@ -44,16 +34,15 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     Raises:
         TokenizerError: It has none that loads.
     """
-    from transformers import AutoTokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+    def refusal(error: Exception) -> TokenizerError:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
-        raise TokenizerError(
+        return TokenizerError(
             f"{folder} has no tokenizer that loads, so no text can be given to the model ({first})",
             hint="copy tokenizer.json and tokenizer_config.json of the original into it",
-        ) from error
+        )
+
+    return token_ids.load_tokenizer(folder, refusal, trust_remote_code=trust_remote_code)
 
 
 def token_windows(
@@ -88,12 +77,7 @@ def token_windows(
     made = made[len(begin) :]
     if made and made[-1] == tokenizer.eos_token_id:
         made = made[:-1]  # some tokenizers end each text
-    ids = [i for i in made if 0 <= i < vocabulary]
-    notes = (
-        ()
-        if len(ids) == len(made)
-        else (f"{len(made) - len(ids)} of {len(made)} token ids of the text lie outside the vocabulary: left out",)
-    )
+    ids, notes = token_ids.within(made, vocabulary)
     if len(ids) <= LEAST_TOKENS:
         raise UsageError(
             f"the text makes {len(ids)} tokens, and figures of fewer than {LEAST_TOKENS + 1} would say nothing",

@@ -1,15 +1,23 @@
-"""The text that both models read: prose, code, lists and several scripts, and the token ids made from it."""
+"""The texts that models read: three that are built in, and a user's own.
+
+``PROBE_TEXT`` is what verification reads, ``calibration_text`` what calibration and distillation do, ``heldout_text``
+what quality is measured on.
+"""
 
 from __future__ import annotations
 
+import functools
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from mlxport.errors import UsageError
 
-__all__ = ["PROBE_TEXT", "TRICKY_TEXT", "probe_ids", "read_text", "text_ids"]
+__all__ = ["PROBE_TEXT", "TRICKY_TEXT", "WRITES_UP_TO", "calibration_text", "heldout_text", "read_text"]
+
+# Bytes of a checkpoint whose model writes its own text. Writing reads all weights for each token, so they have to be in
+# memory: where no text is asked for, larger models read one that others wrote. The same on every machine, as the output
+# depends on it.
+WRITES_UP_TO = 1 << 29
 
 PROBE_TEXT = """The harbour was quiet when Anna came down the steps. Two boats had left before dawn, and the third, \
 painted green a long time ago, was still tied to the wall because its owner did not trust the weather. She put her \
@@ -73,6 +81,21 @@ TRICKY_TEXT = (
 )
 
 
+@functools.cache
+def calibration_text() -> str:
+    """Prose, code, lists and several scripts, to calibrate and to train on."""
+    return files("mlxport.model").joinpath("calibration.txt").read_text(encoding="utf-8")
+
+
+@functools.cache
+def heldout_text() -> str:
+    """Prose, stories, letters, code, tables and some thirty languages, to measure on.
+
+    Neither verification nor calibration reads it.
+    """
+    return files("mlxport.model").joinpath("heldout.txt").read_text(encoding="utf-8")
+
+
 def read_text(path: str | Path, what: str, hint: str, most: int | None = None) -> str:
     """The text of a file that a user names.
 
@@ -100,39 +123,3 @@ def read_text(path: str | Path, what: str, hint: str, most: int | None = None) -
     if not text.strip():
         raise UsageError(f"{what} is empty", hint=hint)
     return text
-
-
-def text_ids(folder: Path, text: str, *, trust_remote_code: bool = False) -> list[int] | None:
-    """Token ids of ``text`` by the folder's own tokenizer, None where it has none that loads."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-        return [int(i) for i in tokenizer(text)["input_ids"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError):
-        return None
-
-
-def probe_ids(
-    folder: Path, vocabulary: int, length: int, *, trust_remote_code: bool = False
-) -> tuple[list[np.ndarray[Any, Any]], tuple[str, ...]]:
-    """Two sequences of token ids, one of ``length`` and a short one of another shape, and notes on their origin.
-
-    Args:
-        folder: Where the tokenizer lies.
-        vocabulary: Rows of the embedding; ids beyond it are left out.
-        length: Tokens of the long sequence.
-        trust_remote_code: Whether a tokenizer may run code of the checkpoint.
-    """
-    ids = text_ids(folder, PROBE_TEXT, trust_remote_code=trust_remote_code)
-    notes: list[str] = []
-    kept = [i for i in ids or () if 0 <= i < vocabulary]
-    if ids and len(kept) < len(ids):
-        notes.append(f"{len(ids) - len(kept)} of {len(ids)} token ids of the text lie outside the vocabulary: left out")
-    if len(kept) < 8:
-        why = "no tokenizer that loads" if ids is None else f"the tokenizer makes {len(kept)} tokens of the text"
-        notes.append(f"{why}: the inputs are pseudo-random token ids, not text")
-        kept = np.random.default_rng(0).integers(0, vocabulary, max(length, 64)).tolist()
-    whole = np.resize(np.asarray(kept, dtype=np.int64), max(length, len(kept)))
-    short = max(min(length // 2, 19), 1)
-    return [whole[:length], whole[-short:]], tuple(notes)
