@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from comparing import compared
 from torch import nn
 
 import mlxport
@@ -26,4 +27,6 @@ class Bags(nn.Module):
 )
 def test_ascending_integers_are_places(options, offsets, seed):
     torch.manual_seed(seed)
-    mlxport.port(Bags(**options).eval(), (torch.randint(0, 20, (11,)), torch.tensor(offsets)))
+    module, example = Bags(**options).eval(), (torch.randint(0, 20, (11,)), torch.tensor(offsets))
+    out = compared(module, mlxport.port(module, example), example)
+    assert out.shape[1] == 3

@@ -5,8 +5,11 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models
 
 from mlxport.inspect.dtype_counts import count_parameters, describe_quantization
 from mlxport.inspect.inspection import Inspection, inspect, inspect_checkpoint, print_inspection
@@ -14,18 +17,51 @@ from mlxport.model_config import ModelConfig
 from mlxport.source import open_checkpoint
 from mlxport.types import Checkpoint, TensorRef
 
-STORIES = Path(__file__).parents[3] / "shared" / "data" / "stories260K"
+
+def write_tokenizer(folder: Path) -> None:
+    """512 tokens: three special ones, every byte, and as many more."""
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *(f"t{n}" for n in range(253))]
+    tokenizer = Tokenizer(models.BPE({token: n for n, token in enumerate(tokens)}, [], unk_token="<unk>"))
+    tokenizer.add_special_tokens(tokens[:3])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **names, "model_max_length": 512}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "special_tokens_map.json").write_text(json.dumps(names))
+
+
+@pytest.fixture(scope="session")
+def _stories(tmp_path_factory) -> Path:
+    """A checkpoint with the sizes and the files of stories260K, which transformers 4 wrote; its weights are random."""
+    folder, hidden, middle, layers = tmp_path_factory.mktemp("inspection") / "stories", 64, 172, 5
+    folder.mkdir()
+    shapes = {"model.embed_tokens": (512, hidden), "model.norm": (hidden,)}
+    for layer in (f"model.layers.{n}." for n in range(layers)):
+        shapes |= {layer + name: (hidden,) for name in ("input_layernorm", "post_attention_layernorm")}
+        shapes |= {f"{layer}self_attn.{name}_proj": (hidden, hidden) for name in "qo"}
+        shapes |= {f"{layer}self_attn.{name}_proj": (hidden // 2, hidden) for name in "kv"}
+        shapes |= {f"{layer}mlp.{name}_proj": (middle, hidden) for name in ("gate", "up")}
+        shapes[f"{layer}mlp.down_proj"] = (hidden, middle)
+    random = np.random.default_rng(0)
+    arrays = {f"{name}.weight": random.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    save_file(arrays, folder / "model.safetensors", {"format": "pt"})
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden,
+        "intermediate_size": middle, "num_hidden_layers": layers, "num_attention_heads": 8, "num_key_value_heads": 4,
+        "head_dim": 8, "vocab_size": 512, "max_position_embeddings": 512, "rms_norm_eps": 1e-05, "rope_theta": 10000.0,
+        "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": True,
+        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None, "torch_dtype": "float32", "use_cache": True,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").write_text('{"bos_token_id": 1, "eos_token_id": 2, "do_sample": false}')
+    write_tokenizer(folder)
+    return folder
 
 
 @pytest.fixture
-def stories(tmp_path) -> Path:
-    if not STORIES.is_dir():
-        pytest.skip("../shared/data/stories260K is absent")
-    folder = tmp_path / "stories"
-    folder.mkdir()
-    for file in STORIES.iterdir():
-        shutil.copyfile(file, folder / file.name)
-    return folder
+def stories(_stories, tmp_path) -> Path:
+    """A copy of it, to be broken at will."""
+    return Path(shutil.copytree(_stories, tmp_path / "stories"))
 
 
 def edit(file: Path, **changes) -> None:
@@ -89,7 +125,7 @@ def test_a_checkpoint_without_faults_says_so(stories):
 
 
 def unlink_tokenizer(folder):
-    for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         (folder / name).unlink()
 
 

@@ -70,7 +70,7 @@ def test_sizes_of_nothing(single: Path, key: str, value: int, part: str) -> None
 def test_sizes_of_other_parts_are_not_ours(single: Path) -> None:
     config = {"vision_config": {"num_hidden_layers": 0}, "num_attention_heads": None, "vocab_size": VOCABULARY}
     (single / "config.json").write_text(json.dumps(CONFIG | config))
-    open_checkpoint(single)
+    assert open_checkpoint(single).config["vision_config"] == {"num_hidden_layers": 0}
 
 
 def test_what_other_readers_accept_is_accepted(single: Path) -> None:
