@@ -1,5 +1,6 @@
 # make demo   convert, verify and run the example model
-# make test   the whole suite
+# make test   the whole suite; ARGS="tests/quant -k modes" a part of it, WORKERS=8 on more cores. MLXPORT_TEST_DEVICE=cpu
+#             leaves a Mac's GPU out; MLXPORT_TEST_DATA=DIR adds real models (tests/external.py names them)
 # make check  linter, formatter, types, layering
 # make sweep  every architecture of mlx-lm against PyTorch (long); writes docs/architectures.md
 # make sweep-ops  torch's op and module databases against PyTorch (long); writes docs/ops.md
@@ -12,6 +13,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UNAME := $(shell uname -s)
+WORKERS ?= 2
 
 # The Linux wheel of MLX is linked to the reference BLAS; OpenBLAS, where it is installed, makes float32 far faster.
 OPENBLAS := $(firstword $(wildcard /usr/lib/*/openblas-pthread/libopenblas.so.0))
@@ -34,7 +36,7 @@ demo: $(VENV)/.installed
 	$(RUN)$(BIN)/python examples/demo.py
 
 test: $(VENV)/.installed
-	$(RUN)$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(RUN)$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
+MAIN = "from mlxport.cli.app import main\nmain()"
 
 
 class Result(NamedTuple):
@@ -34,6 +35,9 @@ def _heed_interrupts() -> None:
 
 def start(*arguments: str | Path, code: str | None = None, **options: object) -> subprocess.Popen[str]:
     """The command line in a process of its own; ``code`` runs instead of ``-m mlxport``."""
+    device = os.environ.get("MLXPORT_TEST_DEVICE")
+    if device:  # as in this process; see conftest.py
+        code = f"import mlx.core as mx\nmx.set_default_device(mx.{device})\n{code or MAIN}"
     head = ["-m", "mlxport"] if code is None else ["-c", code]
     command = [sys.executable, *head, *map(str, arguments)]
     settings = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,34 @@ from command import Result
 
 settings.register_profile("default", deadline=None)  # a busy machine is no fault
 settings.load_profile("default")
+
+DEVICE = os.environ.get("MLXPORT_TEST_DEVICE", "")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The device that ``MLXPORT_TEST_DEVICE`` names, and one thread a worker: workers share the cores already."""
+    if getattr(config.option, "numprocesses", None):  # before the workers start, which inherit it
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ.setdefault(name, "1")
+    if DEVICE not in ("", "cpu", "gpu"):
+        raise pytest.UsageError(f"MLXPORT_TEST_DEVICE={DEVICE}: expected cpu or gpu")
+    if DEVICE:
+        import mlx.core as mx
+
+        mx.set_default_device(getattr(mx, DEVICE))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What only MLX's CPU backend can do is skipped on another."""
+    import mlx.core as mx
+
+    if mx.default_device() == mx.cpu:
+        return
+    for item in items:
+        if item.get_closest_marker("cpu_only"):
+            item.add_marker(pytest.mark.skip(reason="about MLX's CPU backend; MLXPORT_TEST_DEVICE=cpu runs it"))
+        elif item.get_closest_marker("float64"):
+            item.add_marker(pytest.mark.skip(reason="MLX has float64 on the CPU only; MLXPORT_TEST_DEVICE=cpu runs it"))
 
 
 @pytest.fixture

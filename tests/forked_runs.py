@@ -54,6 +54,9 @@ def child(request: dict[str, Any], log: int, errors: int) -> None:
 
 
 def serve() -> None:
+    import mlx.core as mx
+
+    mx.set_default_device(mx.cpu)  # Metal does not live through a fork
     for name in WARM:
         importlib.import_module(name)
     from mlxport.layouts.mlx_lm.opening import check_supported

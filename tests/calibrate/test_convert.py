@@ -97,7 +97,7 @@ def test_a_trained_model_diverges_less(bits, most, columns, tmp_path, monkeypatc
 
 def architectures() -> dict[str, Any]:
     transformers = pytest.importorskip("transformers")
-    sys.path.insert(0, str(ROOT / "tests/target"))
+    sys.path.insert(0, str(ROOT / "tests/layouts"))
     try:
         from tiny_models import CONFIGS, EXPERTS, ROPE, SIZES
     finally:

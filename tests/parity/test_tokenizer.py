@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from verify_models import checkpoint_of, convert
 
@@ -18,7 +19,7 @@ from mlxport.parity import perplexity, verify
 from mlxport.parity.tokenizer import check_tokenizer
 
 TEMPLATE = "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}{% endfor %}"
-STORIES = Path(__file__).parents[3] / "shared" / "data" / "stories260K"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def save_tokenizer(folder: Path, size: int = 320) -> None:
@@ -157,20 +158,28 @@ def test_perplexity_needs_a_tokenizer(sources):
         perplexity(replace(sources("llama")), "some text")
 
 
-@pytest.mark.skipif(not STORIES.is_dir(), reason=f"{STORIES} is not here")
+def sharper(folder: Path) -> Path:
+    """The example with logits four times as large, which a coarse rounding damages far more."""
+    shutil.copytree(EXAMPLES / "tiny-llama", folder)
+    shard = folder / json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]["lm_head.weight"]
+    save_file({k: v * 4 if k == "lm_head.weight" else v for k, v in load_file(shard).items()}, shard, {"format": "pt"})
+    return folder
+
+
 @pytest.mark.parametrize("quantize", [None, {"bits": 4, "group_size": 64}, {"bits": 2, "group_size": 64}], ids=str)
 def test_a_trained_model_passes_at_every_quality(tmp_path, quantize):
-    checkpoint = checkpoint_of(STORIES)
+    coarse = quantize is not None and quantize["bits"] == 2
+    checkpoint = checkpoint_of(sharper(tmp_path / "source") if coarse else EXAMPLES / "tiny-llama")
     made = convert(checkpoint, tmp_path / "output", quantize=quantize)
-    for path in STORIES.glob("*token*"):
+    for path in [*checkpoint.root.glob("*token*"), checkpoint.root / "chat_template.jinja"]:
         shutil.copy(path, made.folder)
-    assert check_tokenizer(made.folder, checkpoint).rows == 512
+    assert check_tokenizer(made.folder, checkpoint).rows == 2048
     report = verify(made.folder, checkpoint, invert=made.invert, mode="full", tokens=200)
     assert report.passed, report.failure_message()
-    assert bool(report.warnings) == (quantize is not None and quantize["bits"] == 2)
+    assert bool(report.warnings) == coarse
     if quantize is None:
-        text = (STORIES / "sample.txt").read_text()
-        assert perplexity(made.folder, text).nll == pytest.approx(0.70, abs=0.02)
+        text = (EXAMPLES / "heldout.txt").read_text()
+        assert perplexity(made.folder, text, max_tokens=2048).nll == pytest.approx(2.598, abs=0.01)
 
 
 def test_a_token_that_transformers_adds_itself_is_a_note(sources, tmp_path):

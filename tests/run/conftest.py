@@ -1,4 +1,4 @@
-"""Tiny real models: seeded random ones written as mlx-lm folders, and stories260K where it is at hand."""
+"""Tiny real models: seeded random ones written as mlx-lm folders, and the trained one of the examples."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-STORIES = Path(__file__).parents[3] / "shared" / "data" / "stories260K"
+from external import external
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama"
 TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -125,21 +127,31 @@ def mamba(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def stories_source() -> Path:
-    if not STORIES.is_dir():
-        pytest.skip("../shared/data/stories260K is absent")
-    return STORIES
+def trained_source(tmp_path_factory) -> Path:
+    """examples/tiny-llama as a base model is: without a chat template, and without a padding token in its configs."""
+    folder = Path(shutil.copytree(EXAMPLE, tmp_path_factory.mktemp("models") / "trained"))
+    (folder / "chat_template.jinja").unlink()
+    for file in (folder / "config.json", folder / "generation_config.json"):
+        config = json.loads(file.read_text())
+        del config["pad_token_id"]
+        file.write_text(json.dumps(config))
+    return folder
+
+
+def as_mlx(source: Path, folder: Path) -> Path:
+    """What becomes of a checkpoint in float32."""
+    from mlxport import convert
+
+    convert(source, folder, dtype="float32", verify="none")
+    return folder
 
 
 @pytest.fixture(scope="session")
-def stories(stories_source, tmp_path_factory) -> Path:
-    """stories260K as an MLX folder: the same tensors, marked as mlx-lm marks them."""
-    import mlx.core as mx
+def trained(trained_source, tmp_path_factory) -> Path:
+    return as_mlx(trained_source, tmp_path_factory.mktemp("models") / "out")
 
-    folder = tmp_path_factory.mktemp("models") / "stories"
-    folder.mkdir()
-    for file in stories_source.glob("*.json"):
-        shutil.copyfile(file, folder / file.name)
-    weights = mx.load(str(stories_source / "model.safetensors"))
-    mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
-    return folder
+
+@pytest.fixture(scope="session")
+def stories(tmp_path_factory) -> Path:
+    """A model that writes English."""
+    return as_mlx(external("stories260K"), tmp_path_factory.mktemp("models") / "stories")

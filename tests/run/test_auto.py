@@ -11,18 +11,18 @@ import pytest
 from mlxport.errors import TokenizerError, UsageError
 from mlxport.run import AutoModelForCausalLM, AutoTokenizer
 
-PROMPTS = ["Once upon a time", "One day, a big dog", "Lily"]
+PROMPTS = ["def read_lines(path):", "import os", "class Stack"]
 
 
 @pytest.fixture(scope="module")
-def torch_model(stories_source):
+def torch_model(trained_source):
     import torch
     from transformers import AutoModelForCausalLM as TorchAuto
 
     # Tiny matrices: more threads than free cores only wait for each other.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield TorchAuto.from_pretrained(stories_source).eval()
+    yield TorchAuto.from_pretrained(trained_source, dtype=torch.float32).eval()
     torch.set_num_threads(threads)
 
 
@@ -47,32 +47,31 @@ def torch_generate(torch_model, inputs, **options):
         return torch_model.generate(**tensors, do_sample=False, **options).numpy()
 
 
-def test_greedy_is_what_transformers_generates(stories, torch_model):
-    tokenizer = tokenizer_of(stories)
-    inputs = tokenizer("Once upon a time", return_tensors="np")
-    out = AutoModelForCausalLM.from_pretrained(stories).generate(**inputs, max_new_tokens=80)
-    assert out.dtype == np.int64 and out.shape == (1, 85)
+def test_greedy_is_what_transformers_generates(trained, torch_model):
+    tokenizer = tokenizer_of(trained)
+    inputs = tokenizer(PROMPTS[0], return_tensors="np")
+    out = AutoModelForCausalLM.from_pretrained(trained).generate(**inputs, max_new_tokens=80)
+    assert out.dtype == np.int64 and out.shape == (1, 28)  # it ends by itself
     assert np.array_equal(out, torch_generate(torch_model, inputs, max_new_tokens=80))
-    assert tokenizer.decode(out[0], skip_special_tokens=True).startswith(
-        "Once upon a time, there was a little girl named Lily."
-    )
+    text = tokenizer.decode(out[0], skip_special_tokens=True)
+    assert text.startswith("def read_lines(path): # no line\n        return None\n    if not path:")
 
 
-@pytest.mark.parametrize("end", [2, 432, [410, 433]])
-def test_a_padded_batch_is_what_transformers_generates_padding_included(stories, torch_model, end):
-    inputs = tokenizer_of(stories)(PROMPTS, padding=True, return_tensors="np")
+@pytest.mark.parametrize("end", [1, 203, [303, 333]])
+def test_a_padded_batch_is_what_transformers_generates_padding_included(trained, torch_model, end):
+    inputs = tokenizer_of(trained)(PROMPTS, padding=True, return_tensors="np")
     assert 0 in inputs["attention_mask"]
-    options = {"max_new_tokens": 30, "eos_token_id": end, "pad_token_id": 0}
-    out = AutoModelForCausalLM.from_pretrained(stories).generate(**inputs, **options)
+    options = {"max_new_tokens": 30, "eos_token_id": end, "pad_token_id": 2}
+    out = AutoModelForCausalLM.from_pretrained(trained).generate(**inputs, **options)
     expected = torch_generate(torch_model, inputs, **options)
     assert out.shape == expected.shape and np.array_equal(out, expected)
 
 
-def test_early_rows_are_filled_with_the_end_of_sequence_when_there_is_no_padding_token(stories, torch_model):
-    inputs = tokenizer_of(stories)(PROMPTS[:2], padding=True, return_tensors="np")
-    options = {"max_new_tokens": 30, "eos_token_id": 432}
-    out = AutoModelForCausalLM.from_pretrained(stories).generate(**inputs, **options)
-    assert np.array_equal(out, torch_generate(torch_model, inputs, pad_token_id=432, **options))
+def test_early_rows_are_filled_with_the_end_of_sequence_when_there_is_no_padding_token(trained, torch_model):
+    inputs = tokenizer_of(trained)(PROMPTS[:2], padding=True, return_tensors="np")
+    options = {"max_new_tokens": 30, "eos_token_id": 203}
+    out = AutoModelForCausalLM.from_pretrained(trained).generate(**inputs, **options)
+    assert np.array_equal(out, torch_generate(torch_model, inputs, pad_token_id=203, **options))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -91,11 +90,11 @@ def test_a_batch_equals_its_rows_one_by_one(llama, model, side, sampled):
         assert np.array_equal(out[index, width : width + len(row)], row)
 
 
-def test_without_a_mask_padding_is_recognised_as_in_transformers(stories, torch_model):
-    inputs = tokenizer_of(stories)(PROMPTS, padding=True, return_tensors="np")
-    model = AutoModelForCausalLM.from_pretrained(stories)
-    masked = model.generate(**inputs, max_new_tokens=10, pad_token_id=0)
-    assert np.array_equal(model.generate(inputs["input_ids"], max_new_tokens=10, pad_token_id=0), masked)
+def test_without_a_mask_padding_is_recognised_as_in_transformers(trained, torch_model):
+    inputs = tokenizer_of(trained)(PROMPTS, padding=True, return_tensors="np")
+    model = AutoModelForCausalLM.from_pretrained(trained)
+    masked = model.generate(**inputs, max_new_tokens=10, pad_token_id=2)
+    assert np.array_equal(model.generate(inputs["input_ids"], max_new_tokens=10, pad_token_id=2), masked)
 
 
 def test_every_kind_of_input_gives_the_same(model):
@@ -189,12 +188,12 @@ def test_a_streamer_gets_the_prompt_and_each_token(llama, model, capsys):
     assert capsys.readouterr().out.strip() == tokenizer.decode(out[0, 2:]).strip()
 
 
-def test_logits_are_those_of_torch(stories, torch_model):
+def test_logits_are_those_of_torch(trained, torch_model):
     import torch
 
-    ids = np.array([[1, 403, 407, 261, 378]])
-    logits = AutoModelForCausalLM.from_pretrained(stories)(ids)
-    assert isinstance(logits, mx.array) and logits.shape == (1, 5, 512)
+    ids = np.array([[0, 403, 407, 261, 378]])
+    logits = AutoModelForCausalLM.from_pretrained(trained)(ids)
+    assert isinstance(logits, mx.array) and logits.shape == (1, 5, 2048)
     with torch.no_grad():
         expected = torch_model(torch.tensor(ids)).logits.numpy()
     np.testing.assert_allclose(np.array(logits), expected, atol=1e-4)

@@ -119,9 +119,9 @@ def test_a_long_conversation_warns(llama):
     assert "longer than the 256 tokens" in err.getvalue()
 
 
-def test_without_a_chat_template_generate_is_the_hint(stories):
+def test_without_a_chat_template_generate_is_the_hint(trained):
     with pytest.raises(UsageError, match="no chat template") as caught:
-        chat(stories, stdin=io.StringIO("hello\n"))
+        chat(trained, stdin=io.StringIO("hello\n"))
     assert "mlxport generate" in caught.value.hint
 
 

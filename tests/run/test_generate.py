@@ -23,27 +23,37 @@ def test_stories_go_on_as_they_should(stories):
     assert result.prompt_tps > 0 and result.generation_tps > 0
 
 
-def test_same_tokens_as_torch(stories, stories_source):
+def test_code_goes_on_as_it_should(trained):
+    pieces: list[str] = []
+    result = generate(trained, "class Stack", max_tokens=30, on_text=pieces.append)
+    assert result.text.startswith('Widget):\n    """Return the Turtle instance')
+    assert "".join(pieces) == result.text and len(pieces) > 10
+    assert result.prompt_tokens == 3 and result.generation_tokens == 30 == len(result.tokens)
+    assert result.finish_reason == "length" and result.end_token is None
+    assert result.prompt_tps > 0 and result.generation_tps > 0
+
+
+def test_same_tokens_as_torch(trained, trained_source):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(stories_source)
-    inputs = tokenizer("One day, Tom went to the park", return_tensors="pt", return_token_type_ids=False)
+    tokenizer = AutoTokenizer.from_pretrained(trained_source)
+    inputs = tokenizer("class Stack", return_tensors="pt", return_token_type_ids=False)
     with torch.no_grad():
-        out = AutoModelForCausalLM.from_pretrained(stories_source).generate(
+        out = AutoModelForCausalLM.from_pretrained(trained_source, dtype=torch.float32).generate(
             **inputs, max_new_tokens=60, do_sample=False
         )
-    result = generate(stories, "One day, Tom went to the park", max_tokens=60)
+    result = generate(trained, "class Stack", max_tokens=60)
     assert list(result.tokens) == out[0, inputs["input_ids"].shape[1] :].tolist()
 
 
-def test_peak_memory_counts_the_weights_and_starts_anew(llama, stories):
-    weights = sum(array.nbytes for array in mx.load(str(stories / "model.safetensors")).values())
+def test_peak_memory_counts_the_weights_and_starts_anew(trained):
+    weights = sum(array.nbytes for array in mx.load(str(trained / "model.safetensors")).values())
     ballast = mx.zeros((64, 1024, 1024))
     mx.eval(ballast)
     del ballast
     mx.clear_cache()
-    result = generate(stories, "Once", max_tokens=2)
+    result = generate(trained, "def", max_tokens=2)
     assert weights <= result.peak_memory < weights + 64 * 1024 * 1024
     assert result.peak_rss > result.peak_memory
 
@@ -141,9 +151,9 @@ def test_options_out_of_range_are_refused_by_name_before_loading(options):
         Sampling(**options)
 
 
-def test_a_system_prompt_without_template_is_refused(stories, llama):
+def test_a_system_prompt_without_template_is_refused(trained, llama):
     with pytest.raises(UsageError, match="the tokenizer has none"):
-        generate(stories, "hi", system_prompt="Be brief")
+        generate(trained, "hi", system_prompt="Be brief")
     with pytest.raises(UsageError, match="--ignore-chat-template"):
         generate(llama, "hi", system_prompt="Be brief", ignore_chat_template=True)
 
