@@ -15,7 +15,8 @@ from mlxport._version import __version__
 from mlxport.errors import *
 
 if TYPE_CHECKING:
-    from mlxport.convert.convert import ConvertReport, convert, verify
+    from mlxport.convert.convert import convert, verify
+    from mlxport.convert.convert_report import ConvertReport
     from mlxport.fit import FitReport, plan_for
     from mlxport.graph.lower.registry import register_op
     from mlxport.inspect.inspection import Inspection, inspect
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "AutoModelForCausalLM": "mlxport.run",
     "AutoTokenizer": "mlxport.run",
-    "ConvertReport": "mlxport.convert.convert",
+    "ConvertReport": "mlxport.convert.convert_report",
     "FitReport": "mlxport.fit",
     "Inspection": "mlxport.inspect.inspection",
     "ParityReport": "mlxport.parity",

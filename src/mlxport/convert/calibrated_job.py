@@ -16,7 +16,7 @@ from mlxport.calibrate.calibration_text import SELF, spread, tokens_of, written
 from mlxport.calibrate.estimate import estimate
 from mlxport.calibrate.passes import calibrate, methods
 from mlxport.convert.job import Job
-from mlxport.convert.options import Options
+from mlxport.convert.resolved_options import ResolvedOptions
 from mlxport.errors import UnsupportedError
 from mlxport.layouts.mlx_lm.opening import lazy_model, open_target
 from mlxport.model.parameters import LazyModel, wide_on_cpu
@@ -38,7 +38,7 @@ _MOST_MEMORY = 0.7  # of the machine's, for a model that writes its text
 
 
 def prepare(
-    checkpoint: Checkpoint, conversion: Conversion, options: Options
+    checkpoint: Checkpoint, conversion: Conversion, options: ResolvedOptions
 ) -> tuple[Callable[..., Job], CalibrationPlan]:
     """What makes the job, and what calibrating takes.
 

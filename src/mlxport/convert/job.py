@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxport._version import __version__
-from mlxport.convert.options import ConvertReport, Options
+from mlxport.convert.convert_report import ConvertReport
+from mlxport.convert.resolved_options import ResolvedOptions
 from mlxport.errors import Interrupted, NumericsError, UnsupportedError, VerificationError
 from mlxport.output.record import make_record, weight_name
 from mlxport.output.workspace import RECORD, Workspace
@@ -72,7 +73,7 @@ class Job:
     checkpoint: Checkpoint
     conversion: Conversion
     plan: Plan
-    options: Options
+    options: ResolvedOptions
     hashes: Hashes
 
     @property
@@ -85,9 +86,11 @@ class Job:
         """How the output is used, for its model card; empty for mlx-lm's way."""
         return ""
 
-    def run(self, workspace: Workspace, report: ConvertReport, quiet: bool) -> ConvertReport:
+    def run(self, workspace: Workspace, report: ConvertReport) -> ConvertReport:
         """Write what is missing, verify, publish."""
-        with make_progress(self.plan.nbytes, f"converting {self.checkpoint.name}", quiet=quiet) as progress:
+        with make_progress(
+            self.plan.nbytes, f"converting {self.checkpoint.name}", quiet=self.options.quiet
+        ) as progress:
             resumed = self._shards(workspace, self._program(workspace, progress), progress)
             written = {shard.filename: workspace.done[shard.filename] for shard in self.plan.shards}
             findings = self._check_findings(written, progress)
@@ -101,7 +104,7 @@ class Job:
             report = self._verify(workspace.folder, report, progress)
         self._record(workspace.folder, report, inputs, written)
         carried |= self._last_files(workspace.folder)
-        report, pages = self._report(workspace, report, quiet)
+        report, pages = self._report(workspace, report)
         carried |= pages
         keep = {*written, *carried, "config.json", INDEX, RECORD, "README.md"}
         workspace.publish(keep, overwrite=self.options.overwrite)
@@ -152,7 +155,7 @@ class Job:
 
     def _distill(self, workspace: Workspace, report: ConvertReport, progress: Progress) -> ConvertReport:
         """Train scales and biases, where that was asked for; the shards are those of the workspace afterwards."""
-        if self.options.distill is None:
+        if self.options.training is None:
             return report
         from mlxport.distill.resumable import distill_output
 
@@ -161,7 +164,7 @@ class Job:
             workspace,
             self.checkpoint,
             self.conversion.config,
-            self.options.distill,
+            self.options.training,
             text=self.options.calibration.text if self.options.calibration is not None else None,
             trust_remote_code=self.options.trust_remote_code,
             say=progress.message,
@@ -224,14 +227,14 @@ class Job:
         """Write what needs the finished model; names of the files."""
         return set()
 
-    def _report(self, workspace: Workspace, report: ConvertReport, quiet: bool) -> tuple[ConvertReport, set[str]]:
+    def _report(self, workspace: Workspace, report: ConvertReport) -> tuple[ConvertReport, set[str]]:
         """Write the quality report, where it was asked for; names of its files."""
         if not self.options.report:
             return report, set()
         from mlxport.quality.make_report import make_report, named_or_here
         from mlxport.quality.report_files import write_report
 
-        with make_progress(0, f"measuring {self.checkpoint.name}", quiet=quiet) as progress:
+        with make_progress(0, f"measuring {self.checkpoint.name}", quiet=self.options.quiet) as progress:
             quality = make_report(
                 workspace.folder,
                 self.checkpoint,

@@ -1,196 +1,258 @@
-"""What ``convert`` was asked to do, and what it hands back."""
+"""What the user gives to ``convert`` and ``port``: one field an option, from which all lists of options are made.
+
+The command line, the Python signatures, their descriptions and the tables of the documentation derive from the fields:
+an option is added here, and used where it has its effect.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from mlxport.calibrate.calibration_text import Calibration
-from mlxport.distill.distill_settings import DistillSettings
+from mlxport.convert.option_field import check_fields, in_words, option
 from mlxport.errors import UsageError
 from mlxport.output.plan import DEFAULT_SHARD_SIZE, parse_size
-from mlxport.quant import QuantRequest
-from mlxport.run.kv import KVQuant
-from mlxport.types import Plan
+from mlxport.quant import MIXED, MODES
 
-if TYPE_CHECKING:
-    from mlxport.allocate import AllocationReport
-    from mlxport.distill import DistillReport
-    from mlxport.output.blocks import Findings
-    from mlxport.parity import ParityReport
-    from mlxport.parity.overflow import Activations
-    from mlxport.parity.port_parity import PortParity
-    from mlxport.quality.quality_report import QualityReport
+__all__ = ["DTYPES", "LAYOUTS", "VERIFY", "ConvertOptions", "SharedOptions"]
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 LAYOUTS = ("auto", "mlx-lm", "generated")
 VERIFY = ("auto", "full", "layerwise", "none")
-MARGIN_BYTES = 16 << 20  # configs, card, record, headers
+
+_BITS = tuple(str(bits) for bits in sorted(MODES["affine"].bits))
+_BY_BITS, *_FORMATS = MODES
+_PORTED = "Options of the generated layout"
 
 
-@dataclass(frozen=True)
-class Options:
-    """What ``convert`` was asked to do.
+def _stands_alone(following: str) -> bool:
+    """Whether ``-q``, as in mlx-lm, has no value before this argument: a path is none, unless it is called like one."""
+    if "/" not in following and not Path(following).exists():
+        return False
+    return following not in (*_BITS, *MODES, *MIXED) and not following.isdigit()
 
-    ``quant`` is the checked form of the quantization options; ``dynamic``, ``fold_batchnorm`` and ``mlxfn`` are those
-    of ``port``, for the generated layout; ``kv`` is the key-value cache that the output is to be used with;
-    ``allocation`` is what ``quant`` was chosen by, where a limit was asked for; ``report_device`` is the Mac that the
-    quality report predicts for; ``calibration`` is the text to calibrate on, None without calibration; ``distill`` is
-    how scales and biases are trained, None without training.
-    """
 
-    dtype: str = "auto"
-    quant: QuantRequest | None = None
-    max_shard_size: str | int = DEFAULT_SHARD_SIZE
-    shard_by: str = "size"
-    layout: str = "auto"
-    verify: str = "auto"
-    overwrite: bool = False
-    allow_overflow: bool = False
-    trust_remote_code: bool = False
-    dynamic: bool | Any = True
-    fold_batchnorm: bool = False
-    mlxfn: bool = False
-    kv: KVQuant | None = None
-    allocation: AllocationReport | None = None
-    report: bool = False
-    report_device: str | None = None
-    calibration: Calibration | None = None
-    distill: DistillSettings | None = None
+def _no_machine(following: str) -> bool:
+    """Whether ``--fit`` means this machine: what follows is a path."""
+    return bool(following) and Path(following).exists()
+
+
+def _check_size(size: str | int) -> None:
+    if isinstance(size, float):
+        raise UsageError(f"{size!r} is not a size", hint="write it like 5GB, or as whole bytes")
+    parse_size(size)
+
+
+def _check_machine(name: str) -> None:
+    from mlxport.fit.hardware import named_machine
+
+    named_machine(name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedOptions:
+    """What ``convert`` and ``port_folder`` have in common."""
+
+    dtype: str = option(
+        "auto",
+        choices=DTYPES,
+        doc="Of what is not quantized: ``auto`` (as stored, or as the config's torch_dtype says), ``float32``, "
+        "``float16`` or ``bfloat16``.",
+    )
+    quantize: int | str | bool | None = option(
+        None,
+        f"Bits ({' '.join(_BITS)}), {', '.join(_FORMATS)}, or {MIXED[-1]} …; alone: {MODES[_BY_BITS].bits[0]}.",
+        doc='Bits (affine), a mode (``"mxfp4"``), a mixed recipe (``"mixed_4_6"``), True for 4 bits, or None.',
+        flags=("-q", "--quantize"),
+        alone=_stands_alone,
+    )
+    q_bits: int | None = option(
+        None, "Bits per weight.", doc="Bits, beside ``quantize=True`` or a mode.", flags=("--q-bits", "--bits")
+    )
+    q_group_size: int | None = option(
+        None, "Group size.", doc="Group size; the mode's default if None.", flags=("--q-group-size", "--group-size")
+    )
+    q_mode: str | None = option(None, in_words(tuple(MODES)), doc=in_words(tuple(f"``{mode}``" for mode in MODES)))
+    recipe: str | Path | None = option(
+        None,
+        f"A TOML file of rules, or {MIXED[-1]} …",
+        doc="A TOML file of rules, or a mixed recipe's name.",
+        flags=("--recipe", "--quant-predicate"),
+    )
+    quantizer: str | None = option(
+        None,
+        "rtn: mlx-lm's tensors; search: less error, same format.",
+        doc="``rtn``, the default: the tensors of ``mlx_lm.convert``; ``search``: scales and biases of affine modules "
+        "are chosen for the least squared error, in the same format (the default under a limit).",
+    )
+    max_shard_size: str | int = option(
+        DEFAULT_SHARD_SIZE,
+        "Limit of an output file.",
+        doc='Limit of an output file, such as ``"5GB"``.',
+        check=_check_size,
+    )
+    verify: str = option(
+        "auto",
+        choices=VERIFY,
+        doc=in_words(tuple(f"``{way}``" for way in VERIFY)),
+    )
+    overwrite: bool = option(
+        False, "Replace DST, at the very end.", doc="Replace an existing model folder, at the very end."
+    )
+    dry_run: bool = option(False, "Print the plan; write nothing.", doc="Plan only; nothing is written.")
+    dynamic: bool = option(
+        True,
+        "Other input sizes, where provable.",
+        doc="Of the generated layout: whether sizes of the inputs may change where torch.export proves that they can.",
+        flags=("--dynamic/--no-dynamic",),
+        panel=_PORTED,
+    )
+    fold_batchnorm: bool = option(
+        False,
+        "Multiply BatchNorm into the convolution before it.",
+        doc="Of the generated layout: multiply eval-mode BatchNorm into the convolution before it.",
+        panel=_PORTED,
+    )
+    mlxfn: bool = option(
+        False,
+        "Write model.mlxfn for C++ and Swift too.",
+        doc="Of the generated layout: write ``model.mlxfn`` (``mx.export_function``) too, for C++ and Swift.",
+        panel=_PORTED,
+    )
+    quiet: bool = option(True, "Show no progress.", unset=False)
 
     def __post_init__(self) -> None:
-        for name, value, allowed in (
-            ("dtype", self.dtype, DTYPES),
-            ("layout", self.layout, LAYOUTS),
-            ("verify", self.verify, VERIFY),
-            ("shard-by", self.shard_by, ("size", "layer")),
-        ):
-            if value not in allowed:
-                raise UsageError(f"--{name} {value!r} does not exist", hint=f"choose one of {', '.join(allowed)}")
-        ported = {
-            "--no-dynamic": self.dynamic is not True,
-            "--fold-batchnorm": self.fold_batchnorm,
-            "--mlxfn": self.mlxfn,
-        }
-        if self.layout == "mlx-lm" and (given := [name for name, there in ported.items() if there]):
-            raise UsageError(
-                f"{', '.join(given)}: for the generated layout only, and this one is mlx-lm's",
-                hint="add --layout generated, or leave it out",
-            )
-        if self.distill is not None and self.layout == "generated":
-            message = "--distill: for mlx-lm's layout only; the generated one is a program of its own"
-            raise UsageError(message, hint="leave it out, or add --layout mlx-lm")
-        if self.layout == "generated" and self.kv is not None:
-            raise UsageError(
-                "--kv-bits: for mlx-lm's layout only; the generated one has no key-value cache",
-                hint="leave it out, or add --layout mlx-lm",
-            )
-        self._check_report()
-        if self.layout == "generated" and self.calibration is not None:
-            raise UsageError(
-                f"--calibrate {self.calibration.name}: for mlx-lm's layout only, and this one is generated",
-                hint="use --quantizer search instead, or leave --layout out",
-            )
-        if isinstance(self.max_shard_size, float):
-            raise UsageError(f"{self.max_shard_size!r} is not a size", hint="write it like 5GB, or as whole bytes")
-        parse_size(self.max_shard_size)
-
-    def _check_report(self) -> None:
-        if self.report and self.layout == "generated":
-            raise UsageError(
-                "--report: quality is measured with mlx-lm's models, and this layout brings code of its own",
-                hint="leave it out: the conversion is verified against PyTorch",
-            )
-        if self.report_device is not None:
-            from mlxport.fit.hardware import named_machine
-
-            if not self.report:
-                raise UsageError("--report-device has no effect without --report", hint="add --report")
-            named_machine(self.report_device)
-
-    def recorded(self) -> dict[str, Any]:
-        """The options that decide the bytes of the output, and how to capture the original again."""
-        quant = asdict(self.quant) if self.quant else None
-        ported = {"dynamic": self.dynamic is True, "fold_batchnorm": self.fold_batchnorm}
-        return {
-            "dtype": self.dtype,
-            "quantize": quant,
-            "max_shard_size": self.max_shard_size,
-            "shard_by": self.shard_by,
-            "layout": self.layout,
-            **({"distill": asdict(self.distill)} if self.distill is not None else {}),
-            **(ported if self.layout == "generated" else {}),
-            **({"calibrate": self.calibration.recorded()} if self.calibration else {}),
-        }
+        check_fields(self)
 
 
-@dataclass(frozen=True)
-class ConvertReport:
-    """What ``convert`` did, or with ``dry_run`` would do.
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions(SharedOptions):
+    """What the user gives to ``convert``, checked as far as it can be before the checkpoint is opened."""
 
-    Attributes:
-        destination: The output folder.
-        plan: Shards, bytes, quantization, memory.
-        notes: Changes of the config and other remarks.
-        free_bytes: Space on the destination's disk before the conversion.
-        resumed: Shards that an earlier, interrupted run had finished.
-        findings: Values that are not finite in the source, or not after the cast.
-        parity: The verification, None if there was none.
-        tokenizer: The tokenizer's round trip, None if it was not tested.
-        not_verified: Why there was no verification, empty if there was one.
-        activations: The largest ones, where float16 might not hold them; None elsewhere.
-        distilled: The distillation, None if there was none.
-        dry_run: Whether nothing was written.
-        allocation: What was chosen for each module, where a limit was asked for.
-        quality: The quality report, None where none was asked for.
-    """
+    fit: str | bool | None = option(
+        None,
+        'Choose bits by layer so that it runs on a Mac, as in "M2 8GB"; alone: this one.',
+        doc='A machine such as ``"M2 8GB"`` (True: the Mac that this runs on): bits and group size of each module are '
+        "chosen such that the model fits it and the predicted damage is least. Instead of ``quantize`` and the like.",
+        alone=_no_machine,
+    )
+    context: int | None = option(
+        None,
+        "Tokens that have to fit too [4096].",
+        doc="Tokens of prompt and answer that have to fit beside the weights; 4096 if None. With ``fit`` only.",
+    )
+    target_size: str | int | None = option(
+        None,
+        "Choose bits by layer for files of this size.",
+        doc='The same under a limit of the weight files\' bytes, such as ``"6GB"``.',
+    )
+    target_bpw: float | None = option(
+        None,
+        "Choose bits by layer for so many per weight.",
+        doc="The same under a limit of bits per weight, as mlx-lm counts them.",
+    )
+    calibrate: str | Path | None = option(
+        None,
+        "Quantize by activations on a text: default, self, FILE or none.",
+        doc="``default`` (a text that is shipped), ``self`` (what the model writes itself), or a file of text: codes, "
+        "scales and biases of affine modules are chosen by the activations that the model has on it; None or "
+        "``none``: without.",
+    )
+    distill: int | None = option(
+        None,
+        "Steps of training of scales and biases.",
+        doc="Steps of training of the scales and biases of affine modules, and of norms, towards what the original "
+        "predicts; None for none. The output is never worse on held-out text than without.",
+    )
+    shard_by: str = option(
+        "size",
+        "size, or layer to keep each layer in one file.",
+        doc="``size``, or ``layer`` to keep each layer in one file.",
+        choices=("size", "layer"),
+    )
+    layout: str = option(
+        "auto",
+        "auto, mlx-lm, or generated: MLX source of its own.",
+        doc="``mlx-lm``; ``generated``: MLX source of the model's own; ``auto``: that where mlx-lm has no such model.",
+        choices=LAYOUTS,
+    )
+    allow_overflow: bool = option(
+        False,
+        "Accept infinities after the cast.",
+        doc="Accept values that become infinite in the target dtype.",
+    )
+    kv_bits: int | None = option(
+        None,
+        "Bits of the cache that generate will use.",
+        doc="Bits of a quantized key-value cache, recorded for ``mlxport generate`` and ``chat``; None for none.",
+    )
+    kv_group_size: int | None = option(None, "Group size of a quantized cache [64].", doc="Its group size; 64 if None.")
+    quantized_kv_start: int | None = option(
+        None,
+        "Tokens after which it is quantized.",
+        doc="Tokens from which on it is quantized; mlx-lm's own number if None.",
+    )
+    report: bool = option(
+        False,
+        "Measure what was lost: DST/report.html and .json.",
+        doc="Measure what was lost, and put ``report.html`` and ``report.json`` into the output.",
+    )
+    report_device: str | None = option(
+        None,
+        'A Mac to predict for in the report, as in "M2 8GB".',
+        doc='A Mac to predict the speed for in the report, such as ``"M2 8GB"``.',
+        check=_check_machine,
+    )
+    revision: str | None = option(None, "Branch, tag or commit of a hub repository.")
+    trust_remote_code: bool = option(
+        False,
+        "Allow code of the checkpoint to run.",
+        doc="Allow code of the checkpoint to run (tokenizer, reference model).",
+    )
 
-    destination: Path
-    plan: Plan
-    notes: tuple[str, ...] = ()
-    free_bytes: int = 0
-    resumed: tuple[str, ...] = ()
-    findings: Findings | None = None
-    parity: ParityReport | PortParity | None = None
-    tokenizer: Any = None
-    not_verified: str = ""
-    activations: Activations | None = None
-    distilled: DistillReport | None = None
-    dry_run: bool = False
-    allocation: AllocationReport | None = None
-    quality: QualityReport | None = None
+    def __post_init__(self) -> None:
+        if self.report_device is not None and not self.report:
+            raise UsageError("--report-device has no effect without --report", hint="add --report")
+        super().__post_init__()
+        _check_layout(self)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values only, for ``--json``."""
-        plan = self.plan
-        return {
-            "destination": str(self.destination),
-            "dry_run": self.dry_run,
-            "plan": {
-                "shards": [{"file": s.filename, "bytes": s.nbytes, "tensors": len(s.tensors)} for s in plan.shards],
-                "bytes": plan.nbytes,
-                "dtype": plan.dtype,
-                "parameters": plan.parameters,
-                "bits_per_weight": round(plan.bits_per_weight, 4),
-                "quantized_modules": len(plan.quantized),
-                "kept": dict(plan.kept),
-                "dropped": list(plan.dropped),
-                "peak_memory_bytes": plan.peak_bytes,
-                "calibration": asdict(plan.calibration) if plan.calibration else None,
-                "disk_needed_bytes": plan.nbytes + MARGIN_BYTES,
-                "disk_free_bytes": self.free_bytes,
-            },
-            "allocation": self.allocation.to_json() if self.allocation else None,
-            "notes": list(self.notes),
-            "resumed": list(self.resumed),
-            "nonfinite": dict(self.findings.nonfinite) if self.findings else {},
-            "overflowed": dict(self.findings.overflowed) if self.findings else {},
-            "activations": self.activations.to_json() if self.activations else None,
-            "distilled": self.distilled.to_json() if self.distilled else None,
-            "verified": bool(self.parity and self.parity.passed),
-            "not_verified": self.not_verified,
-            "parity": self.parity.to_json() if self.parity else None,
-            "tokenizer": self.tokenizer.to_json() if self.tokenizer else None,
-            "quality": self.quality.quality.to_json() if self.quality else None,
-        }
+
+def _check_layout(options: ConvertOptions) -> None:
+    """Refuse what the layout, where it is known, has no use for."""
+    ported = {
+        "--no-dynamic": options.dynamic is not True,
+        "--fold-batchnorm": options.fold_batchnorm,
+        "--mlxfn": options.mlxfn,
+    }
+    if options.layout == "mlx-lm" and (given := [name for name, there in ported.items() if there]):
+        raise UsageError(
+            f"{', '.join(given)}: for the generated layout only, and this one is mlx-lm's",
+            hint="add --layout generated, or leave it out",
+        )
+    if options.layout != "generated":
+        return
+    refused = (
+        (
+            options.distill is not None,
+            "--distill: for mlx-lm's layout only; the generated one is a program of its own",
+            "leave it out, or add --layout mlx-lm",
+        ),
+        (
+            options.kv_bits is not None,
+            "--kv-bits: for mlx-lm's layout only; the generated one has no key-value cache",
+            "leave it out, or add --layout mlx-lm",
+        ),
+        (
+            options.report,
+            "--report: quality is measured with mlx-lm's models, and this layout brings code of its own",
+            "leave it out: the conversion is verified against PyTorch",
+        ),
+        (
+            options.calibrate is not None and str(options.calibrate) != "none",
+            f"--calibrate {options.calibrate}: for mlx-lm's layout only, and this one is generated",
+            "use --quantizer search instead, or leave --layout out",
+        ),
+    )
+    for asked, message, hint in refused:
+        if asked:
+            raise UsageError(message, hint=hint)

@@ -11,8 +11,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import torch
 
+from mlxport.convert.convert_report import ConvertReport
 from mlxport.convert.job import Job, write_json
-from mlxport.convert.options import ConvertReport
 from mlxport.errors import UnsupportedError, VerificationError
 from mlxport.graph.capture.examples import Example, leaf_names, output_arrays
 from mlxport.graph.write.execute_source import load_folder

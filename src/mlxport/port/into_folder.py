@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxport.convert.convert import carry_out
+from mlxport.convert.convert_report import ConvertReport
 from mlxport.convert.job import Hashes
-from mlxport.convert.options import ConvertReport, Options
+from mlxport.convert.keywords import with_keywords
+from mlxport.convert.resolved_options import ResolvedOptions, resolve_port
 from mlxport.errors import SourceError, UsageError
-from mlxport.output.plan import DEFAULT_SHARD_SIZE
 from mlxport.output.workspace import absolute, check_destination
-from mlxport.quant import make_request
+from mlxport.port.port_options import PortOptions
 from mlxport.source.jsonfile import read_object
 
 if TYPE_CHECKING:
@@ -27,48 +28,14 @@ if TYPE_CHECKING:
 __all__ = ["explain", "load", "port_folder", "verify_folder"]
 
 
-def port_folder(
-    factory: str | Callable[[], Any],
-    destination: str | Path,
-    *,
-    dtype: str = "auto",
-    quantize: int | str | bool | None = None,
-    q_bits: int | None = None,
-    q_group_size: int | None = None,
-    q_mode: str | None = None,
-    recipe: str | Path | None = None,
-    quantizer: str | None = None,
-    max_shard_size: str | int = DEFAULT_SHARD_SIZE,
-    dynamic: bool | Any = True,
-    fold_batchnorm: bool = False,
-    mlxfn: bool = False,
-    verify: str = "auto",
-    overwrite: bool = False,
-    dry_run: bool = False,
-    quiet: bool = True,
-    on_port: Callable[[PortSource], None] = lambda _: None,
-) -> ConvertReport:
+@with_keywords(PortOptions)
+def port_folder(factory: str | Callable[[], Any], destination: str | Path, options: PortOptions) -> ConvertReport:
     """Port a PyTorch module into a folder: ``model.py``, its weights, an example, and what was measured.
 
     Args:
         factory: ``"FILE.py:FACTORY"``, or a function; it returns (module, args), (module, kwargs) or both.
         destination: The output folder; it appears only when it is whole and verified.
-        dtype: ``auto`` (the module's own), ``float32``, ``float16`` or ``bfloat16``.
-        quantize: As in ``convert``: bits, a mode, a mixed recipe, True for 4 bits, or None.
-        q_bits: Bits, beside ``quantize=True`` or a mode.
-        q_group_size: Group size; the mode's default if None.
-        q_mode: ``affine``, ``mxfp4``, ``nvfp4`` or ``mxfp8``.
-        recipe: A TOML file of rules.
-        quantizer: As in ``convert``: ``rtn``, the default, or ``search``.
-        max_shard_size: Limit of an output file, such as ``"5GB"``.
-        dynamic: Whether sizes of the inputs may change where torch.export proves that they can.
-        fold_batchnorm: Multiply eval-mode BatchNorm into the convolution before it.
-        mlxfn: Write ``model.mlxfn`` (``mx.export_function``) too, for C++ and Swift.
-        verify: ``auto`` or ``none``.
-        overwrite: Replace an existing model folder, at the very end.
-        dry_run: Capture and plan only; nothing is written.
-        quiet: Show no progress.
-        on_port: Called with the emitted port before anything is written.
+        options: A keyword for each field.
 
     Raises:
         MlxportError: One of the tree in ``mlxport.errors``; nothing is left under ``destination``.
@@ -77,26 +44,20 @@ def port_folder(
     from mlxport.port.folder_job import PortJob
     from mlxport.port.port_source import load_factory, open_module
 
-    request = make_request(
-        quantize, bits=q_bits, group_size=q_group_size, mode=q_mode, recipe=recipe, quantizer=quantizer
-    )
-    options = Options(
-        dtype, request, max_shard_size, layout="generated", verify=verify, overwrite=overwrite, allow_overflow=True,
-        dynamic=dynamic, fold_batchnorm=fold_batchnorm, mlxfn=mlxfn,
-    )  # fmt: skip
+    asked = resolve_port(options)
     target = absolute(destination)
     what = factory if isinstance(factory, str) else getattr(factory, "__qualname__", "the factory")
-    check_destination(target, what.rpartition(":")[0] if isinstance(factory, str) else "", overwrite)
+    check_destination(target, what.rpartition(":")[0] if isinstance(factory, str) else "", asked.overwrite)
     made = load_factory(factory) if isinstance(factory, str) else factory
     with tempfile.TemporaryDirectory(prefix="mlxport-") as folder:
-        ported, checkpoint = open_module(made, Path(folder), options, what=what)
-        on_port(ported)
+        ported, checkpoint = open_module(made, Path(folder), asked, what=what)
+        options.on_port(ported)
         hashes = Hashes(checkpoint)
         try:
-            if not dry_run:
+            if not asked.dry_run:
                 hashes.start()
             make_job = functools.partial(PortJob, ported=ported)
-            return carry_out(ported.conversion, what, checkpoint, target, options, dry_run, hashes, quiet, make_job)
+            return carry_out(ported.conversion, what, checkpoint, target, asked, hashes, make_job)
         finally:
             hashes.stop()
 
@@ -165,16 +126,17 @@ def verify_folder(
     folder = absolute(output)
     record = read_record(folder)
     asked, written = (part if isinstance(part := record.get(key), dict) else {} for key in ("options", "output"))
-    options = Options(
-        str(asked.get("dtype", "auto")),
+    options = ResolvedOptions(
+        dtype=str(asked.get("dtype", "auto")),
         layout="generated",
+        revision=revision,
         trust_remote_code=trust_remote_code,
         dynamic=bool(asked.get("dynamic", True)),
         fold_batchnorm=bool(asked.get("fold_batchnorm", False)),
     )
     bits = min((int(spec["bits"]) for spec in written.get("quantized", {}).values()), default=None)
     with tempfile.TemporaryDirectory(prefix="mlxport-") as temporary:
-        source = _original(against, Path(temporary), options, revision)
+        source = _original(against, Path(temporary), options)
         model = load(folder)
         program = source.conversion.program
         expected = program.pipeline(lazy_arrays(program.refs))
@@ -184,14 +146,14 @@ def verify_folder(
         return replace(report, problems=(problem,)) if wrong else report
 
 
-def _original(against: str, folder: Path, options: Options, revision: str | None) -> PortSource:
+def _original(against: str, folder: Path, options: ResolvedOptions) -> PortSource:
     """What a folder was ported from, captured once more; ``folder`` holds what the capture stores."""
     from mlxport.port.port_source import load_factory, open_generated, open_module
     from mlxport.source import open_checkpoint
 
     if against.rpartition(":")[0].endswith(".py"):
         return open_module(load_factory(against), folder, options, what=against)[0]
-    checkpoint = open_checkpoint(against, revision=revision, trust_remote_code=options.trust_remote_code)
+    checkpoint = open_checkpoint(against, revision=options.revision, trust_remote_code=options.trust_remote_code)
     return open_generated(checkpoint, options)
 
 

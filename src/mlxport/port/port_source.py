@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import torch
 
-from mlxport.convert.options import Options
+from mlxport.convert.resolved_options import ResolvedOptions
 from mlxport.errors import SourceError, UnsupportedError, UsageError
 from mlxport.graph.build import Port
 from mlxport.graph.capture.examples import Example, other_sizes
@@ -147,7 +147,7 @@ def _made(factory: Factory, what: str) -> tuple[torch.nn.Module, Example]:
 def open_module(
     factory: Factory,
     folder: Path,
-    options: Options,
+    options: ResolvedOptions,
     *,
     what: str,
 ) -> tuple[PortSource, Checkpoint]:
@@ -199,7 +199,7 @@ def _saved(state: Mapping[str, torch.Tensor], model_type: str, folder: Path) -> 
     return open_checkpoint(folder)
 
 
-def open_generated(checkpoint: Checkpoint, options: Options) -> PortSource:
+def open_generated(checkpoint: Checkpoint, options: ResolvedOptions) -> PortSource:
     """Port the transformers model that a checkpoint is of; its weights stay on disk.
 
     Raises:
@@ -226,7 +226,7 @@ def open_generated(checkpoint: Checkpoint, options: Options) -> PortSource:
     return PortSource(conversion, example, reference)
 
 
-def _emitted(checkpoint: Checkpoint, options: Options, dtype: str) -> tuple[Port, Example, dict[str, Any]]:
+def _emitted(checkpoint: Checkpoint, options: ResolvedOptions, dtype: str) -> tuple[Port, Example, dict[str, Any]]:
     """Source, example inputs, and how each tensor is made of the checkpoint's; eager attention is the second choice."""
     from mlxport.layouts.generated import hf_model
     from mlxport.layouts.generated.hf_weights import weight_maps

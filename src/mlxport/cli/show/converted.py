@@ -13,7 +13,7 @@ from rich.table import Table
 from mlxport.progress import format_bytes, format_seconds
 
 if TYPE_CHECKING:
-    from mlxport.convert.convert import ConvertReport
+    from mlxport.convert.convert_report import ConvertReport
     from mlxport.parity import ParityReport
     from mlxport.parity.port_parity import PortParity
     from mlxport.quality.quality_report import QualityReport

@@ -1,0 +1,49 @@
+"""What the user gives to ``port_folder``: the options that it has in common with ``convert``, and its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlxport.convert.option_field import option, refined
+from mlxport.convert.options import SharedOptions
+from mlxport.quant import MODES
+
+if TYPE_CHECKING:
+    from mlxport.port.port_source import PortSource
+
+__all__ = ["PortOptions"]
+
+_AFFINE, *_FORMATS = MODES
+_BITS = " ".join(str(bits) for bits in sorted(MODES[_AFFINE].bits))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PortOptions(SharedOptions):
+    """What the user gives to ``port_folder``."""
+
+    dtype: str = refined(
+        SharedOptions, "dtype", doc="``auto`` (the module's own), ``float32``, ``float16`` or ``bfloat16``."
+    )
+    quantize: int | str | bool | None = refined(
+        SharedOptions,
+        "quantize",
+        help=f"Bits ({_BITS}), {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}; alone: {MODES[_AFFINE].bits[0]}.",
+        doc="As in ``convert``: bits, a mode, a mixed recipe, True for 4 bits, or None.",
+    )
+    recipe: str | Path | None = refined(
+        SharedOptions, "recipe", help="A TOML file of rules.", doc="A TOML file of rules."
+    )
+    dynamic: bool | Any = refined(SharedOptions, "dynamic")
+    verify: str = refined(SharedOptions, "verify", help="auto or none.", doc="``auto`` or ``none``.")
+    dry_run: bool = refined(
+        SharedOptions,
+        "dry_run",
+        help="Capture and plan; write nothing.",
+        doc="Capture and plan only; nothing is written.",
+    )
+    on_port: Callable[[PortSource], None] = option(
+        lambda _: None, doc="Called with the emitted port before anything is written.", in_python_only=True
+    )
