@@ -10,6 +10,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlxport.transform.exported import Slot, export
+
 __all__ = ["Graph", "Node", "record"]
 
 # MLX builds its tape breadth first up to this width (`MLX_BFS_MAX_WIDTH`, mlx/transforms.cpp).
@@ -28,7 +30,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """What ``mx.export_function`` says of a function.
+    """A function as MLX records it.
 
     Attributes:
         nodes: The primitives that the outputs need, in the order of evaluation.
@@ -57,30 +59,19 @@ def record(function: Callable[..., list[mx.array]], arguments: Sequence[mx.array
     Raises:
         ValueError: The function looks at values, or uses a primitive that MLX cannot export.
     """
-    records: list[dict[str, Any]] = []
-    mx.export_function(records.append, function, *arguments)
-    nodes: list[Node] = []
-    ends: dict[str, tuple[str, ...]] = {"inputs": (), "constants": (), "outputs": ()}
-    shapes: dict[str, tuple[int, ...]] = {}
-    widths: dict[str, int] = {}
-    for each in records:
-        kind = each["type"]
-        if kind == "constants":
-            described = [(key, array.shape, array.dtype) for key, array in each["constants"]]
-        elif kind in ("inputs", "outputs", "primitive"):
-            described = each["inputs" if kind == "inputs" else "outputs"]
-        else:
-            continue
-        for key, shape, dtype in described:
-            shapes[key], widths[key] = tuple(shape), dtype.size
-        keys = tuple(key for key, _, _ in described)
-        if kind == "primitive":
-            reads = tuple(key for key, _, _ in each["inputs"])
-            nodes.append(Node(each["name"], reads, keys, tuple(each["arguments"])))
-        else:
-            ends[kind] = keys
+    graph = export(function, arguments)
+    made = [slot for primitive in graph.primitives for slot in primitive.outputs]
+    slots = [*graph.inputs, *made, *graph.outputs]
+    slots += [Slot(key, tuple(array.shape), array.dtype) for key, array in graph.constants.items()]
+    nodes = [Node(p.name, p.inputs, tuple(slot.key for slot in p.outputs), p.arguments) for p in graph.primitives]
+    inputs, outputs = (tuple(slot.key for slot in ends) for ends in (graph.inputs, graph.outputs))
     return Graph(
-        _evaluation_order(nodes, ends["outputs"]), ends["inputs"], ends["constants"], ends["outputs"], shapes, widths
+        nodes=_evaluation_order(nodes, outputs),
+        inputs=inputs,
+        constants=tuple(graph.constants),
+        outputs=outputs,
+        shapes={slot.key: slot.shape for slot in slots},
+        widths={slot.key: slot.dtype.size for slot in slots},
     )
 
 

@@ -7,7 +7,6 @@ The stand-ins have the shapes, dtypes and inputs of the real ones, and nothing o
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ import mlx.nn as nn
 from mlx.nn.layers import activations
 
 from mlxport.quant import MODES, make_spec
+from mlxport.transform import replacing
 
 __all__ = ["recordable"]
 
@@ -25,7 +25,6 @@ _FULL_HEADS = frozenset({64, 72, 80, 96, 128})
 _VECTOR_HEADS = frozenset({(64, 64), (96, 96), (128, 128), (256, 256), (192, 128)})
 _FEW_QUERIES = 8
 _MOST_VECTOR_ROWS = 32
-_lock = threading.RLock()
 
 
 def _norm(x: mx.array, weight: mx.array | None = None, *others: Any, **_: Any) -> mx.array:
@@ -94,7 +93,6 @@ def recordable(fused: bool) -> Iterator[None]:
 
     The default device is the CPU meanwhile, so that a Mac records what any other machine does.
     """
-    owner = threading.get_ident()
     stand_ins: list[tuple[Any, str, Callable[..., Any]]] = [
         (mx, "quantize", _quantize),
         (mx, "dequantize", _dequantize),
@@ -106,21 +104,10 @@ def recordable(fused: bool) -> Iterator[None]:
         stand_ins += [(mx.fast, "rms_norm", _norm), (mx.fast, "layer_norm", _norm), (mx.fast, "rope", _like)]
         stand_ins += [(mx.fast, "scaled_dot_product_attention", attention)]
 
-    def here(original: Callable[..., Any], stand_in: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            return (stand_in if threading.get_ident() == owner else original)(*args, **kwargs)
-
-        return call
-
-    with _lock:
+    with replacing(stand_ins):
         device = mx.default_device()
-        originals = [(module, name, getattr(module, name)) for module, name, _ in stand_ins]
+        mx.set_default_device(mx.cpu)
         try:
-            mx.set_default_device(mx.cpu)
-            for (module, name, stand_in), (_, _, original) in zip(stand_ins, originals, strict=True):
-                setattr(module, name, here(original, stand_in))
             yield
         finally:
-            for module, name, original in originals:
-                setattr(module, name, original)
             mx.set_default_device(device)

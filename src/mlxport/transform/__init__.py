@@ -10,8 +10,10 @@ Imports: errors, types, source, quant.
 from mlxport.transform.derived import derive
 from mlxport.transform.dtypes import float32, mx_dtype, st_dtype, to_bytes, to_mx
 from mlxport.transform.evaluate import BLOCK_BYTES, Evaluator, lazy_arrays, row_blocks, working_bytes
+from mlxport.transform.exported import export
 from mlxport.transform.invert import NotInvertible, invert
 from mlxport.transform.program import Output, Pipeline, Program, Value
+from mlxport.transform.replacing import replacing
 from mlxport.transform.trace import lazy_outputs, trace
 
 __all__ = [
@@ -23,11 +25,13 @@ __all__ = [
     "Program",
     "Value",
     "derive",
+    "export",
     "float32",
     "invert",
     "lazy_arrays",
     "lazy_outputs",
     "mx_dtype",
+    "replacing",
     "row_blocks",
     "st_dtype",
     "to_bytes",

@@ -1,10 +1,9 @@
-"""Run a pipeline once on placeholders and keep the graph (``mx.export_function`` with a callback)."""
+"""Run a pipeline once on placeholders and keep the graph."""
 
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -13,15 +12,15 @@ from mlxport.quant.modes import make_spec
 from mlxport.quant.search import search_affine
 from mlxport.transform.dtypes import mx_dtype
 from mlxport.transform.evaluate import lazy_arrays
+from mlxport.transform.exported import Exported, export
 from mlxport.transform.program import Call, Output, Pipeline, Program, Value
+from mlxport.transform.replacing import replacing
 from mlxport.transform.row_rules import ROW_OPS
 from mlxport.types import QuantSpec, TensorRef
 
 # How MLX says that it cannot export a primitive, and that code looked at a placeholder's values.
 _NO_STATE = "Unable to get state for primitive"
 _EVALUATED = "Attempting to eval an array during function transformations"
-# Tracing replaces functions of mlx.core: one thread at a time, and only that thread sees them.
-_lock = threading.RLock()
 
 
 def trace(pipeline: Pipeline, refs: Mapping[str, TensorRef]) -> Program:
@@ -51,7 +50,7 @@ def lazy_outputs(program: Program) -> dict[str, mx.array]:
             return originals["quantize"](w, *args, **kwargs)
         return search_affine(w, group_size=spec.group_size, bits=spec.bits, chunk=None)
 
-    with _replacing({"quantize": quantize} if program.quantizer == "search" else {}) as originals:
+    with replacing([(mx, "quantize", quantize)] if program.quantizer == "search" else []) as originals:
         return program.pipeline(lazy_arrays(program.refs))
 
 
@@ -73,11 +72,9 @@ def _traced(pipeline: Pipeline, refs: Mapping[str, TensorRef]) -> dict[str, Outp
             return roots
 
         placeholders = [mx.zeros(ref.shape, dtype=mx_dtype(ref)) for ref in refs.values()]
-        records: list[dict[str, Any]] = []
-        values: list[Value | None]
+        values: Sequence[Value | None]
         try:
-            mx.export_function(records.append, traced, *placeholders)
-            values = _graph(records, tuple(refs.values()))
+            values = _values(export(traced, placeholders), refs.values())
         except ValueError as error:
             if _NO_STATE not in str(error):
                 raise
@@ -99,25 +96,16 @@ def _followed(value: Value) -> bool:
     )
 
 
-def _graph(records: list[dict[str, Any]], refs: tuple[TensorRef, ...]) -> list[Value | None]:
-    """Build values from the callback's records, in the order of the outputs."""
-    env: dict[str, Value] = {}
-    outputs: list[str] = []
-    for record in records:
-        kind = record["type"]
-        if kind == "inputs":
-            for (key, shape, dtype), ref in zip(record["inputs"], refs, strict=True):
-                env[key] = Value(tuple(shape), dtype, leaf=ref)
-        elif kind == "outputs":
-            outputs = [key for key, _, _ in record["outputs"]]
-        elif kind == "constants":
-            for key, array in record["constants"]:
-                env[key] = Value(tuple(array.shape), array.dtype, constant=array)
-        elif kind == "primitive":
-            call = Call(record["name"], tuple(env[key] for key, _, _ in record["inputs"]), tuple(record["arguments"]))
-            for index, (key, shape, dtype) in enumerate(record["outputs"]):
-                env[key] = _simplified(Value(tuple(shape), dtype, call=call, index=index))
-    return [env[key] for key in outputs]
+def _values(graph: Exported, refs: Iterable[TensorRef]) -> list[Value]:
+    """The outputs of a graph whose inputs are checkpoint tensors."""
+    env = {slot.key: Value(slot.shape, slot.dtype, leaf=ref) for slot, ref in zip(graph.inputs, refs, strict=True)}
+    for key, array in graph.constants.items():
+        env[key] = Value(tuple(array.shape), array.dtype, constant=array)
+    for primitive in graph.primitives:
+        call = Call(primitive.name, tuple(env[key] for key in primitive.inputs), primitive.arguments)
+        for index, slot in enumerate(primitive.outputs):
+            env[slot.key] = _simplified(Value(slot.shape, slot.dtype, call=call, index=index))
+    return [env[slot.key] for slot in graph.outputs]
 
 
 def _simplified(value: Value) -> Value:
@@ -154,36 +142,18 @@ def recording() -> Iterator[dict[int, tuple[mx.array, QuantSpec, str]]]:
                 quantized[id(array)] = (w, spec, part)
         return result
 
+    def contiguous(x: mx.array, *_: Any, **__: Any) -> mx.array:
+        return x
+
     def from_fp8(x: mx.array, dtype: mx.Dtype = mx.bfloat16, **_: Any) -> mx.array:
         table = originals["from_fp8"](mx.arange(256, dtype=mx.uint8), dtype=dtype)
         mx.eval(table)  # a constant; its primitive could not be exported
         return mx.take(table, x.astype(mx.uint32))
 
-    with _replacing({"contiguous": lambda a, *_, **__: a, "from_fp8": from_fp8, "quantize": quantize}) as originals:
+    stand_ins: list[tuple[Any, str, Callable[..., Any]]]
+    stand_ins = [(mx, "contiguous", contiguous), (mx, "from_fp8", from_fp8), (mx, "quantize", quantize)]
+    with replacing(stand_ins) as originals:
         yield quantized
-
-
-@contextlib.contextmanager
-def _replacing(patches: Mapping[str, Callable[..., Any]]) -> Iterator[dict[str, Callable[..., Any]]]:
-    """Replace functions of mlx.core in this thread; yields the originals."""
-    owner = threading.get_ident()
-    originals: dict[str, Callable[..., Any]] = {}
-
-    def here(name: str, replacement: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            return (replacement if threading.get_ident() == owner else originals[name])(*args, **kwargs)
-
-        return call
-
-    with _lock:
-        originals.update((name, getattr(mx, name)) for name in patches)
-        try:
-            for name, replacement in patches.items():
-                setattr(mx, name, here(name, replacement))
-            yield originals
-        finally:
-            for name, original in originals.items():
-                setattr(mx, name, original)
 
 
 def _quant_spec(
