@@ -6,6 +6,7 @@
 # make sweep-ops  torch's op and module databases against PyTorch (long); writes docs/ops.md
 # make sweep-models  a tiny model of every transformers type, ported (hours; goes on where it stopped); docs/models.md
 # make sweep-quality  every quantizer, mlx-lm's too, on three language models (hours; goes on where it stopped); docs/quality.md
+# make docs   the documentation as a site, in site/; docs/generate.py makes what is made from the code
 # make bench  conversion beside cp and mlx_lm (makes 2.5 GB files), ports beside hand-written MLX, quantizers
 # Each makes .venv and installs what it needs.
 
@@ -19,7 +20,7 @@ WORKERS ?= 2
 OPENBLAS := $(firstword $(wildcard /usr/lib/*/openblas-pthread/libopenblas.so.0))
 RUN := $(if $(OPENBLAS),env LD_PRELOAD=$(OPENBLAS) )
 
-.PHONY: demo test check sweep sweep-ops sweep-models sweep-quality bench format clean
+.PHONY: demo test check sweep sweep-ops sweep-models sweep-quality bench docs format clean
 
 $(VENV)/.installed: pyproject.toml constraints/linux.txt
 	$(PYTHON) -m venv $(VENV)
@@ -65,6 +66,15 @@ sweep-quality: $(VENV)/.installed
 	test -d .sweep-llama || $(BIN)/python benchmarks/train_llama.py .sweep-llama
 	$(RUN)$(BIN)/python benchmarks/quality.py --llama .sweep-llama --output docs/quality.md
 
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet $(if $(filter Linux,$(UNAME)),-c constraints/linux.txt) -e ".[docs]"
+	touch $@
+
+# NO_MKDOCS_2_WARNING: what the theme announces of its successor is no warning about these pages.
+docs: $(VENV)/.docs
+	$(BIN)/python docs/generate.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/convert.py
 	$(RUN)$(BIN)/python benchmarks/port.py
@@ -72,4 +82,4 @@ bench: $(VENV)/.installed
 	$(RUN)$(BIN)/python benchmarks/allocation.py
 
 clean:
-	rm -rf $(VENV) demo-output demo-output.partial .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo-output demo-output.partial .pytest_cache .mypy_cache .ruff_cache site
