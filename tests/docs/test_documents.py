@@ -9,9 +9,9 @@ from datetime import date
 from pathlib import Path
 
 import pytest
+from documents import PAGES, ROOT, commands, spelled_inline
 
 import mlxport
-from documents import PAGES, ROOT, commands, spelled_inline
 from mlxport._version import __version__
 
 sys.path.insert(0, str(ROOT / "docs"))
@@ -59,10 +59,12 @@ def test_every_command_parses(name):
             assert {word for word in words if word.startswith("-")} <= options, words
 
 
-@pytest.mark.parametrize("words", [["convert", "a", "b", "--no-such"], ["convert", "a", "b", "--target-bpw", "x"]])
+@pytest.mark.parametrize("words", [["--no-such"], ["--target-bpw", "x"]])
 def test_a_wrong_command_does_not_parse(words):
-    with pytest.raises(Exception, match="No such option|not a valid"):
-        generate.commands()[words[0]].make_context(words[0], words[1:])
+    from mlxport.cli.app import _CLICK_ERROR
+
+    with pytest.raises(_CLICK_ERROR):
+        generate.commands()["convert"].make_context("convert", ["a", "b", *words])
 
 
 def test_what_is_made_from_the_code_is_up_to_date():

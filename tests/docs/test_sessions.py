@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from documents import ROOT, Step, blocks, missing, session
 
 from command import Result, environment
-from documents import ROOT, Step, blocks, missing, session
 
 README = ROOT / "README.md"
 UPSAMPLER = ROOT / "examples" / "upsampler.py"

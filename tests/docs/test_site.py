@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from documents import ROOT
 
 pytest.importorskip("mkdocs", reason="pip install -e '.[docs]', as make docs does")
