@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx_lm.models.switch_layers import SwitchLinear
 
-from mlxport.calibrate.leaves import LEAVES, Recorder, Site
+from mlxport.calibrate.sites import Recorder, Site
+from mlxport.model.blocks import block_of
+from mlxport.model.hooks import Answer, answering
+from mlxport.model.leaf_calls import LeafCalls, leaf_class
 
-__all__ = ["Unit", "find_units", "hook_units"]
+__all__ = ["Unit", "UnitCalls", "find_units", "hooked_classes"]
 
-_NUMBERED = re.compile(r"(?:^|\.)\d+(?=\.|$)")
+_MATRICES = (nn.Linear, SwitchLinear)
 
 
 @dataclass(eq=False)
@@ -42,64 +45,66 @@ class Unit:
     head: bool = False
 
 
-class _Runner(Protocol):
-    def enter(self, unit: Unit, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
+class UnitCalls(Protocol):
+    """What the calls of units are handed to."""
 
-    def lookup(self, unit: Unit, ids: mx.array) -> mx.array: ...
+    def enter(self, unit: Unit, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A unit is called; ``call`` computes it, for any part of what it is given."""
+
+    def lookup(self, unit: Unit, ids: mx.array) -> mx.array:
+        """Rows of a table."""
 
 
 def find_units(model: nn.Module, recorder: Recorder) -> list[Unit]:
-    """The units of a model; their matrices are made to show their inputs to ``recorder``."""
+    """The units of a model, with the matrices whose inputs ``recorder`` is to measure."""
     units: dict[str, Unit] = {}
     known: set[int] = set()
     # named_modules goes depth first, so parents are sorted before what is in them by the length of their paths.
     for path, module in sorted(model.named_modules(), key=lambda item: item[0].count(".")):
         if id(module) in known:
             continue
-        match = _NUMBERED.search(path)
-        block = path[: match.end()] if match else None
-        is_matrix = type(module) in LEAVES
-        if block == path or (block is None and (is_matrix or type(module) is nn.Embedding)):
+        block, is_matrix = block_of(path), type(module) in _MATRICES
+        is_table = block is None and type(module) is nn.Embedding
+        if block == path or (block is None and is_matrix) or is_table:
             known.add(id(module))
             units[path] = Unit(path, module, leaf=block is None or is_matrix, table=type(module) is nn.Embedding)
-        if (is_matrix or (block is None and type(module) is nn.Embedding)) and (block or path) in units:
+        if (is_matrix or is_table) and (block or path) in units:
             known.add(id(module))
-            _watch(units[block or path], path, module, recorder)
+            unit = units[block or path]
+            unit.sites[path] = Site(path, unit.path, module, recorder)
+            recorder.sites.append(unit.sites[path])
     return list(units.values())
 
 
-def _watch(unit: Unit, path: str, module: Any, recorder: Recorder) -> None:
-    site = Site(path, unit.path, module, recorder)
-    unit.sites[path] = site
-    recorder.sites.append(site)
-    if type(module) in LEAVES:
-        module.__class__ = LEAVES[type(module)]
-        object.__setattr__(module, "_site", site)
-
-
-def hook_units(units: list[Unit], runner: _Runner) -> None:
-    """Make every unit hand its calls to ``runner``."""
+def hooked_classes(units: list[Unit], calls: UnitCalls) -> Iterator[tuple[Any, type]]:
+    """Classes that make every unit hand its calls to ``calls``, and every matrix to its site."""
     for unit in units:
-        _hook_table(unit, runner) if unit.table else _hook(unit, runner)
+        inner = {id(site.module): leaf_class(site.module, site) for site in unit.sites.values() if not unit.table}
+        yield from ((site.module, inner[id(site.module)]) for site in unit.sites.values() if not unit.table)
+        if unit.table:
+            yield unit.module, leaf_class(unit.module, _Table(unit, calls))
+        else:
+            yield unit.module, answering(inner.get(id(unit.module), type(unit.module)), _entering(unit, calls))
 
 
-def _hook(unit: Unit, runner: _Runner) -> None:
-    base: Any = type(unit.module)
+def _entering(unit: Unit, calls: UnitCalls) -> Answer:
+    def answer(_: Any, __: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return calls.enter(unit, call, args, kwargs)
 
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return runner.enter(unit, lambda *a, **k: base.__call__(self, *a, **k), args, kwargs)
-
-    unit.module.__class__ = type(base.__name__, (base,), {"__call__": call})
+    return answer
 
 
-def _hook_table(unit: Unit, runner: _Runner) -> None:
-    base: Any = type(unit.module)
+@dataclass(frozen=True)
+class _Table(LeafCalls):
+    """The calls of a table of embeddings, which is not in memory."""
 
-    def lookup(self: Any, ids: mx.array) -> mx.array:
-        return runner.lookup(unit, ids)
+    unit: Unit
+    calls: UnitCalls
 
-    def as_linear(self: Any, x: mx.array) -> Any:
-        rows = self.weight.shape[0]
-        return runner.enter(unit, lambda x: mx.zeros((*x.shape[:-1], rows)), (x,), {})
+    def lookup(self, ids: mx.array) -> mx.array:
+        return self.calls.lookup(self.unit, ids)
 
-    unit.module.__class__ = type(base.__name__, (base,), {"__call__": lookup, "as_linear": as_linear})
+    def linear(self, x: mx.array) -> mx.array:
+        rows = self.unit.module.weight.shape[0]
+        output: mx.array = self.calls.enter(self.unit, lambda x: mx.zeros((*x.shape[:-1], rows)), (x,), {})
+        return output

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping
 from math import prod
@@ -10,10 +9,11 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxport.calibrate.batch import Batch
 from mlxport.calibrate.calibration_text import LENGTH, MOST_TOKENS, Calibration, read_calibration, written
 from mlxport.calibrate.moments import column_ranges
+from mlxport.calibrate.paired_batch import PairedBatch
 from mlxport.calibrate.quantizing import BLOCK
+from mlxport.model.blocks import block_of
 from mlxport.model_config import ModelConfig
 from mlxport.output.plan import BASE_BYTES
 from mlxport.transform import Program
@@ -21,7 +21,6 @@ from mlxport.types import CalibrationPlan, Checkpoint, QuantSpec
 
 __all__ = ["estimate", "estimate_default"]
 
-_BLOCK = re.compile(r"^(?:.*?\.)?\d+(?=\.)")
 _PASSES = 3  # forward: the original, what is measured, what is fed forward
 _WORK = 8  # products of a matrix with its moments while it is quantized
 _STEPS = 36  # operations for each column of a block of rows
@@ -76,14 +75,13 @@ def estimate(
             continue
         shape = output.value.shape if output.value is not None else output.shape
         size = output.value.dtype.size if output.value is not None else output.dtype.size
-        match = _BLOCK.match(name)
-        units.setdefault(match[0] if match else name.rpartition(".")[0], []).append((name, shape, size))
+        units.setdefault(block_of(name) or name.rpartition(".")[0], []).append((name, shape, size))
     chosen = _chosen(ModelConfig(config))
     hidden = min((shape[-1] for unit in units.values() for _, shape, _ in unit if len(shape) > 1), default=1)
     model = ModelConfig(config)
     hidden = model.hidden_size or hidden
     flops, steps, peak = 0.0, 0.0, 0
-    batch = Batch(sequences, length)
+    batch = PairedBatch(sequences, length)
     for unit in units.values():
         more, more_steps, needed = _unit(unit, quantized, count, chosen, batch)
         flops, steps, peak = flops + more, steps + more_steps, max(peak, needed)
@@ -108,7 +106,7 @@ def _unit(
     quantized: Mapping[str, QuantSpec],
     count: int,
     chosen: int,
-    batch: Batch,
+    batch: PairedBatch,
 ) -> tuple[float, float, int]:
     """Floating point operations, column steps and bytes of one unit."""
     flops, steps, widest = 0.0, 0.0, 0

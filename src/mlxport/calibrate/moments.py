@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import mlx.core as mx
-import numpy as np
 
 __all__ = ["Experts", "Moments", "Power", "Statistics", "column_ranges"]
 
@@ -155,9 +154,3 @@ class Experts:
     def counts(self, experts: int) -> list[int]:
         """Tokens of each expert."""
         return [sum(rows.shape[0] for rows in self._rows.get(e, ())) for e in range(experts)]
-
-
-def by_expert(indices: mx.array, batch: tuple[int, ...]) -> list[tuple[int, np.ndarray]]:
-    """Each expert that is used, and which entries of the flattened batch are its."""
-    chosen = np.broadcast_to(np.array(indices), batch).reshape(-1)
-    return [(int(expert), np.flatnonzero(chosen == expert)) for expert in np.unique(chosen)]

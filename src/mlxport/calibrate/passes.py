@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_unflatten
 
-from mlxport.calibrate.batch import Batch, arrays_in, make_batch
 from mlxport.calibrate.calibrated_store import Store
-from mlxport.calibrate.calibrated_units import Unit, find_units, hook_units
-from mlxport.calibrate.leaves import OFF, ORIGINAL, REHEARSAL, ROUNDED, Recorder, placeholder
+from mlxport.calibrate.calibrated_units import Unit, find_units, hooked_classes
 from mlxport.calibrate.moments import Experts, Moments, Power
-from mlxport.calibrate.plain_weights import Rows, Weights
-from mlxport.calibrate.quantizing import Packed, beside, joined, prepared, quantize_columns, quantize_experts
+from mlxport.calibrate.paired_batch import PairedBatch, arrays_in, make_batch
+from mlxport.calibrate.quantizing import Packed, Rows, beside, joined, prepared, quantize_columns, quantize_experts
+from mlxport.calibrate.sites import OFF, ORIGINAL, REHEARSAL, ROUNDED, Recorder
 from mlxport.errors import NumericsError, UnsupportedError
+from mlxport.model.hooks import swapped
+from mlxport.model.leaf_calls import table_rows
+from mlxport.model.parameters import LazyModel, parameters_of
+from mlxport.model.tensors import Tensor, computed_tensors
 from mlxport.quant.search import search_affine
 from mlxport.transform import Program, float32
 from mlxport.types import QuantSpec
@@ -53,10 +56,11 @@ def calibrate(
         UnsupportedError: The architecture uses its weights in a way that cannot be followed.
     """
     specs = {path: spec for path, spec in quantized.items() if spec.mode == "affine"}
-    runner = _Runner(model, Weights(program), specs, Recorder(Moments), store, on_unit)
-    runner.rehearse(tokens)
-    if any(unit.path not in store.units for unit in runner.pending()):
-        runner.run(tokens)
+    run = _Pass(model, computed_tensors(program), specs, Recorder(Moments), store, on_unit)
+    with run.hooked():
+        run.rehearse(tokens)
+        if any(unit.path not in store.units for unit in run.pending()):
+            run.run(tokens)
 
 
 def methods(quantized: Mapping[str, QuantSpec], store: Store) -> dict[str, dict[str, Any]]:
@@ -75,18 +79,19 @@ def column_power(model: nn.Module, program: Program, tokens: mx.array) -> dict[s
     Returns:
         Module path to float32 [columns].
     """
-    runner = _Runner(model, Weights(program), {}, Recorder(Power), None)
-    runner.rehearse(tokens)
-    runner.run(tokens)
-    return runner.power
+    run = _Pass(model, computed_tensors(program), {}, Recorder(Power), None)
+    with run.hooked():
+        run.rehearse(tokens)
+        run.run(tokens)
+    return run.power
 
 
 @dataclass
-class _Runner:
+class _Pass:
     """One run. ``store`` is None where statistics are all that is wanted."""
 
     model: Any
-    weights: Weights
+    tensors: Mapping[str, Tensor]
     specs: Mapping[str, QuantSpec]
     recorder: Recorder
     store: Store | None
@@ -94,19 +99,17 @@ class _Runner:
     units: list[Unit] = field(default_factory=list)
     order: list[Unit] = field(default_factory=list)  # as they are called, with repetition
     power: dict[str, mx.array] = field(default_factory=dict)
-    batch: Batch = field(default_factory=lambda: Batch(2, 1))
+    batch: PairedBatch = field(default_factory=lambda: PairedBatch(2, 1))
 
     def __post_init__(self) -> None:
         self.units = find_units(self.model, self.recorder)
-        self._empty(self.model)
-        prefixes = tuple(f"{unit.path}." for unit in self.units)
-        outside = [name for name, _ in _parameters(self.model) if not name.startswith(prefixes)]
-        self.model.update(tree_unflatten([(name, float32(self.weights.whole(name))) for name in outside]))
-        hook_units(self.units, self)
+        matrices = {f"{path}.weight" for unit in self.units for path in unit.sites}
+        self.lazy = LazyModel(self.model, self.tensors, lambda name, x: x if name in matrices else float32(x))
+        self.lazy.fill_outside(unit.path for unit in self.units)
 
-    def _empty(self, module: nn.Module) -> None:
-        """Replace parameters by placeholders without memory."""
-        module.update(tree_unflatten([(name, placeholder(value)) for name, value in _parameters(module)]))
+    def hooked(self) -> AbstractContextManager[None]:
+        """While it lasts, the model's calls are this run's."""
+        return swapped(hooked_classes(self.units, self))
 
     def rehearse(self, tokens: mx.array) -> None:
         """Find which units are called, how often, and in which order; nothing is evaluated."""
@@ -133,7 +136,7 @@ class _Runner:
 
     def run(self, tokens: mx.array) -> None:
         """The forward pass over the whole batch."""
-        sizes = {size for _, value in _parameters(self.model) for size in value.shape}
+        sizes = {size for _, value in parameters_of(self.model) for size in value.shape}
         self.batch = make_batch(tokens.shape[0], tokens.shape[1], sizes, paired=self.store is not None)
         half = tokens[: self.batch.sequences]
         self.recorder.begin(OFF)
@@ -168,10 +171,9 @@ class _Runner:
             unit.seen += 1
             if unit.head:
                 return self._head(unit, args[0])
-            self._load(unit)
+            self.lazy.fill(f"{unit.path}.")
             result = self._called(unit, call, (args, kwargs))
-            self._empty(unit.module)
-            mx.clear_cache()
+            self.lazy.release(f"{unit.path}.")
             return result
         finally:
             self.recorder.open = None
@@ -179,7 +181,7 @@ class _Runner:
     def lookup(self, unit: Unit, ids: mx.array) -> mx.array:
         """Rows of a table of embeddings: of the original, and of what is stored where that is known already."""
         if self.recorder.mode == REHEARSAL:
-            return mx.zeros((*ids.shape, self.weights.shape(f"{unit.path}.weight")[-1]))
+            return mx.zeros((*ids.shape, self.tensors[f"{unit.path}.weight"].shape[-1]))
         name, spec = f"{unit.path}.weight", self.specs.get(unit.path)
         if spec is None or unit.calls or not self.batch.paired or self.batch.axis(ids) is None:
             return self._rows(name, ids, None)
@@ -189,16 +191,12 @@ class _Runner:
         return mx.concatenate([self._rows(name, halves[0], None), self._rows(name, halves[1], spec)], axis=axis)
 
     def _rows(self, name: str, ids: mx.array, spec: QuantSpec | None) -> mx.array:
-        """Rows by their numbers, read one by one; with ``spec`` as the writer's search will store them."""
-        flat: list[int] = ids.reshape(-1).tolist()  # type: ignore[assignment]
-        used = sorted(set(flat))
-        table = mx.concatenate([self.weights.rows(name, row, row + 1) for row in used])
+        """Rows by their numbers, each read once; with ``spec`` as the writer's search will store them."""
+        table, places = table_rows(ids, lambda row: self.tensors[name].rows(row, row + 1))
         if spec is not None:
             packed = search_affine(table, group_size=spec.group_size, bits=spec.bits)
             table = _dequantized(packed, spec)
-        place = {row: index for index, row in enumerate(used)}
-        found = table.astype(mx.float32)[mx.array([place[row] for row in flat])]
-        rows = found.reshape(*ids.shape, found.shape[-1])
+        rows = table.astype(mx.float32)[places]
         mx.eval(rows)
         return rows
 
@@ -215,20 +213,10 @@ class _Runner:
             mx.eval(self.recorder.arrays())
         if unit.seen == unit.calls:
             self._finish(unit)
-        rows = self.weights.shape(f"{unit.path}.weight")[0]
+        rows = self.tensors[f"{unit.path}.weight"].shape[0]
         return mx.broadcast_to(mx.array(0.0), (*x.shape[:-1], rows))
 
     # --- one unit ---------------------------------------------------------------------------------------------------
-
-    def _load(self, unit: Unit) -> None:
-        found = []
-        for name, value in _parameters(unit.module):
-            array = self.weights.whole(f"{unit.path}.{name}")
-            if array.shape != value.shape:
-                raise UnsupportedError(f"{unit.path}.{name} has shape {array.shape}, the model wants {value.shape}")
-            matrix = name.rpartition(".")[2] == "weight" and _joined(unit.path, name.rpartition(".")[0]) in unit.sites
-            found.append((name, array if matrix else float32(array)))
-        unit.module.update(tree_unflatten(found))
 
     def _called(self, unit: Unit, call: Callable[..., Any], given: tuple[Any, Any]) -> Any:
         batch = self.batch
@@ -278,7 +266,7 @@ class _Runner:
 
     def _finish(self, unit: Unit) -> None:
         """Quantize what a unit's statistics are for, or hand them out; then forget them."""
-        nbytes = sum(value.nbytes for _, value in _parameters(unit.module))
+        nbytes = sum(value.nbytes for _, value in parameters_of(unit.module))
         if self.store is None:
             for path, site in unit.sites.items():
                 if site.statistics is not None:
@@ -320,12 +308,17 @@ class _Runner:
         """Matrices that share their inputs; of each range of columns the moments are factored once."""
 
         def given(path: str) -> tuple[Any, ...]:
-            return self.specs[path], self.weights.dtype(f"{path}.weight")
+            return self.specs[path], self.tensors[f"{path}.weight"].dtype
 
         def read(path: str) -> Rows:
-            return lambda start, stop: self.weights.rows(f"{path}.weight", start, stop)
+            def rows(start: int, stop: int) -> mx.array:
+                found = self.tensors[f"{path}.weight"].rows(start, stop)
+                mx.eval(found)
+                return found
 
-        shapes = {path: self.weights.shape(f"{path}.weight") for path in paths}
+            return rows
+
+        shapes = {path: self.tensors[f"{path}.weight"].shape for path in paths}
         if isinstance(statistics, Experts):
             return {path: quantize_experts(read(path), shapes[path], statistics, *given(path)) for path in paths}
         parts: dict[str, list[Packed]] = {path: [] for path in paths}
@@ -344,7 +337,7 @@ class _Runner:
         relative = (max(packed.error, 0.0) / packed.power) ** 0.5 if packed.power > 0 else 0.0
         facts = {"method": _FED_BACK, "error": round(relative, 6), "tokens": statistics.tokens}
         if isinstance(statistics, Experts):
-            facts["least_tokens_of_an_expert"] = min(statistics.counts(self.weights.shape(f"{path}.weight")[0]))
+            facts["least_tokens_of_an_expert"] = min(statistics.counts(self.tensors[f"{path}.weight"].shape[0]))
         return facts
 
     def _round(self, unit: Unit) -> None:
@@ -356,15 +349,6 @@ class _Runner:
             if path in self.specs and triple[0] is not None:
                 site.module.weight = _dequantized(triple, self.specs[path])
                 mx.eval(site.module.weight)
-
-
-def _parameters(module: nn.Module) -> list[tuple[str, mx.array]]:
-    found: list[tuple[str, mx.array]] = tree_flatten(module.parameters())  # type: ignore[assignment]
-    return found
-
-
-def _joined(path: str, name: str) -> str:
-    return f"{path}.{name}" if name else path
 
 
 def _named(path: str, packed: Packed) -> dict[str, mx.array]:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from mlxport.calibrate.moments import Experts, Moments, column_ranges
-from mlxport.calibrate.plain_weights import Rows
 from mlxport.parity.tolerances import STORED_WEIGHT_BOUND, level, level_name
 from mlxport.quant.feedback import Factor, correction, factor, feedback_affine
 from mlxport.quant.search import pack
 from mlxport.types import QuantSpec
 
-__all__ = ["Packed", "beside", "joined", "prepared", "quantize_columns", "quantize_experts"]
+__all__ = ["Packed", "Rows", "beside", "joined", "prepared", "quantize_columns", "quantize_experts"]
+
+Rows = Callable[[int, int], mx.array]  # of a matrix, from the first to before the last
 
 DAMPING = 0.05  # of the second moments: 0.01 fits the text too well, 0.1 was worse at 4 bits
 CORRECTION_DAMPING = 0.3

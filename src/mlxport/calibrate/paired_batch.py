@@ -12,7 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 
-__all__ = ["Batch", "arrays_in"]
+__all__ = ["PairedBatch", "arrays_in"]
 
 _TOKENS = 2048  # of a piece
 
@@ -38,7 +38,7 @@ def arrays_in(tree: Any) -> list[mx.array]:
 
 
 @dataclass(frozen=True)
-class Batch:
+class PairedBatch:
     """Sequences, each of them twice: first all of the original, then all of what is quantized so far.
 
     Attributes:
@@ -106,11 +106,11 @@ class Batch:
         return first
 
 
-def make_batch(sequences: int, length: int, sizes: set[int], paired: bool = True) -> Batch:
+def make_batch(sequences: int, length: int, sizes: set[int], paired: bool = True) -> PairedBatch:
     """A batch of at most so many sequences whose number is no size of the model."""
     taken = sizes | {length}
     factor = 2 if paired else 1
     for count in range(sequences, 2, -1):
         if factor * count not in taken and factor * count * length not in taken:
-            return Batch(count, length, paired)
-    return Batch(sequences, length, paired)
+            return PairedBatch(count, length, paired)
+    return PairedBatch(sequences, length, paired)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import pytest
 
-from mlxport.calibrate.batch import Batch, arrays_in, make_batch
+from mlxport.calibrate.paired_batch import PairedBatch, arrays_in, make_batch
 
 
 class Named(NamedTuple):
@@ -17,7 +17,7 @@ class Named(NamedTuple):
 
 @pytest.mark.parametrize(("sequences", "length"), [(3, 512), (3, 16), (7, 512), (25, 512), (32, 256), (61, 2048)])
 def test_pieces_cover_each_half_and_differ_in_size(sequences, length):
-    pieces = Batch(sequences, length).pieces()
+    pieces = PairedBatch(sequences, length).pieces()
     assert [a for a, _ in pieces] == [0, *(b for _, b in pieces[:-1])] and pieces[-1][1] == sequences
     sizes = [b - a for a, b in pieces]
     assert min(sizes) >= 1 and len(set(sizes)) > 1
@@ -25,7 +25,7 @@ def test_pieces_cover_each_half_and_differ_in_size(sequences, length):
 
 @pytest.mark.parametrize("sequences", [3, 7, 23])
 def test_apart_and_together(sequences):
-    batch = Batch(sequences, 5)
+    batch = PairedBatch(sequences, 5)
     total = batch.total
     tree = (
         mx.random.normal((total, 5, 8)),
@@ -43,7 +43,7 @@ def test_apart_and_together(sequences):
 
 def test_a_mask_is_left_alone():
     mask = mx.zeros((5, 5))
-    assert Batch(7, 5).cut(mask, 0, 3) is mask
+    assert PairedBatch(7, 5).cut(mask, 0, 3) is mask
 
 
 def test_the_number_of_sequences_is_no_size_of_the_model():

@@ -1,19 +1,18 @@
-"""mlx-lm's leaf layers, computing in float32 and showing what they are given."""
+"""The matrices of a model: they compute in float32, and what they are given is measured."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
-from mlx_lm.models.switch_layers import SwitchLinear
 
-from mlxport.calibrate.moments import Experts, Moments, Power, by_expert
+from mlxport.calibrate.moments import Experts, Moments, Power
 from mlxport.errors import UnsupportedError
+from mlxport.model.leaf_calls import LeafCalls, expert_products
+from mlxport.model.parameters import placeholder
 
-__all__ = ["LEAVES", "OFF", "ORIGINAL", "REHEARSAL", "ROUNDED", "Recorder", "Site", "placeholder"]
+__all__ = ["OFF", "ORIGINAL", "REHEARSAL", "ROUNDED", "Recorder", "Site"]
 
 # What the forward pass under way is for.
 OFF = "off"  # computing only
@@ -23,7 +22,7 @@ ROUNDED = "rounded"  # activations of what is quantized so far: they are measure
 
 
 class Recorder:
-    """What all leaves share: the purpose of the pass, and which inputs were seen in this piece of the batch.
+    """What all sites share: the purpose of the pass, and which inputs were seen in this piece of the batch.
 
     Args:
         kind: Makes the statistics of an ordinary matrix.
@@ -53,8 +52,8 @@ class Recorder:
         return [*waiting, *(array for arrays in found.values() for array in arrays)]
 
 
-class Site:
-    """One matrix: where its statistics are."""
+class Site(LeafCalls):
+    """One matrix: what computes its calls, and where its statistics are."""
 
     def __init__(self, path: str, unit: str, module: Any, recorder: Recorder) -> None:
         self.path, self.unit, self.module, self.recorder = path, unit, module, recorder
@@ -66,13 +65,37 @@ class Site:
         self.module.weight = placeholder(self.module.weight)
 
     def ready(self) -> bool:
-        """Whether this is the rehearsal, in which leaves compute nothing; refuses a call from outside the unit."""
+        """Whether this is the rehearsal, in which nothing is computed; refuses a call from outside the unit."""
         if self.recorder.open != self.unit:
             raise UnsupportedError(
                 f"this architecture uses {self.path} outside of {self.unit}, where its weights are not in memory",
                 hint="use --quantizer search instead of --calibrate",
             )
         return self.recorder.mode == REHEARSAL
+
+    def linear(self, x: mx.array) -> mx.array:
+        """See ``LeafCalls``."""
+        if self.ready():
+            return mx.zeros((*x.shape[:-1], self.module.weight.shape[0]))
+        self.see(x)
+        return x.astype(mx.float32) @ self.module.weight.astype(mx.float32).T  # type: ignore[no-any-return]
+
+    def experts(self, x: mx.array, indices: mx.array, ordered: bool) -> mx.array:
+        """See ``LeafCalls``; one expert at a time is float32, as all of them might not fit."""
+        weight = self.module.weight
+        if self.ready():
+            batch = np.broadcast_shapes(tuple(x.shape[:-2]), tuple(indices.shape))
+            return mx.zeros((*batch, x.shape[-2], weight.shape[1]))
+        seen = []
+
+        def product(expert: int, mine: mx.array, _: Any) -> mx.array:
+            seen.append((expert, mine.reshape(-1, mine.shape[-1])))
+            result: mx.array = mine @ weight[expert].astype(mx.float32).T
+            return result
+
+        output = expert_products(x.astype(mx.float32), indices, product)
+        self.see_experts(x, seen)
+        return output
 
     def see(self, x: mx.array) -> None:
         """Measure an input [..., columns]; matrices that are given the same array share what is measured."""
@@ -109,49 +132,5 @@ class Site:
             self.statistics.add_expert(expert, rows)
 
 
-def placeholder(array: mx.array) -> mx.array:
-    """Zeros of the same shape and dtype, without memory."""
-    return mx.broadcast_to(mx.array(0, array.dtype), array.shape)
-
-
 def _flat(x: mx.array) -> mx.array:
     return x.reshape(-1, x.shape[-1]).astype(mx.float32)
-
-
-class CalibratedLinear(nn.Linear):  # type: ignore[misc]
-    """``nn.Linear`` in float32."""
-
-    def __call__(self, x: mx.array) -> mx.array:
-        """As the base."""
-        site: Site = self._site
-        if site.ready():
-            return mx.zeros((*x.shape[:-1], self.weight.shape[0]))
-        site.see(x)
-        y: mx.array = x.astype(mx.float32) @ self.weight.astype(mx.float32).T
-        return y + self.bias if "bias" in self else y
-
-
-class CalibratedSwitchLinear(SwitchLinear):  # type: ignore[misc]
-    """``SwitchLinear`` in float32, expert by expert: all of them as float32 at once might not fit."""
-
-    def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
-        """As the base: each batch entry of ``x`` by the matrix that its index names."""
-        site: Site = self._site
-        batch = np.broadcast_shapes(tuple(x.shape[:-2]), tuple(indices.shape))
-        if site.ready():
-            return mx.zeros((*batch, x.shape[-2], self.weight.shape[1]))
-        flat = mx.broadcast_to(x, (*batch, *x.shape[-2:])).reshape(-1, *x.shape[-2:]).astype(mx.float32)
-        parts, places, seen = [], [], []
-        for expert, entries in by_expert(indices, batch):
-            rows = flat[mx.array(entries)]
-            seen.append((expert, rows.reshape(-1, rows.shape[-1])))
-            parts.append(rows @ self.weight[expert].astype(mx.float32).T)
-            mx.eval(parts[-1])
-            places.append(entries)
-        site.see_experts(x, seen)
-        order = np.argsort(np.concatenate(places))
-        y = mx.concatenate(parts)[mx.array(order)].reshape(*batch, *parts[0].shape[1:])
-        return y + mx.expand_dims(self.bias[indices], -2) if "bias" in self else y
-
-
-LEAVES: Mapping[type, type] = {nn.Linear: CalibratedLinear, SwitchLinear: CalibratedSwitchLinear}
