@@ -1,7 +1,8 @@
-"""What mkdocs is told besides mkdocs.yml: the pages that lie in the repository's root, and links out of ``docs/``."""
+"""What mkdocs is told besides mkdocs.yml: the pages in the repository's root, links out of ``docs/``, public names."""
 
 from __future__ import annotations
 
+import ast
 import posixpath
 import re
 from pathlib import Path
@@ -12,6 +13,8 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[1]
 # Page of the site -> the file that it is; on GitHub both are read where they lie.
 IN_ROOT = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
+SOURCES = ROOT / "src"
+PUBLIC = re.compile(r"^::: mlxport\.(\w+)$", re.MULTILINE)
 LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?\)")
 
 
@@ -20,6 +23,32 @@ def on_files(files: Files, config: Any) -> Files:
     for page, file in IN_ROOT.items():
         files.append(File.generated(config, page, content=(ROOT / file).read_text("utf-8")))
     return files
+
+
+def parsed(module: str) -> ast.Module:
+    """The source of a module."""
+    path = SOURCES.joinpath(*module.split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return ast.parse(file.read_text("utf-8"))
+
+
+def place(name: str, module: str) -> str:
+    """The full name of what `module` calls `name`, where it is defined: a package may be called so too."""
+    for node in parsed(module).body:
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return place(alias.name, node.module)
+    return f"{module}.{name}"
+
+
+def public_place(name: str) -> str:
+    """Where a public name is defined, by the table from which ``mlxport`` imports it when it is first used."""
+    for node in parsed("mlxport").body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "_LAZY":
+            table = ast.literal_eval(node.value)
+            return place(name, table[name]) if name in table else f"mlxport.{name}"
+    raise LookupError("src/mlxport/__init__.py has no table _LAZY")
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
@@ -37,4 +66,4 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
             return link["text"]
         return f"{link['image']}[{link['text']}]({name}{anchor})"
 
-    return LINK.sub(pointed, markdown)
+    return PUBLIC.sub(lambda found: f"::: {public_place(found[1])}", LINK.sub(pointed, markdown))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import sys
 from datetime import date
@@ -108,14 +107,12 @@ def test_contributing_names_files_that_are_there():
     assert [name for name in names if not any((root / name).exists() for root in (ROOT, generate.SOURCES))] == []
 
 
-def test_every_public_name_is_documented_where_it_is():
+def test_every_public_name_is_documented():
     page = (ROOT / "docs" / "api.md").read_text("utf-8")
-    found = re.findall(r"^### mlxport\.(\w+)\n\n::: ([\w.]+)$", page, flags=re.MULTILINE)
+    found = re.findall(r"^### mlxport\.(\w+)\n\n::: mlxport\.(\w+)$", page, flags=re.MULTILINE)
     wanted = {name for name in mlxport.__all__ if name not in mlxport.errors.__all__ and name != "__version__"}
     assert {name for name, _ in found} == wanted and len(found) == len(wanted)
-    for name, place in found:
-        module, _, attribute = place.rpartition(".")
-        assert getattr(importlib.import_module(module), attribute) is getattr(mlxport, name)
+    assert all(name == documented for name, documented in found)
     assert "::: mlxport.errors" in page
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
@@ -24,6 +25,17 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr
     return folder
+
+
+def test_public_names_are_found_where_they_are_defined():
+    sys.path.insert(0, str(ROOT / "docs"))
+    import hooks
+
+    import mlxport
+
+    for name in set(mlxport.__all__) - set(mlxport.errors.__all__) - {"__version__"}:
+        module, _, attribute = hooks.public_place(name).rpartition(".")
+        assert getattr(importlib.import_module(module), attribute) is getattr(mlxport, name)
 
 
 def test_every_page_is_there(site):
