@@ -17,7 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ROOT / "src" / "mlxport"
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/reference.md", "docs/how-it-works.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/api.md", "docs/reference.md", "docs/how-it-works.md")
 
 
 def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
@@ -84,6 +84,32 @@ def reference() -> str:
     return "\n\n".join(sections)
 
 
+def keyword_table(kind: type) -> str:
+    """Every keyword of ``convert`` or ``port_folder``: its default, its option, what it does."""
+    from mlxport.convert.option_field import declared
+
+    rows = []
+    for known in declared(kind):
+        flags = [] if known.in_python_only else [f"`{flag}`" for flag in known.flags]
+        default = "" if callable(known.default) else f"`{known.default!r}`"
+        rows.append((f"`{known.name}`", default, ", ".join(flags), known.doc.replace("``", "`")))
+    return table(("keyword", "default", "option", ""), rows)
+
+
+def convert_keywords() -> str:
+    """Those of ``mlxport.convert``."""
+    from mlxport.convert.options import ConvertOptions
+
+    return keyword_table(ConvertOptions)
+
+
+def port_keywords() -> str:
+    """Those of ``mlxport.port_folder``."""
+    from mlxport.port.port_options import PortOptions
+
+    return keyword_table(PortOptions)
+
+
 def packages() -> dict[str, tuple[str, list[str]]]:
     """What each package says of itself, first line and ``Imports:``, by its name below ``mlxport``."""
     found = {}
@@ -131,7 +157,13 @@ def rooms() -> str:
     return table(("package", "what is in it", "imports"), rows)
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"commands": command_table, "reference": reference, "rooms": rooms}
+BLOCKS: dict[str, Callable[[], str]] = {
+    "commands": command_table,
+    "convert_keywords": convert_keywords,
+    "port_keywords": port_keywords,
+    "reference": reference,
+    "rooms": rooms,
+}
 BLOCK = re.compile(r"(<!-- made: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

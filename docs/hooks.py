@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 # Page of the site -> the file that it is; on GitHub both are read where they lie.
 IN_ROOT = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 SOURCES = ROOT / "src"
-PUBLIC = re.compile(r"^::: mlxport\.(\w+)$", re.MULTILINE)
+PUBLIC = re.compile(r"^### mlxport\.(?P<path>\w+\.)?(?P<name>\w+)\n\n::: .*$", re.MULTILINE)
 LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?\)")
 
 
@@ -51,6 +51,15 @@ def public_place(name: str) -> str:
     raise LookupError("src/mlxport/__init__.py has no table _LAZY")
 
 
+def documented(found: re.Match[str]) -> str:
+    """For a heading with a public name and its ``:::``: the block that mkdocstrings reads, under the public name."""
+    path, name = (found["path"] or "").rstrip("."), found["name"]
+    public = ".".join(filter(None, ["mlxport", path, name]))
+    where = place(name, f"mlxport.{path}") if path else public_place(name)
+    shown = {"heading": public, "toc_label": public, "show_root_heading": "true", "show_root_toc_entry": "true"}
+    return "\n".join([f"::: {where}", "    options:", *(f"      {key}: {value}" for key, value in shown.items())])
+
+
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Point links where the site has them; those to files that it has not become their text."""
     folder = "." if page.file.src_uri in IN_ROOT else "docs"
@@ -66,4 +75,4 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
             return link["text"]
         return f"{link['image']}[{link['text']}]({name}{anchor})"
 
-    return PUBLIC.sub(lambda found: f"::: {public_place(found[1])}", LINK.sub(pointed, markdown))
+    return PUBLIC.sub(documented, LINK.sub(pointed, markdown))
