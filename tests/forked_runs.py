@@ -25,7 +25,7 @@ WARM = (
     "mlxport.output.card",
     "mlxport.convert.convert",
     "mlxport.parity",
-    "mlxport.cli.show.converted",
+    "mlxport.cli.show.conversion_outcome",
     "mlxport.output.shards",
     "rich.table",
     "tokenizers",

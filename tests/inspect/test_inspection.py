@@ -11,8 +11,9 @@ from rich.console import Console
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models
 
+from mlxport.cli.show.checkpoint_facts import show_inspection
 from mlxport.inspect.dtype_counts import count_parameters, describe_quantization
-from mlxport.inspect.inspection import Inspection, inspect, inspect_checkpoint, print_inspection
+from mlxport.inspect.inspection import Inspection, inspect, inspect_checkpoint
 from mlxport.model_config import ModelConfig
 from mlxport.source import open_checkpoint
 from mlxport.types import Checkpoint, TensorRef
@@ -77,7 +78,7 @@ def look(folder: Path) -> Inspection:
 
 def shown(inspection: Inspection) -> str:
     out = io.StringIO()
-    print_inspection(inspection, Console(file=out, width=200))
+    show_inspection(inspection, Console(file=out, width=200))
     return out.getvalue()
 
 

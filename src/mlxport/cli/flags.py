@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Annotated
 
 import typer
 
+from mlxport.cli.derived_flags import flag
+from mlxport.convert.options import ConvertOptions
+
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show tracebacks.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Allow code of the checkpoint to run.")]
-Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub repository.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
-QBits = Annotated[int | None, typer.Option("--q-bits", "--bits", help="Bits per weight.")]
-QGroupSize = Annotated[int | None, typer.Option("--q-group-size", "--group-size", help="Group size.")]
-Quantizer = Annotated[str | None, typer.Option(help="rtn: mlx-lm's tensors; search: less error, same format.")]
-Calibrate = Annotated[str | None, typer.Option(help="Quantize by activations on a text: default, self, FILE or none.")]
-QMode = Annotated[str | None, typer.Option("--q-mode", help="affine, mxfp4, nvfp4 or mxfp8.")]
-ShardSize = Annotated[str, typer.Option(help="Limit of an output file.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace DST, at the very end.")]
-KvGroupSize = Annotated[int | None, typer.Option("--kv-group-size", help="Group size of a quantized cache [64].")]
-KvStart = Annotated[int | None, typer.Option("--quantized-kv-start", help="Tokens after which it is quantized.")]
-_ported = functools.partial(typer.Option, rich_help_panel="Options of the generated layout")
-Dynamic = Annotated[bool, _ported("--dynamic/--no-dynamic", help="Other input sizes, where provable.")]
-FoldBatchnorm = Annotated[bool, _ported("--fold-batchnorm", help="Multiply BatchNorm into the convolution before it.")]
-Mlxfn = Annotated[bool, _ported("--mlxfn", help="Write model.mlxfn for C++ and Swift too.")]
+Quiet = Annotated[bool, flag(ConvertOptions, "quiet")]
+Trust = Annotated[bool, flag(ConvertOptions, "trust_remote_code")]
+Revision = Annotated[str | None, flag(ConvertOptions, "revision")]
+Dtype = Annotated[str, flag(ConvertOptions, "dtype")]
+KvGroupSize = Annotated[int | None, flag(ConvertOptions, "kv_group_size")]
+KvStart = Annotated[int | None, flag(ConvertOptions, "quantized_kv_start")]
 Prompt = Annotated[str, typer.Option("-p", "--prompt", help='The message; "-" reads standard input.')]
 MaxTokens = Annotated[int, typer.Option("-m", "--max-tokens", help="Most tokens to generate.")]
 Temp = Annotated[float, typer.Option("--temp", help="Temperature; 0 is greedy.")]

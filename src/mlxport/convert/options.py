@@ -22,6 +22,10 @@ VERIFY = ("auto", "full", "layerwise", "none")
 
 _BITS = tuple(str(bits) for bits in sorted(MODES["affine"].bits))
 _BY_BITS, *_FORMATS = MODES
+_QUANTIZATION = "Quantization"
+_LIMIT = "Quantization under a limit"
+_CACHE = "Key-value cache"
+_REPORT = "Quality report"
 _PORTED = "Options of the generated layout"
 
 
@@ -65,25 +69,41 @@ class SharedOptions:
         doc='Bits (affine), a mode (``"mxfp4"``), a mixed recipe (``"mixed_4_6"``), True for 4 bits, or None.',
         flags=("-q", "--quantize"),
         alone=_stands_alone,
+        panel=_QUANTIZATION,
     )
     q_bits: int | None = option(
-        None, "Bits per weight.", doc="Bits, beside ``quantize=True`` or a mode.", flags=("--q-bits", "--bits")
+        None,
+        "Bits per weight.",
+        doc="Bits, beside ``quantize=True`` or a mode.",
+        flags=("--q-bits", "--bits"),
+        panel=_QUANTIZATION,
     )
     q_group_size: int | None = option(
-        None, "Group size.", doc="Group size; the mode's default if None.", flags=("--q-group-size", "--group-size")
+        None,
+        "Group size.",
+        doc="Group size; the mode's default if None.",
+        flags=("--q-group-size", "--group-size"),
+        panel=_QUANTIZATION,
     )
-    q_mode: str | None = option(None, in_words(tuple(MODES)), doc=in_words(tuple(f"``{mode}``" for mode in MODES)))
+    q_mode: str | None = option(
+        None,
+        in_words(tuple(MODES)),
+        doc=in_words(tuple(f"``{mode}``" for mode in MODES)),
+        panel=_QUANTIZATION,
+    )
     recipe: str | Path | None = option(
         None,
         f"A TOML file of rules, or {MIXED[-1]} …",
         doc="A TOML file of rules, or a mixed recipe's name.",
         flags=("--recipe", "--quant-predicate"),
+        panel=_QUANTIZATION,
     )
     quantizer: str | None = option(
         None,
         "rtn: mlx-lm's tensors; search: less error, same format.",
         doc="``rtn``, the default: the tensors of ``mlx_lm.convert``; ``search``: scales and biases of affine modules "
         "are chosen for the least squared error, in the same format (the default under a limit).",
+        panel=_QUANTIZATION,
     )
     max_shard_size: str | int = option(
         DEFAULT_SHARD_SIZE,
@@ -135,21 +155,25 @@ class ConvertOptions(SharedOptions):
         doc='A machine such as ``"M2 8GB"`` (True: the Mac that this runs on): bits and group size of each module are '
         "chosen such that the model fits it and the predicted damage is least. Instead of ``quantize`` and the like.",
         alone=_no_machine,
+        panel=_LIMIT,
     )
     context: int | None = option(
         None,
         "Tokens that have to fit too [4096].",
         doc="Tokens of prompt and answer that have to fit beside the weights; 4096 if None. With ``fit`` only.",
+        panel=_LIMIT,
     )
     target_size: str | int | None = option(
         None,
         "Choose bits by layer for files of this size.",
         doc='The same under a limit of the weight files\' bytes, such as ``"6GB"``.',
+        panel=_LIMIT,
     )
     target_bpw: float | None = option(
         None,
         "Choose bits by layer for so many per weight.",
         doc="The same under a limit of bits per weight, as mlx-lm counts them.",
+        panel=_LIMIT,
     )
     calibrate: str | Path | None = option(
         None,
@@ -157,12 +181,14 @@ class ConvertOptions(SharedOptions):
         doc="``default`` (a text that is shipped), ``self`` (what the model writes itself), or a file of text: codes, "
         "scales and biases of affine modules are chosen by the activations that the model has on it; None or "
         "``none``: without.",
+        panel=_QUANTIZATION,
     )
     distill: int | None = option(
         None,
         "Steps of training of scales and biases.",
         doc="Steps of training of the scales and biases of affine modules, and of norms, towards what the original "
         "predicts; None for none. The output is never worse on held-out text than without.",
+        panel=_QUANTIZATION,
     )
     shard_by: str = option(
         "size",
@@ -185,23 +211,32 @@ class ConvertOptions(SharedOptions):
         None,
         "Bits of the cache that generate will use.",
         doc="Bits of a quantized key-value cache, recorded for ``mlxport generate`` and ``chat``; None for none.",
+        panel=_CACHE,
     )
-    kv_group_size: int | None = option(None, "Group size of a quantized cache [64].", doc="Its group size; 64 if None.")
+    kv_group_size: int | None = option(
+        None,
+        "Group size of a quantized cache [64].",
+        doc="Its group size; 64 if None.",
+        panel=_CACHE,
+    )
     quantized_kv_start: int | None = option(
         None,
         "Tokens after which it is quantized.",
         doc="Tokens from which on it is quantized; mlx-lm's own number if None.",
+        panel=_CACHE,
     )
     report: bool = option(
         False,
         "Measure what was lost: DST/report.html and .json.",
         doc="Measure what was lost, and put ``report.html`` and ``report.json`` into the output.",
+        panel=_REPORT,
     )
     report_device: str | None = option(
         None,
         'A Mac to predict for in the report, as in "M2 8GB".',
         doc='A Mac to predict the speed for in the report, such as ``"M2 8GB"``.',
         check=_check_machine,
+        panel=_REPORT,
     )
     revision: str | None = option(None, "Branch, tag or commit of a hub repository.")
     trust_remote_code: bool = option(

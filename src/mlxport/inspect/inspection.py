@@ -14,16 +14,15 @@ from mlxport.errors import SourceError, TokenizerError
 from mlxport.inspect.dtype_counts import DtypeCount, count_by_dtype, count_parameters, describe_quantization
 from mlxport.model_config import ModelConfig
 from mlxport.output.card import read_source_card
-from mlxport.progress import format_bytes
 from mlxport.run.load import is_mlx_format
 from mlxport.source.jsonfile import read_object
 from mlxport.source.tokenizer_files import check_tokenizer_files, embedding_rows
 from mlxport.types import Checkpoint, TensorRef
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    pass
 
-__all__ = ["Inspection", "inspect", "inspect_checkpoint", "print_inspection"]
+__all__ = ["Inspection", "inspect", "inspect_checkpoint"]
 
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -299,60 +298,3 @@ def _generation_problems(path: Path | None, config: ModelConfig) -> Iterator[str
     for key, off in _NOT_APPLIED.items():
         if data.get(key, off) not in (off, None, []):
             yield f"generation_config.json sets {key} {data[key]!r}, which mlx-lm does not apply by itself"
-
-
-def print_inspection(inspection: Inspection, console: Console | None = None) -> None:
-    """Print for people, to stdout unless `console` is given; names are printed as they are, never as markup."""
-    from rich.console import Console
-    from rich.text import Text
-
-    out = console or Console(highlight=False)
-    for label, value in _rows(inspection):
-        out.print(Text(f"{label:<17}", style="bold") + Text(_printable(value)), soft_wrap=True)
-    out.print()
-    if not inspection.problems:
-        out.print(Text("nothing is wrong with it", style="green"))
-    for problem in inspection.problems:
-        out.print(Text(f"! {_printable(problem)}", style="yellow"), soft_wrap=True)
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
-
-
-def _rows(it: Inspection) -> Iterator[tuple[str, str]]:
-    yield "model", it.name
-    yield "architecture", f"{it.architecture or 'not named'} ({it.model_type})"
-    yield "mlx-lm", f"loads it as {it.mlx_lm}" if it.mlx_lm else "has no such architecture"
-    yield "format", {True: "MLX", False: "PyTorch", None: "unknown (the weights are not here)"}[it.mlx_format]
-    yield "parameters", f"{it.parameters:,}"
-    yield "size", f"{format_bytes(it.nbytes)} in {it.tensors} tensors, {len(it.files)} file(s)"
-    yield "dtypes", ", ".join(f"{d}: {c.tensors} tensors, {format_bytes(c.nbytes)}" for d, c in it.dtypes.items())
-    yield "quantization", _describe(it.quantization) if it.quantization else "none"
-    for number, large in enumerate(it.largest):
-        shape = " x ".join(map(str, large.shape))
-        yield "largest" if number == 0 else "", f"{large.name} {large.dtype} {shape}, {format_bytes(large.nbytes)}"
-    yield "layers", _or_unknown(it.layers)
-    yield "vocabulary", _or_unknown(it.vocabulary)
-    yield "context", _or_unknown(it.context_length)
-    yield "rope", _describe(it.rope) if it.rope else "none stated"
-    yield "tied embeddings", {True: "yes", False: "no", None: "unknown"}[it.tied]
-    if it.tokenizer is not None:
-        own = it.tokenizer
-        chat = "chat template" if own.chat_template else "no chat template"
-        yield "tokenizer", f"{own.kind or 'class not named'}, {_or_unknown(own.vocabulary)} ids, {chat}"
-        if own.special:
-            yield "special tokens", ", ".join(f"{role} {token}" for role, token in own.special.items())
-    else:
-        yield "tokenizer", "none"
-    yield "licence", it.license or "not stated"
-    for number, change in enumerate(it.config_changes):
-        yield "convert writes" if number == 0 else "", change
-
-
-def _describe(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in values.items())
-
-
-def _or_unknown(value: int | None) -> str:
-    return "unknown" if value is None else f"{value:,}"

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mlxport.cli.show.console import standard_console
 from mlxport.fit.fit_report import rate_in_words
 from mlxport.progress import format_bytes, format_seconds
 
@@ -23,7 +24,7 @@ _WIDEST = 200
 
 def show_fit(report: FitReport, console: Console | None = None) -> None:
     """The machine, the table, and what to do."""
-    out = console or Console(soft_wrap=True, highlight=False)
+    out = console or standard_console()
     machine = report.machine
     speed = f", {machine.bandwidth_gb_s:g} GB/s" if machine.bandwidth_gb_s is not None else ""
     out.print(escape(f"{report.source} on {machine.name}: {format_bytes(machine.gpu_bytes)} for the GPU{speed}"))

@@ -1,0 +1,82 @@
+"""Flags of the command line from the fields of an options class: spelling, type, default, help and heading."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, ParamSpec, TypeVar, get_type_hints
+
+import typer
+
+from mlxport.convert.option_field import Option, declared
+
+__all__ = ["flag", "flags_for", "with_bare_flags"]
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
+_ALONE = "alone"  # the value of a flag that stands alone
+_PARSED = (str, float, int)  # what an argument is read as: the first of these that the field can be
+
+
+def flags_for(kind: type[Any]) -> Callable[[Callable[P, Result]], Callable[P, Result]]:
+    """Give a command that takes ``**options`` a flag for each option of ``kind``, listed before its own flags."""
+    options = [known for known in declared(kind) if not known.in_python_only]
+    bare = {known.name for known in options if known.alone}
+    flags = [_parameter(known) for known in options]
+
+    def decorate(command: Callable[P, Result]) -> Callable[P, Result]:
+        own = get_type_hints(command, include_extras=True)
+        by_place: list[inspect.Parameter] = []
+        after: list[inspect.Parameter] = []
+        for name, parameter in inspect.signature(command).parameters.items():
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+                listed = after if parameter.kind is inspect.Parameter.KEYWORD_ONLY else by_place
+                listed.append(parameter.replace(annotation=own[name]))
+
+        @functools.wraps(command)
+        def run(*args: P.args, **given: P.kwargs) -> Result:
+            given.update((name, True) for name in bare if given[name] == _ALONE)
+            return command(*args, **given)
+
+        signature = inspect.Signature([*by_place, *flags, *after])
+        run.__signature__ = signature  # type: ignore[attr-defined]
+        run.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+        return run
+
+    return decorate
+
+
+def flag(kind: type[Any], name: str) -> Any:
+    """The flag of one option, for another command that has it too."""
+    (known,) = (known for known in declared(kind) if known.name == name)
+    return typer.Option(*known.flags, help=known.help)
+
+
+def with_bare_flags(arguments: list[str], kind: type[Any]) -> list[str]:
+    """Let flags such as ``-q`` stand alone: give them a value where none follows."""
+    bare = {spelling: known.alone for known in declared(kind) if known.alone for spelling in known.flags}
+    result = []
+    for position, argument in enumerate(arguments):
+        result.append(argument)
+        following = arguments[position + 1] if position + 1 < len(arguments) else "-"
+        stands_alone = bare.get(argument)
+        if stands_alone is not None and (following.startswith("-") or stands_alone(following)):
+            result.append(_ALONE)
+    return result
+
+
+def _parameter(known: Option) -> inspect.Parameter:
+    default = known.default if known.unset is None else known.unset
+    given = typer.Option(*known.flags, help=known.help, rich_help_panel=known.panel or None)
+    annotation: Any = Annotated[_parsed(known.annotation, default), given]  # type: ignore[valid-type]
+    return inspect.Parameter(known.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _parsed(annotation: str, default: Any) -> Any:
+    """The type that typer reads an argument as, by the field's, as it is written."""
+    if isinstance(default, bool):
+        return bool
+    kinds = annotation.split(" | ")
+    read: Any = next(kind for kind in _PARSED if kind.__name__ in kinds)
+    return read | None if "None" in kinds else read

@@ -1,0 +1,58 @@
+"""Print what a conversion will write: to stdout, through rich."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mlxport.progress import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from mlxport.convert.convert_report import ConvertReport
+    from mlxport.types import Plan
+
+__all__ = ["show_plan"]
+
+
+def show_plan(report: ConvertReport, console: Console) -> None:
+    """Shards, bytes, bits per weight, memory and disk."""
+    plan = report.plan
+    table = Table(title="plan", title_justify="left", title_style="bold")
+    for column, justify in (("file", "left"), ("tensors", "right"), ("size", "right")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for shard in plan.shards:
+        table.add_row(shard.filename, str(len(shard.tensors)), format_bytes(shard.nbytes))
+    console.print(table)
+    settings = Counter(f"{s.mode} {s.bits} bits, group size {s.group_size}" for s in plan.quantized.values())
+    rows: list[tuple[str, Any]] = [
+        ("parameters", f"{plan.parameters:,}"),
+        ("dtype", plan.dtype),
+        ("bits per weight", f"{plan.bits_per_weight:.3f}"),
+        ("quantized", "; ".join(f"{n} modules with {what}" for what, n in settings.items()) or "nothing"),
+        ("peak memory", f"about {format_bytes(plan.peak_bytes)}, verification apart"),
+        *_calibration_row(plan),
+        ("disk", f"{format_bytes(plan.nbytes)} needed, {format_bytes(report.free_bytes)} free"),
+    ]
+    for name, value in rows:
+        console.print(f"{name:<16} {value}")
+    reasons: dict[str, list[str]] = {}
+    for path, reason in plan.kept.items():
+        reasons.setdefault(reason, []).append(path)
+    for reason, paths in reasons.items():
+        shown = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+        console.print(f"not quantized: {escape(shown)}: {escape(reason)}")
+    if plan.dropped:
+        shown = ", ".join(plan.dropped[:5]) + (f" and {len(plan.dropped) - 5} more" if len(plan.dropped) > 5 else "")
+        console.print(f"not used by the model: {escape(shown)}")
+
+
+def _calibration_row(plan: Plan) -> list[tuple[str, str]]:
+    found = plan.calibration
+    if found is None:
+        return []
+    where = f"{found.tokens:,} tokens of {escape(found.text)}"
+    return [("calibration", f"{where}: about {format_seconds(found.seconds)}, {format_bytes(found.peak_bytes)}")]
