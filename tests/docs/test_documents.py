@@ -44,12 +44,13 @@ def test_every_link_leads_somewhere(name):
 @pytest.mark.parametrize("name", SHORT)
 def test_every_command_parses(name):
     """By typer's own parser, placeholders as values; what running text leaves out may be missing there."""
-    from mlxport.cli.app import _with_bare_options
+    from mlxport.cli.derived_flags import with_bare_flags
+    from mlxport.convert.options import ConvertOptions
 
     known = generate.commands()
     for words in commands(ROOT / name):
         if words[0] in known:
-            known[words[0]].make_context(words[0], _with_bare_options(words)[1:])
+            known[words[0]].make_context(words[0], with_bare_flags(words, ConvertOptions)[1:])
         else:
             assert words == ["--help"] or words == ["--version"], words
     for words in spelled_inline(ROOT / name):
