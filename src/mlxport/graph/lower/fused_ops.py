@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["attention", "causal", "gather_mm", "quick_gelu", "rotary", "sliding_window"]
+from mlxport.graph.lower.traits import declare
+
+__all__ = ["attention", "causal", "gather_mm", "literal", "quick_gelu", "rotary", "sliding_window"]
 
 
 def attention(
@@ -35,15 +37,23 @@ def attention(
     return scores.softmax(-1)[..., : key.shape[-2]].to(value.dtype) @ value
 
 
+@declare(creation=True)
 def causal(rows: int, columns: int) -> torch.Tensor:
     """Truth values: the last query sees all keys, each one before it a key less."""
     return torch.ones(rows, columns, dtype=torch.bool).tril(columns - rows)
 
 
+@declare(creation=True)
 def sliding_window(length: int, window: int) -> torch.Tensor:
     """Truth values: each query sees itself and the ``window - 1`` keys before it."""
     back = torch.arange(length)[:, None] - torch.arange(length)
     return (back >= 0) & (back < window)
+
+
+@declare(creation=True)
+def literal(values: Any, dtype: torch.dtype) -> torch.Tensor:
+    """A small constant array, written into the code."""
+    return torch.tensor(values, dtype=dtype)
 
 
 def rotary(
@@ -72,6 +82,7 @@ def rotary(
     return torch.cat([turned, rest], dim=-1)
 
 
+@declare(pointwise=True)
 def quick_gelu(x: torch.Tensor) -> torch.Tensor:
     """``x * sigmoid(1.702 * x)``."""
     return x * torch.sigmoid(1.702 * x)

@@ -19,6 +19,7 @@ from mlxport.graph.lower.data_dependent import example_sizes
 from mlxport.graph.lower.expr import Expr, to_ast, value_of
 from mlxport.graph.lower.layer_specs import LayerSpec, layer
 from mlxport.graph.lower.registry import CHANNELS_LAST, LOWERINGS, UNBACKED, UnsupportedOp, bind
+from mlxport.graph.lower.traits import traits_of
 
 __all__ = ["Missing", "hint", "is_read", "lower_node", "mx_dtype", "reference", "symbolic"]
 
@@ -132,7 +133,7 @@ def _symbol(size: Any) -> Any:
 
 def is_read(node: Node) -> bool:
     """Whether the node reads a number out of an array."""
-    return str(node.target) in ("aten._local_scalar_dense.default", "aten.item.default")
+    return traits_of(node).read
 
 
 @dataclass

@@ -6,14 +6,9 @@ import torch
 from torch.fx import Node
 
 from mlxport.graph.lower.fused_ops import sliding_window
+from mlxport.graph.lower.traits import View, filling, traits_of
 
 __all__ = ["every_row_sees"]
-
-_SAME_ROWS = ("aten.expand.default", "aten.clone.default", "aten.alias.default", "aten.detach.default")
-_OR = ("aten.bitwise_or.Tensor", "aten.logical_or.default", "aten.__or__.Tensor")
-_AND = ("aten.bitwise_and.Tensor", "aten.logical_and.default", "aten.__and__.Tensor")
-_ONES = ("aten.ones.default", "aten.new_ones.default", "aten.ones_like.default")
-_FULL = ("aten.full.default", "aten.new_full.default", "aten.full_like.default")
 
 
 def every_row_sees(mask: object) -> bool:
@@ -22,33 +17,31 @@ def every_row_sees(mask: object) -> bool:
         return False
     if not _is_bool(mask):
         return _finite(mask)
-    key, args = str(mask.target), mask.args
+    kind, args = traits_of(mask), mask.args
     if _all_true(mask) or _keeps_rows(mask) and every_row_sees(args[0]) or mask.target is sliding_window:
         return True
-    if key in _OR:
+    if kind.logic == "or":
         return any(map(every_row_sees, args))
-    if key in _AND:
+    if kind.logic == "and":
         return any(every_row_sees(a) and _all_true(b) for a, b in (args, args[::-1]))
-    if key == "aten.tril.default":
+    if kind.name == "tril":
         diagonal = args[1] if len(args) > 1 else 0
         return isinstance(diagonal, int) and diagonal >= 0 and _all_true(args[0])
-    if key == "aten.le.Tensor":  # the first key, number 0, is not after any query
+    if kind.name == "le":  # the first key, number 0, is not after any query
         return _counts_keys(args[0]) and _not_negative(args[1])
-    return key == "aten.ge.Tensor" and _counts_keys(args[1]) and _not_negative(args[0])
-
-
-_FINITE = frozenset("permute unsqueeze expand view transpose add mul div _to_copy slice select squeeze reshape".split())
+    return kind.name == "ge" and _counts_keys(args[1]) and _not_negative(args[0])
 
 
 def _finite(node: object) -> bool:
     """Whether an added mask is made of learned numbers: a table of biases by distance."""
     if not isinstance(node, Node):
         return isinstance(node, int | float)
-    name = str(node.target).removeprefix("aten.").partition(".")[0]
-    if name == "embedding":
+    kind = traits_of(node)
+    if kind.name == "embedding":
         return isinstance(node.args[0], Node) and node.args[0].op == "placeholder"
     tensors = [item for item in node.all_input_nodes if isinstance(item.meta.get("val"), torch.Tensor)]
-    return name in _FINITE and bool(tensors) and all(map(_finite, tensors))
+    arranged = kind.copy or kind.view not in (None, View.REINTERPRETED)
+    return (arranged or kind.name in ("add", "mul", "div")) and bool(tensors) and all(map(_finite, tensors))
 
 
 def _is_bool(node: Node) -> bool:
@@ -58,17 +51,16 @@ def _is_bool(node: Node) -> bool:
 
 def _keeps_rows(node: Node) -> bool:
     """Whether the node has its input's rows: repeated, or under more axes before the last."""
-    if str(node.target) == "aten.unsqueeze.default":
+    kind = traits_of(node)
+    if kind.name == "unsqueeze":
         return node.args[1] not in (-1, node.meta["val"].ndim - 1)
-    return str(node.target) in _SAME_ROWS
+    return kind.view in (View.SAME, View.BROADCAST)
 
 
 def _all_true(node: object) -> bool:
     if not isinstance(node, Node) or not _is_bool(node):
         return False
-    if str(node.target) in _FULL:
-        return node.args[-1] is True
-    return str(node.target) in _ONES or _keeps_rows(node) and _all_true(node.args[0])
+    return filling(node) is True or _keeps_rows(node) and _all_true(node.args[0])
 
 
 def _arange_from(node: Node) -> int | None:
@@ -93,5 +85,5 @@ def _not_negative(node: object) -> bool:
     if not isinstance(node, Node):
         return False
     start = _arange_from(node)
-    moved = str(node.target) == "aten.unsqueeze.default" or _keeps_rows(node)
+    moved = traits_of(node).name == "unsqueeze" or _keeps_rows(node)
     return (start is not None and start >= 0) or (moved and _not_negative(node.args[0]))

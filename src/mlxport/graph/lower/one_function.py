@@ -20,12 +20,9 @@ from torch.fx import Graph, Node
 from mlxport.graph.lower.expr import Expr, to_ast
 from mlxport.graph.lower.lowering import Missing, lower_node
 from mlxport.graph.lower.registry import HELPERS, UnsupportedOp
+from mlxport.graph.lower.traits import traits_of
 
 __all__ = ["Gaps", "MissingOps", "compile_source", "flat_source", "helper_sources", "lower_all"]
-
-_DROPPED = frozenset(
-    """_assert_scalar sym_constrain_range_for_size sym_constrain_range _assert_tensor_metadata _assert_async""".split()
-)
 
 
 class MissingOps(Exception):
@@ -90,8 +87,7 @@ def _dead(nodes: Sequence[Node]) -> set[Node]:
 
 def is_assertion(node: Node) -> bool:
     """Whether the node only checks something that torch.export assumed."""
-    packet = getattr(node.target, "overloadpacket", None)
-    return packet is not None and packet.__name__ in _DROPPED
+    return traits_of(node).check
 
 
 def flat_source(graph: Graph, function: str = "forward") -> str:
@@ -159,12 +155,13 @@ def helper_sources(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _names(code: Any) -> set[str]:
-    names = {step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"}
+def _names(code: Any) -> list[str]:
+    """Global names that the code loads, each once, in its order: the port's source is the same every time."""
+    names = [step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"]
     for constant in code.co_consts:
         if hasattr(constant, "co_names"):
-            names |= _names(constant)
-    return names
+            names += _names(constant)
+    return list(dict.fromkeys(names))
 
 
 def used_helpers(source: str) -> list[str]:

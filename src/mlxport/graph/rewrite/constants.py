@@ -9,17 +9,16 @@ import torch
 from torch.fx import Graph, Node
 
 from mlxport.graph.capture.program import Captured
-from mlxport.graph.lower.expr import Expr, mx
+from mlxport.graph.lower.fused_ops import literal
 from mlxport.graph.lower.registry import LOWERINGS
+from mlxport.graph.lower.traits import traits
 
 __all__ = ["inline_constants"]
 
 _MOST = 32  # elements of a constant that is written into the code
 
 _aten = torch.ops.aten
-_BINARY: frozenset[Any] = frozenset(
-    getattr(_aten, name).Tensor for name in ("add", "sub", "mul", "div", "eq", "ne", "lt", "le", "gt", "ge")
-)
+# Ops that may take a number first as well as second.
 _COMMUTE: frozenset[Any] = frozenset((_aten.add.Tensor, _aten.mul.Tensor))
 _RANK: tuple[Callable[[torch.dtype], bool], ...] = (
     lambda dtype: dtype is torch.bool,
@@ -27,18 +26,6 @@ _RANK: tuple[Callable[[torch.dtype], bool], ...] = (
     lambda dtype: dtype.is_floating_point,
     lambda dtype: dtype.is_complex,
 )
-
-
-def literal(values: Any, dtype: torch.dtype) -> Any:
-    """The target of a node that is a small constant array."""
-    return torch.tensor(values, dtype=dtype)
-
-
-def _lower_literal(values: Any, dtype: Any) -> Expr:
-    return mx.array(values, dtype=dtype)
-
-
-LOWERINGS["literal"] = _lower_literal
 
 
 def inline_constants(captured: Captured) -> None:
@@ -101,7 +88,7 @@ def _number(tensor: torch.Tensor) -> int | float | bool:
 
 def _inline(graph: Graph, node: Node, value: int | float | bool) -> None:
     for user in list(node.users):
-        if user.target in _BINARY and len(user.args) == 2 and _wins(user, node):
+        if _takes_numbers(user.target) and len(user.args) == 2 and _wins(user, node):
             first, second = user.args
             if second is node and first is not node:
                 user.args = (first, value)
@@ -114,6 +101,13 @@ def _inline(graph: Graph, node: Node, value: int | float | bool) -> None:
         full.meta = {key: user.meta[key] for key in ("nn_module_stack", "stack_trace") if key in user.meta}
         full.meta["val"] = node.meta["val"]
         user.replace_input_with(node, full)
+
+
+def _takes_numbers(target: Any) -> bool:
+    """Whether the lowering of a pointwise op is that of its overload with a number in the second place."""
+    number = getattr(getattr(target, "overloadpacket", None), "Scalar", None)
+    lowering = LOWERINGS.get(str(target))
+    return traits(target).pointwise and lowering is not None and lowering is LOWERINGS.get(str(number))
 
 
 def _wins(user: Node, node: Node) -> bool:

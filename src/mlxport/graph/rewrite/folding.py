@@ -12,13 +12,9 @@ from torch.fx import Graph, Node
 from mlxport.graph.capture.origin import module_path
 from mlxport.graph.capture.program import Captured
 from mlxport.graph.lower.layer_specs import Fold
+from mlxport.graph.lower.traits import View, traits_of
 
 __all__ = ["fold_constants"]
-
-_VIEWS = frozenset(
-    """view reshape _unsafe_view unsqueeze squeeze permute transpose t expand slice select alias detach clone _to_copy
-    flatten numpy_T mT movedim unflatten""".split()
-)
 
 
 def fold_constants(captured: Captured) -> dict[str, Fold]:
@@ -92,8 +88,7 @@ def _pure(node: Node) -> bool:
         not isinstance(item, torch.Tensor) or not all(isinstance(size, int) for size in item.shape) for item in values
     ):
         return False
-    tags = getattr(node.target, "tags", ())
-    return torch.Tag.nondeterministic_seeded not in tags and not str(node.target).startswith("aten.empty")
+    return not traits_of(node).random
 
 
 def _chain(node: Node) -> list[Node]:
@@ -118,12 +113,13 @@ def _worth(node: Node, weighted: set[Node]) -> bool:
     chain = _chain(node)
     sources = [item for link in chain for item in link.all_input_nodes if item.op == "placeholder"]
     size = sum(prod(item.meta["val"].shape) for item in set(sources))
-    return any(_short(item) not in _VIEWS for item in chain) and prod(value.shape) <= max(2 * size, 4096)
+    return any(not _arranges(item) for item in chain) and prod(value.shape) <= max(2 * size, 4096)
 
 
-def _short(node: Node) -> str:
-    schema = getattr(node.target, "_schema", None)
-    return schema.name.rpartition("::")[2] if schema is not None else ""
+def _arranges(node: Node) -> bool:
+    """Whether the numbers stay what they are: views and casts, which are done where they are used."""
+    kind = traits_of(node)
+    return kind.cast or kind.view not in (None, View.REINTERPRETED)
 
 
 def _fold(captured: Captured, node: Node) -> Fold:

@@ -10,37 +10,28 @@ from torch.fx import Graph, Node
 
 from mlxport.graph.capture.origin import module_path
 from mlxport.graph.capture.program import Captured
+from mlxport.graph.lower.traits import View, op_name, traits_of
 
 __all__ = [
-    "CASTS",
     "Editor",
-    "VIEWS",
     "ancestors",
     "is_float",
     "kind",
     "merge_views",
     "ndim",
     "peel",
+    "permutation",
+    "same_shape",
     "same_size",
     "shape",
     "value",
     "where",
 ]
 
-CASTS = frozenset("_to_copy to type_as clone detach alias contiguous lift_fresh_copy".split())
-
-VIEWS = frozenset({"view", "reshape", "_unsafe_view"})
-
 
 def kind(node: Any) -> str:
     """``mul`` for ``aten.mul.Tensor``; the function's name for a target of our own; ``""`` for what is no op."""
-    if not isinstance(node, Node) or node.op != "call_function":
-        return ""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return str(getattr(node.target, "__name__", ""))
-    name: str = schema.name
-    return name.removeprefix("aten::")
+    return op_name(node.target) if isinstance(node, Node) and node.op == "call_function" else ""
 
 
 def value(node: Any) -> Any:
@@ -66,6 +57,11 @@ def same_size(a: Any, b: Any) -> bool:
     return bool(a.node.expr == b.node.expr)
 
 
+def same_shape(a: Any, b: Any) -> bool:
+    """Whether two fake tensors have surely the same sizes."""
+    return len(a.shape) == len(b.shape) and all(map(same_size, a.shape, b.shape))
+
+
 def is_float(node: Any) -> bool:
     """Whether the node is a tensor of floating-point numbers."""
     found = value(node)
@@ -74,7 +70,7 @@ def is_float(node: Any) -> bool:
 
 def is_cast(node: Any) -> bool:
     """Whether the node only changes the dtype of a floating-point tensor."""
-    return kind(node) in CASTS and is_float(node) and is_float(node.args[0])
+    return traits_of(node).copy and is_float(node) and is_float(node.args[0])
 
 
 def peel(node: Any) -> Any:
@@ -104,7 +100,7 @@ def ancestors(nodes: Iterable[Node], known: Iterable[Node] = ()) -> set[Node]:
 def merge_views(graph: Graph) -> None:
     """A view of a view is a view."""
     for node in graph.nodes:
-        while kind(node) in VIEWS and kind(node.args[0]) in VIEWS:
+        while traits_of(node).sized and traits_of(node.args[0]).sized:
             node.args = (node.args[0].args[0], *node.args[1:])
     graph.eliminate_dead_code()
 
@@ -165,7 +161,7 @@ class Editor:
         own = shape(node)
         if len(own) == len(wanted) and all(map(same_size, own, wanted)):
             return node
-        if kind(node) in VIEWS:
+        if traits_of(node).sized:
             before = shape(node.args[0])
             if len(before) == len(wanted) and all(map(same_size, before, wanted)):
                 return node.args[0]
@@ -176,7 +172,7 @@ class Editor:
     def permute(self, node: Node, axes: Sequence[int]) -> Node:
         """``node`` with its axes in another order, undoing the op that made it where it is the inverse."""
         axes = list(axes)
-        if kind(node) in ("transpose", "permute", "t"):
+        if traits_of(node).view is View.REORDERED:
             inner = permutation(node)
             merged = [inner[axis] for axis in axes]
             if merged == sorted(merged):
@@ -224,11 +220,6 @@ class Editor:
 
 
 def permutation(node: Node) -> list[int]:
-    """The axes of a permute, transpose or t as a permutation."""
-    rank = ndim(node)
-    axes = list(range(rank))
-    if kind(node) == "permute":
-        return [axis % rank for axis in node.args[1]]
-    a, b = (0, rank - 1) if kind(node) == "t" else (node.args[1] % rank, node.args[2] % rank)
-    axes[a], axes[b] = axes[b], axes[a]
-    return axes
+    """The axes of an op that puts them in another order, as a permutation: what it makes of sizes that all differ."""
+    told_apart = torch.empty([2 + axis for axis in range(ndim(node))], device="meta")
+    return [size - 2 for size in node.target(told_apart, *node.args[1:], **node.kwargs).shape]  # type: ignore[operator]

@@ -12,6 +12,7 @@ from torch.fx import Node
 from mlxport.graph.capture.origin import module_path
 from mlxport.graph.capture.program import Captured
 from mlxport.graph.lower.layer_specs import LayerSpec, layer
+from mlxport.graph.lower.traits import traits_of
 
 __all__ = ["name_members"]
 
@@ -68,5 +69,5 @@ def _unary(node: Node) -> bool:
         and value.dtype == source.dtype
         and value.dtype.is_floating_point
         and value.ndim == source.ndim
-        and str(node.target) != "aten.permute.default"
+        and traits_of(node).pointwise
     )

@@ -16,6 +16,7 @@ from mlxport.graph.lower.helpers.conv import GroupedConvTranspose
 from mlxport.graph.lower.helpers.experts import SwitchLinear
 from mlxport.graph.lower.layer_specs import DEFAULTS, LayerSpec, Match, Weight
 from mlxport.graph.lower.registry import bind, helper
+from mlxport.graph.lower.traits import View, traits_of
 from mlxport.graph.rewrite.graph_queries import is_float, kind, ndim, permutation
 
 __all__ = ["recognise"]
@@ -56,7 +57,7 @@ class _Finder:
         return self.captured.aliases.get(full, (full,))
 
     def linear(self, node: Node, input: Node, weight: Node, bias: Node | None) -> Match | None:
-        stored = weight.args[0] if str(weight.target) == "aten.t.default" else weight  # (in, out) in some models
+        stored = weight.args[0] if kind(weight) == "t" else weight  # (in, out) in some models
         owned = self.names(weight=stored, bias=bias)
         owned = owned if owned and owned[0] else self.bare(stored, bias)
         if owned is None or weight.meta["val"].ndim != 2:
@@ -87,7 +88,7 @@ class _Finder:
     def experts(
         self, node: Node, x: Node, weight: Node, experts: Node, ascending: bool, bias: Any = None
     ) -> Match | None:
-        turned = kind(weight) in ("transpose", "permute") and permutation(weight) == [0, 2, 1]
+        turned = traits_of(weight).view is View.REORDERED and permutation(weight) == [0, 2, 1]
         stored = weight.args[0] if turned else weight  # (expert, out, in), or (expert, in, out)
         owned = self.names(weight=stored, bias=bias)
         owned = owned if owned and owned[0] else None if bias is not None else self.bare(stored, None)

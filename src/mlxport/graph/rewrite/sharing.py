@@ -11,12 +11,10 @@ from torch.fx import Node
 
 from mlxport.graph.capture.program import Captured
 from mlxport.graph.lower.layer_specs import LayerSpec, Match, layer
-from mlxport.graph.rewrite.graph_queries import kind
+from mlxport.graph.lower.traits import View, filling, traits_of
 from mlxport.graph.rewrite.recognise import recognise
 
 __all__ = ["find_layers"]
-
-_TURNS = ("t", "transpose", "permute")  # of a weight, which the layer stores turned
 
 
 def find_layers(captured: Captured) -> dict[str, LayerSpec]:
@@ -151,11 +149,7 @@ def _rewrite_recurrent(captured: Captured, match: Match, spec: LayerSpec, inputs
 
 
 def _is_zero(node: Any) -> bool:
-    if not isinstance(node, Node):
-        return False
-    if str(node.target) in ("aten.zeros.default", "aten.zeros_like.default", "aten.new_zeros.default"):
-        return True
-    return str(node.target) == "aten.full.default" and node.args[1] == 0
+    return filling(node) == 0
 
 
 def _used_elsewhere(found: list[Match], by_name: dict[str, Node]) -> bool:
@@ -163,7 +157,9 @@ def _used_elsewhere(found: list[Match], by_name: dict[str, Node]) -> bool:
     nodes = {match.node for match in found}
     sources = {source for match in found for weight in match.spec.weights.values() for source in weight.sources}
     matched = {item for match in found for item in match.node.all_input_nodes}
-    turned = {item for item in matched if kind(item) in _TURNS and nodes.issuperset(item.users)}
+    turned = {  # a layer may store its weight turned
+        item for item in matched if traits_of(item).view is View.REORDERED and nodes.issuperset(item.users)
+    }
     nodes, matched = nodes | turned, matched | {item.args[0] for item in turned}
     return any(
         user not in nodes

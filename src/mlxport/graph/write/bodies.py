@@ -15,7 +15,7 @@ from torch.fx import Node
 from mlxport.graph.capture.stores import store
 from mlxport.graph.lower import symbolic_sizes
 from mlxport.graph.lower.registry import HELPERS
-from mlxport.graph.write.naming import forward_names, natural_name, op_name, snake
+from mlxport.graph.write.naming import forward_names, natural_name, result_name, snake
 from mlxport.graph.write.paths import member
 from mlxport.graph.write.placing import in_list, place, sequential
 from mlxport.graph.write.scope_parts import Body, Context, Reference, Step, Units, is_list
@@ -220,7 +220,7 @@ class _Builder:
         if sequential(self.captured, unit):
             return "x"
         if isinstance(unit, Node):
-            return op_name(node)
+            return result_name(node)
         if in_list(unit):  # an unnamed round of a loop hands on what it was handed
             child = self.context.bodies[unit.key]
             return next((name for name, item in child.parameters.items() if isinstance(item, Node)), "x")

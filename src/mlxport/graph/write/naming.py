@@ -11,9 +11,10 @@ from torch.fx import Node
 
 from mlxport.graph.capture.origin import call_arguments, module_path, statement
 from mlxport.graph.capture.program import Captured
+from mlxport.graph.lower.traits import View, traits_of
 from mlxport.graph.write.tree import Scope, nodes_in
 
-__all__ = ["argument_names", "forward_names", "natural_name", "op_name", "snake"]
+__all__ = ["argument_names", "forward_names", "natural_name", "result_name", "snake"]
 
 
 def forward_names(module: torch.nn.Module | None) -> list[str]:
@@ -28,10 +29,10 @@ def natural_name(captured: Captured, node: Node) -> str:
     """What the module that computes a value calls it."""
     module = captured.modules.get(module_path(node))
     made = statement(node, module)
-    return made.names[0] if made is not None and len(made.names) == 1 else op_name(node)
+    return made.names[0] if made is not None and len(made.names) == 1 else result_name(node)
 
 
-def op_name(node: Node) -> str:
+def result_name(node: Node) -> str:
     """A name for what an op gives, for want of a better one."""
     schema = getattr(node.target, "_schema", None)
     base = schema.name.rpartition("::")[2] if schema is not None else getattr(node.target, "__name__", "x")
@@ -40,9 +41,8 @@ def op_name(node: Node) -> str:
     base = base.strip("_")
     if base in _BETTER:
         return _BETTER[base]
-    if base in ("view", "permute", "transpose", "to_copy", "unsafe_view", "unsqueeze", "expand", "squeeze", "to"):
-        return "x"
-    return base
+    known = traits_of(node)
+    return "x" if known.cast or known.shaped or known.view is View.REORDERED else base
 
 
 # Names of ops that are Python's, too.
@@ -89,7 +89,7 @@ def _visible(captured: Captured, node: Node, module: torch.nn.Module | None, min
     if node in captured.weights:
         return captured.weights[node].rpartition(".")[2]
     made = statement(node, module)
-    return made.names[0] if made is not None and len(made.names) == 1 else op_name(node)
+    return made.names[0] if made is not None and len(made.names) == 1 else result_name(node)
 
 
 def _actual(captured: Captured, scope: Scope, caller: torch.nn.Module | None) -> dict[str, str]:

@@ -6,10 +6,11 @@ from typing import Any
 
 import mlx.core as _mx
 
+from mlxport.graph.lower import fused_ops
 from mlxport.graph.lower.expr import Expr, mx
 from mlxport.graph.lower.helpers import creation as helpers
 from mlxport.graph.lower.ops.common import HALF, shape_of
-from mlxport.graph.lower.registry import call, op, refuse
+from mlxport.graph.lower.registry import call, fused, op, refuse
 
 
 def _default_dtype(*numbers: Any) -> Any:
@@ -210,3 +211,9 @@ def eye(n: Any, dtype: Any = None) -> Expr:
 def eye_m(n: Any, m: Any, dtype: Any = None) -> Expr:
     """Ones on the diagonal of an n by m matrix."""
     return mx.eye(n, m) if dtype is None or dtype == mx.float32 else mx.eye(n, m, dtype=dtype)
+
+
+@fused(fused_ops.literal)
+def literal(values: Any, dtype: Any) -> Expr:
+    """``mx.array``."""
+    return mx.array(values, dtype=dtype)

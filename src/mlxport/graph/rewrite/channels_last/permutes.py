@@ -8,17 +8,9 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-__all__ = ["PERMUTE", "aten_name", "axes_of", "give_back", "inverse_of", "is_permuted", "permute", "to_last"]
+__all__ = ["PERMUTE", "axes_of", "give_back", "inverse_of", "is_permuted", "permute", "result_ndim", "to_last"]
 
 PERMUTE = torch.ops.aten.permute.default
-
-
-def aten_name(node: Node) -> str:
-    """The name of an ATen op, without its overload."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None or not schema.name.startswith("aten::"):
-        return ""
-    return str(schema.name).removeprefix("aten::")
 
 
 def permute(graph: Graph, source: Node, axes: Sequence[int], meta: dict[str, Any]) -> Node:
@@ -56,10 +48,20 @@ def is_permuted(item: Any) -> bool:
     return isinstance(item, Node) and item.target is PERMUTE
 
 
+def result_ndim(node: Node) -> int:
+    """Number of axes of the result, of the first one of several."""
+    value = node.meta["val"]
+    return int((value if isinstance(value, torch.Tensor) else value[0]).ndim)
+
+
 def give_back(graph: Graph, node: Node, axes: Sequence[int]) -> bool:
-    """``node`` now computes in the inner order: give its users the outer order by ``axes``."""
+    """``node`` now computes in the inner order: give the users of its results the outer order by ``axes``."""
     inverse = inverse_of(axes)
-    node.meta["val"] = node.meta["val"].permute(inverse)
+    value = node.meta["val"]
+    if isinstance(value, tuple | list):
+        node.meta["val"] = tuple(item.permute(inverse) for item in value)
+        return all([give_back(graph, user, axes) for user in list(node.users)])
+    node.meta["val"] = value.permute(inverse)
     users = list(node.users)
     with graph.inserting_after(node):
         back = permute(graph, node, axes, node.meta)

@@ -7,7 +7,6 @@ about the order of axes until they meet their inverse or an op that cares.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 
 import torch
 from torch.fx import Graph, Node
@@ -16,7 +15,6 @@ from mlxport.graph.lower.layer_specs import layer
 from mlxport.graph.lower.registry import CHANNELS_LAST, ChannelsLast, bind
 from mlxport.graph.rewrite.channels_last.permutes import (
     PERMUTE,
-    aten_name,
     axes_of,
     give_back,
     inverse_of,
@@ -24,7 +22,7 @@ from mlxport.graph.rewrite.channels_last.permutes import (
     permute,
     to_last,
 )
-from mlxport.graph.rewrite.channels_last.sinking_rules import RULES
+from mlxport.graph.rewrite.channels_last.sinking_rules import rule_for
 
 __all__ = ["channels_last", "count_permutes"]
 
@@ -126,16 +124,15 @@ def _permute_result(graph: Graph, node: Node, axis: int) -> None:
 
 def _sink(graph: Graph, node: Node) -> bool:
     """Move permutes from before ``node`` to after it, where it can do without them."""
-    name = aten_name(node)
     if node.target is PERMUTE:
         return _merge(graph, node)
     entry = CHANNELS_LAST.get(str(node.target))
     if entry is not None and entry.either and not node.meta.get("channels_last"):
         return _either(graph, node, entry)
-    rule: Callable[[Graph, Node, str], bool] | None = RULES.get(name)
-    if rule is None or node.meta.get("channels_last") or not any(is_permuted(item) for item in node.all_input_nodes):
+    if node.meta.get("channels_last") or not any(is_permuted(item) for item in node.all_input_nodes):
         return False
-    return rule(graph, node, name)
+    rule = rule_for(node)
+    return rule is not None and rule(graph, node)
 
 
 def _either(graph: Graph, node: Node, entry: ChannelsLast) -> bool:

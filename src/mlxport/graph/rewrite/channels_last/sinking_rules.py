@@ -3,146 +3,77 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 
 from mlxport.graph.lower.registry import bind
-from mlxport.graph.rewrite.channels_last.permutes import aten_name, axes_of, give_back, inverse_of, is_permuted, permute
-from mlxport.graph.rewrite.graph_queries import same_size
+from mlxport.graph.lower.traits import traits_of
+from mlxport.graph.rewrite.channels_last.permutes import (
+    axes_of,
+    give_back,
+    inverse_of,
+    is_permuted,
+    permute,
+    result_ndim,
+)
+from mlxport.graph.rewrite.channels_last.pointwise import follows_places, sink_pointwise
 
-__all__ = ["RULES"]
+__all__ = ["rule_for"]
+
+Rule = Callable[[Graph, Node], bool]
 
 _aten = torch.ops.aten
-
-_UNARY = frozenset(
-    """abs acos acosh asin asinh atan atanh ceil cos cosh erf erfc exp exp2 expm1 floor frac gelu hardsigmoid hardswish
-    hardtanh leaky_relu elu celu selu silu mish log log10 log1p log2 log_sigmoid neg reciprocal relu relu6 round rsqrt
-    sigmoid sign sin sinh softplus sqrt square tan tanh trunc clamp clamp_min clamp_max logical_not bitwise_not _to_copy
-    softsign softshrink hardshrink tanhshrink threshold sgn isnan isinf nan_to_num to clone pow_Tensor_Scalar zeros_like
-    ones_like full_like add_Scalar mul_Scalar""".split()
-)
-_BINARY = frozenset(
-    """add sub mul div pow maximum minimum fmod remainder eq ne lt le gt ge logical_and logical_or logical_xor
-    bitwise_and bitwise_or bitwise_xor where atan2 rsub""".split()
-)
-_REDUCE = frozenset("mean sum amax amin any all prod var std".split())
+# Computed along the axes of one argument, each place beside them by itself, the rank unchanged.
+_ALONG = ("slice", "softmax", "_softmax", "_safe_softmax", "log_softmax", "_log_softmax", "flip", "roll", "cumsum",
+          "cumprod", "logcumsumexp", "narrow", "glu")  # fmt: skip
 
 
-def _unary(graph: Graph, node: Node, name: str) -> bool:
+# Positions in the flattened input, which is in the outer order.
+_IN_ORDER = frozenset({"argmax", "argmin", "hash_tensor"})
+
+
+def _reduce(graph: Graph, node: Node) -> bool:
+    """Along axes that are named: the same ones, wherever they are. Along all of them, their order does not matter."""
     source = node.args[0]
-    if not is_permuted(source) or any(isinstance(item, Node) for item in node.args[1:]):
-        return False
-    axes = axes_of(source)
-    node.replace_input_with(source, source.args[0])
-    return give_back(graph, node, axes)
-
-
-def _binary(graph: Graph, node: Node, name: str) -> bool:
-    ndim = node.meta["val"].ndim
-    operands = [item for item in node.args if isinstance(item, Node) and isinstance(item.meta.get("val"), torch.Tensor)]
-    permuted = [item for item in operands if is_permuted(item) and item.meta["val"].ndim == ndim]
-    if not permuted or node.meta.get("sunk"):
-        return False
-    axes = axes_of(permuted[0])
-    if any(axes_of(item) != axes for item in permuted):
-        return False
-    others = [item for item in operands if item not in permuted]
-    # One operand in the outer order is permuted itself; once only, or its permute would sink in turn.
-    if any(not _cheap(item, ndim) and item.op == "placeholder" for item in others):
-        return False
-    inverse = inverse_of(axes)
-    node.meta["sunk"] = True
-    for item in permuted:
-        node.replace_input_with(item, item.args[0])
-    for item in others:
-        with graph.inserting_before(node):
-            node.replace_input_with(item, _aligned(graph, item, ndim, inverse, node.meta))
-    return give_back(graph, node, axes)
-
-
-def _cheap(item: Node, ndim: int) -> bool:
-    """Whether an operand broadcasts (a scale by channel, a scalar): permuting it costs nothing."""
-    value = item.meta["val"]
-    return sum(not (isinstance(size, int) and size == 1) for size in value.shape) <= 1
-
-
-def _aligned(graph: Graph, item: Node, ndim: int, inverse: Sequence[int], meta: dict[str, Any]) -> Node:
-    """An operand that broadcasts against ``ndim`` axes, in the inner order."""
-    value = item.meta["val"]
-    if value.ndim == 0:
-        return item
-    sizes = [1] * (ndim - value.ndim) + list(value.shape)
-    inner = [sizes[axis] for axis in inverse]
-    while len(inner) > 1 and isinstance(inner[0], int) and inner[0] == 1:
-        inner.pop(0)
-    order = [axis for axis in inverse if not (isinstance(sizes[axis], int) and sizes[axis] == 1)]
-    if order == sorted(order):  # a reshape does it
-        return _reshaped(graph, item, inner, meta)
-    if value.ndim < ndim:
-        item = _reshaped(graph, item, sizes, meta)
-    return permute(graph, item, inverse, meta)
-
-
-def _reshaped(graph: Graph, item: Node, sizes: list[Any], meta: dict[str, Any]) -> Node:
-    value = item.meta["val"]
-    while str(item.target) in _RESHAPES and isinstance(item.args[0], Node):
-        item = item.args[0]
-    own = item.meta["val"].shape
-    if len(own) == len(sizes) and all(map(same_size, own, sizes)):
-        return item
-    if all(isinstance(size, int) for size in sizes):
-        node = graph.call_function(_aten.view.default, (item, sizes))
-        shape = sizes
-    else:  # only axes of size one come or go
-        return _squeezed(graph, item, value, sizes, meta)
-    node.meta = {key: meta[key] for key in ("nn_module_stack", "stack_trace") if key in meta}
-    node.meta["val"] = item.meta["val"].new_empty(shape)
-    return node
-
-
-_RESHAPES = frozenset({"aten.view.default", "aten.unsqueeze.default", "aten.reshape.default"})
-
-
-def _squeezed(graph: Graph, item: Node, value: torch.Tensor, sizes: list[Any], meta: dict[str, Any]) -> Node:
-    axes = [axis for axis, size in enumerate(item.meta["val"].shape) if isinstance(size, int) and size == 1]
-    node = item
-    if axes:
-        node = graph.call_function(_aten.squeeze.dims, (item, axes))
-        node.meta = {**meta, "val": item.meta["val"].squeeze(axes)}
-    for axis, size in enumerate(sizes):
-        if isinstance(size, int) and size == 1:
-            before = node
-            node = graph.call_function(_aten.unsqueeze.default, (before, axis))
-            node.meta = {**meta, "val": before.meta["val"].unsqueeze(axis)}
-    return node
-
-
-def _reduce(graph: Graph, node: Node, name: str) -> bool:
-    source = node.args[0]
-    if not is_permuted(source) or len(node.args) < 2 or not isinstance(node.args[1], list | tuple | int):
+    if not is_permuted(source):
         return False
     axes, ndim = axes_of(source), source.meta["val"].ndim
-    dims = [node.args[1]] if isinstance(node.args[1], int) else list(node.args[1])
-    if not dims:
-        return False
-    inner = sorted(axes[dim % ndim] for dim in dims)
-    keepdim = bool(node.args[2]) if len(node.args) > 2 else bool(node.kwargs.get("keepdim", False))
-    if name in ("var", "std"):
-        keepdim = bool(node.kwargs.get("keepdim", False))
-        if len(node.args) > 2:
+    bound = bind(node.target, node.args, dict(node.kwargs))
+    key = "dims" if "dims" in bound else "dim"
+    dims = bound.get(key)
+    given = [dims] if isinstance(dims, int) else list(dims or ())
+    if not given:
+        if result_ndim(node) or traits_of(node).name in _IN_ORDER:
             return False
-    node.args = (source.args[0], inner[0] if isinstance(node.args[1], int) else inner, *node.args[2:])
-    if keepdim:
+        node.replace_input_with(source, source.args[0])
+        return True
+    inner = sorted(axes[dim % ndim] for dim in given)
+    bound[key] = inner[0] if isinstance(dims, int) else inner
+    _rebind(node, bound, source)
+    if bound.get("keepdim"):
         return give_back(graph, node, axes)
     left = [axis for axis in axes if axis not in inner]  # inner axes that remain, in the outer order
     order = sorted(left)
     return give_back(graph, node, [order.index(axis) for axis in left])
 
 
-def _concatenate(graph: Graph, node: Node, name: str) -> bool:
+def _rebind(node: Node, bound: dict[str, Any], source: Node) -> None:
+    """Call ``node`` with the arguments ``bound``, without trailing defaults, on what is permuted."""
+    arguments = [argument for argument in node.target._schema.arguments if argument.name in bound]
+    while arguments and not arguments[-1].kwarg_only and bound[arguments[-1].name] == arguments[-1].default_value:
+        if not arguments[-1].has_default_value():
+            break
+        arguments.pop()
+    node.args = tuple(
+        source.args[0] if bound[a.name] is source else bound[a.name] for a in arguments if not a.kwarg_only
+    )
+    node.kwargs = {a.name: bound[a.name] for a in arguments if a.kwarg_only and bound[a.name] != a.default_value}
+
+
+def _concatenate(graph: Graph, node: Node) -> bool:
     items = list(node.args[0])
     permuted = [item for item in items if is_permuted(item)]
     axes = axes_of(permuted[0])
@@ -159,8 +90,8 @@ def _concatenate(graph: Graph, node: Node, name: str) -> bool:
     return give_back(graph, node, axes)
 
 
-def _axis_op(graph: Graph, node: Node, name: str) -> bool:
-    """One axis argument, rank unchanged: slice, softmax, flip, narrow, cumsum, glu."""
+def _axis_op(graph: Graph, node: Node) -> bool:
+    """An op of ``_ALONG``."""
     source = node.args[0]
     if not is_permuted(source):
         return False
@@ -168,16 +99,14 @@ def _axis_op(graph: Graph, node: Node, name: str) -> bool:
     bound = bind(node.target, node.args, dict(node.kwargs))
     key = "dims" if "dims" in bound else "dim"
     dim = bound[key]
+    if dim == []:  # ``roll`` of the flattened input
+        return False
     bound[key] = [axes[item % ndim] for item in dim] if isinstance(dim, list | tuple) else axes[dim % ndim]
-    arguments = [argument for argument in node.target._schema.arguments]
-    node.args = tuple(
-        source.args[0] if a.name in ("self", "input") else bound[a.name] for a in arguments if not a.kwarg_only
-    )
-    node.kwargs = {a.name: bound[a.name] for a in arguments if a.kwarg_only and a.name in bound}
+    _rebind(node, bound, source)
     return give_back(graph, node, axes)
 
 
-def _transpose(graph: Graph, node: Node, name: str) -> bool:
+def _transpose(graph: Graph, node: Node) -> bool:
     """Another permute: the two are one."""
     source = node.args[0]
     if not is_permuted(source):
@@ -192,7 +121,7 @@ def _transpose(graph: Graph, node: Node, name: str) -> bool:
     return True
 
 
-def _split(graph: Graph, node: Node, name: str) -> bool:
+def _split(graph: Graph, node: Node) -> bool:
     source = node.args[0]
     if not is_permuted(source) or any(user.target is not operator.getitem for user in node.users):
         return False
@@ -201,14 +130,10 @@ def _split(graph: Graph, node: Node, name: str) -> bool:
     dim = axes[bound["dim"] % len(axes)]
     sizes = next(value for key, value in bound.items() if key not in ("self", "dim"))
     node.args, node.kwargs = (source.args[0], sizes, dim), {}
-    inverse = inverse_of(axes)
-    node.meta["val"] = tuple(item.permute(inverse) for item in node.meta["val"])
-    for user in list(node.users):
-        give_back(graph, user, axes)
-    return True
+    return give_back(graph, node, axes)
 
 
-def _squeeze(graph: Graph, node: Node, name: str) -> bool:
+def _squeeze(graph: Graph, node: Node) -> bool:
     source = node.args[0]
     if not is_permuted(source) or len(node.args) < 2:
         return False
@@ -223,7 +148,7 @@ def _squeeze(graph: Graph, node: Node, name: str) -> bool:
     return give_back(graph, node, [order.index(axis) for axis in left])
 
 
-def _select(graph: Graph, node: Node, name: str) -> bool:
+def _select(graph: Graph, node: Node) -> bool:
     source = node.args[0]
     if not is_permuted(source):
         return False
@@ -235,7 +160,7 @@ def _select(graph: Graph, node: Node, name: str) -> bool:
     return give_back(graph, node, [order.index(axis) for axis in left])
 
 
-def _view(graph: Graph, node: Node, name: str) -> bool:
+def _view(graph: Graph, node: Node) -> bool:
     """A reshape of a permuted array: it passes where it only merges axes that are neighbours in the inner order too."""
     source = node.args[0]
     if not is_permuted(source):
@@ -274,9 +199,8 @@ def _is_one(size: Any) -> bool:
 
 
 def _shape_argument(node: Node, index: int) -> Any:
-    if aten_name(node) in ("view", "reshape", "_unsafe_view"):
-        sizes = node.args[1]
-        return sizes[index]
+    if traits_of(node).sized:
+        return node.args[1][index]
     size = node.meta["val"].shape[index]
     return size if isinstance(size, int) else -1
 
@@ -310,22 +234,23 @@ def _equal(a: Any, b: Any) -> bool:
     return bool(left == right)
 
 
-def _flatten(graph: Graph, node: Node, name: str) -> bool:
+def _flatten(graph: Graph, node: Node) -> bool:
     if any(not isinstance(size, int) for size in node.meta["val"].shape) and _dynamic_count(node) > 1:
         return False
-    return _view(graph, node, name)
+    return _view(graph, node)
 
 
 def _dynamic_count(node: Node) -> int:
     return sum(not isinstance(size, int) for size in node.meta["val"].shape)
 
 
-def _pad(graph: Graph, node: Node, name: str) -> bool:
+def _pad(graph: Graph, node: Node) -> bool:
     source, pads = node.args[0], list(node.args[1])
     if not is_permuted(source):
         return False
     axes, ndim = axes_of(source), source.meta["val"].ndim
-    if (node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")) != "constant" and name == "pad":
+    mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
+    if traits_of(node).name == "pad" and mode != "constant":
         return False
     by_axis = {ndim - 1 - index: pads[2 * index : 2 * index + 2] for index in range(len(pads) // 2)}
     inner = {axes[axis]: pair for axis, pair in by_axis.items()}
@@ -337,17 +262,26 @@ def _pad(graph: Graph, node: Node, name: str) -> bool:
     return give_back(graph, node, axes)
 
 
-RULES: dict[str, Callable[[Graph, Node, str], bool]] = {
-    **dict.fromkeys(_UNARY, _unary),
-    **dict.fromkeys(_BINARY, _binary),
-    **dict.fromkeys(_REDUCE, _reduce),
+# What is done for ops that are not told by their traits alone.
+_RULES: dict[str, Rule] = {
     "cat": _concatenate,
-    **dict.fromkeys(("slice", "softmax", "_softmax", "log_softmax", "flip", "cumsum", "narrow", "glu"), _axis_op),
+    **dict.fromkeys(_ALONG, _axis_op),
     **dict.fromkeys(("split", "chunk", "split_with_sizes"), _split),
     "squeeze": _squeeze,
     "transpose": _transpose,
     "select": _select,
-    **dict.fromkeys(("view", "reshape", "_unsafe_view"), _view),
     "flatten": _flatten,
     **dict.fromkeys(("constant_pad_nd", "pad"), _pad),
 }
+
+
+def rule_for(node: Node) -> Rule | None:
+    """How permutes pass the node, None if they do not."""
+    kind = traits_of(node)
+    if (rule := _RULES.get(kind.name)) is not None:
+        return rule
+    if kind.reduction:
+        return _reduce
+    if kind.sized:
+        return _view
+    return sink_pointwise if follows_places(node) else None

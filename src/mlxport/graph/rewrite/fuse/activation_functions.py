@@ -14,20 +14,17 @@ from torch.nn import functional
 
 from mlxport.graph.capture.program import Captured
 from mlxport.graph.lower.fused_ops import quick_gelu
+from mlxport.graph.lower.traits import traits_of
 from mlxport.graph.rewrite.fuse.fusion import Fusion
 from mlxport.graph.rewrite.fuse.norms import inside, leaks
 from mlxport.graph.rewrite.fuse.values import CannotEvaluate, Values
-from mlxport.graph.rewrite.graph_queries import Editor, is_float, kind, ndim, same_size, shape, where
-from mlxport.graph.rewrite.noops import same_shape
+from mlxport.graph.rewrite.graph_queries import Editor, is_float, kind, ndim, same_shape, same_size, shape, where
 
 __all__ = ["apply"]
 
 _aten = torch.ops.aten
+# The functions that the curves below are made of.
 _CORES = ("erf", "tanh", "sigmoid", "exp", "softplus", "clamp", "hardtanh", "relu6", "erfc", "hardsigmoid")
-_ELEMENTWISE = frozenset(
-    """add sub rsub mul div pow square erf erfc tanh sigmoid exp neg reciprocal clamp clamp_min clamp_max hardtanh relu
-    relu6 softplus log1p _to_copy to type_as log hardsigmoid""".split()
-)
 _POINTS = torch.cat([torch.linspace(-12, 12, 241, dtype=torch.float64), torch.tensor([-60.0, -30.0, 30.0, 60.0])])
 
 # Each curve with how a node of it is made. The exact ones come first.
@@ -84,7 +81,7 @@ def _roots(core: Node, values: Values) -> list[Node]:
         for node in level:
             if node not in found and is_float(node):
                 found[node] = None
-                if kind(node) in _ELEMENTWISE:
+                if traits_of(node).pointwise:
                     after.extend(item for item in node.all_input_nodes if item not in values.static)
         level = after
     return list(found)
@@ -96,7 +93,7 @@ def _reached(x: Node, core: Node, values: Values) -> list[Node]:
     waiting = sorted(x.users)
     while waiting and len(known) < 32:
         node = waiting.pop(0)
-        if node in known or kind(node) not in _ELEMENTWISE | {kind(core)} or not is_float(node):
+        if node in known or not traits_of(node).pointwise or not is_float(node):
             continue
         if any(item not in known and values.scalar(item) is None for item in node.all_input_nodes):
             continue

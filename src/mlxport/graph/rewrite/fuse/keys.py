@@ -7,16 +7,20 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from mlxport.graph.lower.traits import View, traits_of
 from mlxport.graph.rewrite.fuse.values import CannotEvaluate, Values, close
-from mlxport.graph.rewrite.graph_queries import CASTS, Editor, is_float, kind, ndim, shape
-from mlxport.graph.rewrite.noops import same_shape
+from mlxport.graph.rewrite.graph_queries import Editor, is_float, kind, ndim, same_shape, shape
 
 __all__ = ["absorb_scale", "unrepeat"]
 
-_MOVES = frozenset(
-    "view reshape _unsafe_view expand unsqueeze squeeze repeat repeat_interleave transpose permute index_select index "
-    "flatten unflatten clone contiguous".split()
-)
+_REPEATS = frozenset({"repeat", "repeat_interleave"})
+_PICKS = frozenset({"index", "index_select"})  # which repeat where they take one thing several times
+
+
+def _moves(node: Node) -> bool:
+    """Whether the node has all that its input has, in other places, or several times."""
+    kind = traits_of(node)
+    return kind.shaped or kind.view in (View.SAME, View.REORDERED) or kind.name in _REPEATS
 
 
 def unrepeat(edit: Editor, key: Node, value: Node, values: Values) -> tuple[Node, Node]:
@@ -39,7 +43,7 @@ def _source(node: Node, values: Values) -> tuple[Node, int] | None:
         return None
     source: Any = node
     for _ in range(8):
-        if kind(source) not in _MOVES or not is_float(source.args[0]):
+        if not (_moves(source) or kind(source) in _PICKS) or not is_float(source.args[0]):
             break
         source = source.args[0]
         if ndim(source) == 4:
@@ -79,7 +83,7 @@ def absorb_scale(node: Node, values: Values) -> tuple[Node, float]:
             factor *= number if kind(source) == "mul" else 1 / number
             source = inner
             bare = _moved(inner, moves)
-        elif kind(source) in _MOVES - {"index", "index_select"} or kind(source) in CASTS:
+        elif _moves(source) or traits_of(source).cast:
             moves.append(source)
             source = source.args[0]
         else:

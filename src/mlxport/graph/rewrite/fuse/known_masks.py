@@ -14,6 +14,7 @@ from torch.fx import Node
 
 from mlxport.graph.capture.program import Captured
 from mlxport.graph.lower.fused_ops import causal
+from mlxport.graph.lower.traits import traits_of
 from mlxport.graph.rewrite.fuse.fusion import Fusion
 from mlxport.graph.rewrite.fuse.mask_forms import mask_form
 from mlxport.graph.rewrite.fuse.values import CannotEvaluate, Values
@@ -22,7 +23,6 @@ from mlxport.graph.rewrite.graph_queries import Editor, kind, ndim, same_size, s
 __all__ = ["apply"]
 
 _aten = torch.ops.aten
-_AND = ("bitwise_and", "logical_and", "__and__")
 
 
 def apply(captured: Captured, values: Values) -> Iterable[Fusion]:
@@ -31,7 +31,7 @@ def apply(captured: Captured, values: Values) -> Iterable[Fusion]:
         if kind(node) == "index" and ndim(node) >= 2 and node not in values.static:
             _in_order(captured, node, values)
     for node in list(captured.graph.nodes):
-        if kind(node) in _AND and node.users and node not in values.static and ndim(node) >= 2:
+        if traits_of(node).logic == "and" and node.users and node not in values.static and ndim(node) >= 2:
             _conjunction(captured, node, values)
     return ()
 

@@ -13,16 +13,25 @@ import torch
 from torch.fx import Node
 
 from mlxport.graph.capture.program import Captured
+from mlxport.graph.lower.traits import View, traits_of
 from mlxport.graph.rewrite.fuse.fusion import Fusion
 from mlxport.graph.rewrite.fuse.products import contraction
 from mlxport.graph.rewrite.fuse.values import Values
-from mlxport.graph.rewrite.graph_queries import Editor, is_float, kind, ndim, permutation, same_size, shape, where
-from mlxport.graph.rewrite.noops import same_shape
+from mlxport.graph.rewrite.graph_queries import (
+    Editor,
+    is_float,
+    kind,
+    ndim,
+    permutation,
+    same_shape,
+    same_size,
+    shape,
+    where,
+)
 
 __all__ = ["apply"]
 
 _aten = torch.ops.aten
-_VIEWS = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze", "squeeze")
 
 
 @dataclass(frozen=True)
@@ -97,8 +106,8 @@ def _with_weight(captured: Captured, x: Any, matrix: Any, is_linear: bool) -> _P
         return None
     if _is_weight(captured, matrix):
         return _Product(x, matrix, not is_linear)
-    if kind(matrix) in ("t", "transpose", "permute", "numpy_T") and _is_weight(captured, matrix.args[0]):
-        turned = kind(matrix) == "numpy_T" or permutation(matrix) == [1, 0]
+    if traits_of(matrix).view is View.REORDERED and _is_weight(captured, matrix.args[0]):
+        turned = permutation(matrix) == [1, 0]
         return _Product(x, matrix.args[0], turned is is_linear)
     return None
 
@@ -118,7 +127,7 @@ def _biased(captured: Captured, node: Node, found: _Product) -> tuple[Node, Node
     if found.bias is not None:
         return node, found.bias
     output = node
-    while len(output.users) == 1 and kind(user := next(iter(output.users))) in _VIEWS and _keeps_last(user):
+    while len(output.users) == 1 and _reshapes(user := next(iter(output.users))) and _keeps_last(user):
         output = user
     if len(output.users) == 1:
         user = next(iter(output.users))
@@ -133,6 +142,10 @@ def _biased(captured: Captured, node: Node, found: _Product) -> tuple[Node, Node
                     return _sunk(captured, node, output, user), other
                 return user, other
     return node, None
+
+
+def _reshapes(node: Node) -> bool:
+    return traits_of(node).view is View.RESHAPED
 
 
 def _keeps_last(node: Node) -> bool:
@@ -154,11 +167,11 @@ def _sunk(captured: Captured, node: Node, output: Node, total: Node) -> Node:
 def _unflattened(output: Node, x: Node) -> tuple[Node, Node]:
     """Without the views that make a matrix of ``x`` and give the result the shape of ``x`` back."""
     users = list(output.users)
-    if kind(x) not in _VIEWS or not _keeps_last(x) or not users:
+    if not _reshapes(x) or not _keeps_last(x) or not users:
         return output, x
     source = x.args[0]
     wanted = (*shape(source)[:-1], shape(output)[-1])
-    if any(kind(user) not in _VIEWS or len(shape(user)) != len(wanted) for user in users):
+    if any(not _reshapes(user) or len(shape(user)) != len(wanted) for user in users):
         return output, x
     if any(not all(map(same_size, shape(user), wanted)) for user in users):
         return output, x

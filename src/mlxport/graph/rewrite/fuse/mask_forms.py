@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.fx import Node
 
-if TYPE_CHECKING:
-    from mlxport.graph.rewrite.fuse.values import Values
+from mlxport.graph.rewrite.fuse.values import CannotEvaluate, Values, symbols
+from mlxport.graph.rewrite.graph_queries import kind
 
 __all__ = ["mask_form"]
 
@@ -31,8 +31,6 @@ def mask_form(
         visible: Which truth value shows a key; None for an added mask.
         factor: What an added mask is multiplied with.
     """
-    from mlxport.graph.rewrite.fuse.values import CannotEvaluate
-
     values.learn(mask)
     if mask not in values.static:
         return None
@@ -59,8 +57,6 @@ def mask_form(
 
 def _trials(mask: Node, values: Values, lengths: tuple[Any, Any]) -> Iterator[tuple[Any, dict[int, int]]]:
     """Sizes to compute a mask at, and numbers to put in the place of those that are too large to try."""
-    from mlxport.graph.rewrite.fuse.values import symbols
-
     small = list(values.sizes())
     yield from ((sizes, {}) for sizes in small)
     axes = {symbol for length in lengths if not isinstance(length, int) for symbol in length.node.expr.free_symbols}
@@ -91,7 +87,7 @@ def _numbers(mask: Node, values: Values) -> set[int]:
             found |= {size for size in node.meta["val"].shape if isinstance(size, int)}
             continue
         numbers = torch.utils._pytree.tree_leaves((node.args, node.kwargs))
-        ends = str(node.target) in ("aten.slice.Tensor",)
+        ends = kind(node) == "slice"
         found |= {
             abs(int(n)) for n in numbers if type(n) in (int, float) and abs(n) < 2**31 and not (ends and n > 2**20)
         }

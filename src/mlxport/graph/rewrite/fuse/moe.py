@@ -14,10 +14,11 @@ from torch.fx import Node
 
 from mlxport.graph.capture.program import Captured
 from mlxport.graph.lower.fused_ops import gather_mm
+from mlxport.graph.lower.traits import traits_of
 from mlxport.graph.rewrite.fuse.fusion import Fusion
 from mlxport.graph.rewrite.fuse.products import Contraction, contraction
 from mlxport.graph.rewrite.fuse.values import Values
-from mlxport.graph.rewrite.graph_queries import CASTS, Editor, is_float, kind, ndim, shape, where
+from mlxport.graph.rewrite.graph_queries import Editor, is_float, kind, ndim, shape, where
 
 __all__ = ["apply"]
 
@@ -61,7 +62,7 @@ def _fake(like: Node, sizes: list[Any]) -> torch.Tensor:
 
 
 def _uncast(node: Any) -> Any:
-    while kind(node) in CASTS:
+    while traits_of(node).copy:
         node = node.args[0]
     return node
 

@@ -18,6 +18,7 @@ from torch.fx import Graph, Node
 from mlxport.graph.capture.program import Captured
 from mlxport.graph.lower.fused_ops import gather_mm
 from mlxport.graph.lower.layer_specs import Fold
+from mlxport.graph.lower.traits import View, traits_of
 from mlxport.graph.rewrite.fuse.branches import Branches, find_branches
 from mlxport.graph.rewrite.fuse.fusion import Fusion
 from mlxport.graph.rewrite.fuse.values import CannotEvaluate, Values, close
@@ -27,7 +28,7 @@ __all__ = ["apply"]
 
 _aten = torch.ops.aten
 _SPLITS = {"chunk": 2, "split": 2, "split_with_sizes": 2}  # position of the axis among the arguments
-_ROWS = frozenset("index index_select select unsqueeze squeeze view reshape _unsafe_view gather".split())
+_PICKS = frozenset({"index", "index_select", "select", "gather"})  # rows of what they are given
 
 
 @dataclass(frozen=True)
@@ -139,9 +140,7 @@ def _not_by_rows(branches: Branches) -> str | None:
             continue
         if name == "linear" and node.args[0] in tensors and len(tensors) == 1:
             continue
-        tags = getattr(node.target, "tags", ())
-        pointwise = torch.Tag.pointwise in tags or name in ("quick_gelu", "_to_copy", "hardswish")
-        if not pointwise or len(tensors) != len(node.all_input_nodes):
+        if not traits_of(node).pointwise or len(tensors) != len(node.all_input_nodes):
             return name
     return None
 
@@ -152,7 +151,7 @@ def _rows(branches: Branches, joined: Any) -> Iterator[Node]:
     if all(given is first for given in branches.inputs) and _alike(shape(first), joined):
         yield first
     node = first
-    while kind(node) in _ROWS:
+    while kind(node) in _PICKS or traits_of(node).view is View.RESHAPED:
         node = node.args[0]
         if _alike(shape(node), joined) and same_size(shape(node)[-1], shape(first)[-1]):
             yield node

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from mlxport.graph.lower.traits import traits_of
 from mlxport.graph.rewrite.fuse.values import Values
-from mlxport.graph.rewrite.graph_queries import CASTS, is_cast, is_float, kind, ndim, peel, shape
+from mlxport.graph.rewrite.graph_queries import is_cast, is_float, kind, ndim, peel, shape
 
 __all__ = ["Norm", "NormResult", "find_norm", "inside", "leaks"]
 
 _ROOTS = ("rsqrt", "sqrt", "pow", "std", "linalg_vector_norm", "norm")
 _SCALED = ("add", "sub", "mul", "div", "clamp", "clamp_min", "reciprocal", "neg", "maximum", "sqrt", "rsqrt", "pow")
-_SHAPED = ("unsqueeze", "expand", "view", "squeeze", "reshape", "_unsafe_view")
 _REDUCTIONS = ("mean", "sum", "var", "var_mean", "std", "linalg_vector_norm", "norm")
 
 
@@ -73,7 +73,7 @@ def _reduction(node: Any, values: Values, eps: list[float]) -> Node | None:
             return node
         if kind(node) == "getitem" and kind(node.args[0]) in _REDUCTIONS:
             return node.args[0] if node.args[1] == 0 else None
-        if is_cast(node) or kind(node) in _SHAPED:
+        if is_cast(node) or traits_of(node).shaped:
             node = node.args[0]
             continue
         if kind(node) not in _SCALED:
@@ -92,7 +92,7 @@ def _reduction(node: Any, values: Values, eps: list[float]) -> Node | None:
 def _less_square(node: Any, values: Values) -> bool:
     """Whether something that is computed is taken off on the way: the square of the mean, off the mean of squares."""
     for _ in range(12):
-        if kind(node) in _REDUCTIONS or kind(node) not in (*_SCALED, *_SHAPED, *CASTS):
+        if kind(node) in _REDUCTIONS or not (kind(node) in _SCALED or traits_of(node).shaped or traits_of(node).copy):
             return False
         others = [item for item in node.args if isinstance(item, Node) and values.scalar(item) is None]
         if kind(node) == "sub" and len(others) == 2:
@@ -157,7 +157,7 @@ def _outputs(root: Node, norm: Norm, values: Values, eps: list[float]) -> Iterat
         if len(users) != 1:
             return
         user = users[0]
-        if is_cast(user) or (kind(user) in _SHAPED and not met):
+        if is_cast(user) or (traits_of(user).shaped and not met):
             node = user
             continue
         if kind(user) not in ("mul", "div", "add", "sub", "reciprocal", "neg", "clamp", "clamp_min", "maximum"):
@@ -191,7 +191,7 @@ def _is_x(node: Any, norm: Norm, values: Values) -> bool:
     if not norm.centred or kind(node) != "sub" or peel(node.args[0]) is not norm.x:
         return False
     mean = node.args[1]
-    while is_cast(mean) or kind(mean) in _SHAPED:
+    while is_cast(mean) or traits_of(mean).shaped:
         mean = mean.args[0]
     if kind(mean) == "getitem":
         mean = mean.args[0]

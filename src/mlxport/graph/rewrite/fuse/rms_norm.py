@@ -9,14 +9,14 @@ import torch
 from torch.fx import Node
 
 from mlxport.graph.capture.program import Captured
+from mlxport.graph.lower.traits import traits_of
 from mlxport.graph.rewrite.fuse.fusion import Fusion
 from mlxport.graph.rewrite.fuse.norms import Norm, NormResult, find_norm, inside, leaks
 from mlxport.graph.rewrite.fuse.values import CannotEvaluate, Values, close
-from mlxport.graph.rewrite.graph_queries import Editor, kind, ndim, peel, shape, where
+from mlxport.graph.rewrite.graph_queries import Editor, ndim, peel, shape, where
 
 __all__ = ["apply", "rewrite"]
 
-_BROADCASTS = ("view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "expand")
 _DIFFERENT = {
     False: "it computes something else than x / sqrt(mean(x²) + eps) * weight",
     True: "it computes something else than (x - mean) / sqrt(variance + eps) * weight + bias",
@@ -145,7 +145,7 @@ def _write(captured: Captured, norm: Norm, output: NormResult, eps: float) -> No
 def _vector(edit: Editor, node: Node, dims: list[int]) -> Node:
     """A weight in the shape of the normalised axes: what it was before it was made to broadcast."""
     source: Any = node
-    while kind(source) in _BROADCASTS:
+    while traits_of(source).shaped:
         source = source.args[0]
         if list(shape(source)) == dims and source.meta["val"].dtype == node.meta["val"].dtype:
             return source

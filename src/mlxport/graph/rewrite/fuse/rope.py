@@ -15,21 +15,18 @@ from torch.fx import Node
 
 from mlxport.graph.capture.program import Captured
 from mlxport.graph.lower.fused_ops import rotary
+from mlxport.graph.lower.traits import View, traits_of
 from mlxport.graph.rewrite.fuse.fusion import Fusion
 from mlxport.graph.rewrite.fuse.norms import inside, leaks
 from mlxport.graph.rewrite.fuse.turns import Turn, measure
 from mlxport.graph.rewrite.fuse.values import CannotEvaluate, Values
-from mlxport.graph.rewrite.graph_queries import Editor, is_float, kind, ndim, permutation, shape, where
-from mlxport.graph.rewrite.noops import same_shape
+from mlxport.graph.rewrite.graph_queries import Editor, is_float, kind, ndim, permutation, same_shape, shape, where
 
 __all__ = ["apply"]
 
-_MOVES = frozenset(
-    """slice split split_with_sizes getitem chunk unbind select view reshape _unsafe_view unsqueeze squeeze neg cat
-    stack view_as_complex view_as_real transpose permute flatten unflatten expand index roll flip narrow complex real
-    imag _to_copy to type_as clone contiguous select_scatter slice_scatter tensor_split""".split()
-)
-_LINEAR = _MOVES | frozenset("mul add sub addcmul div rsub".split())
+# Numbers in other places and with other signs, beside views and casts; sums and multiples of them.
+_MOVES = frozenset("neg cat stack index roll flip complex select_scatter slice_scatter".split())
+_SUMS = frozenset("mul add sub addcmul div rsub".split())
 
 
 def apply(captured: Captured, values: Values) -> Iterable[Fusion]:
@@ -110,10 +107,15 @@ def _sources(seed: Node, values: Values) -> list[Node]:
             if node in found:
                 continue
             found[node] = None
-            if kind(node) in _MOVES:
+            if _moves(node):
                 after.extend(item for item in node.all_input_nodes if item not in values.static)
         level = after
     return [node for node in found if is_float(node) and ndim(node) >= 3]
+
+
+def _moves(node: Node) -> bool:
+    kind = traits_of(node)
+    return kind.cast or kind.view is not None or kind.name in _MOVES
 
 
 def _reached(x: Node, values: Values) -> list[Node]:
@@ -123,7 +125,7 @@ def _reached(x: Node, values: Values) -> list[Node]:
     known = {x}
     while waiting:
         node = waiting.pop(0)
-        if node in known or kind(node) not in _LINEAR:
+        if node in known or not (_moves(node) or kind(node) in _SUMS):
             continue
         if any(item not in known and item not in values.static for item in node.all_input_nodes):
             continue
@@ -174,7 +176,7 @@ def _write(captured: Captured, x: Node, result: Node, turn: Turn) -> None:
     edit.replace(back)
     if back is not made:
         for user in list(back.users):  # the transpose that follows undoes ours
-            if kind(user) in ("transpose", "permute") and permutation(user) == order:
+            if traits_of(user).view is View.REORDERED and permutation(user) == order:
                 user.replace_all_uses_with(made)
     rope.meta["stack_trace"] = result.meta.get("stack_trace", "")
 

@@ -16,6 +16,7 @@ from torch.fx import Node
 from mlxport.graph.capture.program import Captured
 from mlxport.graph.lower.fused_ops import attention, sliding_window
 from mlxport.graph.lower.mask_rows import every_row_sees
+from mlxport.graph.lower.traits import View, traits_of
 from mlxport.graph.rewrite.fuse.fusion import Fusion
 from mlxport.graph.rewrite.fuse.heads import HeadAxes
 from mlxport.graph.rewrite.fuse.keys import absorb_scale, unrepeat
@@ -28,7 +29,6 @@ from mlxport.graph.rewrite.graph_queries import Editor, is_cast, kind, ndim, pee
 __all__ = ["apply"]
 
 _aten = torch.ops.aten
-_SHAPED = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze")
 
 
 def apply(captured: Captured, values: Values) -> Iterable[Fusion]:
@@ -104,7 +104,7 @@ def _unmerged(*flat: Node) -> tuple[Node, Node, Node]:
 
 
 def _keeps_matrix(node: Node) -> bool:
-    if kind(node) not in _SHAPED or min(ndim(node), ndim(node.args[0])) < 2:
+    if traits_of(node).view is not View.RESHAPED or min(ndim(node), ndim(node.args[0])) < 2:
         return False
     return all(map(same_size, shape(node)[-2:], shape(node.args[0])[-2:]))
 
@@ -119,7 +119,7 @@ def _all_but_last(node: Node) -> bool:
 def _sinks(column: Node, query: Node, values: Values) -> Node:
     """The score of each head's sink, from which ``column`` is made."""
     source: Any = column
-    while kind(source) in (*_SHAPED, "expand"):
+    while traits_of(source).shaped:
         source = source.args[0]
     if ndim(source) == 1 and ndim(query) == 4 and same_size(shape(source)[0], shape(query)[1]):
         sizes = next(iter(values.sizes()))
@@ -204,7 +204,7 @@ def edit_not(edit: Editor, mask: Mask) -> Node:
         node = edit.call(_aten.ne.Scalar, node, 0)
     if mask.visible:
         return node
-    if kind(node) in ("logical_not", "bitwise_not") and node.args[0].meta["val"].dtype is torch.bool:
+    if traits_of(node).logic == "not" and node.args[0].meta["val"].dtype is torch.bool:
         return node.args[0]
     return edit.call(_aten.logical_not.default, node)
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from torch.fx import Node
 
+from mlxport.graph.lower.traits import View, traits_of
 from mlxport.graph.rewrite.fuse.products import Contraction, contraction
 from mlxport.graph.rewrite.fuse.values import Values
 from mlxport.graph.rewrite.graph_queries import is_cast, kind, ndim, same_size, shape
 
 __all__ = ["Declined", "Mask", "Scores", "find_scores"]
 
-_SHAPED = ("view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "unflatten", "flatten")
 LARGE = -1e4  # what is below is meant to vanish in a softmax
 
 
@@ -67,7 +67,7 @@ def find_scores(node: Any, values: Values, depth: int = 0) -> Scores | None:
         if _uses(node) > 1:
             raise Declined("the scores are used elsewhere")
         return _product(product, values)
-    rule = _RULES.get(kind(node), _cast if is_cast(node) else None)
+    rule = _viewed if traits_of(node).view is View.RESHAPED else _cast if is_cast(node) else _RULES.get(kind(node))
     found = rule(node, values, depth + 1) if rule is not None else None
     if found is None:
         return None
@@ -224,4 +224,4 @@ _RULES: dict[str, Any] = {
     "clamp_min": _floored,
     "tanh": _capped,
     "cat": _joined,
-} | dict.fromkeys(_SHAPED, _viewed)
+}

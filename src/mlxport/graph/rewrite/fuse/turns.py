@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from mlxport.graph.lower.traits import traits_of
 from mlxport.graph.rewrite.fuse.values import CannotEvaluate, Values
-from mlxport.graph.rewrite.graph_queries import kind, ndim, shape
+from mlxport.graph.rewrite.graph_queries import ndim, shape
 
 __all__ = ["Turn", "measure"]
 
@@ -215,7 +216,7 @@ def _offset(result: Node, values: Values, starts: list[tuple[Mapping[Any, int], 
         if node in seen or node.op != "call_function":
             continue
         seen.add(node)
-        if isinstance(node.meta.get("val"), torch.SymInt) and kind(node) not in ("_local_scalar_dense", "item"):
+        if isinstance(node.meta.get("val"), torch.SymInt) and not traits_of(node).read:
             if all(values.number(node.meta["val"], sizes) == start for sizes, start in starts):
                 return node
         stack.extend(item for item in node.all_input_nodes if item in values.static or ndim(item) < 0)

@@ -16,7 +16,8 @@ from torch.fx import Node
 
 from mlxport.graph.capture.guards import SizeRule, size_rules
 from mlxport.graph.capture.program import Captured
-from mlxport.graph.rewrite.graph_queries import kind, shape
+from mlxport.graph.lower.traits import traits_of
+from mlxport.graph.rewrite.graph_queries import shape
 
 __all__ = ["CannotEvaluate", "Values", "close", "symbols"]
 
@@ -26,9 +27,6 @@ _WIDE = {
     torch.float32: torch.float64,
     torch.complex64: torch.complex128,
 }
-# Copies have been taken out of the graph: what was a view need not be one here.
-_RESHAPES = {torch.ops.aten.view.default: torch.ops.aten.reshape.default,
-             torch.ops.aten._unsafe_view.default: torch.ops.aten.reshape.default}  # fmt: skip
 
 
 class CannotEvaluate(Exception):
@@ -88,7 +86,7 @@ class Values:
         item = node.meta.get("val")
         if not isinstance(item, torch.SymInt | torch.SymBool | torch.SymFloat) or not node.args:
             return False
-        return kind(node) not in ("_local_scalar_dense", "item") and item.node.has_hint()  # data has none
+        return not traits_of(node).read and item.node.has_hint()  # data has none
 
     def constant(self, item: Any) -> torch.Tensor | None:
         """The value of a number or of a node that nothing can change; None for others."""
@@ -184,10 +182,11 @@ class Values:
                 known[node] = self.number(item, sizes)
             elif node.op == "placeholder":
                 known[node] = wide(self._weight(node))
-            elif node.op != "call_function" or _random(node):
+            elif node.op != "call_function" or traits_of(node).random:
                 raise CannotEvaluate(node.name)
             else:
-                target: Any = _RESHAPES.get(node.target, node.target)
+                # Copies have been taken out of the graph: what was a view need not be one here.
+                target: Any = torch.ops.aten.reshape.default if traits_of(node).sized else node.target
                 keywords = {key: argument(part) for key, part in node.kwargs.items()}
                 try:
                     with torch.no_grad(), _wide_default():
@@ -235,10 +234,6 @@ def _wide_default() -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
-
-
-def _random(node: Node) -> bool:
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) or kind(node).startswith("empty")
 
 
 def close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = 1e-7) -> bool:
