@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,13 +34,15 @@ def _heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def start(*arguments: str | Path, code: str | None = None, **options: object) -> subprocess.Popen[str]:
-    """The command line in a process of its own; ``code`` runs instead of ``-m mlxport``."""
+def start(
+    *arguments: str | Path, code: str | None = None, before: Sequence[str] = (), **options: object
+) -> subprocess.Popen[str]:
+    """The command line in a process of its own; ``code`` runs instead of ``-m mlxport``, ``before`` is what runs it."""
     device = os.environ.get("MLXPORT_TEST_DEVICE")
     if device:  # as in this process; see conftest.py
         code = f"import mlx.core as mx\nmx.set_default_device(mx.{device})\n{code or MAIN}"
     head = ["-m", "mlxport"] if code is None else ["-c", code]
-    command = [sys.executable, *head, *map(str, arguments)]
+    command = [*before, sys.executable, *head, *map(str, arguments)]
     settings = {
         "stdout": subprocess.PIPE,
         "stderr": subprocess.PIPE,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +12,9 @@ from hypothesis import settings
 
 from checkpoints import write_llama
 from command import Result
+from small_disks import SmallDisk, mount
 
+os.environ.pop("HF_HUB_OFFLINE", None)  # the tests have a hub of their own
 settings.register_profile("default", deadline=None)  # a busy machine is no fault
 settings.load_profile("default")
 
@@ -84,22 +84,17 @@ def converted(_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """Mounts a tmpfs of so many bytes: a disk that is really full when it is full."""
-    mounted: list[Path] = []
+def small_disk(tmp_path: Path) -> Iterator[Callable[..., SmallDisk]]:
+    """Mounts a tmpfs of so many bytes: a disk that is really full when it is full, or one that cannot be written."""
+    mounted: list[SmallDisk] = []
 
-    def make(size: int) -> Path:
-        folder = tmp_path / f"disk{len(mounted)}"
-        folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-        if not sys.platform.startswith("linux") or subprocess.run(command, capture_output=True).returncode:
-            pytest.skip("mounting a small tmpfs needs root on Linux")
-        mounted.append(folder)
-        return folder
+    def make(size: int, **options: bool) -> SmallDisk:
+        mounted.append(mount(tmp_path / f"disk{len(mounted)}", size, **options))
+        return mounted[-1]
 
     yield make
-    for folder in mounted:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
+    for disk in mounted:
+        disk.close()
 
 
 @pytest.fixture(scope="session")

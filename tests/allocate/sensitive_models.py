@@ -26,7 +26,9 @@ KINDS: dict[str, dict[str, Any]] = {
         "model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "n_ctx": 128,
         "layer_norm_epsilon": 1e-5,
     },
-    "sliding window": CONFIGS["sliding window"],
+    "sliding window": {
+        **CONFIGS["sliding window"], "num_hidden_layers": 2, "sliding_window_pattern": 2, "sliding_window": 16,
+    },
     "experts": CONFIGS["experts"],
     "latent cache": CONFIGS["latent cache"],
     "state space": CONFIGS["state space"],

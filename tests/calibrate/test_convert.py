@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from checkpoints import (
     write_side_files,
     write_tokenizer,
 )
-from command import ROOT, environment, finish, start
+from command import MAIN, ROOT, environment, finish, start
 from mlxport.errors import UnsupportedError
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -68,26 +69,34 @@ def record(folder: Path) -> dict[str, Any]:
 # --- quality --------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory) -> tuple[mx.array, mx.array]:
+    """Text that nothing was calibrated on, and what the trained example says of it."""
+    from mlx_lm.utils import load_tokenizer
+
+    folder = tmp_path_factory.mktemp("held out") / "plain"
+    mlxport.convert(ROOT / "examples/tiny-llama", folder, dtype="float32", verify="none")
+    tokens = mx.array(load_tokenizer(folder).encode((ROOT / "examples/heldout.txt").read_text())[:1024]).reshape(
+        -1, 256
+    )
+    return tokens, log_probabilities(folder, tokens)
+
+
 @pytest.mark.parametrize(("bits", "most", "columns"), [(4, 0.65, 0), (3, 0.62, 0), (2, 0.55, 0), (3, 0.65, 128)])
-def test_a_trained_model_diverges_less(bits, most, columns, tmp_path, monkeypatch):
+def test_a_trained_model_diverges_less(bits, most, columns, held_out, tmp_path, monkeypatch):
     """On text that it was not calibrated on; examples/tiny-llama is a code model, the default text has some.
 
     With ``columns``, wider matrices (down_proj has 384) are taken apart as those of large models are.
     """
-    from mlx_lm.utils import load_tokenizer
-
     if columns:
         monkeypatch.setattr("mlxport.calibrate.moments.MOST_COLUMNS", columns)
     source = ROOT / "examples/tiny-llama"
     calibration = tmp_path / "text.txt"
     calibration.write_text("".join((ROOT / f"src/mlxport/output/{n}.py").read_text() for n in ("shards", "plan")))
-    mlxport.convert(source, tmp_path / "plain", dtype="float32", verify="none")
-    ids = load_tokenizer(tmp_path / "plain").encode((ROOT / "examples/heldout.txt").read_text())[:2048]
-    tokens = mx.array(ids).reshape(-1, 256)
-    original = log_probabilities(tmp_path / "plain", tokens)
     mlxport.convert(source, tmp_path / "rtn", quantize=bits, verify="none")
     report = mlxport.convert(source, tmp_path / "fed", quantize=bits, calibrate=calibration, verify="full")
     assert report.parity is not None and report.parity.passed
+    tokens, original = held_out
     plain, fed = (divergence(original, log_probabilities(tmp_path / name, tokens)) for name in ("rtn", "fed"))
     assert fed < most * plain
     rtn, ours = tensors(tmp_path / "rtn"), tensors(tmp_path / "fed")
@@ -162,9 +171,9 @@ def calibrated(source: Path, out: Path, text: Path, *more: str) -> tuple[str | P
     return ("convert", source, out, "-q", "4", "--calibrate", text, "--verify", "none", *more)
 
 
-def test_killed_between_layers_and_resumed(tmp_path, text):
-    source = write_llama(tmp_path / "source", layers=6)
-    assert finish(start(*calibrated(source, tmp_path / "whole", text))).code == 0
+def test_killed_between_layers_and_resumed(tmp_path, text, mlxport):
+    source = write_llama(tmp_path / "source", layers=4)
+    assert mlxport(*calibrated(source, tmp_path / "whole", text)).code == 0
     out = tmp_path / "out"
     process = start(*calibrated(source, out, text))
     deadline = time.monotonic() + 120
@@ -175,31 +184,31 @@ def test_killed_between_layers_and_resumed(tmp_path, text):
     process.communicate()
     kept = {path.name: path.stat().st_ino for path in (tmp_path / "out.partial/calibrated").glob("model.layers.[01].*")}
     assert len(kept) == 2 and not out.exists()
-    result = finish(start(*calibrated(source, out, text)))
+    result = mlxport(*calibrated(source, out, text))
     assert result.code == 0 and "calibrated layers were finished already" in result.err
     assert hash_tree(out) == hash_tree(tmp_path / "whole")
     assert leftovers(tmp_path) == [] and not (out / "calibrated").exists()
 
 
-def test_a_damaged_layer_is_done_again_and_another_text_begins_anew(tmp_path, text):
+def test_a_damaged_layer_is_done_again_and_another_text_begins_anew(tmp_path, text, mlxport):
     source = write_llama(tmp_path / "source", layers=3)
     out, partial_folder = tmp_path / "out", tmp_path / "out.partial/calibrated"
     code = "import mlxport.output.shards as w, os, signal\n"
-    code += "w.write_shard = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
-    code += "from mlxport.cli.app import main\nmain()"
+    code += f"w.write_shard = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n{MAIN}"
     assert finish(start(*calibrated(source, out, text), code=code)).code == -signal.SIGKILL  # all layers are done
     damaged = partial_folder / "model.layers.1.safetensors"
     data = bytearray(damaged.read_bytes())
     data[-100] ^= 1
     damaged.write_bytes(data)
-    result = finish(start(*calibrated(source, out, text)))
+    shutil.copytree(partial_folder.parent, tmp_path / "again.partial")
+    result = mlxport(*calibrated(source, out, text))
     assert result.code == 0 and "resumed: 3 calibrated layers" in result.err  # of four: three layers and the head
-    assert finish(start(*calibrated(source, tmp_path / "whole", text))).code == 0
+    assert mlxport(*calibrated(source, tmp_path / "whole", text)).code == 0
     assert hash_tree(out) == hash_tree(tmp_path / "whole")
     other = tmp_path / "other.txt"
     other.write_text(TEXT[4000:8000])
-    assert finish(start(*calibrated(source, tmp_path / "again", text), code=code)).code == -signal.SIGKILL
-    result = finish(start(*calibrated(source, tmp_path / "again", other)))
+    assert (tmp_path / "again.partial/calibrated/model.layers.0.safetensors").is_file()
+    result = mlxport(*calibrated(source, tmp_path / "again", other))
     assert result.code == 0 and "resumed" not in result.err
     assert record(tmp_path / "again")["sha256"] != record(out)["sha256"]
 
@@ -225,17 +234,15 @@ def test_a_recipe_with_other_modes_and_kept_modules(tmp_path, text):
     assert "o_proj" not in " ".join(methods) and methods["model.layers.1.self_attn.v_proj"] == "MLX's mxfp4"
 
 
-def test_a_model_that_writes_its_own_text(tmp_path, mlxport):
+def test_a_model_that_writes_its_own_text(tmp_path, mlxport, monkeypatch):
     source = write_llama(tmp_path / "source")
-    command = ("convert", source, tmp_path / "out", "-q", "3", "--calibrate", "self", "--verify", "none")
-    small = (
-        "import mlxport.calibrate.calibration_text as t\nt.MOST_TOKENS = 2048\nfrom mlxport.cli.app import main\nmain()"
-    )
-    results = [finish(start(*command, "--overwrite", code=small)) for _ in range(2)]
-    assert [result.code for result in results] == [0, 0], results
+    command = ("convert", source, tmp_path / "out", "-q", "3", "--calibrate", "self", "--verify", "none", "--overwrite")
+    monkeypatch.setattr("mlxport.calibrate.calibration_text.MOST_TOKENS", 2048)
+    assert mlxport(*command).code == 0
     first = hash_tree(tmp_path / "out")
     assert record(tmp_path / "out")["text"] == "self" and record(tmp_path / "out")["tokens"] == 2048
-    assert finish(start(*command, "--overwrite", code=small)).code == 0
+    small = f"import mlxport.calibrate.calibration_text as t\nt.MOST_TOKENS = 2048\n{MAIN}"
+    assert finish(start(*command, code=small)).code == 0  # in another process
     assert hash_tree(tmp_path / "out") == first
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import signal
-import subprocess
 import sys
 
 import pytest
@@ -14,6 +12,7 @@ import pytest
 from checkpoints import hash_tree
 from command import finish, start, stop_after
 from refusals import Case, check_error
+from small_disks import heed_permissions
 
 
 def refused(mlxport, named, *arguments) -> None:
@@ -123,26 +122,28 @@ def test_destination_is_a_link(source, converted, tmp_path, mlxport):
     refused(mlxport, dangling, source, dangling)
 
 
-def test_destination_is_not_writable(source, tmp_path, small_disk, mlxport):
-    disk = small_disk(1 << 20)
-    remount = ["mount", "-o", "remount,ro", str(disk)]
-    subprocess.run(remount, check=True)
-    refused(mlxport, disk, source, disk / "out")
+def test_destination_is_not_writable(source, small_disk, mlxport):
+    disk = small_disk(1 << 20, read_only=True)
+    refused(disk.run, disk.path, source, disk.path / "out")
     if sys.platform.startswith("linux"):
         result = mlxport("convert", source, "/proc/out", "--verify", "none")
         check_error(result, Case("", None, ("/proc/out",)))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_destination_lacks_permission(source, tmp_path, mlxport):
+def test_destination_lacks_permission(source, tmp_path):
+    """Root may write everywhere, so that it runs without that capability."""
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o500)
-    refused(mlxport, closed, source, closed / "out")
+
+    def run(*arguments):
+        return finish(start(*arguments, before=heed_permissions()))
+
+    refused(run, closed, source, closed / "out")
 
 
-def test_a_mount_point_cannot_be_replaced(source, small_disk, mlxport):
+def test_a_mount_point_cannot_be_replaced(source, small_disk):
     disk = small_disk(1 << 20)
-    refused(mlxport, disk, source, disk, "--overwrite")
+    refused(disk.run, disk.path, source, disk.path, "--overwrite")
 
 
 def test_names_that_cannot_be(source, tmp_path, mlxport):
@@ -155,35 +156,36 @@ def test_names_that_cannot_be(source, tmp_path, mlxport):
         check_error(mlxport("convert", *arguments), Case("", None, ("give exactly one",), code=2))
 
 
-def test_disk_too_small_is_refused_before_writing(source, small_disk, mlxport):
+def test_disk_too_small_is_refused_before_writing(source, small_disk):
     disk = small_disk(200_000)
-    result = mlxport("convert", source, disk / "out", "--verify", "none")
-    check_error(result, Case("", None, (str(disk / "out"), "GB")))
-    assert not any(disk.iterdir())
+    result = disk.run("convert", source, disk.path / "out", "--verify", "none")
+    check_error(result, Case("", None, (str(disk.path / "out"), "GB")))
+    assert not any(disk.seen.iterdir())
 
 
 def test_disk_full_half_way_can_be_resumed(many_shards, tmp_path, small_disk, mlxport):
     """The plan saw enough space; then others filled the disk."""
     disk = small_disk(40 << 20)
     options = ("--verify", "none", "--max-shard-size", "10KB")
-    process = start("convert", many_shards, disk / "out", *options)
-    stop_after(process, disk / "out.partial", 2)
-    with open(disk / "ballast", "wb", buffering=0) as ballast, contextlib.suppress(OSError):
+    out, partial = disk.seen / "out", disk.seen / "out.partial"
+    process = start("convert", many_shards, disk.path / "out", *options, before=disk.enter)
+    stop_after(process, partial, 2)
+    with open(disk.seen / "ballast", "wb", buffering=0) as ballast, contextlib.suppress(OSError):
         while ballast.write(bytes(4096)):
             pass
     process.send_signal(signal.SIGCONT)
     result = finish(process)
     check_error(result, Case("", None, ("no space left", "out.partial")))
     assert "run the same command again" in result.err
-    assert not (disk / "out").exists()
-    finished = {path.name: path.stat().st_ino for path in (disk / "out.partial").glob("*.safetensors")}
+    assert not out.exists()
+    finished = {path.name: path.stat().st_ino for path in partial.glob("*.safetensors")}
     assert len(finished) >= 2
-    (disk / "ballast").unlink()
-    assert mlxport("convert", many_shards, disk / "out", *options).code == 0
-    assert {name: (disk / "out" / name).stat().st_ino for name in finished} == finished
+    (disk.seen / "ballast").unlink()
+    assert disk.run("convert", many_shards, disk.path / "out", *options).code == 0
+    assert {name: (out / name).stat().st_ino for name in finished} == finished
     assert mlxport("convert", many_shards, tmp_path / "undisturbed", *options).code == 0
-    assert hash_tree(disk / "out") == hash_tree(tmp_path / "undisturbed")
-    assert not (disk / "out.partial").exists()
+    assert hash_tree(out) == hash_tree(tmp_path / "undisturbed")
+    assert not partial.exists()
 
 
 def test_file_size_limit_is_one_clear_error(source, tmp_path):
