@@ -7,7 +7,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlxport.layouts.mlx_lm.opening import lazy_model, open_target
+from mlxport.layouts.mlx_lm.opening import open_model
 from mlxport.model.blocks import block_of
 from mlxport.model.loaded import load_output, upcast
 from mlxport.model.parameters import Cast, LazyModel
@@ -30,8 +30,8 @@ class OriginalModel(LazyModel):
 
     def __init__(self, checkpoint: Checkpoint, dtype: mx.Dtype) -> None:
         self.dtype = dtype
-        tensors = computed_tensors(open_target(checkpoint).program)
-        super().__init__(lazy_model(checkpoint)[0], tensors, _floats_as(dtype))
+        opened = open_model(checkpoint)
+        super().__init__(opened.skeleton(), computed_tensors(opened.plain.program), _floats_as(dtype))
 
     def sizes(self) -> set[int]:
         """Sizes that arrays of the model may have."""

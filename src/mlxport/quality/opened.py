@@ -189,7 +189,7 @@ def open_original(source: str | Path | Checkpoint, *, trust_remote_code: bool = 
         SourceError: It cannot be opened.
         UnsupportedError: mlx-lm cannot run it.
     """
-    from mlxport.layouts.mlx_lm.opening import lazy_model, open_target
+    from mlxport.layouts.mlx_lm.opening import open_model
 
     def check(config: Mapping[str, Any]) -> None:
         if not trust_remote_code:
@@ -198,13 +198,12 @@ def open_original(source: str | Path | Checkpoint, *, trust_remote_code: bool = 
     if not isinstance(source, Checkpoint):
         source = open_checkpoint(source, trust_remote_code=trust_remote_code, check_config=check)
     try:
-        conversion = open_target(source, dtype="float32")
-        model, _ = lazy_model(source, "float32")
+        opened = open_model(source, dtype="float32")
     except UnsupportedError as error:
         hint = "quality is measured with mlx-lm's model of the original; mlxport verify compares with torch's"
         raise UnsupportedError(f"no original to measure against: {error.message}", hint=hint) from error
-    limit = text_limit(source.config)
-    return Opened("the original", source.root, source.config, model, conversion.program, out.packings(model), limit)
+    model, limit = opened.skeleton(), text_limit(source.config)
+    return Opened("the original", source.root, source.config, model, opened.plain.program, out.packings(model), limit)
 
 
 def open_output(folder: str | Path, *, trust_remote_code: bool = False) -> Opened:
