@@ -15,8 +15,9 @@ from mlxport._version import __version__
 from mlxport.errors import *
 
 if TYPE_CHECKING:
-    from mlxport.convert.convert import convert, verify
+    from mlxport.convert.convert import convert
     from mlxport.convert.convert_report import ConvertReport
+    from mlxport.convert.verify import verify
     from mlxport.fit import FitReport, plan_for
     from mlxport.graph.lower.registry import register_op
     from mlxport.inspect.inspection import Inspection, inspect
@@ -45,7 +46,7 @@ _LAZY = {
     "port_folder": "mlxport.port.into_folder",
     "quality_report": "mlxport.quality.make_report",
     "register_op": "mlxport.graph.lower.registry",
-    "verify": "mlxport.convert.convert",
+    "verify": "mlxport.convert.verify",
 }
 
 __all__ = sorted([*errors.__all__, *_LAZY, "__version__"])

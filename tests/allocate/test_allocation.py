@@ -16,6 +16,7 @@ from mlxport.allocate import Target, make_target
 from mlxport.allocate.choose import Found, find_allocation
 from mlxport.errors import QuantizationError
 from mlxport.fit import Machine
+from mlxport.layouts.mlx_lm.opening import open_model
 from mlxport.progress import make_progress
 from mlxport.source import open_checkpoint
 
@@ -29,9 +30,8 @@ def file_bytes(folder: Path) -> int:
 def find(source: Path, target: Target | None, dtype: str = "auto") -> Found:
     assert target is not None
     with make_progress(0, "", quiet=True) as progress:
-        return find_allocation(
-            open_checkpoint(source), target, dtype=dtype, max_shard_size="5GB", shard_by="size", progress=progress
-        )
+        model = open_model(open_checkpoint(source), dtype=dtype)
+        return find_allocation(model, target, max_shard_size="5GB", shard_by="size", progress=progress)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import mlx.core as mx
 import torch
 import transformers
 
-from mlxport.layouts.assembly import Conversion
+from mlxport.layouts.conversion import Conversion
 from mlxport.layouts.mlx_lm.normalize import normalize_config
 from mlxport.layouts.mlx_lm.opening import open_target
 from mlxport.output.plan import make_shards

@@ -17,8 +17,8 @@ from mlx.utils import tree_flatten
 from torch import nn
 
 import mlxport as package
+from mlxport.convert.verify import verify
 from mlxport.errors import SourceError, VerificationError
-from mlxport.port.into_folder import verify_folder
 
 FILE = Path(__file__).parent / "vocoder.py"
 
@@ -200,7 +200,7 @@ def test_verify_again_captures_as_before(options, tmp_path):
     package.port_folder(batchnorm, tmp_path / "out", **options)
     code = f"import sys; sys.path.insert(0, {str(FILE.parent)!r})\nfrom test_port_folder import batchnorm as make\n"
     (tmp_path / "module.py").write_text(code)
-    report = verify_folder(tmp_path / "out", f"{tmp_path / 'module.py'}:make")
+    report = verify(tmp_path / "out", f"{tmp_path / 'module.py'}:make")
     assert report.passed, report.failure_message()
     names = {name for name, _ in tree_flatten(package.load(tmp_path / "out").parameters())}
     assert any("running" in name for name in names) is not options.get("fold_batchnorm", False)

@@ -15,7 +15,8 @@ from mlxport.errors import QuantizationError
 from mlxport.fit import Machine, chosen_context
 from mlxport.fit.footprint import Footprint, Need
 from mlxport.fit.liveness import METAL
-from mlxport.layouts.assembly import Built, Conversion, quantize
+from mlxport.layouts.conversion import Conversion
+from mlxport.layouts.quantizing import Built, quantize
 from mlxport.output.plan import make_shards, parse_size
 from mlxport.output.shards import header
 from mlxport.progress import format_bytes

@@ -14,12 +14,12 @@ from mlxport.allocate.measure import Damages, Subject, measure
 from mlxport.allocate.written_tokens import Tokens
 from mlxport.errors import QuantizationError
 from mlxport.fit import planned_dtype
-from mlxport.layouts.assembly import Conversion, check_unquantized
-from mlxport.layouts.mlx_lm.opening import lazy_model, open_target
+from mlxport.layouts.conversion import Conversion, TracedModel
+from mlxport.layouts.quantizing import check_unquantized
 from mlxport.progress import Progress
 from mlxport.quant import QuantRequest, parse_recipe
 from mlxport.quant.knapsack import Allocation, Option, allocate
-from mlxport.types import Checkpoint, QuantSpec
+from mlxport.types import QuantSpec
 
 __all__ = ["Found", "find_allocation"]
 
@@ -36,36 +36,36 @@ class Found:
         request: What to quantize; None where everything fits as it is.
         report: What was chosen, and why.
         dtype: Of what is not quantized, as of ``convert``.
+        conversion: To the output with these settings.
     """
 
     request: QuantRequest | None
     report: AllocationReport
     dtype: str
+    conversion: Conversion
 
 
 @dataclass(frozen=True)
 class _Search:
     """What the search works on."""
 
-    checkpoint: Checkpoint
+    model: TracedModel
     target: Target
-    dtype: str
-    conversion: Conversion
     budget: Budget
     candidates: Mapping[str, Candidate]
 
     def output(self, chosen: Mapping[str, QuantSpec | None]) -> tuple[Conversion, QuantRequest | None]:
         """The conversion with these settings, as ``convert`` makes it."""
         if not any(chosen.values()):
-            return self.conversion, None
+            return self.model.plain, None
         text = recipe_text(chosen, self.budget.target, self.target.quantizer)
         request = parse_recipe(text, Path("recipe.toml"), self.target.quantizer)
-        return open_target(self.checkpoint, dtype=self.dtype, quant=request), request
+        return self.model.conversion(request), request
 
     def usual_bits(self) -> float:
         """About the bits that the limit leaves for a weight, without its scale and bias."""
         kept = self.nbytes(dict.fromkeys(self.candidates))
-        room = self.budget.limit - (self.budget.count(self.conversion, None) - kept)
+        room = self.budget.limit - (self.budget.count(self.model.plain, None) - kept)
         return room * 8 / max(sum(given.size for given in self.candidates.values()), 1) - _SCALES
 
     def options(self, damages: Damages) -> dict[str, list[Option]]:
@@ -82,10 +82,9 @@ class _Search:
 
 
 def find_allocation(
-    checkpoint: Checkpoint,
+    model: TracedModel,
     target: Target,
     *,
-    dtype: str,
     max_shard_size: str | int,
     shard_by: str,
     progress: Progress,
@@ -96,9 +95,9 @@ def find_allocation(
     Reads weights in blocks, and never holds more than one module's.
 
     Args:
-        checkpoint: The opened source.
+        model: The checkpoint's, in the dtype that was asked for; for a machine, ``auto`` makes float32 checkpoints
+            bfloat16, as ``plan`` does.
         target: The limit.
-        dtype: As of ``convert``; for a machine, ``auto`` makes float32 checkpoints bfloat16, as ``plan`` does.
         max_shard_size: As of ``convert``; headers count.
         shard_by: As of ``convert``.
         progress: What to report to.
@@ -109,25 +108,24 @@ def find_allocation(
         UnsupportedError: mlx-lm cannot run the model here.
         UsageError: A context that the model was not made for.
     """
-    conversion = open_target(checkpoint, dtype=dtype)
-    asked = planned_dtype(dtype, conversion) if target.machine is not None else dtype
+    dtype = planned_dtype(model.dtype, model.plain) if target.machine is not None else model.dtype
     notes: tuple[str, ...] = ()
-    if asked != dtype:
-        notes = (f"the checkpoint holds {conversion.dtype}: converted with --dtype {asked} to fit",)
-        conversion = open_target(checkpoint, dtype=asked)
-    model, _ = lazy_model(checkpoint, asked)
-    check_unquantized(model)
-    budget = make_budget(target, checkpoint, model, conversion, max_shard_size, shard_by)
-    model, _ = lazy_model(checkpoint, asked)  # one of its own: measuring makes it float32
-    candidates = find_candidates(model, conversion.program)
-    search = _Search(checkpoint, target, asked, conversion, budget, candidates)
+    if dtype != model.dtype:
+        notes = (f"the checkpoint holds {model.plain.dtype}: converted with --dtype {dtype} to fit",)
+        model = model.at(dtype)
+    checkpoint, conversion, skeleton = model.checkpoint, model.plain, model.skeleton()
+    check_unquantized(skeleton)
+    budget = make_budget(target, checkpoint, skeleton, conversion, max_shard_size, shard_by)
+    measured = model.skeleton()  # one of its own: measuring makes it float32
+    candidates = find_candidates(measured, conversion.program)
+    search = _Search(model, target, budget, candidates)
     kept: dict[str, QuantSpec | None] = dict.fromkeys(candidates)
     if budget.count(conversion, None) <= budget.limit:
         return _found(search, kept, {}, "nothing: the model is small enough as it is", True, notes)
-    candidates, calls = reachable(model, candidates)
-    search = _Search(checkpoint, target, asked, conversion, budget, candidates)
+    candidates, calls = reachable(measured, candidates)
+    search = _Search(model, target, budget, candidates)
     overhead = _least(search)
-    subject = Subject(checkpoint, model, conversion.program, candidates, calls, target.quantizer, progress)
+    subject = Subject(checkpoint, measured, conversion.program, candidates, calls, target.quantizer, progress)
     predictions, predictor = measure(subject, search.usual_bits(), tokens)
     divergence, predictor = _best(search, subject, predictions, predictor, overhead)
     best = _solved(search, search.options(divergence), overhead)
@@ -220,4 +218,4 @@ def _found(
         budget.memory(output, request),
         notes,
     )
-    return Found(request, report, search.dtype)
+    return Found(request, report, search.model.dtype, output)

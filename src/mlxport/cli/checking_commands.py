@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -25,21 +24,11 @@ def verify(
     verbose: Verbose = False,
 ) -> None:
     """Compare a converted folder with its original; when it differs, name the first module that diverges."""
-    from mlxport.convert.convert import verify as run
-    from mlxport.port.into_folder import is_generated, verify_folder
+    from mlxport.convert.verify import verify as run
 
-    report: Any
-    if is_generated(Path(output)):
-        report = verify_folder(output, against, revision=revision, trust_remote_code=trust_remote_code)
-    else:
-        report = run(
-            output,
-            against,
-            mode=mode,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            quiet=quiet or as_json,
-        )
+    report = run(
+        output, against, mode=mode, revision=revision, trust_remote_code=trust_remote_code, quiet=quiet or as_json
+    )
     if as_json:
         print_json(report.to_json())
     else:

@@ -1,37 +1,36 @@
-"""The stages composed: source → transform → plan → write → verify, into one folder that appears when it is whole."""
+"""``convert``: options → checkpoint → layout → plan → steps, into one folder that appears when it is whole."""
 
 from __future__ import annotations
 
 import errno
-import functools
-import os
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mlxport.allocate import Target
 from mlxport.convert.convert_report import MARGIN_BYTES, ConvertReport
-from mlxport.convert.job import Hashes, Job
 from mlxport.convert.keywords import with_keywords
-from mlxport.convert.options import DTYPES, ConvertOptions
+from mlxport.convert.open_source import need_reference, open_source
+from mlxport.convert.options import ConvertOptions
 from mlxport.convert.resolved_options import ResolvedOptions, resolve
+from mlxport.convert.source_hashes import Hashes
+from mlxport.convert.steps import State, run
 from mlxport.convert.without_torch import leave_torch_out
-from mlxport.errors import DiskError, Interrupted, SourceError, UsageError, disk_full
+from mlxport.errors import DiskError, Interrupted, disk_full
+from mlxport.layouts.base import Layout
+from mlxport.layouts.table import chosen
 from mlxport.output.plan import make_plan, parse_size
-from mlxport.output.record import fingerprint, read_record
+from mlxport.output.record import fingerprint
 from mlxport.output.workspace import absolute, check_destination, check_space, free_space, open_workspace, space_taken
 from mlxport.progress import make_progress
 from mlxport.run.kv import check_model
-from mlxport.source import open_checkpoint, refuse_remote_code
 from mlxport.source.tokenizer_files import check_tokenizer_files, embedding_rows
-from mlxport.types import CalibrationPlan, Checkpoint
+from mlxport.types import Checkpoint, Plan
 
 if TYPE_CHECKING:
-    from mlxport.layouts.assembly import Conversion
-    from mlxport.parity import ParityReport
+    from mlxport.convert.calibration_step import Calibrating
+    from mlxport.layouts.conversion import Conversion
 
-__all__ = ["ConvertReport", "convert", "verify"]
+__all__ = ["ConvertReport", "carry_out", "convert"]
 
 
 @with_keywords(ConvertOptions)
@@ -49,81 +48,61 @@ def convert(source: str | Path, destination: str | Path, options: ConvertOptions
     asked = resolve(options)
     target = absolute(destination)
     check_destination(target, str(source), asked.overwrite)
-    if asked.verify in ("full", "layerwise") and (reason := _no_reference()):
-        raise UsageError(
-            f"--verify {asked.verify}: {reason}", hint="pip install 'mlxport[torch]', or use --verify none"
-        )
+    need_reference(asked.verify)
     if asked.verify == "none":
         leave_torch_out(str(source), asked.layout)
-    checkpoint = _open(str(source), asked)
-    asked = replace(asked, layout=_layout(checkpoint.config, asked))
-    if asked.limit is not None:
-        asked = _allocated(checkpoint, asked.limit, asked)
-    hashes = Hashes(checkpoint)
-    try:
-        if not asked.dry_run:
-            hashes.start()
-        return _planned(str(source), checkpoint, target, asked, hashes)
-    finally:
-        hashes.stop()
+    checkpoint = open_source(str(source), asked)
+    layout = chosen(asked.layout, checkpoint.config, checkpoint.tensors)
+    asked = replace(asked, layout=layout.name)
+    with Hashes(checkpoint, start=not asked.dry_run) as hashes:
+        conversion, asked = opened(checkpoint, layout, asked)
+        return carry_out(conversion, str(source), checkpoint, target, layout, asked, hashes)
 
 
-def _allocated(checkpoint: Checkpoint, limit: Target, options: ResolvedOptions) -> ResolvedOptions:
-    """The options with the settings that were chosen under a limit."""
+def opened(checkpoint: Checkpoint, layout: Layout, options: ResolvedOptions) -> tuple[Conversion, ResolvedOptions]:
+    """What will be written, and the options with what was chosen under a limit."""
+    if options.limit is not None:
+        conversion, options = _allocated(layout.opens(checkpoint, options), options)
+        _check_report_tokenizer(checkpoint, options)
+    else:
+        _check_report_tokenizer(checkpoint, options)
+        conversion = layout.opens(checkpoint, options)
+    if options.kv is not None and conversion.model is not None:
+        model = conversion.model
+        remarks = check_model(model.skeleton(), options.kv, str(model.config.get("model_type")))
+        conversion = replace(conversion, notes=(*conversion.notes, *remarks, options.kv.note()))
+    return conversion, options
+
+
+def _check_report_tokenizer(checkpoint: Checkpoint, options: ResolvedOptions) -> None:
+    """Refuse now, not at the end, a report for which there is no tokenizer."""
+    if options.report:
+        from mlxport.quality.text_windows import load_tokenizer
+
+        load_tokenizer(checkpoint.root, trust_remote_code=checkpoint.trust_remote_code)
+
+
+def _allocated(plain: Conversion, options: ResolvedOptions) -> tuple[Conversion, ResolvedOptions]:
+    """The conversion with the settings that were chosen under a limit, and the options with them."""
     from mlxport.allocate.choose import find_allocation
 
-    if options.layout == "generated":
-        message = "--fit, --target-size and --target-bpw measure mlx-lm's model, and this layout is generated"
-        raise UsageError(message, hint="choose bits with -q, or a recipe with --recipe")
+    assert plain.model is not None and options.limit is not None
+    checkpoint = plain.model.checkpoint
     check_tokenizer_files(checkpoint, None)  # again with the embedding's rows once these are known
     with make_progress(0, f"choosing bits for {checkpoint.name}", quiet=options.quiet) as progress:
         found = find_allocation(
-            checkpoint,
-            limit,
-            dtype=options.dtype,
+            plain.model,
+            options.limit,
             max_shard_size=options.max_shard_size,
             shard_by=options.shard_by,
             progress=progress,
         )
     options = replace(options, quant=found.request, dtype=found.dtype, allocation=found.report)
     if found.request is None:  # the model fits as it is: there is nothing to calibrate or to train
-        return replace(options, calibration=None, training=None)
-    if options.training is not None:
+        options = replace(options, calibration=None, training=None)
+    elif options.training is not None:
         options.training.check(found.request)
-    return options
-
-
-def _planned(
-    source: str,
-    checkpoint: Checkpoint,
-    target: Path,
-    options: ResolvedOptions,
-    hashes: Hashes,
-) -> ConvertReport:
-    if options.layout == "generated":
-        from mlxport.port.folder_job import PortJob
-        from mlxport.port.port_source import open_generated
-
-        ported = open_generated(checkpoint, options)
-        make_job = functools.partial(PortJob, ported=ported)
-        return carry_out(ported.conversion, source, checkpoint, target, options, hashes, make_job)
-    from mlxport.layouts.mlx_lm.opening import lazy_model, open_target
-
-    if options.report:
-        from mlxport.quality.text_windows import load_tokenizer
-
-        load_tokenizer(checkpoint.root, trust_remote_code=options.trust_remote_code)  # refused now, not at the end
-    conversion = open_target(checkpoint, dtype=options.dtype, quant=options.quant)
-    if options.kv is not None:
-        model, config = lazy_model(checkpoint, options.dtype)
-        remarks = check_model(model, options.kv, str(config.get("model_type")))
-        conversion = replace(conversion, notes=(*conversion.notes, *remarks, options.kv.note()))
-    if options.calibration is not None:
-        from mlxport.convert.calibrated_job import prepare
-
-        make_calibrated, calibration = prepare(checkpoint, conversion, options)
-        return carry_out(conversion, source, checkpoint, target, options, hashes, make_calibrated, calibration)
-    return carry_out(conversion, source, checkpoint, target, options, hashes, Job)
+    return found.conversion, options
 
 
 def carry_out(
@@ -131,10 +110,9 @@ def carry_out(
     source: str,
     checkpoint: Checkpoint,
     target: Path,
+    layout: Layout,
     options: ResolvedOptions,
     hashes: Hashes,
-    make_job: Callable[..., Job],
-    calibration: CalibrationPlan | None = None,
 ) -> ConvertReport:
     """Plan and, unless it is a dry run, write, verify and publish.
 
@@ -143,40 +121,31 @@ def carry_out(
         source: The source as the user gave it.
         checkpoint: The opened source.
         target: The destination.
+        layout: The output's.
         options: What was asked for.
         hashes: Of the source, being computed.
-        make_job: Makes the job of the layout.
-        calibration: What calibrating takes.
     """
-    plan = make_plan(
-        conversion.tensors(),
-        max_bytes=parse_size(options.max_shard_size),
-        by=options.shard_by,
-        dtype=conversion.dtype,
-        parameters=conversion.parameters,
-        quantized=conversion.quantized,
-        kept=conversion.kept,
-        dropped=conversion.program.unused(),
-        working_bytes=conversion.working_bytes(),
-    )
-    plan = replace(plan, calibration=calibration)
+    calibrating = _calibrating(checkpoint, conversion, options)
+    plan = _planned(conversion, layout, options, calibrating)
     shapes = {name: output.shape for name, output in conversion.program.outputs.items()}
-    tokenizer = options.layout != "generated"
-    remarks = check_tokenizer_files(checkpoint, embedding_rows(conversion.config, shapes)) if tokenizer else ()
+    rows = embedding_rows(conversion.config, shapes) if layout.tokenizer else None
+    remarks = check_tokenizer_files(checkpoint, rows) if layout.tokenizer else ()
     chosen = options.allocation.notes if options.allocation else ()
     notes = (*checkpoint.problems, *conversion.notes, *chosen, *remarks)
-    needed = plan.nbytes + MARGIN_BYTES + sum(path.stat().st_size for path in checkpoint.side_files)
-    needed += plan.nbytes if calibration is not None else 0  # what is calibrated lies beside the shards for a while
-    if options.training is not None:
-        needed += options.training.disk_bytes(max(shard.nbytes for shard in plan.shards), plan.parameters)
     report = ConvertReport(target, plan, notes, dry_run=options.dry_run, allocation=options.allocation)
     if options.dry_run:
         return replace(report, free_bytes=free_space(target))
-    report = replace(report, free_bytes=check_space(target, needed, space_taken(target)))
-    job = make_job(source, checkpoint, conversion, plan, options, hashes)
+    free = check_space(target, _disk_bytes(plan, checkpoint, options), space_taken(target))
+    report = replace(report, free_bytes=free)
     with open_workspace(target, fingerprint(checkpoint, plan, options.recorded()), options.overwrite) as workspace:
+        progress = make_progress(plan.nbytes, f"converting {checkpoint.name}", quiet=options.quiet)
+        state = State(
+            source=source, checkpoint=checkpoint, layout=layout, conversion=conversion, plan=plan, options=options,
+            hashes=hashes, workspace=workspace, report=report, calibrating=calibrating, progress=progress,
+            program=conversion.program,
+        )  # fmt: skip
         try:
-            return job.run(workspace, report)
+            return run(state)
         except KeyboardInterrupt:
             finished = f"{len(workspace.done)} of {len(plan.shards)} shards are finished in {workspace.folder}"
             raise Interrupted(f"stopped: {finished}", hint="run the same command again to go on") from None
@@ -188,109 +157,36 @@ def carry_out(
             raise DiskError(f"{where}: {error.strerror or error}", hint=hint) from error
 
 
-def _layout(config: Mapping[str, Any], options: ResolvedOptions) -> str:
-    """The layout that ``auto`` means: mlx-lm's where it has the architecture, else source of the model's own."""
-    from mlxport.layouts.mlx_lm.opening import has_architecture
+def _calibrating(checkpoint: Checkpoint, conversion: Conversion, options: ResolvedOptions) -> Calibrating | None:
+    if options.calibration is None:
+        return None
+    from mlxport.convert.calibration_step import prepare
 
-    if options.layout != "auto":
-        return options.layout
-    return "mlx-lm" if has_architecture(config) or not _can_port(config) else "generated"
-
-
-def _can_port(config: Mapping[str, Any]) -> bool:
-    """Whether transformers has the architecture, and torch is there to capture it."""
-    if _no_reference():
-        return False
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    return str(config.get("model_type")) in CONFIG_MAPPING
+    return prepare(checkpoint, conversion, options.calibration)
 
 
-def _no_reference() -> str:
-    from mlxport import parity
-
-    return parity.unavailable()
-
-
-def _open(source: str, options: ResolvedOptions) -> Checkpoint:
-    def check(config: Mapping[str, Any]) -> None:
-        if not options.trust_remote_code:
-            refuse_remote_code(config, source)
-        if options.limit is not None:
-            options.limit.check(config)
-        # Before anything is fetched; of a folder, the target checks it.
-        if not os.path.isdir(os.path.expanduser(source)):
-            from mlxport.layouts.mlx_lm.opening import check_supported
-
-            layout = _layout(config, options)
-            replace(options, layout=layout)  # options that are not of this layout are refused
-            if layout == "mlx-lm" or not _can_port(config):
-                check_supported(config, f"{source}/config.json")
-
-    return open_checkpoint(
-        source, revision=options.revision, trust_remote_code=options.trust_remote_code, check_config=check
+def _planned(conversion: Conversion, layout: Layout, options: ResolvedOptions, calibrating: Calibrating | None) -> Plan:
+    plan = make_plan(
+        conversion.tensors(),
+        max_bytes=parse_size(options.max_shard_size),
+        by=options.shard_by,
+        dtype=conversion.dtype,
+        parameters=conversion.parameters,
+        quantized=conversion.quantized,
+        kept=conversion.kept,
+        dropped=conversion.program.unused(),
+        working_bytes=conversion.working_bytes(),
+        stem=layout.weights,
     )
+    return replace(plan, calibration=calibrating.plan if calibrating is not None else None)
 
 
-def _trained(record: Mapping[str, Any]) -> frozenset[str]:
-    """Paths of the modules that a distillation changed, by a folder's record."""
-    distilled = record.get("distilled")
-    paths = distilled.get("modules") if isinstance(distilled, dict) else None
-    return frozenset(path for path in paths if isinstance(path, str)) if isinstance(paths, list) else frozenset()
-
-
-def verify(
-    output: str | Path,
-    against: str | Path,
-    *,
-    mode: str = "auto",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    quiet: bool = True,
-) -> ParityReport:
-    """Compare a converted folder with the checkpoint that it was made from, now or long after the conversion.
-
-    Args:
-        output: The converted folder.
-        against: The original: a folder or a hub id.
-        mode: ``auto``, ``full`` or ``layerwise``.
-        revision: Branch, tag or commit of a hub repository.
-        trust_remote_code: Allow code of the checkpoint to run.
-        quiet: Show no progress.
-
-    Returns:
-        The figures; ``passed`` says whether they are within the tolerances.
-
-    Raises:
-        MlxportError: Either folder cannot be used, or torch is not installed.
-    """
-    from mlxport import parity
-
-    if mode not in parity.MODES:
-        raise UsageError(f"--mode {mode!r} does not exist", hint=f"choose one of {', '.join(parity.MODES)}")
-    folder = absolute(output)
-    if not (folder / "config.json").is_file():
-        raise SourceError(
-            f"{output} is not a converted model (no config.json)", hint="give the folder that convert wrote"
-        )
-    options = ResolvedOptions(revision=revision, trust_remote_code=trust_remote_code)
-    checkpoint = _open(str(against), options)
-    record = read_record(folder)
-    asked, made = record.get("options"), record.get("output")
-    dtype = asked.get("dtype", "auto") if isinstance(asked, dict) else "auto"
-    written = made.get("files") if isinstance(made, dict) else None
-    with make_progress(0, f"verifying {folder.name}", quiet=quiet) as progress:
-        report = parity.verify(
-            folder,
-            checkpoint,
-            mode=mode,
-            invert=parity.own_inverse(checkpoint, dtype if dtype in DTYPES else "auto"),
-            trained=_trained(record),
-            trust_remote_code=trust_remote_code,
-            on_progress=progress.message,
-        )
-        progress.message("comparing the tokenizer and the files")
-        problems = parity.carried_problems(
-            folder, checkpoint, written if isinstance(written, dict) else {}, trust_remote_code=trust_remote_code
-        )
-        return replace(report, problems=problems, passed=report.passed and not problems)
+def _disk_bytes(plan: Plan, checkpoint: Checkpoint, options: ResolvedOptions) -> int:
+    """The most that lies on the disk at once."""
+    needed = plan.nbytes + MARGIN_BYTES + sum(path.stat().st_size for path in checkpoint.side_files)
+    needed += (
+        plan.nbytes if plan.calibration is not None else 0
+    )  # what is calibrated lies beside the shards for a while
+    if options.training is not None:
+        needed += options.training.disk_bytes(max(shard.nbytes for shard in plan.shards), plan.parameters)
+    return needed

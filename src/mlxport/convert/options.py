@@ -9,15 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxport.convert.option_field import check_fields, in_words, option
+from mlxport.convert.option_field import check_fields, declared, in_words, option
 from mlxport.errors import UsageError
+from mlxport.layouts import table
 from mlxport.output.plan import DEFAULT_SHARD_SIZE, parse_size
 from mlxport.quant import MIXED, MODES
 
-__all__ = ["DTYPES", "LAYOUTS", "VERIFY", "ConvertOptions", "SharedOptions"]
+__all__ = ["DTYPES", "VERIFY", "ConvertOptions", "SharedOptions"]
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
-LAYOUTS = ("auto", "mlx-lm", "generated")
 VERIFY = ("auto", "full", "layerwise", "none")
 
 _BITS = tuple(str(bits) for bits in sorted(MODES["affine"].bits))
@@ -27,6 +27,7 @@ _LIMIT = "Quantization under a limit"
 _CACHE = "Key-value cache"
 _REPORT = "Quality report"
 _PORTED = "Options of the generated layout"
+_NOTHING = {"calibrate": "none"}  # a value that means the default
 
 
 def _stands_alone(following: str) -> bool:
@@ -45,6 +46,11 @@ def _check_size(size: str | int) -> None:
     if isinstance(size, float):
         raise UsageError(f"{size!r} is not a size", hint="write it like 5GB, or as whole bytes")
     parse_size(size)
+
+
+def _check_layout_name(name: str) -> None:
+    if name != table.AUTO:
+        table.named(name)
 
 
 def _check_machine(name: str) -> None:
@@ -198,9 +204,9 @@ class ConvertOptions(SharedOptions):
     )
     layout: str = option(
         "auto",
-        "auto, mlx-lm, or generated: MLX source of its own.",
+        table.in_words(),
         doc="``mlx-lm``; ``generated``: MLX source of the model's own; ``auto``: that where mlx-lm has no such model.",
-        choices=LAYOUTS,
+        check=_check_layout_name,
     )
     allow_overflow: bool = option(
         False,
@@ -254,40 +260,18 @@ class ConvertOptions(SharedOptions):
 
 def _check_layout(options: ConvertOptions) -> None:
     """Refuse what the layout, where it is known, has no use for."""
-    ported = {
-        "--no-dynamic": options.dynamic is not True,
-        "--fold-batchnorm": options.fold_batchnorm,
-        "--mlxfn": options.mlxfn,
-    }
-    if options.layout == "mlx-lm" and (given := [name for name, there in ported.items() if there]):
-        raise UsageError(
-            f"{', '.join(given)}: for the generated layout only, and this one is mlx-lm's",
-            hint="add --layout generated, or leave it out",
-        )
-    if options.layout != "generated":
+    if options.layout == table.AUTO:
         return
-    refused = (
-        (
-            options.distill is not None,
-            "--distill: for mlx-lm's layout only; the generated one is a program of its own",
-            "leave it out, or add --layout mlx-lm",
-        ),
-        (
-            options.kv_bits is not None,
-            "--kv-bits: for mlx-lm's layout only; the generated one has no key-value cache",
-            "leave it out, or add --layout mlx-lm",
-        ),
-        (
-            options.report,
-            "--report: quality is measured with mlx-lm's models, and this layout brings code of its own",
-            "leave it out: the conversion is verified against PyTorch",
-        ),
-        (
-            options.calibrate is not None and str(options.calibrate) != "none",
-            f"--calibrate {options.calibrate}: for mlx-lm's layout only, and this one is generated",
-            "use --quantizer search instead, or leave --layout out",
-        ),
-    )
-    for asked, message, hint in refused:
-        if asked:
-            raise UsageError(message, hint=hint)
+    for refusal in table.named(options.layout).refuses:
+        if given := [text for option in refusal.options if (text := _given(options, option))]:
+            raise UsageError(refusal.message.format(given=", ".join(given)), hint=refusal.hint)
+
+
+def _given(options: ConvertOptions, name: str) -> str:
+    """An option as the command line spells it, with its text; empty where it is not given."""
+    (known,) = (option for option in declared(options) if option.name == name)
+    value = getattr(options, name)
+    if value == known.default or value == _NOTHING.get(name):
+        return ""
+    on, _, off = known.flags[-1].partition("/")
+    return off if value is False else f"{on} {value}" if isinstance(value, str | Path) else on

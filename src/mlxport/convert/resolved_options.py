@@ -10,6 +10,8 @@ from mlxport.allocate import Target, make_target
 from mlxport.calibrate.calibration_text import Calibration, calibrated_request, read_calibration, refuse_quantizer
 from mlxport.convert.options import ConvertOptions, SharedOptions
 from mlxport.distill import DistillSettings
+from mlxport.layouts.generated.layout import GENERATED
+from mlxport.layouts.table import AUTO, named
 from mlxport.quant import QuantRequest, make_request
 from mlxport.run.kv import KVQuant, make_kv
 
@@ -41,7 +43,7 @@ class ResolvedOptions(ConvertOptions):
 
     def recorded(self) -> dict[str, Any]:
         """The options that decide the bytes of the output, and how to capture the original again."""
-        ported = {"dynamic": self.dynamic is True, "fold_batchnorm": self.fold_batchnorm}
+        flags = () if self.layout == AUTO else named(self.layout).records
         return {
             "dtype": self.dtype,
             "quantize": asdict(self.quant) if self.quant else None,
@@ -49,7 +51,7 @@ class ResolvedOptions(ConvertOptions):
             "shard_by": self.shard_by,
             "layout": self.layout,
             **({"distill": asdict(self.training)} if self.training is not None else {}),
-            **(ported if self.layout == "generated" else {}),
+            **{name: getattr(self, name) is True for name in flags},
             **({"calibrate": self.calibration.recorded()} if self.calibration else {}),
         }
 
@@ -86,7 +88,7 @@ def resolve_port(options: SharedOptions) -> ResolvedOptions:
         QuantizationError: Settings that contradict each other or do not exist.
     """
     return ResolvedOptions(
-        **_values(options, SharedOptions), layout="generated", allow_overflow=True, quant=_request(options)
+        **_values(options, SharedOptions), layout=GENERATED.name, allow_overflow=True, quant=_request(options)
     )
 
 

@@ -7,10 +7,12 @@ of the memory of a conversion without verification.
 from __future__ import annotations
 
 import gc
-import importlib.util
 import json
 import sys
 from pathlib import Path
+
+from mlxport.layouts.base import Layout
+from mlxport.layouts.table import AUTO, layouts, named
 
 _TORCH_FILES = (".bin", ".pt", ".pth")
 _owned = False
@@ -31,19 +33,20 @@ def leave_torch_out(source: str, layout: str) -> None:
     folder = Path(source).expanduser()
     if not _owned or "torch" in sys.modules or not folder.is_dir():
         return
-    if layout == "generated" or (layout == "auto" and not _in_mlx_lm(folder)):
+    found = _layout(folder, layout)
+    if found is None or found.needs_torch:
         return
     if not any(path.suffix in _TORCH_FILES for path in folder.iterdir()):
         sys.modules["torch"] = None  # type: ignore[assignment]
 
 
-def _in_mlx_lm(folder: Path) -> bool:
-    """Whether mlx-lm has a file of the model type's name; nothing is imported to find out."""
-    spec = importlib.util.find_spec("mlx_lm")
+def _layout(folder: Path, name: str) -> Layout | None:
+    """The layout that a conversion will take, by a look that imports nothing; None where it cannot be told."""
+    if name != AUTO:
+        return named(name)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        name = str(config["model_type"])
+        str(config["model_type"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return True  # what is wrong with it is said by the conversion
-    places = spec.submodule_search_locations if spec is not None else None
-    return name.isidentifier() and any((Path(place) / "models" / f"{name}.py").is_file() for place in places or ())
+        return layouts()[0]  # what is wrong with it is said by the conversion
+    return next((layout for layout in layouts() if layout.glance(config)), None)

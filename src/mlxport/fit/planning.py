@@ -21,7 +21,7 @@ from mlxport.source import open_checkpoint, refuse_remote_code
 from mlxport.types import CalibrationPlan, Checkpoint
 
 if TYPE_CHECKING:
-    from mlxport.layouts.assembly import Conversion
+    from mlxport.layouts.conversion import Conversion
 
 __all__ = ["chosen_context", "plan_for", "planned_dtype"]
 

@@ -8,7 +8,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlxport.errors import QuantizationError
-from mlxport.layouts.assembly import Built, quantize
+from mlxport.layouts.quantizing import Built, quantize
 from mlxport.quant import MIXED, MODES, QuantRequest, make_request
 
 __all__ = ["Setting", "Weights", "measure", "settings"]

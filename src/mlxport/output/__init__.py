@@ -1,4 +1,4 @@
 """Plan, shards, blocks, workspace, record and card: everything that is written.
 
-Imports: errors, types, _version, source, quant, transform.
+Imports: errors, types, _version, source, quant, transform, layouts.
 """

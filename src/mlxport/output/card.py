@@ -99,7 +99,7 @@ def _texts(value: Any) -> list[str]:
 
 
 def model_card(
-    checkpoint: Checkpoint, plan: Plan, parity: Mapping[str, Any] | None, version: str, *, usage: str = ""
+    checkpoint: Checkpoint, plan: Plan, parity: Mapping[str, Any] | None, version: str, *, usage: str, task: str = ""
 ) -> str:
     """Return the text of the output's ``README.md``.
 
@@ -108,12 +108,13 @@ def model_card(
         plan: What was written.
         parity: The parity report as recorded (``ParityReport.to_json()``), None when the output was not verified.
         version: Version of mlxport.
-        usage: How the output is used; empty for a model that mlx-lm runs.
+        usage: How the output is used.
+        task: What it is for, as Hugging Face names tasks, unless the source's card says so; empty for nothing.
     """
     source = read_source_card(checkpoint.root)
     bases = base_models(checkpoint, source)
-    front = _front_matter(source.data, bases, bool(plan.quantized), usage)
-    body = [_origin(checkpoint, plan, source, bases, version), _parity(parity), usage or _usage(), _license(source)]
+    front = _front_matter(source.data, bases, bool(plan.quantized), task)
+    body = [_origin(checkpoint, plan, source, bases, version), _parity(parity), usage, _license(source)]
     return f"---\n{front}\n---\n\n" + "\n\n".join(body) + "\n"
 
 
@@ -124,7 +125,7 @@ def base_models(checkpoint: Checkpoint, source: SourceCard) -> list[str]:
     return [name for name in source.data.get("base_model", []) if _HUB_ID.fullmatch(name)]
 
 
-def _front_matter(data: Mapping[str, Any], bases: Sequence[str], quantized: bool, usage: str = "") -> str:
+def _front_matter(data: Mapping[str, Any], bases: Sequence[str], quantized: bool, task: str) -> str:
     from huggingface_hub import ModelCardData
 
     languages = data.get("language", [])
@@ -136,7 +137,7 @@ def _front_matter(data: Mapping[str, Any], bases: Sequence[str], quantized: bool
         base_model=(bases[0] if len(bases) == 1 else list(bases)) or None,
         base_model_relation="quantized" if quantized and bases else None,
         library_name="mlx",
-        pipeline_tag=data.get("pipeline_tag", None if usage else "text-generation"),
+        pipeline_tag=data.get("pipeline_tag", task or None),
         tags=list(dict.fromkeys([*data.get("tags", []), "mlx", "mlxport"])),
         datasets=data.get("datasets"),
     )
@@ -246,28 +247,6 @@ def _figure(value: Any) -> str:
     if not isinstance(value, (int, float)) or not math.isfinite(value):
         return "-"
     return f"{value:.6f}" if 0.001 <= abs(value) <= 1 else f"{value:.3g}"
-
-
-def _usage() -> str:
-    return """\
-## Use
-
-```bash
-pip install mlx-lm
-mlx_lm.generate --model PATH --prompt "Hello" --max-tokens 100
-```
-
-```python
-from mlxport import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("PATH")
-model = AutoModelForCausalLM.from_pretrained("PATH")
-inputs = tokenizer("Hello", return_tensors="np")
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))
-```
-
-`PATH` is this folder, or the repository that holds it. The exact options, versions and hashes of source and output are
-in `mlxport.json`."""
 
 
 def _license(source: SourceCard) -> str:

@@ -61,6 +61,7 @@ def make_plan(
     kept: Mapping[str, str],
     dropped: tuple[str, ...],
     working_bytes: int,
+    stem: str = "model",
 ) -> Plan:
     """Shards for ``tensors``, with what the user wants to know before anything is written.
 
@@ -74,12 +75,15 @@ def make_plan(
         kept: Module path to why it is not quantized.
         dropped: Source tensors that the target does not use.
         working_bytes: What the largest block of rows works on.
+        stem: What the files are called, before their number.
     """
-    shards = make_shards(tensors, max_bytes, by)
+    shards = make_shards(tensors, max_bytes, by, stem)
     return Plan(shards, dtype, parameters, dict(quantized), dict(kept), BASE_BYTES + 4 * working_bytes, dropped)
 
 
-def make_shards(tensors: Sequence[OutTensor], max_bytes: int, by: str = "size") -> tuple[Shard, ...]:
+def make_shards(
+    tensors: Sequence[OutTensor], max_bytes: int, by: str = "size", stem: str = "model"
+) -> tuple[Shard, ...]:
     """Fill files in order up to ``max_bytes``, named as mlx-lm names them.
 
     A tensor (or with ``by="layer"`` a layer) larger than the limit gets a file of its own.
@@ -88,6 +92,7 @@ def make_shards(tensors: Sequence[OutTensor], max_bytes: int, by: str = "size") 
         tensors: Output tensors in order.
         max_bytes: Limit of a file's tensor bytes.
         by: ``size`` cuts between tensors, ``layer`` only between layers.
+        stem: What the files are called, before their number.
 
     Raises:
         UsageError: ``by`` is neither.
@@ -104,9 +109,9 @@ def make_shards(tensors: Sequence[OutTensor], max_bytes: int, by: str = "size") 
         files[-1].extend(group.tensors)
         filled += group.nbytes
     if len(files) == 1:
-        return (Shard("model.safetensors", tuple(files[0])),)
+        return (Shard(f"{stem}.safetensors", tuple(files[0])),)
     count = len(files)
-    return tuple(Shard(f"model-{i:05d}-of-{count:05d}.safetensors", tuple(file)) for i, file in enumerate(files, 1))
+    return tuple(Shard(f"{stem}-{i:05d}-of-{count:05d}.safetensors", tuple(file)) for i, file in enumerate(files, 1))
 
 
 def _layers(tensors: Iterable[OutTensor]) -> list[Group]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxport.errors import DestinationError, DiskError, disk_full
+from mlxport.layouts.table import layouts
 from mlxport.output.blocks import Findings
 from mlxport.output.shards import Written
 from mlxport.source.weight_files import SIDE_PATTERNS, matches
@@ -33,16 +34,7 @@ _OWN = (
     *(pattern for pattern in SIDE_PATTERNS if pattern != "*.py"),
     *(f"{kind}_*.py" for kind in ("configuration", "image_processing", "modeling", "processing", "tokenization")),
     *("model*.safetensors", "model*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json"),
-    *(
-        "model.py",
-        "recipe.toml",
-        "__pycache__/model.*.pyc",
-        "model.mlxfn",
-        "example_inputs.safetensors",
-        "example_outputs.safetensors",
-        "report.html",
-        "report.json",
-    ),
+    *("recipe.toml", "report.html", "report.json"),
     *("config.json", "weights*.npz", "weights*.safetensors", ".gitattributes", ".DS_Store", RECORD, _STATE),
 )
 
@@ -131,7 +123,8 @@ def _foreign(folder: Path) -> list[str]:
     """What lies in the folder and is none of the files that models consist of."""
     found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     names = sorted(path.relative_to(folder).as_posix() for path in found if _REPLACED not in path.parts)
-    return [name for name in names if not any(matches(name, pattern) for pattern in _OWN)]
+    own = [*_OWN, *(pattern for layout in layouts() for pattern in layout.patterns)]
+    return [name for name in names if not any(matches(name, pattern) for pattern in own)]
 
 
 def _check_writable(destination: Path) -> None:

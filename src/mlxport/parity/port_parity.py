@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,13 +10,12 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 import torch
-from torch.utils import _pytree as pytree
 
 from mlxport.graph.capture.examples import Example, output_arrays, output_leaves
 from mlxport.graph.write.port_weights import from_torch, to_mlx
 from mlxport.parity.parity_report import Divergence
 
-__all__ = ["OutputComparison", "PortParity", "compare", "copied", "in_float32", "main_dtype", "verify_port"]
+__all__ = ["OutputComparison", "PortParity", "compare", "verify_port"]
 
 # Bounds by the port's main dtype: largest difference over the reference's largest value, and RMS of the difference
 # over RMS of the reference. The reference computes in float32.
@@ -209,32 +206,6 @@ def _weak(wanted: torch.Tensor) -> list[str]:
         return ["no finite number to compare"]
     largest = float(finite.abs().max())
     return [f"nothing larger than {largest:.1e}, which may be rounding"] if largest < _SMALLEST else []
-
-
-def _most(module: torch.nn.Module, example: Example) -> torch.dtype:
-    leaves = [leaf for leaf in pytree.tree_leaves((example.args, example.kwargs)) if isinstance(leaf, torch.Tensor)]
-    found = Counter(item.dtype for item in [*module.parameters()] or leaves if item.is_floating_point())
-    return max(found, key=found.__getitem__, default=torch.float32)
-
-
-def main_dtype(module: torch.nn.Module, example: Example) -> str:
-    """The dtype that a port mostly computes in: that of most parameters, or of most inputs where there are none."""
-    main = _most(module, example)
-    return str(main).removeprefix("torch.") if main in (torch.float16, torch.bfloat16) else "float32"
-
-
-def in_float32(module: torch.nn.Module, example: Example) -> torch.nn.Module:
-    """What a port of ``module`` is compared with: the module, or a copy where its main dtype is another one."""
-    return module if _most(module, example) is torch.float32 else copied(module).float()
-
-
-def copied(module: torch.nn.Module) -> torch.nn.Module:
-    """A copy with tensors of its own; what a hook has computed of parameters (weight_norm) is computed anew."""
-    for part in module.modules():
-        for name, item in vars(part).items():
-            if isinstance(item, torch.Tensor) and not item.is_leaf:  # deepcopy refuses it
-                setattr(part, name, item.detach())
-    return copy.deepcopy(module)
 
 
 def verify_port(

@@ -9,16 +9,15 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlxport.errors import UnsupportedError, UsageError, VerificationError
+from mlxport.errors import UsageError, VerificationError
 
 if TYPE_CHECKING:
     import torch
 
     from mlxport.graph.build import Port
     from mlxport.graph.capture.examples import Example
-    from mlxport.graph.lower.lowering import Missing
 
-__all__ = ["emit", "port"]
+__all__ = ["port"]
 
 
 def port(
@@ -57,6 +56,7 @@ def port(
         raise UsageError("port needs PyTorch, which is not installed", hint="pip install 'mlxport[torch]'") from error
 
     from mlxport.graph.capture.examples import Example
+    from mlxport.layouts.generated.emitting import emit
 
     if not isinstance(module, torch.nn.Module):
         raise UsageError(f"port: expected a torch.nn.Module, got {type(module).__name__}")
@@ -66,43 +66,6 @@ def port(
     if verify:
         _verify(module, ported, result, example)
     return ported
-
-
-def emit(
-    module: torch.nn.Module,
-    example: Example,
-    *,
-    dynamic: bool | Any = True,
-    fold_batchnorm: bool = False,
-    model_type: str = "",
-) -> Port:
-    """Capture ``module`` on ``example`` and write its MLX source; arguments and errors as of ``port``."""
-    from mlxport.graph.build import build
-    from mlxport.graph.capture.export import CaptureError, capture
-    from mlxport.graph.lower.one_function import MissingOps
-
-    try:
-        captured = capture(module, example.args, example.kwargs, dynamic=dynamic)
-    except CaptureError as error:
-        raise (UsageError if error.usage else UnsupportedError)(str(error), hint=error.hint) from error
-    try:
-        return build(captured, model_type=model_type, batchnorm=fold_batchnorm)
-    except MissingOps as error:
-        raise _missing(error.missing) from None
-
-
-def _missing(missing: tuple[Missing, ...]) -> UnsupportedError:
-    from mlxport.graph.capture.origin import module_path, place
-
-    lines = []
-    for item in missing:
-        node = item.nodes[0]
-        count = f"{len(item.nodes)} times" if len(item.nodes) > 1 else "once"
-        where = module_path(node) or "the root module"
-        reason = f": {item.reason}" if item.reason else ""
-        lines.append(f"  {item.key}{reason} ({count}; first in {where}, {place(node) or 'unknown line'})")
-    hint = 'say how MLX computes it: @mlxport.register_op("namespace::op") above a function on mx.arrays'
-    return UnsupportedError("no MLX lowering for:\n" + "\n".join(lines), hint=hint)
 
 
 def _instance(result: Port) -> nn.Module:
@@ -130,7 +93,8 @@ def make_weights(result: Port) -> dict[str, mx.array]:
 
 def _verify(module: torch.nn.Module, ported: nn.Module, result: Port, example: Example) -> None:
     from mlxport.graph.capture.examples import other_sizes
-    from mlxport.parity.port_parity import in_float32, main_dtype, verify_port
+    from mlxport.layouts.generated.reference_module import in_float32, main_dtype
+    from mlxport.parity.port_parity import verify_port
 
     report = verify_port(
         ported,

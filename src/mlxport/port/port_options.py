@@ -12,7 +12,7 @@ from mlxport.convert.options import SharedOptions
 from mlxport.quant import MODES
 
 if TYPE_CHECKING:
-    from mlxport.port.port_source import PortSource
+    from mlxport.layouts.generated.weights_trace import GeneratedConversion
 
 __all__ = ["PortOptions"]
 
@@ -44,6 +44,6 @@ class PortOptions(SharedOptions):
         help="Capture and plan; write nothing.",
         doc="Capture and plan only; nothing is written.",
     )
-    on_port: Callable[[PortSource], None] = option(
+    on_port: Callable[[GeneratedConversion], None] = option(
         lambda _: None, doc="Called with the emitted port before anything is written.", in_python_only=True
     )

@@ -157,15 +157,13 @@ def load_model(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any, d
     """Load weights and config of a checked folder with mlx-lm; a tokenizer is not needed."""
     from mlx_lm.utils import load_model as mlx_lm_load_model
 
+    from mlxport.layouts.table import layout_of
     from mlxport.output.record import read_record
 
     config = _read_config(folder, str(folder))
-    options = read_record(folder).get("options")
-    if config.get("model_file") == "model.py" and isinstance(options, dict) and options.get("layout") == "generated":
-        raise UnsupportedError(
-            f"{folder} is a port with code of its own and without a key-value cache: it computes whole sequences",
-            hint="call it: mlxport.load(PATH)(...); to generate, convert the original with --layout mlx-lm",
-        )
+    if (record := read_record(folder)) and (refusal := layout_of(config, record).not_generating) is not None:
+        what, hint = refusal
+        raise UnsupportedError(f"{folder} is {what}", hint=hint)
     if config.get("model_file") is not None and not trust_remote_code:
         raise UnsafeError(
             f"{folder}: the model is built by its own code, {config['model_file']!r}, which has not been run",

@@ -4,25 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import torch
 from mlx.utils import tree_flatten
 
 from mlxport.errors import WeightsError
 from mlxport.graph.build import Port
+from mlxport.graph.capture.examples import Example
 from mlxport.graph.write.execute_source import execute
 from mlxport.graph.write.port_weights import from_torch, port_weights
-from mlxport.layouts.assembly import Built, Conversion, make_conversion, quantize
+from mlxport.layouts.conversion import Conversion, make_conversion
+from mlxport.layouts.generated.example_files import finish_example, write_inputs, write_outputs
+from mlxport.layouts.quantizing import Built, quantize
 from mlxport.quant import QuantRequest
 from mlxport.transform import trace
-from mlxport.types import TensorRef
+from mlxport.types import Checkpoint, TensorRef
 
 # From the arrays of a checkpoint, by their names there, to one array of the original module.
 Map = Callable[[Mapping[str, mx.array]], mx.array]
 
-__all__ = ["GeneratedConversion", "assemble"]
+__all__ = ["SOURCE", "TORCH_DTYPES", "GeneratedConversion", "assemble"]
+
+SOURCE = "model.py"
+TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_SMALL = 256 << 20  # bytes of weights that are run for nothing but the outputs of the example
 
 
 @dataclass(frozen=True)
@@ -31,19 +40,46 @@ class GeneratedConversion(Conversion):
 
     Attributes:
         port: The emitted source and what it was made from.
+        example: Inputs that it was captured with.
+        original: Makes the original, in eval mode.
+        weights_of: What the original's weights are read from where it is made without them.
+        mlxfn: Whether ``model.mlxfn`` is to be written.
     """
 
     port: Port = field(kw_only=True)
+    example: Example = field(kw_only=True)
+    original: Callable[[], Any] = field(kw_only=True, repr=False)
+    weights_of: Checkpoint | None = field(default=None, kw_only=True)
+    mlxfn: bool = field(default=False, kw_only=True)
+
+    def write_files(self, folder: Path) -> set[str]:
+        """Its source, and the inputs of one call."""
+        (folder / SOURCE).write_text(self.port.source, encoding="utf-8")
+        return {SOURCE, write_inputs(folder, self.port.captured.signature, self.example)}
+
+    def keep_outputs(self, folder: Path, example: Example, outputs: Mapping[str, mx.array]) -> None:
+        """Write the outputs of the example, where these are its own."""
+        if example is self.example:
+            write_outputs(folder, outputs)
+
+    def finish_files(self, folder: Path) -> tuple[set[str], dict[str, Any]]:
+        """The outputs of the call where a verification has not left them, and a file for C++ and Swift."""
+        small = sum(tensor.nbytes for tensor in self.tensors()) <= _SMALL
+        return finish_example(folder, self.port.captured.signature, self.example, small=small, mlxfn=self.mlxfn)
 
 
 def assemble(
     port: Port,
     refs: Mapping[str, TensorRef],
     maps: Mapping[str, Map],
+    example: Example,
+    original: Callable[[], Any],
     *,
     dtype: str,
     quant: QuantRequest | None = None,
     config: Mapping[str, Any] | None = None,
+    mlxfn: bool = False,
+    weights_of: Checkpoint | None = None,
 ) -> GeneratedConversion:
     """Trace how the weights of a port are made from the tensors of a checkpoint.
 
@@ -51,9 +87,13 @@ def assemble(
         port: What was emitted.
         refs: Tensors of the checkpoint.
         maps: Name in the original module to how it is made of them; what is missing must be real in the capture.
+        example: Inputs that it was captured with.
+        original: See ``GeneratedConversion``.
         dtype: Name of the port's main floating dtype, for the record.
         quant: What to quantize, or None.
         config: The original's config.json.
+        mlxfn: See ``GeneratedConversion``.
+        weights_of: See ``GeneratedConversion``.
 
     Raises:
         WeightsError: A parameter of the module is not in the checkpoint.
@@ -61,7 +101,7 @@ def assemble(
     """
     namespace = execute(port.source)
     built = Built({})
-    base = {**(config or {}), **port.fields, "model_file": "model.py"}
+    base = {**(config or {}), **port.fields, "model_file": SOURCE}
     base.setdefault("model_type", port.model_type)
 
     def pipeline(arrays: dict[str, mx.array]) -> dict[str, mx.array]:
@@ -81,7 +121,9 @@ def assemble(
 
     program = trace(pipeline, refs)
     made = make_conversion(program, built, dtype, quant, list(port.notes), _final_config)
-    return GeneratedConversion(**vars(made), port=port)
+    return GeneratedConversion(
+        **vars(made), port=port, example=example, original=original, weights_of=weights_of, mlxfn=mlxfn
+    )
 
 
 def _weights(port: Port, arrays: Mapping[str, mx.array], maps: Mapping[str, Map]) -> dict[str, mx.array]:

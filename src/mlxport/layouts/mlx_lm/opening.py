@@ -10,17 +10,17 @@ import contextlib
 import copy
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
+from mlx.utils import tree_flatten, tree_map_with_path
 
 from mlxport.errors import ConfigError, MlxportError, UnsupportedError
-from mlxport.layouts.assembly import DTYPES, Built, Conversion, count_parameters, make_conversion, quantize
+from mlxport.layouts.conversion import DTYPES, Conversion, ModelSource, TracedModel, empty, make_conversion
 from mlxport.layouts.mlx_lm.config_view import text_section
 from mlxport.layouts.mlx_lm.normalize import ConfigRefused, NormalizedConfig, normalize_config
 from mlxport.layouts.mlx_lm.output_heads import is_head, refuse_other_heads
@@ -28,9 +28,10 @@ from mlxport.layouts.mlx_lm.quantized_sources import UNQUANTIZED, refuse_raw_fp8
 from mlxport.layouts.mlx_lm.rope_settings import REFUSED
 from mlxport.layouts.mlx_lm.tensor_checks import check_dtypes, check_names, check_shapes
 from mlxport.layouts.mlx_lm.weight_repairs import ignored_weights, prepare_weights
+from mlxport.layouts.quantizing import Built, count_parameters, quantize
 from mlxport.quant import QuantRequest
 from mlxport.source import read_rows
-from mlxport.transform import Pipeline, Program, derive, trace
+from mlxport.transform import Pipeline, Program, trace
 from mlxport.types import Checkpoint
 
 
@@ -59,68 +60,6 @@ def has_architecture(config: Mapping[str, Any]) -> bool:
     except ConfigError:
         return True
     return True
-
-
-@dataclass(frozen=True)
-class TracedModel:
-    """mlx-lm's model of a checkpoint in one dtype: run once on placeholders, and whatever follows from that.
-
-    Attributes:
-        checkpoint: The opened source.
-        dtype: What was asked for, as of ``open_model``.
-        plain: The conversion that quantizes nothing.
-        config: As mlx-lm loads it; ``plain.config`` is what is written.
-    """
-
-    checkpoint: Checkpoint
-    dtype: str
-    plain: Conversion
-    config: Mapping[str, Any]
-    _model: nn.Module = field(repr=False)
-    _method: str = field(repr=False)
-    _pipeline: Callable[[QuantRequest | None, Built], Pipeline] = field(repr=False)
-    _notes: tuple[str, ...] = field(repr=False)
-    _by_dtype: dict[str, TracedModel] = field(default_factory=dict, repr=False)
-
-    def __post_init__(self) -> None:
-        self._by_dtype[self.dtype] = self
-
-    def skeleton(self) -> nn.Module:
-        """A model of its own, for the caller to change; its parameters are zeros that nothing has evaluated."""
-        model = copy.deepcopy(self._model)
-        _empty(model, self.plain.program)
-        return model
-
-    def conversion(self, quant: QuantRequest | None) -> Conversion:
-        """How the checkpoint is converted, quantized as asked.
-
-        mlx-lm quantizes a skeleton; what becomes of each parameter is read off, so nothing is loaded or traced again.
-
-        Raises:
-            QuantizationError: The setting cannot apply to this model.
-        """
-        if quant is None:
-            return self.plain
-        built = Built(dict(self.config), model=self.skeleton())
-        assert built.model is not None
-        before = dict(tree_flatten(built.model.parameters()))
-
-        def quantized() -> dict[str, mx.array]:
-            assert built.model is not None
-            built.config = quantize(built.model, built.config, quant, built)
-            built.parameters = count_parameters(built.model)
-            return dict(tree_flatten(built.model.parameters()))
-
-        with _blamed(self.checkpoint, self._method):
-            program = derive(self.plain.program, before, quantized, self._pipeline(quant, Built({})))
-        return make_conversion(program, built, self.dtype, quant, list(self._notes), _final_config)
-
-    def at(self, dtype: str) -> TracedModel:
-        """The same model in another dtype, traced when it is first asked for."""
-        if dtype not in self._by_dtype:
-            other = open_model(self.checkpoint, dtype=dtype)
-            self._by_dtype[dtype] = replace(other, _by_dtype=self._by_dtype)
-        return self._by_dtype[dtype]
 
 
 def open_model(
@@ -162,16 +101,16 @@ def open_model(
     assert model is not None
     refuse_raw_fp8(program, model)
     program = replace(program, pipeline=pipeline(None, Built({})))  # running it again leaves the skeleton alone
-    notes = (*normalized.changes, *normalized.warnings)
-    plain = make_conversion(program, built, dtype, None, list(notes), _final_config)
-    _empty(model, program)
-    return TracedModel(checkpoint, dtype, plain, config, model, method, pipeline, notes)
-
-
-def _empty(model: nn.Module, program: Program) -> None:
-    """Give every parameter zeros of its own, which take no memory until they are evaluated."""
-    zeros = [(name, mx.zeros(output.shape, dtype=output.dtype)) for name, output in program.outputs.items()]
-    model.update(tree_unflatten(zeros))
+    source = ModelSource(
+        pipeline=pipeline,
+        notes=(*normalized.changes, *normalized.warnings),
+        final_config=_final_config,
+        blamed=lambda: _blamed(checkpoint, method),
+        reopen=lambda other: open_model(checkpoint, dtype=other, strict=strict, headers_only=headers_only),
+    )
+    plain = make_conversion(program, built, dtype, None, list(source.notes), _final_config)
+    empty(model, program)
+    return TracedModel(checkpoint, dtype, plain, config, source, model)
 
 
 def open_target(

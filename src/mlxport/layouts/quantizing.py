@@ -1,77 +1,21 @@
-"""What targets share: a traced map of weights with its config, and quantization by mlx-lm's own rules."""
+"""Quantization by mlx-lm's own rules, of any model that is put together of its layers."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import io
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlxport.errors import QuantizationError
 from mlxport.quant import QuantRequest
-from mlxport.transform import Program, st_dtype, working_bytes
-from mlxport.types import OutTensor, QuantSpec
+from mlxport.types import QuantSpec
 
-__all__ = [
-    "DTYPES",
-    "Built",
-    "Conversion",
-    "check_unquantized",
-    "count_parameters",
-    "main_dtype",
-    "make_conversion",
-    "quantize",
-]
-
-DTYPES: Mapping[str, mx.Dtype] = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """A checkpoint seen through mlx-lm: what will be written, before a byte of weights is read.
-
-    Attributes:
-        program: From checkpoint tensors to output tensors.
-        config: What to write as config.json.
-        dtype: Name of the dtype of most floating output tensors.
-        parameters: mlx-lm's count of parameters.
-        quantized: Module path to its quantization.
-        kept: Module path to why it is not quantized (empty unless quantization was asked for).
-        notes: What was changed in the config, and other remarks for the user.
-    """
-
-    program: Program
-    config: dict[str, Any]
-    dtype: str
-    parameters: int
-    quantized: Mapping[str, QuantSpec]
-    kept: Mapping[str, str]
-    notes: tuple[str, ...]
-
-    def tensors(self) -> tuple[OutTensor, ...]:
-        """The output tensors, in mlx-lm's order; the parts of a quantized tensor share their ``source``."""
-        return tuple(
-            OutTensor(
-                name,
-                st_dtype(output.dtype),
-                output.shape,
-                f"{name.rpartition('.')[0]}.weight" if output.part else name,
-                output.part,
-                output.quant,
-            )
-            for name, output in self.program.outputs.items()
-        )
-
-    def working_bytes(self) -> int:
-        """What the largest block of rows works on while it is computed."""
-        outputs, quantizer = self.program.outputs.values(), self.program.quantizer
-        return max((working_bytes(o.value, o.quant, quantizer) for o in outputs if o.value), default=0)
+__all__ = ["Built", "check_unquantized", "count_parameters", "quantize", "spell"]
 
 
 @dataclass
@@ -84,57 +28,6 @@ class Built:
     kept: dict[str, str] | None = None
 
 
-def make_conversion(
-    program: Program,
-    built: Built,
-    dtype: str,
-    quant: QuantRequest | None,
-    notes: list[str],
-    final_config: Callable[[Built, str, bool], dict[str, Any]],
-) -> Conversion:
-    """What a traced pipeline amounts to.
-
-    Args:
-        program: The trace.
-        built: What the pipeline left behind.
-        dtype: What was asked for.
-        quant: What was to be quantized, or None.
-        notes: Remarks for the user.
-        final_config: Makes config.json of what was built, the name of its dtype, and whether anything is quantized.
-
-    Raises:
-        QuantizationError: Nothing can be quantized as asked.
-    """
-    assert built.model is not None
-    quantized = {
-        path: QuantSpec(module.mode, module.bits, module.group_size)
-        for path, module in built.model.named_modules()
-        if hasattr(module, "bits") and hasattr(module, "group_size") and "scales" in module
-    }
-    if quant is not None and not quantized:
-        reasons = sorted(set((built.kept or {}).values()))
-        raise QuantizationError(
-            f"nothing can be quantized with {_spell(quant.spec)}: {'; '.join(reasons) or 'no module supports it'}",
-            hint="choose a smaller group size, or convert without --quantize",
-        )
-    if quant is not None:
-        program = replace(program, quantizer=quant.quantizer)
-    main = main_dtype(program, dtype)
-    if any(ref.dtype == "F64" for ref in program.refs.values()):
-        notes.append("float64 tensors become float32: MLX has no float64 on the GPU")
-    config = final_config(built, main, bool(quantized))
-    return Conversion(program, config, main, built.parameters, quantized, built.kept or {}, tuple(notes))
-
-
-def main_dtype(program: Program, asked: str) -> str:
-    """Return the name of the dtype of most floating tensors, those of quantized ones only where there are no others."""
-    floating = [output for output in program.outputs.values() if mx.issubdtype(output.dtype, mx.floating)]
-    found = [o.dtype for o in floating if not o.part] or [o.dtype for o in floating]
-    names = {value: name for name, value in DTYPES.items()}
-    default = asked if asked in DTYPES else "float32"
-    return names.get(max(set(found), key=found.count), "float32") if found else default
-
-
 def quantize(model: nn.Module, config: dict[str, Any], quant: QuantRequest, built: Built) -> dict[str, Any]:
     """``mlx_lm.utils.quantize_model`` with the requested rules; notes in ``built.kept`` what stays as it is."""
     from mlx_lm.convert import mixed_quant_predicate_builder
@@ -143,7 +36,7 @@ def quantize(model: nn.Module, config: dict[str, Any], quant: QuantRequest, buil
     check_unquantized(model)
     if not count_parameters(model):
         raise QuantizationError(
-            f"nothing can be quantized with {_spell(quant.spec)}: the model has no layers with weights",
+            f"nothing can be quantized with {spell(quant.spec)}: the model has no layers with weights",
             hint="convert without --quantize",
         )
     own = getattr(model, "quant_predicate", None)
@@ -242,5 +135,6 @@ def count_parameters(model: nn.Module) -> int:
     return int(get_total_parameters(model))
 
 
-def _spell(spec: QuantSpec) -> str:
+def spell(spec: QuantSpec) -> str:
+    """A setting in words."""
     return f"{spec.mode} {spec.bits} bits, group size {spec.group_size}"

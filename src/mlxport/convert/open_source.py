@@ -1,0 +1,46 @@
+"""Open what is to be converted, or compared with: what cannot work is refused before anything is fetched."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from mlxport.convert.resolved_options import ResolvedOptions
+from mlxport.errors import UsageError
+from mlxport.layouts.table import chosen
+from mlxport.source import open_checkpoint, refuse_remote_code
+from mlxport.types import Checkpoint
+
+__all__ = ["need_reference", "open_source"]
+
+
+def open_source(source: str, options: ResolvedOptions) -> Checkpoint:
+    """The checkpoint, checked as far as its config tells.
+
+    Raises:
+        MlxportError: It cannot be opened, or not be converted with these options.
+    """
+
+    def check(config: Mapping[str, Any]) -> None:
+        if not options.trust_remote_code:
+            refuse_remote_code(config, source)
+        if options.limit is not None:
+            options.limit.check(config)
+        if not os.path.isdir(os.path.expanduser(source)):  # of a folder, the layout checks it when it is opened
+            layout = chosen(options.layout, config)
+            replace(options, layout=layout.name)  # options that are not of this layout are refused
+            layout.check(config, f"{source}/config.json")
+
+    return open_checkpoint(
+        source, revision=options.revision, trust_remote_code=options.trust_remote_code, check_config=check
+    )
+
+
+def need_reference(mode: str) -> None:
+    """Refuse a verification that was asked for by name where there is no PyTorch to compare with."""
+    from mlxport import parity
+
+    if mode in ("full", "layerwise") and (reason := parity.unavailable()):
+        raise UsageError(f"--verify {mode}: {reason}", hint="pip install 'mlxport[torch]', or use --verify none")

@@ -1,0 +1,296 @@
+"""Compare an output with its original, in the way that its layout names: while it is made, or long after."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlxport.convert.open_source import open_source
+from mlxport.convert.options import DTYPES
+from mlxport.convert.resolved_options import ResolvedOptions
+from mlxport.errors import SourceError, UnsupportedError, UsageError, VerificationError
+from mlxport.layouts.base import Layout
+from mlxport.layouts.table import layout_of
+from mlxport.output.record import read_record
+from mlxport.output.workspace import absolute
+from mlxport.progress import Progress, make_progress
+from mlxport.source.jsonfile import read_object
+from mlxport.types import Checkpoint
+
+if TYPE_CHECKING:
+    from mlxport.layouts.conversion import Conversion
+    from mlxport.layouts.generated.weights_trace import GeneratedConversion
+    from mlxport.parity import ParityReport
+    from mlxport.parity.port_parity import PortParity
+
+__all__ = ["Found", "Verifying", "verify", "verify_written"]
+
+
+@dataclass(frozen=True)
+class Verifying:
+    """An output and what it is compared with.
+
+    Attributes:
+        folder: The output.
+        layout: Its layout.
+        checkpoint: The original.
+        conversion: What was written.
+        mode: ``auto``, ``full``, ``layerwise`` or ``none``.
+        trained: Modules that were trained after they had been converted.
+        say: Called with a line for each step.
+    """
+
+    folder: Path
+    layout: Layout
+    checkpoint: Checkpoint
+    conversion: Conversion
+    mode: str
+    trained: frozenset[str]
+    say: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a verification found: figures of the comparison and of the tokenizer, or why there are none."""
+
+    parity: ParityReport | PortParity | None = None
+    tokenizer: Any = None
+    missing: str = ""
+
+
+def verify_written(work: Verifying, progress: Progress) -> Found:
+    """Verify what has been written.
+
+    Raises:
+        VerificationError: It differs from the original.
+        UnsupportedError: It cannot be verified, and a way to do it was asked for by name.
+    """
+    from mlxport import parity
+
+    if work.mode == "none":
+        return Found(missing="not verified: --verify none")
+    if reason := parity.unavailable():
+        progress.message(f"warning: {reason}")
+        return Found(missing=reason)
+    progress.stage("verifying against PyTorch", 0)
+    try:
+        return _WRITTEN[work.layout.verification](work)
+    except UnsupportedError as error:
+        # Asked for by name, a verification must happen; by default the output is said not to be verified.
+        if work.mode != "auto":
+            raise
+        progress.message(f"warning: not verified: {error.message}")
+        return Found(missing=f"not verified: {error.message}")
+
+
+def _written_logits(work: Verifying) -> Found:
+    from mlxport import parity
+    from mlxport.parity.tokenizer import check_tokenizer
+    from mlxport.transform import invert
+
+    trust = work.checkpoint.trust_remote_code
+    tokenizer = check_tokenizer(work.folder, work.checkpoint, trust_remote_code=trust)
+    report = parity.verify(
+        work.folder,
+        work.checkpoint,
+        mode=work.mode,
+        invert=functools.partial(invert, work.conversion.program),
+        trained=work.trained,
+        trust_remote_code=trust,
+        on_progress=work.say,
+    )
+    return Found(_passed(report, work.folder, "architecture"), tokenizer)
+
+
+def _written_outputs(work: Verifying) -> Found:
+    from mlxport.graph.write.execute_source import load_folder
+    from mlxport.model.memory import available_memory
+    from mlxport.parity.port_comparison import compare_port
+
+    conversion = _generated(work.conversion)
+    nbytes = sum(tensor.nbytes for tensor in conversion.tensors())
+    if nbytes > (limit := available_memory() // 2):
+        needed, free = (f"{size / 1e9:.1f} GB" for size in (nbytes, limit))
+        raise UnsupportedError(
+            f"the port's {needed} of weights run in memory, of which {free} may be taken",
+            hint="verify it on a machine with more memory: mlxport verify DST --against SRC",
+        )
+    report = compare_port(
+        conversion,
+        load_folder(work.folder),
+        dtype=conversion.dtype,
+        bits=min((spec.bits for spec in conversion.quantized.values()), default=None),
+        on_outputs=functools.partial(conversion.keep_outputs, work.folder),
+    )
+    return Found(_passed(report, work.folder, "model"))
+
+
+def _passed(report: Any, folder: Path, what: str) -> Any:
+    if not report.passed:
+        hint = f"the output is left in {folder} for inspection; please report this {what}"
+        raise VerificationError(report.failure_message(), hint=hint)
+    return report
+
+
+def _generated(conversion: Conversion) -> GeneratedConversion:
+    from mlxport.layouts.generated.weights_trace import GeneratedConversion
+
+    assert isinstance(conversion, GeneratedConversion), "outputs are compared of what brings its own code and example"
+    return conversion
+
+
+def _not_verified(work: Verifying) -> Found:
+    raise _no_verification(work.layout)
+
+
+def _no_verification(layout: Layout) -> UnsupportedError:
+    return UnsupportedError(
+        f"there is no comparison with the original for the layout {layout.name}", hint="use --verify none"
+    )
+
+
+_WRITTEN: Mapping[str, Callable[[Verifying], Found]] = {
+    "logits": _written_logits,
+    "outputs": _written_outputs,
+    "": _not_verified,
+}
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A folder to verify, as the user gave it."""
+
+    folder: Path
+    against: str
+    mode: str
+    revision: str | None
+    trust_remote_code: bool
+    quiet: bool
+
+
+def verify(
+    output: str | Path,
+    against: str | Path,
+    *,
+    mode: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    quiet: bool = True,
+) -> ParityReport | PortParity:
+    """Compare a converted folder with the checkpoint that it was made from, now or long after the conversion.
+
+    Args:
+        output: The converted folder, by mlxport in any layout or by ``mlx_lm.convert``.
+        against: The original: a folder or a hub id; of a port of your own module, its ``FILE.py:FACTORY``.
+        mode: ``auto``, ``full`` or ``layerwise``; a port is always compared in full.
+        revision: Branch, tag or commit of a hub repository.
+        trust_remote_code: Allow code of the checkpoint to run.
+        quiet: Show no progress.
+
+    Returns:
+        The figures; ``passed`` says whether they are within the tolerances.
+
+    Raises:
+        MlxportError: Either folder cannot be used, or torch is not installed.
+    """
+    from mlxport import parity
+
+    if mode not in parity.MODES:
+        raise UsageError(f"--mode {mode!r} does not exist", hint=f"choose one of {', '.join(parity.MODES)}")
+    folder = absolute(output)
+    if not (folder / "config.json").is_file():
+        raise SourceError(
+            f"{output} is not a converted model (no config.json)", hint="give the folder that convert wrote"
+        )
+    layout = layout_of(read_object(folder / "config.json", SourceError), read_record(folder))
+    if not layout.verification:
+        raise _no_verification(layout)
+    return _FOLDERS[layout.verification](_Asked(folder, str(against), mode, revision, trust_remote_code, quiet))
+
+
+def _folder_logits(asked: _Asked) -> ParityReport:
+    from mlxport import parity
+
+    folder, trust = asked.folder, asked.trust_remote_code
+    options = ResolvedOptions(revision=asked.revision, trust_remote_code=trust)
+    checkpoint = open_source(asked.against, options)
+    record = read_record(folder)
+    given, made = record.get("options"), record.get("output")
+    dtype = given.get("dtype", "auto") if isinstance(given, dict) else "auto"
+    written = made.get("files") if isinstance(made, dict) else None
+    with make_progress(0, f"verifying {folder.name}", quiet=asked.quiet) as progress:
+        report = parity.verify(
+            folder,
+            checkpoint,
+            mode=asked.mode,
+            invert=parity.own_inverse(checkpoint, dtype if dtype in DTYPES else "auto"),
+            trained=_trained(record),
+            trust_remote_code=trust,
+            on_progress=progress.message,
+        )
+        progress.message("comparing the tokenizer and the files")
+        problems = parity.carried_problems(
+            folder, checkpoint, written if isinstance(written, dict) else {}, trust_remote_code=trust
+        )
+        return replace(report, problems=problems, passed=report.passed and not problems)
+
+
+def _trained(record: Mapping[str, Any]) -> frozenset[str]:
+    """Paths of the modules that a distillation changed, by a folder's record."""
+    distilled = record.get("distilled")
+    paths = distilled.get("modules") if isinstance(distilled, dict) else None
+    return frozenset(path for path in paths if isinstance(path, str)) if isinstance(paths, list) else frozenset()
+
+
+def _folder_outputs(asked: _Asked) -> PortParity:
+    from mlxport import parity
+
+    if reason := parity.unavailable():
+        raise UsageError(f"port needs PyTorch: {reason}", hint="pip install 'mlxport[torch]'")
+    from mlxport.layouts.generated.loading import load_port
+    from mlxport.parity.port_bisect import wrong_weights
+    from mlxport.parity.port_comparison import compare_port
+    from mlxport.transform import lazy_arrays
+
+    record = read_record(asked.folder)
+    given, written = (part if isinstance(part := record.get(key), dict) else {} for key in ("options", "output"))
+    options = ResolvedOptions(
+        dtype=str(given.get("dtype", "auto")),
+        layout=layout_of({}, record).name,
+        dynamic=bool(given.get("dynamic", True)),
+        fold_batchnorm=bool(given.get("fold_batchnorm", False)),
+        revision=asked.revision,
+        trust_remote_code=asked.trust_remote_code,
+    )
+    bits = min((int(spec["bits"]) for spec in written.get("quantized", {}).values()), default=None)
+    with tempfile.TemporaryDirectory(prefix="mlxport-") as temporary:
+        conversion = _original(asked.against, Path(temporary), options)
+        model = load_port(asked.folder)
+        expected = conversion.program.pipeline(lazy_arrays(conversion.program.refs))
+        dtype = str(written.get("dtype", "float32"))
+        report = compare_port(conversion, model, dtype=dtype, bits=bits, expected=expected)
+        wrong = wrong_weights(model, expected) if report.passed else []
+        problem = f"stored weights differ from the original's: {', '.join(wrong[:8])}"
+        return replace(report, problems=(problem,)) if wrong else report
+
+
+def _original(against: str, folder: Path, options: ResolvedOptions) -> GeneratedConversion:
+    """What a folder was ported from, captured once more; ``folder`` holds what the capture stores."""
+    from mlxport.layouts.generated.opening import open_generated
+    from mlxport.layouts.generated.own_module import is_factory, load_factory, open_module
+    from mlxport.source import open_checkpoint
+
+    if is_factory(against):
+        return open_module(load_factory(against), folder, options, what=against)[0]
+    checkpoint = open_checkpoint(against, revision=options.revision, trust_remote_code=options.trust_remote_code)
+    return open_generated(checkpoint, options)
+
+
+_FOLDERS: Mapping[str, Callable[[_Asked], ParityReport | PortParity]] = {
+    "logits": _folder_logits,
+    "outputs": _folder_outputs,
+}

@@ -1,0 +1,118 @@
+"""What a layout is: how a runtime wants a model's folder, as data that the steps of a conversion read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from mlxport.layouts.conversion import Conversion
+    from mlxport.quant import QuantRequest
+    from mlxport.types import Checkpoint
+
+__all__ = ["Layout", "LayoutOptions", "Refusal"]
+
+
+class LayoutOptions(Protocol):
+    """What a layout may ask of the options of ``convert``."""
+
+    @property
+    def dtype(self) -> str:
+        """Name of the floating dtype, or ``auto``."""
+
+    @property
+    def quant(self) -> QuantRequest | None:
+        """What to quantize, None for nothing."""
+
+    @property
+    def dynamic(self) -> Any:
+        """Whether sizes of inputs may change, or how (``torch.export``)."""
+
+    @property
+    def fold_batchnorm(self) -> bool:
+        """Whether to multiply BatchNorm into the convolution before it."""
+
+    @property
+    def mlxfn(self) -> bool:
+        """Whether to write ``model.mlxfn`` too."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Options that a layout has no use for.
+
+    Attributes:
+        options: Their names, as keywords of ``convert``; any of them is refused.
+        message: Why; ``{given}`` is what was given of them, as the command line spells it.
+        hint: What to do instead.
+    """
+
+    options: tuple[str, ...]
+    message: str
+    hint: str
+
+
+def _everything(path: PurePath) -> bool:
+    return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """One way to lay a model out in a folder, for one runtime.
+
+    Attributes:
+        name: What ``--layout`` and the record call it.
+        summary: What to add to the name in a list of layouts; may be empty.
+        claims: Whether ``--layout auto`` means this one, by a checkpoint's config and the names of its tensors (none
+            while only the config is known). The first in the table that claims a checkpoint gets it.
+        opens: From a checkpoint and the options to what will be written.
+        check: Refuses a config that cannot be converted, before anything else is fetched; its second argument is what
+            to call the config in an error.
+        glance: ``claims`` by the config, without an import of anything large; a wrong answer costs time only.
+        needs_torch: Whether a checkpoint is opened with torch.
+        refuses: Options that it has no use for.
+        records: Flags that the record keeps of its options, because the original is captured by them again.
+        weights: What the files of weights are called, before the number and ``.safetensors``.
+        files: Patterns of what else it writes, so that ``--overwrite`` may delete it.
+        carries: Which of the source's other files, by their path in it, go into the output as well; cards never do,
+            and code only where it is trusted.
+        tokenizer: Whether the output is used with the source's tokenizer, which is then checked against the embeddings.
+        task: What the model card says it is for unless the source's says so, as Hugging Face names tasks; "" for
+            nothing.
+        usage: The card's section on how the output is used.
+        verification: What is compared with the original: ``logits`` of a language model, all ``outputs`` of the example
+            that the conversion holds, or nothing.
+        wrote: Whether a folder without a record is of this layout, by its config.
+        not_generating: Why ``generate`` and ``chat`` cannot run it, and what to do; None if they can.
+    """
+
+    name: str
+    opens: Callable[[Checkpoint, LayoutOptions], Conversion]
+    claims: Callable[[Mapping[str, Any], Collection[str]], bool]
+    summary: str = ""
+    check: Callable[[Mapping[str, Any], str], None] = lambda config, where: None
+    glance: Callable[[Mapping[str, Any]], bool] = lambda config: False
+    needs_torch: bool = False
+    refuses: tuple[Refusal, ...] = ()
+    records: tuple[str, ...] = ()
+    weights: str = "model"
+    files: tuple[str, ...] = ()
+    carries: Callable[[PurePath], bool] = _everything
+    tokenizer: bool = True
+    task: str = ""
+    usage: str = ""
+    verification: Literal["logits", "outputs", ""] = ""
+    wrote: Callable[[Mapping[str, Any]], bool] = lambda config: False
+    not_generating: tuple[str, str] | None = None
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """Of all files that are of this layout alone."""
+        return (f"{self.weights}*.safetensors", f"{self.weights}*.safetensors.index.json", *self.files)
+
+    @property
+    def index(self) -> str:
+        """Name of the file that says which tensor is in which file."""
+        return f"{self.weights}.safetensors.index.json"

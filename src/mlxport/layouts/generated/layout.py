@@ -1,0 +1,95 @@
+"""The layout of models that no runtime has, as data: MLX source of the model's own, with its weights."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+from mlxport.layouts.base import Layout, LayoutOptions, Refusal
+
+if TYPE_CHECKING:
+    from mlxport.layouts.conversion import Conversion
+    from mlxport.types import Checkpoint
+
+__all__ = ["GENERATED"]
+
+_USAGE = """\
+## Use
+
+```python
+import sys
+
+sys.path.insert(0, "PATH")
+from model import load
+
+model = load("PATH")
+```
+
+`PATH` is this folder. `model.py` needs nothing but `mlx`; `mlxport.load("PATH")` does the same.
+The inputs and outputs of one call are in `example_inputs.safetensors` and `example_outputs.safetensors`, the exact
+options, versions and hashes of source and output in `mlxport.json`."""
+
+
+def _claims(config: Mapping[str, Any], tensors: Collection[str]) -> bool:
+    """Whether transformers has the architecture, and torch is there to capture it."""
+    if any(importlib.util.find_spec(name) is None for name in ("torch", "accelerate")):
+        return False
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return str(config.get("model_type")) in CONFIG_MAPPING
+
+
+def _opens(checkpoint: Checkpoint, options: LayoutOptions) -> Conversion:
+    from mlxport.layouts.generated.opening import open_generated
+
+    return open_generated(checkpoint, options)
+
+
+GENERATED = Layout(
+    name="generated",
+    summary="MLX source of its own",
+    claims=_claims,
+    opens=_opens,
+    needs_torch=True,
+    refuses=(
+        Refusal(
+            ("distill",),
+            "--distill: for mlx-lm's layout only; the generated one is a program of its own",
+            "leave it out, or add --layout mlx-lm",
+        ),
+        Refusal(
+            ("kv_bits",),
+            "--kv-bits: for mlx-lm's layout only; the generated one has no key-value cache",
+            "leave it out, or add --layout mlx-lm",
+        ),
+        Refusal(
+            ("report",),
+            "--report: quality is measured with mlx-lm's models, and this layout brings code of its own",
+            "leave it out: the conversion is verified against PyTorch",
+        ),
+        Refusal(
+            ("calibrate",),
+            "{given}: for mlx-lm's layout only, and this one is generated",
+            "use --quantizer search instead, or leave --layout out",
+        ),
+        Refusal(
+            ("fit", "target_size", "target_bpw"),
+            "--fit, --target-size and --target-bpw measure mlx-lm's model, and this layout is generated",
+            "choose bits with -q, or a recipe with --recipe",
+        ),
+    ),
+    records=("dynamic", "fold_batchnorm"),
+    files=(
+        *("model.py", "__pycache__/model.*.pyc", "model.mlxfn"),
+        *("example_inputs.safetensors", "example_outputs.safetensors"),
+    ),
+    tokenizer=False,
+    usage=_USAGE,
+    verification="outputs",
+    wrote=lambda config: config.get("model_file") == "model.py",
+    not_generating=(
+        "a port with code of its own and without a key-value cache: it computes whole sequences",
+        "call it: mlxport.load(PATH)(...); to generate, convert the original with --layout mlx-lm",
+    ),
+)

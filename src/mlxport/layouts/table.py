@@ -1,0 +1,91 @@
+"""The table of layouts, in the order in which they are asked whether a checkpoint is theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from mlxport.errors import UsageError
+from mlxport.layouts.base import Layout
+from mlxport.layouts.generated.layout import GENERATED
+from mlxport.layouts.mlx_lm.layout import MLX_LM
+
+__all__ = ["AUTO", "chosen", "in_words", "layout_of", "layouts", "named", "names", "register"]
+
+AUTO = "auto"
+_BUILT_IN = (MLX_LM, GENERATED)
+_table: dict[str, Layout] = {}
+
+
+def register(layout: Layout) -> Layout:
+    """Add a layout to the table.
+
+    Raises:
+        ValueError: There is one of this name.
+    """
+    if layout.name in (*_table, AUTO):
+        raise ValueError(f"there is a layout {layout.name!r} already")
+    _table[layout.name] = layout
+    return layout
+
+
+for _layout in _BUILT_IN:
+    register(_layout)
+
+
+def layouts() -> tuple[Layout, ...]:
+    """All layouts."""
+    return tuple(_table.values())
+
+
+def names() -> tuple[str, ...]:
+    """What ``--layout`` may be."""
+    return (AUTO, *_table)
+
+
+def in_words() -> str:
+    """The names as a sentence, with what is to be said of each."""
+    *some, last = [f"{layout.name}: {layout.summary}" if layout.summary else layout.name for layout in layouts()]
+    return f"{', '.join((AUTO, *some))}, or {last}."
+
+
+def named(name: str) -> Layout:
+    """The layout of this name.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if name not in _table:
+        raise UsageError(f"--layout {name!r} does not exist", hint=f"choose one of {', '.join(names())}")
+    return _table[name]
+
+
+def chosen(asked: str, config: Mapping[str, Any], tensors: Collection[str] = ()) -> Layout:
+    """The layout to convert a checkpoint to.
+
+    Where none claims it, the first is taken: it says what is wrong.
+
+    Args:
+        asked: A name, or ``auto``.
+        config: The checkpoint's config.
+        tensors: Names of its tensors, where they are known.
+
+    Raises:
+        UsageError: There is no layout of this name.
+    """
+    if asked != AUTO:
+        return named(asked)
+    return next((layout for layout in layouts() if layout.claims(config, tensors)), layouts()[0])
+
+
+def layout_of(config: Mapping[str, Any], record: Mapping[str, Any]) -> Layout:
+    """The layout of a converted folder, by its record, else by its config; folders of mlx-lm itself have no record.
+
+    Raises:
+        UsageError: The record names one that does not exist.
+    """
+    options = record.get("options")
+    name = options.get("layout") if isinstance(options, Mapping) else None
+    if name is not None:
+        return named(str(name))
+    return next((layout for layout in layouts() if layout.wrote(config)), layouts()[0])

@@ -1,0 +1,62 @@
+"""A port against its original; where they differ, the first module that diverges is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlxport.graph.capture.examples import Example, other_sizes
+from mlxport.layouts.generated.reference_module import in_float32
+from mlxport.layouts.generated.weights_trace import GeneratedConversion
+from mlxport.parity.lazy_reference import lazy_parameters
+from mlxport.parity.port_bisect import first_divergence
+from mlxport.parity.port_parity import PortParity, verify_port
+
+__all__ = ["compare_port"]
+
+
+def compare_port(
+    conversion: GeneratedConversion,
+    model: nn.Module,
+    *,
+    dtype: str,
+    bits: int | None,
+    expected: Mapping[str, mx.array] | None = None,
+    on_outputs: Callable[[Example, Mapping[str, mx.array]], None] | None = None,
+) -> PortParity:
+    """Verify a port.
+
+    Args:
+        conversion: What it was made by.
+        model: The port with its weights.
+        dtype: Its main dtype.
+        bits: Fewest bits of a quantized module, or None.
+        expected: What its weights should be, by path, where that is known.
+        on_outputs: Called with its outputs of each input set.
+    """
+    reference, example = _reference(conversion), conversion.example
+    report = verify_port(
+        model,
+        reference,
+        [example],
+        dtype=dtype,
+        bits=bits,
+        others=lambda: other_sizes(conversion.port.captured),
+        on_outputs=on_outputs,
+    )
+    if report.passed:
+        return report
+    divergence = first_divergence(model, reference, example, dtype=dtype, quantized=bits is not None, expected=expected)
+    return replace(report, divergence=divergence)
+
+
+def _reference(conversion: GeneratedConversion) -> Any:
+    """The original, computing in float32."""
+    original = conversion.original()
+    if conversion.weights_of is not None:
+        return lazy_parameters(original, conversion.weights_of)
+    return in_float32(original, conversion.example)
