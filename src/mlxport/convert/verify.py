@@ -107,7 +107,7 @@ def _written_logits(work: Verifying) -> Found:
 
 
 def _written_outputs(work: Verifying) -> Found:
-    from mlxport.graph.write.execute_source import load_folder
+    from mlxport.layouts.generated.loading import load_port
     from mlxport.model.memory import available_memory
     from mlxport.parity.port_comparison import compare_port
 
@@ -121,7 +121,7 @@ def _written_outputs(work: Verifying) -> Found:
         )
     report = compare_port(
         conversion,
-        load_folder(work.folder),
+        load_port(work.folder),
         dtype=conversion.dtype,
         bits=min((spec.bits for spec in conversion.quantized.values()), default=None),
         on_outputs=functools.partial(conversion.keep_outputs, work.folder),
