@@ -2,75 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import typer
 
-from mlxport.cli.flags import (
-    Json,
-    KvBits,
-    KvGroupSize,
-    KvStart,
-    MaxTokens,
-    MinP,
-    Prompt,
-    Quiet,
-    Seed,
-    System,
-    Temp,
-    TopK,
-    TopP,
-    Trust,
-    Verbose,
-)
+from mlxport.cli.derived_flags import flags_for
+from mlxport.cli.flags import Json, Verbose
 from mlxport.cli.json_output import print_json, stream, warn
+from mlxport.convert.option_field import option, refined
+from mlxport.convert.options import ConvertOptions
 
 __all__ = ["chat", "generate"]
 
+Model = Annotated[str, typer.Argument(metavar="DST", help="A converted model: a folder or a hub id.")]
+Prompt = Annotated[str, typer.Option("-p", "--prompt", help='The message; "-" reads standard input.')]
 
-def generate(
-    path: Annotated[str, typer.Argument(metavar="DST", help="A converted model: a folder or a hub id.")],
-    prompt: Prompt,
-    max_tokens: MaxTokens = 256,
-    temp: Temp = 0.0,
-    top_p: TopP = 1.0,
-    min_p: MinP = 0.0,
-    top_k: TopK = 0,
-    seed: Seed = None,
-    system_prompt: System = None,
-    ignore_chat_template: Annotated[
-        bool, typer.Option("--ignore-chat-template", help="Continue the prompt as it is.")
-    ] = False,
-    kv_bits: KvBits = None,
-    kv_group_size: KvGroupSize = None,
-    quantized_kv_start: KvStart = None,
-    trust_remote_code: Trust = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
+
+@dataclass(frozen=True, kw_only=True)
+class ChatFlags:
+    """What ``generate`` and ``chat`` have in common, with the defaults of ``chat``."""
+
+    max_tokens: int = option(512, "Most tokens to generate.", flags=("-m", "--max-tokens"))
+    temp: float = option(0.0, "Temperature; 0 is greedy.")
+    top_p: float = option(1.0, "Probability mass to sample from.")
+    min_p: float = option(0.0, "Least probability relative to the most likely token's.")
+    top_k: int = option(0, "Number of most likely tokens to sample from; 0 is off.")
+    seed: int | None = option(None, "Makes sampling reproducible.")
+    system_prompt: str | None = option(None, "Put before the message by the chat template.")
+    kv_bits: str | None = option(None, 'Bits of a quantized cache, or "none" [as the model was converted for].')
+    kv_group_size: int | None = refined(ConvertOptions, "kv_group_size", panel="")
+    quantized_kv_start: int | None = refined(ConvertOptions, "quantized_kv_start", panel="")
+    trust_remote_code: bool = refined(ConvertOptions, "trust_remote_code")
+    quiet: bool = refined(ConvertOptions, "quiet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateFlags(ChatFlags):
+    """Those of ``generate``."""
+
+    max_tokens: int = refined(ChatFlags, "max_tokens", default=256)
+    ignore_chat_template: bool = option(False, "Continue the prompt as it is.")
+
+
+@flags_for(GenerateFlags)
+def generate(path: Model, prompt: Prompt, *, as_json: Json = False, verbose: Verbose = False, **options: Any) -> None:
     """Stream a completion; tokens per second and peak memory go to stderr."""
     from mlxport.run import generate as run
     from mlxport.run import read_prompt
 
-    result = run(
-        path,
-        read_prompt(prompt),
-        max_tokens=max_tokens,
-        temp=temp,
-        top_p=top_p,
-        min_p=min_p,
-        top_k=top_k,
-        seed=seed,
-        system_prompt=system_prompt,
-        ignore_chat_template=ignore_chat_template,
-        kv_bits=kv_bits,
-        kv_group_size=kv_group_size,
-        quantized_kv_start=quantized_kv_start,
-        trust_remote_code=trust_remote_code,
-        on_text=None if as_json else stream,
-        on_warning=warn,
-    )
+    quiet = options.pop("quiet")
+    result = run(path, read_prompt(prompt), **options, on_text=None if as_json else stream, on_warning=warn)
     if as_json:
         return print_json(result.to_json())
     typer.echo()
@@ -78,37 +60,9 @@ def generate(
         typer.echo(result.summary(), err=True)
 
 
-def chat(
-    path: Annotated[str, typer.Argument(metavar="DST", help="A converted model: a folder or a hub id.")],
-    max_tokens: MaxTokens = 512,
-    temp: Temp = 0.0,
-    top_p: TopP = 1.0,
-    min_p: MinP = 0.0,
-    top_k: TopK = 0,
-    seed: Seed = None,
-    system_prompt: System = None,
-    kv_bits: KvBits = None,
-    kv_group_size: KvGroupSize = None,
-    quantized_kv_start: KvStart = None,
-    trust_remote_code: Trust = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
+@flags_for(ChatFlags)
+def chat(path: Model, *, verbose: Verbose = False, **options: Any) -> None:
     """Talk to a model, one message a line; /reset forgets, /exit leaves."""
     from mlxport.run import chat as run
 
-    run(
-        path,
-        max_tokens=max_tokens,
-        temp=temp,
-        top_p=top_p,
-        min_p=min_p,
-        top_k=top_k,
-        seed=seed,
-        system_prompt=system_prompt,
-        kv_bits=kv_bits,
-        kv_group_size=kv_group_size,
-        quantized_kv_start=quantized_kv_start,
-        trust_remote_code=trust_remote_code,
-        quiet=quiet,
-    )
+    run(path, **options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -54,7 +54,7 @@ def with_keywords(
     return decorate
 
 
-def _signature(function: Callable[..., Any], known: list[Option]) -> inspect.Signature:
+def _signature(function: Callable[..., Any], known: Sequence[Option]) -> inspect.Signature:
     """That of ``function``, with a keyword for each option in place of its third parameter."""
     own = inspect.signature(function)
     keywords = [
@@ -64,7 +64,7 @@ def _signature(function: Callable[..., Any], known: list[Option]) -> inspect.Sig
     return own.replace(parameters=[*list(own.parameters.values())[:2], *keywords])
 
 
-def _nearest(keyword: str, known: list[Option]) -> str:
+def _nearest(keyword: str, known: Sequence[Option]) -> str:
     """Which option may have been meant: by its name, or by how the command line spells it."""
     spelled = {flag.lstrip("-").replace("-", "_"): item.name for item in known for flag in item.flags}
     spelled |= {item.name: item.name for item in known}
@@ -72,7 +72,7 @@ def _nearest(keyword: str, known: list[Option]) -> str:
     return f"did you mean {spelled[found]!r}?"
 
 
-def _docstring(text: str, known: list[Option]) -> str:
+def _docstring(text: str, known: Sequence[Option]) -> str:
     """``text`` with the lines of the options in place of that of ``options``."""
     lines = text.splitlines()
     (place,) = (index for index, line in enumerate(lines) if line.strip().startswith("options:"))

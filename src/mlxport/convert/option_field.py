@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -87,17 +88,23 @@ def option(
 def refined(kind: Any, name: str, **changes: Any) -> Any:
     """The field ``name`` of ``kind`` again, for a class derived from it that has something else to say of it."""
     (there,) = (item for item in dataclasses.fields(kind) if item.name == name)
-    return field(default=there.default, metadata={_KEY: replace(there.metadata[_KEY], **changes)})
+    default = changes.pop("default", there.default)
+    return field(default=default, metadata={_KEY: replace(there.metadata[_KEY], **changes)})
 
 
-def declared(kind: Any) -> list[Option]:
+def declared(kind: Any) -> tuple[Option, ...]:
     """The options of an options class, or of an object of one, in its order."""
+    return _declared(kind if isinstance(kind, type) else type(kind))
+
+
+@functools.cache
+def _declared(kind: Any) -> tuple[Option, ...]:
     found = []
     for item in dataclasses.fields(kind):
         if (known := item.metadata.get(_KEY)) is not None:
             flags = known.flags or (f"--{item.name.replace('_', '-')}",)
             found.append(replace(known, name=item.name, flags=flags, annotation=str(item.type), default=item.default))
-    return found
+    return tuple(found)
 
 
 def check_fields(options: Any) -> None:
