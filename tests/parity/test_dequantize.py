@@ -7,16 +7,16 @@ import torch
 
 from mlxport.errors import UnsupportedError
 from mlxport.parity.dequantize import dequantize, unpack
+from mlxport.quant import MODES
 
-AFFINE = [("affine", bits, group) for bits in (2, 3, 4, 5, 6, 8) for group in (32, 64, 128)]
-MODES = [*AFFINE, ("mxfp4", 4, 32), ("nvfp4", 4, 16), ("mxfp8", 8, 32)]
+SPECS = [(spec.mode, spec.bits, spec.group_size) for mode in MODES.values() for spec in mode.specs()]
 
 
 def as_torch(array: mx.array) -> torch.Tensor:
     return torch.from_numpy(np.array(array))
 
 
-@pytest.mark.parametrize(("mode", "bits", "group"), MODES, ids=lambda value: str(value))
+@pytest.mark.parametrize(("mode", "bits", "group"), SPECS, ids=lambda value: str(value))
 @pytest.mark.parametrize("shape", [(3, 256), (2, 5, 128)], ids=["matrix", "experts"])
 def test_unpacks_what_mlx_packs(mode, bits, group, shape):
     mx.random.seed(bits)

@@ -16,20 +16,12 @@ from checkpoints import write_tokenizer
 from mlxport.errors import UnsupportedError, UsageError, VerificationError
 from mlxport.parity import verify
 from mlxport.parity.full import SAME_WEIGHTS
+from mlxport.quant import MODES, make_spec
 from mlxport.transform import NotInvertible
 
 TOKENS = 48
 Q4 = {"bits": 4, "group_size": 32}
-MODES = [
-    {"bits": 2, "group_size": 64},
-    {"bits": 3, "group_size": 64},
-    {"bits": 5, "group_size": 64},
-    {"bits": 6, "group_size": 64},
-    {"bits": 8, "group_size": 64},
-    {"bits": 4, "group_size": 32, "mode": "mxfp4"},
-    {"bits": 4, "group_size": 16, "mode": "nvfp4"},
-    {"bits": 8, "group_size": 32, "mode": "mxfp8"},
-]
+SETTINGS = [make_spec(mode.name, bits).as_config() for mode in MODES.values() for bits in mode.bits]
 
 
 def not_invertible(_):
@@ -72,7 +64,7 @@ def test_quantized_weights_agree_with_themselves_in_torch(converted, name, mode)
     assert same.relative < 1e-5 < original.relative
 
 
-@pytest.mark.parametrize("quantize", MODES, ids=lambda q: f"{q.get('mode', 'affine')}{q['bits']}")
+@pytest.mark.parametrize("quantize", SETTINGS, ids=lambda q: f"{q['mode']}{q['bits']}")
 def test_every_mode_passes(converted, quantize):
     report = check(converted("llama", quantize=quantize), mode="full")
     assert report.passed, report.failure_message()

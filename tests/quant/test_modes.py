@@ -18,7 +18,7 @@ from mlxport.quant import MODES, make_spec
 from mlxport.transform import row_blocks, st_dtype, to_bytes, trace
 from mlxport.types import OutTensor, QuantSpec, TensorRef
 
-SPECS = [QuantSpec(m.name, bits, group) for m in MODES.values() for bits, group in itertools.product(m.bits, m.groups)]
+SPECS = [spec for mode in MODES.values() for spec in mode.specs()]
 IDS = [f"{spec.mode}-{spec.bits}-{spec.group_size}" for spec in SPECS]
 
 
@@ -45,7 +45,7 @@ def test_rows_pack_as_the_whole_does(spec: QuantSpec, weight: TensorRef, tmp_pat
     blocks = []
 
     def odd_blocks(value, quant=None, *_):
-        found = list(row_blocks(value, quant, block_bytes=5 * 384 * 2 * (1 if spec.mode == "affine" else 16)))
+        found = list(row_blocks(value, quant, block_bytes=5 * 384 * 2 * MODES[spec.mode].packing_work))
         blocks.extend(found)
         return found
 
@@ -64,7 +64,7 @@ def test_rows_pack_as_the_whole_does(spec: QuantSpec, weight: TensorRef, tmp_pat
 def test_bits_per_weight_are_the_real_bytes(spec: QuantSpec, dtype: mx.Dtype):
     parts = mx.quantize(mx.ones((16, 768), dtype), group_size=spec.group_size, bits=spec.bits, mode=spec.mode)
     mode = MODES[spec.mode]
-    assert len(parts) == 2 + mode.has_bias
+    assert len(parts) == 2 + mode.linear
     stored = sum(part.nbytes for part in parts) * 8 / (16 * 768)
     assert mode.bits_per_weight(spec.bits, spec.group_size, dtype.size * 8) == stored
 

@@ -12,13 +12,12 @@ import mlx.nn as nn
 
 from mlxport.allocate.probe import Calls, watched
 from mlxport.errors import UnsupportedError
-from mlxport.quant import MODES, make_spec
+from mlxport.quant import MODES
 from mlxport.transform import Program
 from mlxport.types import QuantSpec
 
 __all__ = ["Candidate", "find_candidates", "reachable"]
 
-_MODE = "affine"
 _FEW_TOKENS = 4
 
 
@@ -49,7 +48,7 @@ class Candidate:
         """Bytes of the weight with its scales and biases."""
         if spec is None:
             return self.size * self.itemsize
-        return self.size * spec.bits // 8 + 2 * self.itemsize * (self.size // spec.group_size)
+        return int(self.size * MODES[spec.mode].bits_per_weight(spec.bits, spec.group_size, 8 * self.itemsize) / 8)
 
 
 def find_candidates(model: nn.Module, program: Program) -> dict[str, Candidate]:
@@ -62,8 +61,7 @@ def find_candidates(model: nn.Module, program: Program) -> dict[str, Candidate]:
         program: To its parameters.
     """
     own = getattr(model, "quant_predicate", None)
-    mode = MODES[_MODE]
-    every = [make_spec(_MODE, bits, group) for bits in sorted(mode.bits) for group in sorted(mode.groups)]
+    every = [spec for mode in MODES.values() if mode.linear for spec in mode.specs()]
     modules, found = dict(model.named_modules()), {}
     for name, output in program.outputs.items():
         path, _, part = name.rpartition(".")

@@ -23,7 +23,7 @@ from mlxport.errors import NumericsError, UnsupportedError
 from mlxport.model.hooks import answering, swapped
 from mlxport.model.leaf_calls import LeafCalls, expert_products, is_leaf, leaf_class, row_products, table_rows
 from mlxport.model.tensors import Tensor, computed_tensors, kept_tensors, whole
-from mlxport.quant.search import search_affine
+from mlxport.quant.packing import dequantize_rows, quantize_rows
 from mlxport.transform import Program
 from mlxport.types import QuantSpec
 
@@ -219,12 +219,10 @@ def rounded(rows: mx.array, spec: QuantSpec, quantizer: str = "rtn") -> mx.array
 
     Args:
         rows: In the dtype that is quantized, last dimension a multiple of the group size.
-        spec: An affine setting.
+        spec: The setting.
         quantizer: ``rtn`` or ``search``.
     """
-    how: dict[str, Any] = {"group_size": spec.group_size, "bits": spec.bits}
-    words, scales, biases = search_affine(rows, **how) if quantizer == "search" else mx.quantize(rows, **how)
-    return mx.dequantize(words, scales.astype(mx.float32), biases.astype(mx.float32), **how)
+    return dequantize_rows(quantize_rows(rows, spec, quantizer), spec)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mlxport.errors import TokenizerError, UsageError
 from mlxport.model.texts import WRITES_UP_TO, calibration_text, read_text
-from mlxport.quant import QuantRequest
+from mlxport.quant import QuantRequest, linear_modes
 from mlxport.types import Checkpoint
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def calibrated_request(
     """The request with what calibration needs: modules without activations are searched.
 
     Raises:
-        UsageError: Nothing is quantized, not in affine mode, or ``quantizer`` says how scales are chosen already.
+        UsageError: Nothing is quantized, or in no linear mode, or ``quantizer`` says how scales are chosen already.
     """
     if calibration is None:
         return request
@@ -88,9 +88,8 @@ def calibrated_request(
     if request is None:
         raise UsageError(f"{what} has no effect without --quantize", hint="add -q, or leave --calibrate out")
     refuse_quantizer(calibration, quantizer)
-    specs = [rule.spec for rule in request.rules if rule.spec is not None] or [request.spec]
-    if not any(spec.mode == "affine" for spec in specs):
-        message = f"{what} chooses the codes of affine modules, and here are none"
+    if not request.any_linear:
+        message = f"{what} chooses the codes of {linear_modes()} modules, and here are none"
         raise UsageError(message, hint="leave it out, or quantize with bits")
     return replace(request, quantizer="search")
 

@@ -16,6 +16,7 @@ from mlxport.calibrate.quantizing import BLOCK
 from mlxport.model.blocks import block_of
 from mlxport.model_config import ModelConfig
 from mlxport.output.plan import BASE_BYTES
+from mlxport.quant import is_linear
 from mlxport.transform import Program
 from mlxport.types import CalibrationPlan, Checkpoint, QuantSpec
 
@@ -122,7 +123,7 @@ def _unit(
         used = min(chosen, experts)
         flops += 2 * _PASSES * used * rows * columns * count
         inside += (last - first) * batch.length * used * (rows + columns) * 4
-        if spec is None or spec.mode != "affine":
+        if spec is None or not is_linear(spec.mode):
             continue
         inputs.add((name.rpartition(".")[0].rpartition(".")[0], columns))
         ranges = column_ranges(columns)

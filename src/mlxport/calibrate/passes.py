@@ -22,7 +22,8 @@ from mlxport.model.hooks import swapped
 from mlxport.model.leaf_calls import table_rows
 from mlxport.model.parameters import LazyModel, parameters_of
 from mlxport.model.tensors import Tensor, computed_tensors
-from mlxport.quant.search import search_affine
+from mlxport.quant import is_linear
+from mlxport.quant.packing import quantize_rows
 from mlxport.transform import Program, float32
 from mlxport.types import QuantSpec
 
@@ -46,7 +47,7 @@ def calibrate(
     Args:
         model: mlx-lm's, its parameters not evaluated; it is changed and cannot be used afterwards.
         program: Computes the weights under mlx-lm's names, not quantized.
-        quantized: Module path to its quantization; modules of other modes than affine stay as MLX quantizes them.
+        quantized: Module path to its quantization; modules of modes that are not linear stay as MLX quantizes them.
         tokens: int32 [sequences, length].
         store: Takes the packed weights.
         on_unit: Called with the path of each finished unit and the bytes of its weights.
@@ -55,7 +56,7 @@ def calibrate(
         NumericsError: Activations are not finite, by layer.
         UnsupportedError: The architecture uses its weights in a way that cannot be followed.
     """
-    specs = {path: spec for path, spec in quantized.items() if spec.mode == "affine"}
+    specs = {path: spec for path, spec in quantized.items() if is_linear(spec.mode)}
     run = _Pass(model, computed_tensors(program), specs, Recorder(Moments), store, on_unit)
     with run.hooked():
         run.rehearse(tokens)
@@ -65,7 +66,7 @@ def calibrate(
 
 def methods(quantized: Mapping[str, QuantSpec], store: Store) -> dict[str, dict[str, Any]]:
     """What was done for each quantized module, by path: the method; where it was measured, error and tokens too."""
-    how = {path: _SEARCHED if spec.mode == "affine" else f"MLX's {spec.mode}" for path, spec in quantized.items()}
+    how = {path: _SEARCHED if is_linear(spec.mode) else f"MLX's {spec.mode}" for path, spec in quantized.items()}
     facts = store.facts()
     return {path: {"method": method, **facts.get(path, {})} for path, method in sorted(how.items())}
 
@@ -194,8 +195,7 @@ class _Pass:
         """Rows by their numbers, each read once; with ``spec`` as the writer's search will store them."""
         table, places = table_rows(ids, lambda row: self.tensors[name].rows(row, row + 1))
         if spec is not None:
-            packed = search_affine(table, group_size=spec.group_size, bits=spec.bits)
-            table = _dequantized(packed, spec)
+            table = _dequantized(quantize_rows(table, spec, "search"), spec)
         rows = table.astype(mx.float32)[places]
         mx.eval(rows)
         return rows

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from mlxport.calibrate.moments import Experts, Moments, column_ranges
-from mlxport.parity.tolerances import STORED_WEIGHT_BOUND, level, level_name
+from mlxport.parity.tolerances import STORED_WEIGHT_BOUND, level_name
+from mlxport.quant import level
 from mlxport.quant.feedback import Factor, correction, factor, feedback_affine
 from mlxport.quant.search import pack
 from mlxport.types import QuantSpec

@@ -13,14 +13,14 @@ from mlxport.convert.option_field import check_fields, declared, in_words, optio
 from mlxport.errors import UsageError
 from mlxport.layouts import table
 from mlxport.output.plan import DEFAULT_SHARD_SIZE, parse_size
-from mlxport.quant import MIXED, MODES
+from mlxport.quant import MIXED, MODES, plain_bits
 
 __all__ = ["DTYPES", "VERIFY", "ConvertOptions", "SharedOptions"]
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 VERIFY = ("auto", "full", "layerwise", "none")
 
-_BITS = tuple(str(bits) for bits in sorted(MODES["affine"].bits))
+_BITS = tuple(map(str, plain_bits()))
 _BY_BITS, *_FORMATS = MODES
 _QUANTIZATION = "Quantization"
 _LIMIT = "Quantization under a limit"

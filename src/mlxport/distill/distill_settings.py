@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mlxport.errors import QuantizationError
-from mlxport.quant import QuantRequest
+from mlxport.quant import QuantRequest, linear_modes
 
 __all__ = ["DistillReport", "DistillSettings"]
 
@@ -48,9 +48,8 @@ class DistillSettings:
         Raises:
             QuantizationError: Nothing is quantized, or in formats without biases only.
         """
-        specs = [] if quant is None else [rule.spec for rule in quant.rules if rule.spec is not None] or [quant.spec]
-        if not any(spec.mode == "affine" for spec in specs):
-            message = f"--distill {self.steps} trains scales and biases of affine modules, and here are none"
+        if quant is None or not quant.any_linear:
+            message = f"--distill {self.steps} trains scales and biases of {linear_modes()} modules, and here are none"
             raise QuantizationError(message, hint="add -q 4, or leave it out")
 
     def disk_bytes(self, largest_shard: int, parameters: int) -> int:

@@ -1,4 +1,4 @@
-"""What is trained: scales and biases of affine modules, and norms, as small changes of what is stored.
+"""What is trained: scales and biases of linear modules, and norms, as small changes of what is stored.
 
 A group computes ``scale * code + bias``. Its changes are those of its last value, by the scale, and of its middle one:
 two directions that hardly depend on each other, both in steps from one code to the next. So one learning rate serves
@@ -14,6 +14,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlxport.quant import is_linear
+
 __all__ = ["Trainable", "trainables"]
 
 Changes = Mapping[str, mx.array]
@@ -27,7 +29,7 @@ class Trainable:
         path: The module's path.
         module: The module itself.
         start: Its trained parameters as they were stored, by name, in their dtype.
-        middle: The middle code of an affine module, the typical one of all modules for a norm.
+        middle: The middle code of a linear module, the typical one of all modules for a norm.
         dtype: What the model computes in.
     """
 
@@ -80,11 +82,11 @@ def trainables(
         dtype: What the model computes in.
         prefix: The path of the part.
     """
-    middles = sorted(_middle(module) for _, module in model.named_modules() if _is_affine(module))
+    middles = sorted(_middle(module) for _, module in model.named_modules() if _is_trained(module))
     typical = middles[len(middles) // 2] if middles else _middle_of(4)
     for inner, module in model.named_modules():
         path = ".".join(part for part in (prefix, inner) if part)
-        if _is_affine(module):
+        if _is_trained(module):
             start = {name: read(f"{path}.{name}") for name in ("scales", "biases")}
             yield Trainable(path, module, start, _middle(module), dtype)
         elif "Norm" in type(module).__name__:
@@ -93,8 +95,8 @@ def trainables(
                 yield Trainable(path, module, start, typical, dtype)
 
 
-def _is_affine(module: nn.Module) -> bool:
-    return "scales" in module and "biases" in module and getattr(module, "mode", "") == "affine"
+def _is_trained(module: nn.Module) -> bool:
+    return "scales" in module and "biases" in module and is_linear(getattr(module, "mode", ""))
 
 
 def _middle(module: Any) -> float:

@@ -15,6 +15,7 @@ import mlx.nn as nn
 
 from mlxport.model.hooks import swapped
 from mlxport.model.leaf_calls import LeafCalls, is_leaf, leaf_class
+from mlxport.quant import is_linear
 
 __all__ = ["trained"]
 
@@ -43,7 +44,7 @@ class _Unpacked(LeafCalls):
 
 @contextlib.contextmanager
 def trained(model: nn.Module, unpacked: bool | None = None) -> Iterator[None]:
-    """Let the affine layers of a model compute as is best for training, while the context lasts.
+    """Let the quantized layers of a model compute as is best for training, while the context lasts.
 
     Args:
         model: The model.
@@ -51,12 +52,12 @@ def trained(model: nn.Module, unpacked: bool | None = None) -> Iterator[None]:
     """
     if unpacked is None:
         unpacked = mx.default_device() == mx.cpu
-    affine = [
+    linear = [
         module
         for _, module in model.named_modules()
-        if unpacked and is_leaf(module) and getattr(module, "mode", None) == "affine"
+        if unpacked and is_leaf(module) and is_linear(getattr(module, "mode", ""))
     ]
-    with swapped((module, leaf_class(module, _Unpacked(module))) for module in affine):
+    with swapped((module, leaf_class(module, _Unpacked(module))) for module in linear):
         model.train()  # mlx-lm's layers leave out kernels that have no gradients
         try:
             yield

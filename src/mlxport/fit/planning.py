@@ -15,7 +15,7 @@ from mlxport.fit.hardware import Machine, decode_efficiency, known_machines, nam
 from mlxport.fit.liveness import METAL
 from mlxport.fit.quant_settings import Setting, Weights, measure, settings
 from mlxport.model_config import ModelConfig
-from mlxport.quant import MODES, make_spec
+from mlxport.quant import make_spec, plain_bits
 from mlxport.run.kv import KVQuant
 from mlxport.source import open_checkpoint, refuse_remote_code
 from mlxport.types import CalibrationPlan, Checkpoint
@@ -106,7 +106,7 @@ def plan_for(
 def _check_numbers(context: int | None, kv_bits: int | None, kv_group_size: int) -> None:
     if context is not None and context < 2:
         raise UsageError(f"--context {context}: a context holds at least 2 tokens", hint="leave it out for 4096")
-    KVQuant(MODES["affine"].bits[0] if kv_bits is None else kv_bits, kv_group_size)  # refuses what does not exist
+    KVQuant(plain_bits()[0] if kv_bits is None else kv_bits, kv_group_size)  # refuses what does not exist
 
 
 def chosen_context(asked: int | None, limit: int | None) -> int:
@@ -134,7 +134,7 @@ def _calibration(
     paths = [path for path, _, part in (name.rpartition(".") for name in weights.tensors) if part == "scales"]
     if not paths:
         return None
-    return estimate_default(checkpoint, conversion.program, dict.fromkeys(paths, make_spec("affine", 4)), limit)
+    return estimate_default(checkpoint, conversion.program, dict.fromkeys(paths, make_spec(bits=4)), limit)
 
 
 def _open(checkpoint: Checkpoint, dtype: str) -> tuple[Any, Conversion, str, tuple[str, ...]]:

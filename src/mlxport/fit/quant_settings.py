@@ -9,7 +9,7 @@ from mlx.utils import tree_flatten
 
 from mlxport.errors import QuantizationError
 from mlxport.layouts.quantizing import Built, quantize
-from mlxport.quant import MIXED, MODES, QuantRequest, make_request
+from mlxport.quant import MIXED, QuantRequest, make_request, named_modes, plain_bits
 
 __all__ = ["Setting", "Weights", "measure", "settings"]
 
@@ -33,8 +33,7 @@ class Setting:
 
 def settings() -> tuple[Setting, ...]:
     """Everything that ``convert -q`` takes, and no quantization."""
-    bits = [str(number) for number in sorted(MODES["affine"].bits, reverse=True)]
-    return tuple(map(Setting, (None, *bits, *(name for name in MODES if name != "affine"), *MIXED)))
+    return tuple(map(Setting, (None, *map(str, reversed(plain_bits())), *named_modes(), *MIXED)))
 
 
 @dataclass(frozen=True)

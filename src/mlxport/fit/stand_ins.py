@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.nn.layers import activations
 
-from mlxport.quant import MODES, make_spec
+from mlxport.quant import DEFAULT_MODE, is_linear, make_spec
 from mlxport.transform import replacing
 
 __all__ = ["recordable"]
@@ -61,12 +61,12 @@ def _attention(original: Callable[..., mx.array]) -> Callable[..., mx.array]:
 
 
 def _quantize(w: mx.array, group_size: int | None = None, bits: int | None = None, *_: Any, **kw: Any) -> Any:
-    spec = make_spec(kw.get("mode", "affine"), bits, group_size)
+    spec = make_spec(kw.get("mode", DEFAULT_MODE), bits, group_size)
     if w.shape[-1] % spec.group_size:
         raise ValueError(f"last dimension {w.shape[-1]} is not a multiple of the group size {spec.group_size}")
     columns = w.shape[-1] * spec.bits // 32
     packed, groups = w[..., :columns].astype(mx.uint32), w[..., : w.shape[-1] // spec.group_size]
-    if not MODES[spec.mode].has_bias:
+    if not is_linear(spec.mode):
         return packed, groups.astype(mx.uint8)
     return packed, mx.abs(groups), mx.sin(groups)
 
@@ -75,7 +75,7 @@ def _dequantize(
     w: mx.array, scales: mx.array, biases: Any = None, group_size: int | None = None, bits: int | None = None, *_: Any,
     **kw: Any,
 ) -> mx.array:  # fmt: skip
-    spec = make_spec(kw.get("mode", "affine"), bits, group_size)
+    spec = make_spec(kw.get("mode", DEFAULT_MODE), bits, group_size)
     shape = (*w.shape[:-1], w.shape[-1] * 32 // spec.bits)
     dtype = scales.dtype if mx.issubdtype(scales.dtype, mx.floating) else kw.get("dtype") or mx.bfloat16
     return mx.broadcast_to(w[..., :1], shape).astype(dtype) + mx.broadcast_to(scales[..., :1], shape).astype(dtype)

@@ -12,6 +12,7 @@ from math import prod
 from typing import Any
 
 from mlxport.model_config import ModelConfig
+from mlxport.quant import DEFAULT_MODE, MODES
 from mlxport.types import DTYPE_BITS, TensorRef
 
 __all__ = ["DtypeCount", "count_by_dtype", "count_parameters", "describe_quantization"]
@@ -109,7 +110,8 @@ def _mlx_group(module: str, config: ModelConfig) -> int:
     block = config.mlx_quantization
     own = block.get(module)
     group = (own if isinstance(own, Mapping) else block).get("group_size")
-    return group if isinstance(group, int) and group > 0 else 64
+    mode = MODES.get(str(block.get("mode")), MODES[DEFAULT_MODE])
+    return group if isinstance(group, int) and group > 0 else mode.groups[0]
 
 
 def _foreign_bits(config: ModelConfig) -> int:
@@ -132,7 +134,7 @@ def describe_quantization(config: ModelConfig, tensors: Mapping[str, TensorRef])
     """
     block = config.mlx_quantization
     if block:
-        found = {"method": "mlx", "mode": block.get("mode", "affine")}
+        found = {"method": "mlx", "mode": block.get("mode", DEFAULT_MODE)}
         found |= {key: block[key] for key in ("bits", "group_size") if isinstance(block.get(key), int)}
         found["overrides"] = sum(isinstance(value, (Mapping, bool)) for value in block.values())
         return found

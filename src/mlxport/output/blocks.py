@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from mlxport.quant.search import search_affine
+from mlxport.quant.packing import PARTS, quantize_rows
 from mlxport.source import read_rows
 from mlxport.transform import (
     BLOCK_BYTES,
@@ -240,12 +240,7 @@ def _parts(outputs: list[Output], rows: mx.array, quantizer: str) -> list[mx.arr
     quant = outputs[0].quant
     if quant is None:
         return [rows for _ in outputs]
-    triple: Sequence[mx.array]
-    if quantizer == "search" and quant.mode == "affine":
-        triple = search_affine(rows, group_size=quant.group_size, bits=quant.bits)
-    else:
-        triple = mx.quantize(rows, group_size=quant.group_size, bits=quant.bits, mode=quant.mode)
-    named = dict(zip(("weight", "scales", "biases"), triple, strict=False))
+    named = dict(zip(PARTS, quantize_rows(rows, quant, quantizer), strict=False))
     return [named[output.part] for output in outputs]
 
 

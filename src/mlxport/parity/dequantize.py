@@ -6,13 +6,15 @@ of the mx and nv modes are those of the OCP Microscaling specification 1.0 and o
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from mlxport.errors import UnsupportedError
 
-__all__ = ["dequantize", "unpack"]
+__all__ = ["FORMATS", "dequantize", "unpack"]
 
 # e2m1: sign, two exponent bits, one mantissa bit.
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
@@ -59,9 +61,34 @@ def _e4m3(codes: torch.Tensor) -> torch.Tensor:
     return codes.view(torch.float8_e4m3fn).to(torch.float32)
 
 
-def _elements(packed: torch.Tensor, bits: int) -> torch.Tensor:
-    codes = unpack(packed, bits)
-    return torch.tensor(_E2M1)[codes.to(torch.int32)] if bits == 4 else _e4m3(codes)
+def _e2m1(codes: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(_E2M1)[codes.to(torch.int32)]
+
+
+def _integer(codes: torch.Tensor) -> torch.Tensor:
+    return codes.to(torch.float32)
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a mode is read.
+
+    Attributes:
+        element: Unsigned codes to float32.
+        scale: Stored scales to float32.
+    """
+
+    element: Callable[[torch.Tensor], torch.Tensor]
+    scale: Callable[[torch.Tensor], torch.Tensor]
+
+
+# One for each mode of ``quant.MODES``, written without it: what is stored is read as the formats' own papers say.
+FORMATS: Mapping[str, Format] = {
+    "affine": Format(_integer, lambda scales: scales.to(torch.float32)),
+    "mxfp4": Format(_e2m1, _e8m0),
+    "nvfp4": Format(_e2m1, _e4m3),
+    "mxfp8": Format(_e4m3, _e8m0),
+}
 
 
 def dequantize(
@@ -79,8 +106,8 @@ def dequantize(
     Args:
         packed: uint32 words, [..., words].
         scales: One per group: floating (affine), e8m0 codes (mxfp4, mxfp8) or e4m3 codes (nvfp4), as uint8.
-        biases: One per group (affine), else None.
-        mode: ``affine``, ``mxfp4``, ``nvfp4`` or ``mxfp8``.
+        biases: One per group where the mode has them, else None.
+        mode: A key of ``FORMATS``.
         bits: Bits of an element.
         group_size: Elements that share a scale.
         global_scale: nvfp4 only: the largest absolute weight, a scalar or one per leading index.
@@ -88,18 +115,15 @@ def dequantize(
     Raises:
         UnsupportedError: The mode is unknown.
     """
-    if mode == "affine":
-        assert biases is not None
-        values = unpack(packed, bits).to(torch.float32)
-        grouped: Any = values.unflatten(-1, (-1, group_size))
-        grouped.mul_(scales.to(torch.float32)[..., None]).add_(biases.to(torch.float32)[..., None])
-        return values
-    if mode not in ("mxfp4", "nvfp4", "mxfp8"):
+    if (known := FORMATS.get(mode)) is None:
         raise UnsupportedError(f"quantization mode {mode!r} cannot be checked", hint="update mlxport")
-    factors = _e4m3(scales) if mode == "nvfp4" else _e8m0(scales)
+    factors = known.scale(scales)
     if global_scale is not None:
         unit = global_scale.to(torch.float32) / _NVFP4_RANGE
         factors = factors * unit.reshape(*unit.shape, *(1,) * (factors.ndim - unit.ndim))
-    values = _elements(packed, bits)
-    values.unflatten(-1, (-1, group_size)).mul_(factors[..., None])
+    values = known.element(unpack(packed, bits))
+    grouped: Any = values.unflatten(-1, (-1, group_size))
+    grouped.mul_(factors[..., None])
+    if biases is not None:
+        grouped.add_(biases.to(torch.float32)[..., None])
     return values

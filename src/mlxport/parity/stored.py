@@ -16,7 +16,8 @@ from mlxport.model.tensors import StoredTensor, output_refs
 from mlxport.parity.dequantize import dequantize
 from mlxport.parity.inverse import Invert
 from mlxport.parity.lazy_reference import read_block
-from mlxport.parity.tolerances import ROW_FACTOR, STORED_WEIGHT_BOUND, level, level_name
+from mlxport.parity.tolerances import ROW_FACTOR, STORED_WEIGHT_BOUND, level_name
+from mlxport.quant import is_linear, level
 from mlxport.transform import NotInvertible, float32
 from mlxport.types import TensorRef
 
@@ -76,7 +77,7 @@ class StoredWeights:
         refs = {part: self.part(name, part) for part in ("scales", "biases", "global_scale")}
         parts = {part: float32(StoredTensor(ref).lazy()) for part, ref in refs.items() if ref}
         scales, biases = parts["scales"], parts.get("biases")
-        if how["mode"] != "affine":  # no other way to float32: these modes unpack to bfloat16, exactly
+        if not is_linear(str(how["mode"])):  # no other way to float32: these modes unpack to bfloat16, exactly
             return mx.dequantize(array, scales, biases, dtype=mx.float32, **how)
         return mx.dequantize(array, scales, biases, **how)
 

@@ -16,7 +16,6 @@ __all__ = [
     "ROW_FACTOR",
     "STORED_WEIGHT_BOUND",
     "Tolerance",
-    "level",
     "level_name",
     "lossless",
     "row_for",
@@ -28,16 +27,27 @@ AT_LEAST = frozenset({"cosine_min", "cosine_mean", "top1"})
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Bounds on the figures of a comparison, and why they are so."""
+    """Bounds on the figures of a comparison, and why they are so.
+
+    Attributes:
+        row: The row's name.
+        reason: Why its bounds are so.
+        required: Figure to bound; what is beyond fails.
+        expected: Figure to bound; what is beyond is a warning.
+        level: Of the quantizations that it is for, as ``quant.level`` has it; None for rows of unquantized weights.
+    """
 
     row: str
     reason: str
     required: Mapping[str, float]
     expected: Mapping[str, float] = field(default_factory=dict)
+    level: int | None = None
 
 
-def _row(row: str, reason: str, required: Mapping[str, float], **expected: float) -> Tolerance:
-    return Tolerance(row, reason, required, expected)
+def _row(
+    row: str, reason: str, required: Mapping[str, float], level: int | None = None, **expected: float
+) -> Tolerance:
+    return Tolerance(row, reason, required, expected, level)
 
 
 # Why KL and the cosine together from 4 bits up: a model with random or small weights has nearly uniform outputs, so
@@ -78,6 +88,7 @@ ROWS: Mapping[str, Tolerance] = {
             "8 bits",
             "affine 8 bits: weight error about 0.6%",
             {"cosine_mean": 0.95, "kl_mean": 0.05},
+            level=8,
             top1=0.9,
             cosine_mean=0.98,
         ),
@@ -85,6 +96,7 @@ ROWS: Mapping[str, Tolerance] = {
             "mxfp8",
             "e4m3 elements: weight error about 2.7%, between 6 and 5 bits",
             {"cosine_mean": 0.8, "kl_mean": 0.15},
+            level=7,
             top1=0.85,
             cosine_mean=0.95,
         ),
@@ -92,6 +104,7 @@ ROWS: Mapping[str, Tolerance] = {
             "6 bits",
             "affine 6 bits: weight error about 2.5%",
             {"cosine_mean": 0.8, "kl_mean": 0.15},
+            level=6,
             top1=0.85,
             cosine_mean=0.95,
         ),
@@ -99,6 +112,7 @@ ROWS: Mapping[str, Tolerance] = {
             "5 bits",
             "affine 5 bits: weight error about 5%",
             {"cosine_mean": 0.6, "kl_mean": 0.3},
+            level=5,
             top1=0.8,
             cosine_mean=0.9,
         ),
@@ -106,6 +120,7 @@ ROWS: Mapping[str, Tolerance] = {
             "4 bits",
             "4 bits: weight error about 10%; 16 layers of random weights keep a cosine of 0.79, garbage has 0",
             {"cosine_mean": 0.4, "kl_mean": 1.0},
+            level=4,
             top1=0.7,
             cosine_mean=0.8,
             kl_mean=0.5,
@@ -115,6 +130,7 @@ ROWS: Mapping[str, Tolerance] = {
             "affine 3 bits: weight error about 22%; small models are damaged by it, so quality only warns, and what "
             "must hold are the same weights in torch and each tensor against its original",
             {"cosine_mean": 0.1},
+            level=3,
             cosine_mean=0.7,
             kl_mean=1.5,
         ),
@@ -123,6 +139,7 @@ ROWS: Mapping[str, Tolerance] = {
             "affine 2 bits: weight error about 55%; most models are damaged by it, so quality only warns, and what "
             "must hold are the same weights in torch and each tensor against its original",
             {},
+            level=2,
             cosine_mean=0.4,
             kl_mean=3.0,
         ),
@@ -168,14 +185,10 @@ def lossless(source: str, stored: str) -> bool:
     return source == stored or source in _EXACT_IN.get(stored, ())
 
 
-def level(mode: str, bits: int) -> int:
-    """How faithful a quantization is, as affine bits: an e4m3 element has 8 bits and the error of six to seven."""
-    return 7 if mode == "mxfp8" else bits
-
-
 def level_name(faith: int) -> str:
-    """The row of a level."""
-    return "mxfp8" if faith == 7 else f"{max(b for b in (2, 3, 4, 5, 6, 8) if b <= max(faith, 2))} bits"
+    """The row of a level: that of the most faithful quantization that is not more so."""
+    levels = {row.level: row.row for row in ROWS.values() if row.level is not None}
+    return levels[max((known for known in levels if known <= faith), default=min(levels))]
 
 
 def row_for(sources: frozenset[str], stored: frozenset[str], lowest: int | None, model_type: str = "") -> Tolerance:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxport.errors import QuantizationError
-from mlxport.quant.modes import MODES, make_spec
+from mlxport.quant.modes import DEFAULT_MODE, MODES, is_linear, linear_modes, make_spec, plain_bits
 from mlxport.types import QuantSpec
 
 # mlx-lm's own (mlx_lm/convert.py, QUANT_RECIPES); a test holds that the two lists are equal.
@@ -40,13 +40,19 @@ class QuantRequest:
         spec: The default setting, written to config.json's ``quantization``.
         mixed: Name of one of mlx-lm's mixed recipes, or None.
         rules: Rules of a recipe file, the first that matches wins; empty without a file.
-        quantizer: How the scales and biases of affine modules are chosen, one of ``QUANTIZERS``.
+        quantizer: How the scales and biases of linear modules are chosen, one of ``QUANTIZERS``.
     """
 
     spec: QuantSpec
     mixed: str | None = None
     rules: tuple[Rule, ...] = ()
     quantizer: str = QUANTIZERS[0]
+
+    @property
+    def any_linear(self) -> bool:
+        """Whether it has modules whose scales, biases and codes can be chosen."""
+        specs = [rule.spec for rule in self.rules if rule.spec is not None] or [self.spec]
+        return any(is_linear(spec.mode) for spec in specs)
 
     def rule(self, path: str) -> Rule | None:
         """The first rule that matches a module path."""
@@ -74,9 +80,8 @@ def make_request(
         return request
     if request is None:
         raise QuantizationError(f"--quantizer {quantizer} has no effect without --quantize", hint="add -q")
-    specs = [rule.spec for rule in request.rules if rule.spec is not None] or [request.spec]
-    if quantizer != QUANTIZERS[0] and not any(spec.mode == "affine" for spec in specs):
-        message = f"--quantizer {quantizer} chooses scales and biases of affine modules, and here are none"
+    if quantizer != QUANTIZERS[0] and not request.any_linear:
+        message = f"--quantizer {quantizer} chooses scales and biases of {linear_modes()} modules, and here are none"
         raise QuantizationError(message, hint="leave it out, or quantize with bits")
     return replace(request, quantizer=quantizer)
 
@@ -104,18 +109,18 @@ def _settings(
     text = "" if asked is True else str(asked)
     number = int(text) if text.isascii() and text.isdecimal() else None
     if text in MIXED:
-        _refuse_beside(text, bits=bits, mode=None if mode == "affine" else mode)
-        return QuantRequest(make_spec("affine", None, group_size), mixed=text)
+        _refuse_beside(text, bits=bits, mode=None if mode == DEFAULT_MODE else mode)
+        return QuantRequest(make_spec(group_size=group_size), mixed=text)
     if text in MODES:
         if mode not in (None, text):
             raise QuantizationError(f"--quantize {text} contradicts --q-mode {mode}", hint="give one of them")
         return QuantRequest(make_spec(text, bits, group_size))
     if asked is not True and number is None:
-        choices = [*(str(b) for b in sorted(MODES["affine"].bits)), *MODES, *MIXED]
+        choices = [*map(str, plain_bits()), *MODES, *MIXED]
         raise QuantizationError(f"unknown quantization {text!r}", hint=f"choose one of {', '.join(choices)}")
     if number is not None and bits not in (None, number):
         raise QuantizationError(f"--quantize {text} contradicts --q-bits {bits}", hint="give one of them")
-    return QuantRequest(make_spec(mode or "affine", bits if number is None else number, group_size))
+    return QuantRequest(make_spec(mode or DEFAULT_MODE, bits if number is None else number, group_size))
 
 
 def _refuse_beside(what: str, **options: Any) -> None:
@@ -189,6 +194,7 @@ def _setting(path: Path, pattern: str, value: Any) -> QuantSpec | None:
     if not isinstance(value.get("mode", ""), str) or {"group", "group_size"} <= set(value):
         raise QuantizationError(f"{where}: expected one mode by name and one group size, got {value!r}")
     try:
-        return make_spec(value.get("mode", "affine"), value.get("bits"), value.get("group_size", value.get("group")))
+        group = value.get("group_size", value.get("group"))
+        return make_spec(value.get("mode", DEFAULT_MODE), value.get("bits"), group)
     except QuantizationError as error:
         raise QuantizationError(f"{where}: {error.message}", hint=error.hint) from error

@@ -16,12 +16,12 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
-__all__ = ["pack", "search_affine", "search_bytes"]
+__all__ = ["SPANS", "pack", "search_affine", "search_bytes"]
 
 # How far the span is narrowed, by bits and group size: measured on trained weights to leave about the least squared
 # error, and at 2 and 3 bits, where values near by leave as little, the least divergence. Several spans to choose from,
 # and more rounds, lower the error by another 1 to 2% each and cost half of mx.quantize's time.
-_NARROWED: dict[int, dict[int, float]] = {
+SPANS: dict[int, dict[int, float]] = {
     2: {32: 0.75, 64: 0.7, 128: 0.65},
     3: {32: 0.9, 64: 0.9, 128: 0.85},
     4: {32: 0.97, 64: 0.95, 128: 0.93},
@@ -121,7 +121,7 @@ def _fitted(ticks: mx.array, bits: int) -> tuple[mx.array, mx.array]:
         slope = across / mx.maximum(size * second - first * first, 1.0)
         return slope, (total - slope * first) * (1 / size)
 
-    span, factor = _ticks(most), _NARROWED[bits][size]
+    span, factor = _ticks(most), SPANS[bits][size]
     _, codes = _codes(ticks, mx.array(span * factor / most), mx.array(span * (1 - factor) / 2), most)
     _, codes = _codes(ticks, *line(codes), most)
     return line(codes)

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from mlxport.errors import ConfigError, QuantizationError, UsageError
-from mlxport.quant import MODES
+from mlxport.quant import DEFAULT_MODE, MODES
 
 __all__ = ["KVQuant", "check_model", "chosen_kv", "make_kv", "prompt_cache", "recorded_kv"]
 
 _FIELDS = ("kv_bits", "kv_group_size", "quantized_kv_start")  # names of mlx-lm's options, and of the record
 _OFF = "none"
+_CACHED = MODES[DEFAULT_MODE]  # mlx-lm's caches name no mode
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +34,7 @@ class KVQuant:
     start: int | None = None
 
     def __post_init__(self) -> None:
-        affine = MODES["affine"]
-        asked = (("--kv-bits", self.bits, affine.bits), ("--kv-group-size", self.group_size, affine.groups))
+        asked = (("--kv-bits", self.bits, _CACHED.bits), ("--kv-group-size", self.group_size, _CACHED.groups))
         for option, value, allowed in asked:
             if isinstance(value, bool) or value not in allowed:
                 choices = ", ".join(map(str, sorted(allowed)))
@@ -190,7 +190,7 @@ def check_model(model: Any, kv: KVQuant, name: str) -> tuple[str, ...]:
 
 
 def _check_heads(caches: list[Any], kv: KVQuant) -> None:
-    groups = sorted(MODES["affine"].groups)
+    groups = sorted(_CACHED.groups)
     for cache in caches:
         sizes = {part.shape[-1] for part in (cache.keys, cache.values) if part is not None}
         if wrong := sorted(size for size in sizes if size % kv.group_size):

@@ -10,6 +10,8 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from mlxport.quant import MODES
+from mlxport.quant.packing import searches
 from mlxport.quant.search import search_bytes
 from mlxport.source import read_rows
 from mlxport.transform.dtypes import mx_dtype, to_mx
@@ -150,8 +152,8 @@ def row_blocks(
     """
     rows = value.shape[0] if value.shape else 1
     row_bytes = max(1, prod(value.shape[1:]) * max(value.dtype.size, 2))
-    if quant is not None and quant.mode != "affine":
-        row_bytes *= 16  # MLX's CPU code for the mx/nv formats compares each element with 16 candidates
+    if quant is not None:
+        row_bytes *= MODES[quant.mode].packing_work
     step = max(1, block_bytes // row_bytes)
     strided = _strided_bytes(value)
     if strided:
@@ -183,6 +185,6 @@ def working_bytes(value: Value, quant: QuantSpec | None = None, quantizer: str =
     block = (stop - start) * prod(value.shape[1:]) * max(value.dtype.size, 2)
     share = sum(ref.nbytes for ref in value.leaves()) * (stop - start) // max(rows, 1)
     searched = 0
-    if quantizer == "search" and quant is not None and quant.mode == "affine":
+    if searches(quantizer, quant):
         searched = search_bytes((stop - start) * prod(value.shape[1:]))
     return max(block + share, _strided_bytes(value) and min(_strided_bytes(value), WHOLE_BYTES) + block) + searched

@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxport.quant.modes import make_spec
+from mlxport.quant.modes import DEFAULT_MODE, is_linear, make_spec
 from mlxport.quant.search import search_affine
 from mlxport.transform.dtypes import mx_dtype
 from mlxport.transform.evaluate import lazy_arrays
@@ -46,7 +46,7 @@ def lazy_outputs(program: Program) -> dict[str, mx.array]:
 
     def quantize(w: mx.array, *args: Any, **kwargs: Any) -> Any:
         spec = _quant_spec(*args, **kwargs)
-        if spec is None or spec.mode != "affine":
+        if spec is None or not is_linear(spec.mode):
             return originals["quantize"](w, *args, **kwargs)
         return search_affine(w, group_size=spec.group_size, bits=spec.bits, chunk=None)
 
@@ -157,7 +157,7 @@ def recording() -> Iterator[dict[int, tuple[mx.array, QuantSpec, str]]]:
 
 
 def _quant_spec(
-    group_size: int | None = None, bits: int | None = None, mode: str = "affine", **kwargs: Any
+    group_size: int | None = None, bits: int | None = None, mode: str = DEFAULT_MODE, **kwargs: Any
 ) -> QuantSpec | None:
     """The setting of a call of ``mx.quantize``; None where it has an argument that rows cannot honour."""
     if any(value is not None for key, value in kwargs.items() if key != "stream"):
