@@ -1,24 +1,15 @@
-"""The stages of the port composed: captured program to source, weights and report."""
+"""The table of contents of the port engine: a captured program rewritten, lowered, and written as source."""
 
 from __future__ import annotations
 
-import ast
-import copy
-import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.fx import Node
 
 from mlxport.graph.capture.program import Captured
-from mlxport.graph.capture.stores import store
-from mlxport.graph.lower import symbolic_sizes
-from mlxport.graph.lower.expr import Expr, to_ast
 from mlxport.graph.lower.layer_specs import Fold, LayerSpec, Weight
-from mlxport.graph.lower.lowering import hint, is_read, lower_node, mx_dtype, symbolic
-from mlxport.graph.lower.one_function import Gaps, is_assertion
 from mlxport.graph.rewrite.batchnorm import fold_batchnorm
 from mlxport.graph.rewrite.channels_last.sinking import channels_last
 from mlxport.graph.rewrite.constants import inline_constants
@@ -27,14 +18,14 @@ from mlxport.graph.rewrite.fuse import Fusion, fuse
 from mlxport.graph.rewrite.members import name_members
 from mlxport.graph.rewrite.noops import remove_noops
 from mlxport.graph.rewrite.sharing import find_layers
-from mlxport.graph.write.bodies import build_body
 from mlxport.graph.write.classes import build_classes
 from mlxport.graph.write.emit import file_source, format_source
-from mlxport.graph.write.naming import argument_names
+from mlxport.graph.write.lowered_graph import lower_graph
+from mlxport.graph.write.module_bodies import build_bodies
+from mlxport.graph.write.parameters import port_parameters, weight_shapes
 from mlxport.graph.write.paths import Paths
-from mlxport.graph.write.scope_parts import Body, Context, Step
-from mlxport.graph.write.signature import call_signature, input_names
-from mlxport.graph.write.tree import build_tree, scopes
+from mlxport.graph.write.scope_parts import Context
+from mlxport.graph.write.signature import call_signature
 
 __all__ = ["Port", "build"]
 
@@ -83,28 +74,38 @@ def build(
     Raises:
         MissingOps: with every op that has no lowering.
     """
-    port = Port(captured)
-    _notes(captured, port)
+    port = Port(captured, notes=[*captured.notes, *_halved(captured)])
+    layers = _rewrite(captured, port, fusions, batchnorm)
+    _write(captured, port, layers, title, model_type)
+    return port
+
+
+def _rewrite(captured: Captured, port: Port, fusions: bool, batchnorm: bool) -> dict[str, LayerSpec]:
+    """The graph made smaller and nearer to MLX; gives the layers that stand in it, by path."""
     inline_constants(captured)
     remove_noops(captured.graph)
     port.ops = _op_counts(captured)
     if batchnorm:
         port.notes += fold_batchnorm(captured)
     port.folds = fold_constants(captured)
-    learned = {name for name, fold in port.folds.items() if captured.trainable.intersection(fold.sources)}
-    captured.trainable |= learned
+    captured.trainable |= {n for n, fold in port.folds.items() if captured.trainable.intersection(fold.sources)}
     if fusions:
         port.fusions = fuse(captured, port.folds)
         remove_noops(captured.graph)
     layers = find_layers(captured)
     channels_last(captured.graph)
     name_members(captured, layers)
-    lowered = _lower(captured)
+    return layers
+
+
+def _write(captured: Captured, port: Port, layers: Mapping[str, LayerSpec], title: str, model_type: str) -> None:
+    """The graph lowered to expressions, these put into bodies, and bodies into classes."""
+    lowered = lower_graph(captured)
     context = Context(captured, lowered, Paths(dict(captured.modules)), {n.name: n for n in captured.weights})
-    bodies, names = _bodies(context, layers)
-    classes, fields, by_path = build_classes(context, bodies, layers, _shapes(captured))
+    bodies, names = build_bodies(context, layers)
+    classes, fields, by_path = build_classes(context, bodies, layers, weight_shapes(captured))
     root_class = by_path[""]
-    port.weights = _weights(context, bodies, layers)
+    port.weights = port_parameters(context, bodies, layers)
     port.class_name = root_class.name
     port.fields = {item.name: item.value for item in fields}
     name = type(captured.modules[""]).__name__
@@ -113,18 +114,13 @@ def build(
         title or f"{name} in MLX.", classes, fields, root_class, call_signature(captured, names), port.model_type
     )
     port.source = format_source(source)
-    return port
 
 
-def _notes(captured: Captured, port: Port) -> None:
-    port.notes += captured.notes
-    wide = {str(value.dtype) for value in _values(captured) if value.dtype in (torch.float64, torch.complex128)}
-    if wide:
-        port.notes.append(f"{', '.join(sorted(wide))} is computed in half the width: MLX's GPU has no float64")
-
-
-def _values(captured: Captured) -> list[torch.Tensor]:
-    return [node.meta["val"] for node in captured.graph.nodes if isinstance(node.meta.get("val"), torch.Tensor)]
+def _halved(captured: Captured) -> list[str]:
+    """A note on dtypes that MLX does not have."""
+    values = [node.meta["val"] for node in captured.graph.nodes if isinstance(node.meta.get("val"), torch.Tensor)]
+    wide = {str(value.dtype) for value in values if value.dtype in (torch.float64, torch.complex128)}
+    return [f"{', '.join(sorted(wide))} is computed in half the width: MLX's GPU has no float64"] if wide else []
 
 
 def _op_counts(captured: Captured) -> dict[str, int]:
@@ -133,170 +129,3 @@ def _op_counts(captured: Captured) -> dict[str, int]:
         if isinstance(node.target, torch._ops.OpOverload):
             counts[str(node.target)] = counts.get(str(node.target), 0) + 1
     return dict(sorted(counts.items(), key=lambda item: -item[1]))
-
-
-def _lower(captured: Captured) -> dict[Node, Any]:
-    """The expression of every node that computes something; nodes that give another back are taken out of the graph."""
-    graph = captured.graph
-    by_name = {node.name: node for node in graph.nodes}
-    lowered: dict[Node, Any] = {}
-    gaps = Gaps()
-    for node in list(graph.nodes):
-        if node.op != "call_function" or is_assertion(node) or _is_size(node):
-            continue
-        if node.target is store:
-            lowered[node] = symbolic(node.args[0])
-            continue
-        with gaps.at(node):
-            result = _lowered(node, lowered)
-            other = _alias(by_name, result)
-            if other is not None and not gaps:
-                node.replace_all_uses_with(other)
-                graph.erase_node(node)
-            else:
-                lowered[node] = result
-    gaps.check()
-    for node in reversed(list(lowered)):  # what only served nodes that are gone
-        if not node.users and node.target is not store:
-            graph.erase_node(node)
-            del lowered[node]
-    return lowered
-
-
-def _lowered(node: Node, lowered: Mapping[Node, Any]) -> Any:
-    if node.target is operator.getitem and isinstance(lowered.get(node.args[0]), tuple):
-        return lowered[node.args[0]][node.args[1]]
-    return lower_node(node, symbolic)
-
-
-def _is_size(node: Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, torch.SymInt | torch.SymBool | torch.SymFloat | int | bool) and not is_read(node)
-
-
-def _alias(by_name: Mapping[str, Node], result: Any) -> Node | None:
-    if isinstance(result, Expr) and isinstance(result.node, ast.Name) and result.node.id.startswith("%"):
-        return by_name[result.node.id[1:]]
-    return None
-
-
-def _bodies(context: Context, layers: Mapping[str, LayerSpec]) -> tuple[list[Body], dict[Node, str]]:
-    """One body for each module, inner ones first; a call that differs from its module's others is written in place."""
-    captured = context.captured
-    names = input_names(captured)
-    remaining = [node for node in captured.graph.nodes if node in context.lowered]
-    dissolved: set[str] = set()
-    while True:
-        root = build_tree(captured, remaining, dissolved)
-        arguments = argument_names(captured, root, names)
-        by_path: dict[str, list[Body]] = {}
-        for scope in scopes(root):
-            body = build_body(context, scope, arguments[scope.key])
-            context.bodies[scope.key] = body
-            by_path.setdefault(scope.path, []).append(body)
-        odd = {body.scope.key for found in by_path.values() for body in _odd(found)}
-        if not odd:
-            break
-        dissolved |= odd
-    top = build_body(context, root, names, result=_result(captured))
-    bodies = [*(found[0] for found in by_path.values()), top]
-    _settle(bodies, [body for found in by_path.values() for body in found[1:]], layers)
-    return bodies, names
-
-
-def _odd(found: Sequence[Body]) -> list[Body]:
-    """The bodies of one module that are not like most of them."""
-    if len(found) < 2:
-        return []
-    forms = [_form(body) for body in found]
-    usual = max(forms, key=forms.count)
-    return [body for body, form in zip(found, forms, strict=True) if form != usual]
-
-
-def _form(body: Body) -> str:
-    steps = [Step(step.targets, step.value) for step in body.steps]
-    trees = [*(step.value for step in steps), *([body.result] if body.result is not None else [])]
-    texts = [ast.unparse(ast.fix_missing_locations(copy.deepcopy(tree))) for tree in trees]
-    return "\n".join([repr(tuple(body.parameters)), *(repr(step.targets) for step in steps), *texts])
-
-
-def _settle(bodies: Sequence[Body], others: Sequence[Body], layers: Mapping[str, LayerSpec]) -> None:
-    """Let each weight, layer and module belong to the innermost module that has it, whoever uses it."""
-    by_path = {body.scope.path: body for body in bodies}
-    used = [full for body in [*bodies, *others] for full in body.used]
-    for body in bodies:
-        body.used = {}
-    for full in used:
-        owner = full.rpartition(".")[0]
-        if owner in layers:
-            full, owner = owner, owner.rpartition(".")[0]
-        while owner not in by_path:
-            owner = owner.rpartition(".")[0]
-        by_path[owner].used.setdefault(full)
-
-
-def _result(captured: Captured) -> ast.expr:
-    output = next(node for node in captured.graph.nodes if node.op == "output")
-    (flat,) = output.args
-    leaves = list(flat)
-
-    def leaf(item: Any) -> ast.expr:
-        if isinstance(item, Node):
-            value = item.meta.get("val")
-            return symbolic_sizes.placeholder(value) if isinstance(value, torch.SymInt) else ast.Name("%" + item.name)
-        return to_ast(item)
-
-    trees = iter([leaf(item) for item in leaves])
-
-    def build_tree_(spec: Any) -> ast.expr:
-        if spec.is_leaf():
-            return next(trees)
-        children = [build_tree_(child) for child in spec.children()]
-        context = spec.context
-        if spec.type is list:
-            return ast.List(children)
-        keys = _keys(spec.type, context, len(children))
-        if keys is not None:
-            return ast.Dict([to_ast(key) for key in keys], children)
-        if not children:
-            return ast.Constant(None) if spec.type is type(None) else ast.Tuple([])
-        return ast.Tuple(children)
-
-    return build_tree_(captured.out_spec)
-
-
-def _keys(kind: Any, context: Any, count: int) -> list[Any] | None:
-    """Names of the parts of a dict, a ModelOutput or a dataclass; None for a tuple."""
-    if kind is tuple or (isinstance(kind, type) and issubclass(kind, tuple)):
-        return None
-    for item in (context, context[0] if isinstance(context, list | tuple) and context else None):
-        if isinstance(item, list | tuple) and len(item) == count and count:
-            if all(isinstance(key, str | int) for key in item):
-                return list(item)
-    return None
-
-
-def _shapes(captured: Captured) -> dict[str, ast.expr]:
-    """How each weight that is no layer's is allocated."""
-    shapes: dict[str, ast.expr] = {}
-    for node, name in captured.weights.items():
-        value = node.meta["val"]
-        shape = tuple(hint(size) for size in value.shape)
-        dtype = mx_dtype(value.dtype)
-        arguments: list[Any] = [shape] if str(dtype) == "mlx.core.float32" else [shape, dtype]
-        shapes[name] = ast.Call(ast.Attribute(ast.Name("mx"), "zeros"), [to_ast(item) for item in arguments], [])
-    return shapes
-
-
-def _weights(context: Context, bodies: Sequence[Body], layers: Mapping[str, LayerSpec]) -> dict[str, Weight]:
-    """The port's parameters: path to how each is made."""
-    found: dict[str, Weight] = {}
-    names = set(context.captured.weights.values())
-    for full in (full for body in bodies for full in body.used):
-        path = context.paths.port(full)
-        if full in layers:
-            for key, weight in layers[full].weights.items():
-                found[f"{path}.{key}"] = weight
-        elif full in names:
-            found[path] = Weight((full,))
-    return found

@@ -18,7 +18,7 @@ from mlxport.graph.lower.registry import HELPERS
 from mlxport.graph.write.naming import forward_names, natural_name, result_name, snake
 from mlxport.graph.write.paths import member
 from mlxport.graph.write.placing import in_list, place, sequential
-from mlxport.graph.write.scope_parts import Body, Context, Reference, Step, Units, is_list
+from mlxport.graph.write.scope_parts import Body, Context, Reference, ScopeParts, Step, is_list
 from mlxport.graph.write.simplify import tidy
 from mlxport.graph.write.tree import Scope
 
@@ -30,7 +30,7 @@ _TAKEN = frozenset("mx nn math self len int float range zip max min tuple list p
 class _Builder:
     def __init__(self, context: Context, scope: Scope, result: ast.expr | None, names: Mapping[Node, str]) -> None:
         self.context, self.captured, self.scope, self.given = context, context.captured, scope, names
-        self.units = Units(context, scope, result)
+        self.units = ScopeParts(context, scope, result)
         self.names: dict[Node, str] = {}
         self.by_name: dict[str, Node] = {}
         self.bound: dict[str, Node | None] = {}

@@ -16,9 +16,10 @@ from mlxport.graph.capture.program import Captured
 from mlxport.graph.lower.expr import to_ast
 from mlxport.graph.lower.layer_specs import DEFAULTS, LayerSpec
 from mlxport.graph.lower.registry import HELPERS
+from mlxport.graph.write.number_names import Field, Namer, exact, is_number
 from mlxport.graph.write.scope_parts import Body, Context, Step
 
-__all__ = ["ClassDef", "Field", "build_classes"]
+__all__ = ["ClassDef", "build_classes"]
 
 # Where integers say which axis, not how many: they belong to the wiring of a class.
 _WIRING_KEYWORDS = frozenset({"axis", "axes", "dim", "start_axis", "end_axis", "bias", "offset"})
@@ -34,14 +35,6 @@ class Hole:
     constant: ast.Constant
     tag: str
     init: bool
-
-
-@dataclass
-class Field:
-    """A size or a setting that the port's ``ModelArgs`` names."""
-
-    name: str
-    value: int | float
 
 
 @dataclass
@@ -70,91 +63,6 @@ class ClassDef:
     module: torch.nn.Module | None = None
     needs_args: bool = False
     paths: tuple[str, ...] = ()
-
-
-class Namer:
-    """Names for numbers, from the model's config and the attributes of its modules."""
-
-    def __init__(self, captured: Captured) -> None:
-        self.fields: dict[str, Field] = {}
-        self.values: dict[Any, list[str]] = defaultdict(list)
-        known: dict[str, set[Any]] = defaultdict(set)
-        config: Any = getattr(captured.modules[""], "config", None)
-        given = config.to_dict() if hasattr(config, "to_dict") else {}
-        for name, value in given.items():
-            if _is_number(value):
-                known[name].add(value)
-        for module in captured.modules.values():
-            if type(module).__module__.startswith("torch."):
-                continue
-            for name, value in vars(module).items():
-                if not name.startswith("_") and name not in ("training",) and _is_number(value) and name not in given:
-                    known[name].add(value)
-        for name, values in known.items():
-            if len(values) == 1 and name.isidentifier():
-                self.values[_exact(next(iter(values)))].append(name)
-
-    def find(self, value: Any, tag: str) -> str | None:
-        """The name of a number in the place that ``tag`` says, if there is one that fits."""
-        if isinstance(value, int) and value <= 2:
-            return None
-        fitting = [name for name in self.values.get(_exact(value), ()) if _fits(name, tag)]
-        if not fitting:
-            return None
-        fitting.sort(key=lambda name: _rank(name, tag))
-        self.fields.setdefault(fitting[0], Field(fitting[0], value))
-        return fitting[0]
-
-
-def _exact(value: Any) -> tuple[str, Any]:
-    return type(value).__name__, value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-_WORDS: dict[str, tuple[str, ...]] = {
-    "num_embeddings": ("vocab", "position", "type", "num_embeddings", "n_ctx", "codebook", "num_embed", "max_"),
-    "eps": ("eps",),
-    "range": ("layer", "depth", "block", "num_stages"),
-    "num_groups": ("group",),
-}
-# What the sizes of layers and weights may be called.
-_SIZES = ("size", "dim", "d_model", "d_ff", "embd", "width", "channels", "units", "features", "inner", "planes", "ffn")
-_SIZE_TAGS = frozenset(
-    "input_dims output_dims dims in_channels out_channels input_size hidden_size num_features weight".split()
-)
-_NEVER = ("token_id", "_id", "seed", "dropout", "drop", "prob", "initializer", "version", "penalty", "num_return",
-          "top_k", "topk", "length", "num_beams", "temperature", "batch", "window", "image", "patch", "kernel", "chunk",
-          "max_position", "num_", "tile", "crop", "pad")  # fmt: skip
-
-
-def _fits(name: str, tag: str) -> bool:
-    low = name.lower()
-    words = _WORDS.get(tag)
-    if words is not None:
-        return any(word in low for word in words) and "_id" not in low
-    if low == "num_channels":
-        return tag in ("in_channels", "out_channels")
-    if tag not in _SIZE_TAGS or any(word in low for word in _NEVER):
-        return False
-    if "vocab" in low:
-        return tag == "output_dims"
-    return any(word in low for word in (*_SIZES, "rank"))
-
-
-def _rank(name: str, tag: str) -> tuple[int, int]:
-    order = {
-        "num_embeddings": ("vocab", "position", "type"),
-        "dims": ("hidden_size", "d_model", "dim"),
-        "input_dims": ("hidden_size", "d_model"),
-        "output_dims": ("hidden_size", "d_model"),
-    }
-    for index, word in enumerate(order.get(tag, ())):
-        if word in name:
-            return index, len(name)
-    return 9, len(name)
 
 
 _TAKEN = frozenset("ModelArgs Path Any dataclass fields json load math mx nn check_inputs check_fixed".split()) | set(
@@ -292,7 +200,7 @@ def _holes(draft: ClassDef) -> list[Hole]:
 def _find(tree: ast.AST, holes: list[Hole], init: bool, tag: str) -> None:
     tag = getattr(tree, "_tag", tag)
     if isinstance(tree, ast.Constant):
-        if _is_number(tree.value):
+        if is_number(tree.value):
             holes.append(Hole(tree, tag, init))
         return
     if isinstance(tree, ast.Subscript):
@@ -342,7 +250,7 @@ def _merge(
     names: dict[tuple[Any, ...], str] = {}
     replacements: dict[int, ast.expr] = {}
     for hole, column in zip(holes, columns, strict=True):
-        if len(set(map(_exact, column))) > 1:
+        if len(set(map(exact, column))) > 1:
             if column not in names:
                 names[column] = _option_name(captured, members, hole, column, set(names.values()))
             name = names[column]
@@ -388,13 +296,8 @@ def _named(
         return None
     own = vars(captured.modules[members[0][0].scope.path])
     for name, value in own.items():
-        if (
-            _is_number(value)
-            and _exact(value) == _exact(hole.constant.value)
-            and value > 2
-            and not name.startswith("_")
-        ):
-            if name in namer.values.get(_exact(value), ()) and any(w in name for w in ("head", "dim", "size", "group")):
+        if is_number(value) and exact(value) == exact(hole.constant.value) and value > 2 and not name.startswith("_"):
+            if name in namer.values.get(exact(value), ()) and any(w in name for w in ("head", "dim", "size", "group")):
                 namer.fields.setdefault(name, Field(name, value))
                 return name
     return None
@@ -411,7 +314,7 @@ def _option_name(
     modules = [captured.modules.get(body.scope.path) for body, _, _ in members]
     for name in vars(modules[0]) if modules[0] is not None else ():
         if not name.startswith("_") and all(
-            _exact(vars(m).get(name)) == _exact(v) for m, v in zip(modules, column, strict=True)
+            exact(vars(m).get(name)) == exact(v) for m, v in zip(modules, column, strict=True)
         ):
             if name not in taken:
                 return name

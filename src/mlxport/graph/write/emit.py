@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlxport.graph.lower.one_function import helper_sources, used_helpers
-from mlxport.graph.write.classes import ClassDef, Field
+from mlxport.graph.write.classes import ClassDef
 from mlxport.graph.write.loops import roll
+from mlxport.graph.write.number_names import Field
 from mlxport.graph.write.paths import member, target
 
 __all__ = ["file_source", "format_source"]

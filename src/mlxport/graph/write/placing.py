@@ -12,7 +12,7 @@ from torch.fx import Node
 from mlxport.graph.capture.program import Captured
 from mlxport.graph.capture.stores import store
 from mlxport.graph.lower.layer_specs import layer
-from mlxport.graph.write.scope_parts import Units, is_list
+from mlxport.graph.write.scope_parts import ScopeParts, is_list
 from mlxport.graph.write.tree import Scope
 
 __all__ = ["in_list", "place", "sequential"]
@@ -21,7 +21,7 @@ _LONGEST = 100  # characters of an expression that is still written in place
 _SHORT = 24  # characters of an op that is written in place wherever it is used
 
 
-def place(captured: Captured, units: Units, named: set[Node]) -> dict[int, int]:
+def place(captured: Captured, units: ScopeParts, named: set[Node]) -> dict[int, int]:
     """Index of each unit that is written in place to the index of the unit that uses it (their number: the result).
 
     Args:
@@ -44,13 +44,13 @@ def place(captured: Captured, units: Units, named: set[Node]) -> dict[int, int]:
     return placed
 
 
-def _written(captured: Captured, units: Units) -> set[str]:
+def _written(captured: Captured, units: ScopeParts) -> set[str]:
     """Buffers that the scope writes: they are read before."""
     names = {unit.meta["store"] for unit in units.all if isinstance(unit, Node) and unit.target is store}
     return {"%" + node.name for node, name in captured.weights.items() if name in names} if names else set()
 
 
-def _target(captured: Captured, units: Units, index: int, unit: Node | Scope, named: set[Node]) -> int | None:
+def _target(captured: Captured, units: ScopeParts, index: int, unit: Node | Scope, named: set[Node]) -> int | None:
     results = units.results(unit)
     if len(results) != 1 or results[0] in named:
         return None

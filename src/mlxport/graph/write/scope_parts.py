@@ -19,7 +19,7 @@ from mlxport.graph.lower.expr import to_ast
 from mlxport.graph.write.paths import Paths
 from mlxport.graph.write.tree import Scope
 
-__all__ = ["Body", "Context", "Reference", "Step", "Units", "is_list"]
+__all__ = ["Body", "Context", "Reference", "Step", "ScopeParts", "is_list"]
 
 
 @dataclass
@@ -82,7 +82,7 @@ def is_list(node: Node) -> bool:
     return isinstance(node.meta.get("val"), tuple | list)
 
 
-class Units:
+class ScopeParts:
     """The parts of one scope in order, each an op or an inner call."""
 
     def __init__(self, context: Context, scope: Scope, result: ast.expr | None) -> None:

@@ -142,7 +142,7 @@ Entry = tuple[Node, list[tuple[str, str]]]
 
 
 def _group(entries: Sequence[Entry], depth: int) -> list[Node | Scope]:
-    """Units of one level: nodes that belong to it, and the calls one level down, each in one piece."""
+    """ScopeParts of one level: nodes that belong to it, and the calls one level down, each in one piece."""
     units: list[tuple[str, str, list[Entry]]] = []
     where: dict[str, int] = {}
     split: set[str] = set()

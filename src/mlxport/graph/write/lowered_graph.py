@@ -1,0 +1,64 @@
+"""The whole graph lowered: an expression for each node, before they are put into modules."""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from mlxport.graph.capture.program import Captured
+from mlxport.graph.capture.stores import store
+from mlxport.graph.lower.expr import Expr
+from mlxport.graph.lower.lowering import is_read, lower_node, symbolic
+from mlxport.graph.lower.one_function import Gaps, is_assertion
+
+__all__ = ["lower_graph"]
+
+
+def lower_graph(captured: Captured) -> dict[Node, Any]:
+    """The expression of every node that computes something; nodes that give another back are taken out of the graph."""
+    graph = captured.graph
+    by_name = {node.name: node for node in graph.nodes}
+    lowered: dict[Node, Any] = {}
+    gaps = Gaps()
+    for node in list(graph.nodes):
+        if node.op != "call_function" or is_assertion(node) or _is_size(node):
+            continue
+        if node.target is store:
+            lowered[node] = symbolic(node.args[0])
+            continue
+        with gaps.at(node):
+            result = _lowered(node, lowered)
+            other = _alias(by_name, result)
+            if other is not None and not gaps:
+                node.replace_all_uses_with(other)
+                graph.erase_node(node)
+            else:
+                lowered[node] = result
+    gaps.check()
+    for node in reversed(list(lowered)):  # what only served nodes that are gone
+        if not node.users and node.target is not store:
+            graph.erase_node(node)
+            del lowered[node]
+    return lowered
+
+
+def _lowered(node: Node, lowered: Mapping[Node, Any]) -> Any:
+    if node.target is operator.getitem and isinstance(lowered.get(node.args[0]), tuple):
+        return lowered[node.args[0]][node.args[1]]
+    return lower_node(node, symbolic)
+
+
+def _is_size(node: Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.SymInt | torch.SymBool | torch.SymFloat | int | bool) and not is_read(node)
+
+
+def _alias(by_name: Mapping[str, Node], result: Any) -> Node | None:
+    if isinstance(result, Expr) and isinstance(result.node, ast.Name) and result.node.id.startswith("%"):
+        return by_name[result.node.id[1:]]
+    return None
