@@ -103,7 +103,7 @@ def refuse_quantizer(calibration: Calibration, quantizer: str | None) -> None:
         )
 
 
-def tokens_of(calibration: Calibration, checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> mx.array:
+def tokens_of(calibration: Calibration, checkpoint: Checkpoint) -> mx.array:
     """The text as sequences of tokens, int32 [sequences, length].
 
     Raises:
@@ -116,7 +116,7 @@ def tokens_of(calibration: Calibration, checkpoint: Checkpoint, *, trust_remote_
 
     model = checkpoint.model_config
     text, refusal = _excerpt(calibration.text), _refusal(checkpoint.location)
-    ids = token_ids(checkpoint.root, text, refusal, trust_remote_code=trust_remote_code)
+    ids = token_ids(checkpoint.root, text, refusal, trust_remote_code=checkpoint.trust_remote_code)
     kept, _ = within(ids, model.vocabulary)
     if len(kept) < LEAST_TOKENS:
         raise UsageError(

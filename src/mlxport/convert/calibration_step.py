@@ -61,7 +61,7 @@ def prepare(checkpoint: Checkpoint, conversion: Conversion, calibration: Calibra
             f"{checkpoint.nbytes / 1e9:.1f} GB, this machine {memory / 1e9:.1f} GB",
             hint="use --calibrate default, or a text that suits the model",
         )
-    tokens = tokens_of(calibration, checkpoint, trust_remote_code=checkpoint.trust_remote_code)
+    tokens = tokens_of(calibration, checkpoint)
     count = written(calibration, checkpoint, tokens.shape[0])
     read = (tokens.shape[0], tokens.shape[1])
     plan = estimate(calibration, read, count, conversion.program, conversion.quantized, conversion.config)

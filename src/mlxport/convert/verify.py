@@ -92,15 +92,13 @@ def _written_logits(work: Verifying) -> Found:
     from mlxport.parity.tokenizer import check_tokenizer
     from mlxport.transform import invert
 
-    trust = work.checkpoint.trust_remote_code
-    tokenizer = check_tokenizer(work.folder, work.checkpoint, trust_remote_code=trust)
+    tokenizer = check_tokenizer(work.folder, work.checkpoint)
     report = parity.verify(
         work.folder,
         work.checkpoint,
         mode=work.mode,
         invert=functools.partial(invert, work.conversion.program),
         trained=work.trained,
-        trust_remote_code=trust,
         on_progress=work.say,
     )
     return Found(_passed(report, work.folder, "architecture"), tokenizer)
@@ -215,8 +213,8 @@ def verify(
 def _folder_logits(asked: _Asked) -> ParityReport:
     from mlxport import parity
 
-    folder, trust = asked.folder, asked.trust_remote_code
-    options = ResolvedOptions(revision=asked.revision, trust_remote_code=trust)
+    folder = asked.folder
+    options = ResolvedOptions(revision=asked.revision, trust_remote_code=asked.trust_remote_code)
     checkpoint = open_source(asked.against, options)
     record = read_record(folder)
     given, made = record.get("options"), record.get("output")
@@ -229,13 +227,10 @@ def _folder_logits(asked: _Asked) -> ParityReport:
             mode=asked.mode,
             invert=parity.own_inverse(checkpoint, dtype if dtype in DTYPES else "auto"),
             trained=_trained(record),
-            trust_remote_code=trust,
             on_progress=progress.message,
         )
         progress.message("comparing the tokenizer and the files")
-        problems = parity.carried_problems(
-            folder, checkpoint, written if isinstance(written, dict) else {}, trust_remote_code=trust
-        )
+        problems = parity.carried_problems(folder, checkpoint, written if isinstance(written, dict) else {})
         return replace(report, problems=problems, passed=report.passed and not problems)
 
 

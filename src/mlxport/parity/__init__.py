@@ -67,7 +67,6 @@ def verify(
     *,
     mode: str = "auto",
     invert: Callable[[Mapping[str, mx.array]], dict[str, mx.array]] | None = None,
-    trust_remote_code: bool = False,
     memory_limit: int | None = None,
     tokens: int | None = None,
     trained: frozenset[str] = frozenset(),
@@ -80,7 +79,6 @@ def verify(
         checkpoint: The original.
         mode: ``full`` (models in memory), ``layerwise`` (module by module from disk) or ``auto``: full where it fits.
         invert: mlx-lm's tensors (dequantized) to the checkpoint's, lazily; default: mlx-lm's own layout, traced.
-        trust_remote_code: Whether code of the checkpoint may run.
         memory_limit: Bytes that ``full`` may take; default half of what is available.
         tokens: Length of the long input sequence; default by the size of the model.
         trained: Paths of the output's modules that were trained after they had been converted.
@@ -106,7 +104,6 @@ def verify(
         checkpoint,
         mode,
         invert,
-        trust_remote_code,
         memory_limit,
         tokens,
         on_progress or (lambda _: None),

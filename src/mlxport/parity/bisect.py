@@ -150,7 +150,7 @@ def bisect(
             return None
         path = pair.ours.path
         inside = [p for p in pairs if re.match(rf"{re.escape(path)}\.", p.ours.path)]
-        changed = config_differences(run.folder, run.checkpoint, trust_remote_code=run.trust_remote_code)
+        changed = config_differences(run.folder, run.checkpoint)
         cause = activation_cause(pair, inside, model, changed, TIGHT if tight else LOOSE)
     kind = _class_name(dict(run.model.named_modules()).get(path.removesuffix(".as_linear")))
     nan = float("nan")

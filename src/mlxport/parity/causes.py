@@ -97,9 +97,9 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def config_differences(folder: Path, checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> list[str]:
+def config_differences(folder: Path, checkpoint: Checkpoint) -> list[str]:
     """Settings that the output's config.json gives otherwise than transformers reads the original's."""
-    theirs = _flat(ref.text_config(ref.load_config(checkpoint, trust_remote_code=trust_remote_code)).to_dict())
+    theirs = _flat(ref.text_config(ref.load_config(checkpoint)).to_dict())
     ours = _flat(json.loads((folder / "config.json").read_text()))
     lines = []
     for key, value in ours.items():

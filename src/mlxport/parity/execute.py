@@ -54,7 +54,6 @@ def execute(
     checkpoint: Checkpoint,
     mode: str,
     invert: Invert | None,
-    trust_remote_code: bool,
     memory_limit: int | None,
     tokens: int | None,
     say: Callable[[str], None],
@@ -62,7 +61,7 @@ def execute(
 ) -> ParityReport:
     """Run one verification; see ``mlxport.parity.verify``."""
     source_weights(checkpoint)  # refuses, before anything is read, what no reference can be made from
-    config = ref.text_config(ref.load_config(checkpoint, trust_remote_code=trust_remote_code))
+    config = ref.text_config(ref.load_config(checkpoint))
     parameters = sum(prod(r.shape) for r in checkpoint.tensors.values())
     vocabulary = ModelConfig(config.to_dict()).needed("vocabulary")
     length, notes = (tokens, []) if tokens else affordable_length(parameters, checkpoint.model_config, config)
@@ -70,11 +69,11 @@ def execute(
     if not tokens and exact_tokens is not None and length > exact_tokens:
         length = exact_tokens
         notes.append(f"{length} tokens: beyond, mlx-lm computes another attention than the original")
-    ids, more = probe_ids(checkpoint.root, vocabulary, length, trust_remote_code=trust_remote_code)
+    ids, more = probe_ids(checkpoint.root, vocabulary, length, trust_remote_code=checkpoint.trust_remote_code)
     limit = available_memory() // 2 if memory_limit is None else memory_limit
     if mode == "auto":
         mode = "full" if full_bytes(checkpoint, length, vocabulary) <= limit else "layerwise"
-    model = out.load_output(folder, trust_remote_code=trust_remote_code)
+    model = out.load_output(folder, trust_remote_code=checkpoint.trust_remote_code)
     floats, dtype = out.float_dtypes(folder)
     run = Run(
         folder=folder,
@@ -82,7 +81,6 @@ def execute(
         model=model,
         ids=ids,
         invert=invert or _default_inverse(checkpoint),
-        trust_remote_code=trust_remote_code,
         say=say,
         packing=out.packings(model),
         floats=floats,

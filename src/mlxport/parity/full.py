@@ -21,7 +21,7 @@ __all__ = ["verify_full"]
 
 
 def _reference_logits(run: Run, weights: Mapping[str, torch.Tensor] | None = None) -> Array:
-    model = ref.load_reference(run.checkpoint, weights, trust_remote_code=run.trust_remote_code)
+    model = ref.load_reference(run.checkpoint, weights)
     logits = np.concatenate([ref.logits(model, ids) for ids in run.ids])
     del model
     gc.collect()
@@ -71,7 +71,7 @@ def _diverging(run: Run, comparisons: list[Comparison]) -> Divergence | None:
     wrong = wrong_tensors(run)
     lossy = any(c.name not in (ORIGINAL, STEPPED) for c in comparisons)
     weights = _same_weights(run) if lossy and not wrong else None
-    model = ref.load_reference(run.checkpoint, weights, trust_remote_code=run.trust_remote_code)
+    model = ref.load_reference(run.checkpoint, weights)
     return bisect(run, model, tight=not lossy or weights is not None, wrong=wrong)
 
 

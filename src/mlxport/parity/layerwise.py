@@ -27,7 +27,7 @@ __all__ = ["verify_layerwise"]
 
 def _model(run: Run, *, stored: bool) -> Any:
     layout = run.layout if stored else None
-    return lazy_model(run.checkpoint, layout=layout, trust_remote_code=run.trust_remote_code)
+    return lazy_model(run.checkpoint, layout=layout)
 
 
 def _run_torch(run: Run, *, stored: bool = False) -> tuple[Array, dict[str, Record]]:

@@ -151,18 +151,17 @@ _METADATA = frozenset(
 )
 
 
-def lazy_model(checkpoint: Checkpoint, *, layout: Rows | None = None, trust_remote_code: bool = False) -> Any:
+def lazy_model(checkpoint: Checkpoint, *, layout: Rows | None = None) -> Any:
     """The torch model in float32 with lazy parameters.
 
     Args:
         checkpoint: The original.
         layout: Where to read weights that are not the checkpoint's own but under its names; None for its own.
-        trust_remote_code: Whether the checkpoint's own model code may run.
 
     Raises:
         UnsupportedError: Not every weight of the model is in the checkpoint.
     """
-    return lazy_parameters(empty_model(checkpoint, trust_remote_code=trust_remote_code), checkpoint, layout=layout)
+    return lazy_parameters(empty_model(checkpoint), checkpoint, layout=layout)
 
 
 def lazy_parameters(model: Any, checkpoint: Checkpoint, *, layout: Rows | None = None) -> Any:

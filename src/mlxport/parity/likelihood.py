@@ -69,7 +69,7 @@ def _runner(model: Path | Checkpoint, trust_remote_code: bool) -> tuple[Path, in
     if isinstance(model, Checkpoint):
         from mlxport.parity import reference as ref
 
-        torch_model = ref.load_reference(model, trust_remote_code=trust_remote_code)
+        torch_model = ref.load_reference(model)
         theirs = ModelConfig(ref.text_config(torch_model.config).to_dict())
         limit = model.model_config.context_length or theirs.context_length
         return model.root, limit or _WINDOW, lambda ids: ref.logits(torch_model, ids)

@@ -51,7 +51,7 @@ def quiet() -> Iterator[None]:
             transformers.utils.logging.enable_progress_bar()
 
 
-def load_config(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Any:
+def load_config(checkpoint: Checkpoint) -> Any:
     """The checkpoint's config as transformers reads it.
 
     Raises:
@@ -60,7 +60,7 @@ def load_config(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> A
     try:
         with quiet():
             config = transformers.AutoConfig.from_pretrained(
-                checkpoint.root, trust_remote_code=trust_remote_code, local_files_only=True
+                checkpoint.root, trust_remote_code=checkpoint.trust_remote_code, local_files_only=True
             )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UnsupportedError(
@@ -79,17 +79,20 @@ def text_config(config: Any) -> Any:
     return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
 
-def empty_model(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Any:
+def empty_model(checkpoint: Checkpoint) -> Any:
     """The checkpoint's model on meta, no weight in memory, buffers real, eager attention and experts."""
     from accelerate import init_empty_weights
 
-    config = load_config(checkpoint, trust_remote_code=trust_remote_code)
+    config = load_config(checkpoint)
     errors = []
     for auto in (transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText):
         try:
             with quiet(), init_empty_weights(include_buffers=False):
                 return auto.from_config(
-                    config, trust_remote_code=trust_remote_code, attn_implementation="eager", dtype=torch.float32
+                    config,
+                    trust_remote_code=checkpoint.trust_remote_code,
+                    attn_implementation="eager",
+                    dtype=torch.float32,
                 )
         except (ValueError, ImportError) as error:
             errors.append(str(error).splitlines()[0])
@@ -128,20 +131,17 @@ def state_dict(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     return {name: scaled.rows(name) if name in scaled else read_tensor(checkpoint.tensors[name]) for name in names}
 
 
-def load_reference(
-    checkpoint: Checkpoint, weights: Mapping[str, torch.Tensor] | None = None, *, trust_remote_code: bool = False
-) -> Any:
+def load_reference(checkpoint: Checkpoint, weights: Mapping[str, torch.Tensor] | None = None) -> Any:
     """The torch model in float32, ready to run.
 
     Args:
         checkpoint: The original.
         weights: Tensors under checkpoint names to use instead of the checkpoint's.
-        trust_remote_code: Whether the checkpoint's own model code may run.
 
     Raises:
         UnsupportedError: transformers does not have the model, or not all of its weights are there.
     """
-    empty = empty_model(checkpoint, trust_remote_code=trust_remote_code)
+    empty = empty_model(checkpoint)
     cls, config = type(empty), empty.config  # of a composite config, the part that this class reads
     tensors = dict(weights) if weights is not None else state_dict(checkpoint)
     with quiet():

@@ -39,7 +39,6 @@ class Run:
     model: Any  # mlx-lm's, lazily loaded
     ids: list[Array]
     invert: Invert | None
-    trust_remote_code: bool
     say: Callable[[str], None]
     packing: Mapping[str, Packing] = field(default_factory=dict)
     floats: frozenset[str] = frozenset()

@@ -16,16 +16,13 @@ __all__ = ["carried_problems"]
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def carried_problems(
-    folder: Path, checkpoint: Checkpoint, written: Mapping[str, Any], *, trust_remote_code: bool = False
-) -> tuple[str, ...]:
+def carried_problems(folder: Path, checkpoint: Checkpoint, written: Mapping[str, Any]) -> tuple[str, ...]:
     """Compare all but the model with the original and with the record.
 
     Args:
         folder: The output.
         checkpoint: The original.
         written: Shards as the record has them: name to ``{"sha256": …}``; empty where there is no record.
-        trust_remote_code: Whether a tokenizer may run code of the checkpoint.
 
     Returns:
         A line for each thing that is wrong.
@@ -34,7 +31,7 @@ def carried_problems(
 
     problems = [*_changed(folder, written), *_tokens(folder, checkpoint.config)]
     try:
-        check_tokenizer(folder, checkpoint, trust_remote_code=trust_remote_code)
+        check_tokenizer(folder, checkpoint)
     except MlxportError as error:
         problems.append(error.message)
     return tuple(problems)

@@ -49,7 +49,7 @@ class TokenizerReport:
         return f"tokenizer: {self.size} tokens, embedding {self.rows} rows, round trip equal ({trip}), {chat}"
 
 
-def _load(folder: Path, *, trust_remote_code: bool) -> Any:
+def _load(folder: Path, trust: bool) -> Any:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoTokenizer
 
@@ -57,7 +57,7 @@ def _load(folder: Path, *, trust_remote_code: bool) -> Any:
     if not any(True for pattern in _VOCABULARIES for _ in folder.glob(pattern)):
         raise TokenizerError(f"{folder} has no tokenizer (looked for {', '.join(_VOCABULARIES)})", hint=_HINT)
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
     except StrictDataclassError as error:
         message = f"{folder / 'config.json'}: {' '.join(str(error).split())[:300]}"
         raise ConfigError(message, hint="get config.json again from where the weights are from") from error
@@ -118,11 +118,11 @@ def _template(tokenizer: Any) -> str | None:
         return f"{type(error).__name__}: {error}"
 
 
-def _streamed(folder: Path, ids: Sequence[int], *, trust_remote_code: bool) -> tuple[list[int], str]:
+def _streamed(folder: Path, ids: Sequence[int], trust: bool) -> tuple[list[int], str]:
     """Ids and text as mlx-lm makes them, the text token by token."""
     from mlx_lm.tokenizer_utils import load
 
-    wrapper = load(folder, {"trust_remote_code": trust_remote_code, "local_files_only": True})
+    wrapper = load(folder, {"trust_remote_code": trust, "local_files_only": True})
     detokenizer = wrapper.detokenizer
     detokenizer.reset()
     for token in ids:
@@ -137,19 +137,18 @@ def _embedding_rows(checkpoint: Checkpoint) -> int | None:
     return embedding_rows(checkpoint.config, {name: ref.shape for name, ref in checkpoint.tensors.items()})
 
 
-def check_tokenizer(folder: Path, checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> TokenizerReport:
+def check_tokenizer(folder: Path, checkpoint: Checkpoint) -> TokenizerReport:
     """Encode and decode a text of several scripts, emoji and whitespace with both tokenizers.
 
     Args:
         folder: The output.
         checkpoint: The original.
-        trust_remote_code: Whether a tokenizer may run code of the checkpoint.
 
     Raises:
         TokenizerError: None is there, it does not load, it is for another vocabulary, or the output's differs.
     """
-    source = _load(checkpoint.root, trust_remote_code=trust_remote_code)
-    output = _load(Path(folder), trust_remote_code=trust_remote_code)
+    trust = checkpoint.trust_remote_code
+    source, output = _load(checkpoint.root, trust), _load(Path(folder), trust)
     rows = _embedding_rows(checkpoint)
     ids: list[int] = []
     for text in (TRICKY_TEXT, PROBE_TEXT):
@@ -161,7 +160,7 @@ def check_tokenizer(folder: Path, checkpoint: Checkpoint, *, trust_remote_code: 
     _same("its special tokens are", source.special_tokens_map, output.special_tokens_map)
     rendered = _template(source)
     _same("its chat template gives", rendered, _template(output))
-    encoded, streamed = _streamed(Path(folder), ids, trust_remote_code=trust_remote_code)
+    encoded, streamed = _streamed(Path(folder), ids, trust)
     _same("mlx-lm makes", [int(i) for i in source.encode(TRICKY_TEXT)], encoded)
     decoded = _decode(source, ids)
     if streamed.lstrip(" ") != decoded.lstrip(" "):

@@ -198,7 +198,7 @@ def compare(
     two = output if isinstance(output, Opened) else open_output(output, trust_remote_code=trust_remote_code)
     notes: tuple[str, ...] = ()
     if ids is None:
-        ids, notes = windows_for(one, two, text, tokens, window, trust_remote_code=trust_remote_code)
+        ids, notes = windows_for(one, two, text, tokens, window)
     else:
         _check_ids(ids, min(one.vocabulary, two.vocabulary))
     place(one, two, memory_limit)
@@ -236,8 +236,6 @@ def windows_for(
     text: str | None,
     tokens: int | None,
     window: int = WINDOW,
-    *,
-    trust_remote_code: bool = False,
 ) -> tuple[list[Array], tuple[str, ...]]:
     """The windows that ``compare`` measures, and remarks; arguments and errors as there."""
     vocabulary = min(original.vocabulary, output.vocabulary)
@@ -253,5 +251,5 @@ def windows_for(
         vocabulary=vocabulary,
         tokens=tokens or default_tokens(parameters),
         window=max(2, min(longest)),
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=original.trust_remote_code,
     )

@@ -143,14 +143,14 @@ def make_report(
     checkpoint, notes = find_original(
         two.folder, original, revision=revision, same=same, trust_remote_code=trust_remote_code, on_progress=say
     )
-    one = open_original(checkpoint, trust_remote_code=trust_remote_code)
-    ids, remarks = windows_for(one, two, text, tokens, trust_remote_code=trust_remote_code)
+    one = open_original(checkpoint)
+    ids, remarks = windows_for(one, two, text, tokens)
     place(one, two, memory_limit)
     quality = compare(one, two, ids=ids, on_progress=say)
     say("comparing hidden states")
     layers = layer_errors(one, two, ids[0])
     say("comparing what both write")
-    written, left_out = samples(one, two, text, trust_remote_code=trust_remote_code)
+    written, left_out = samples(one, two, text)
     say("comparing weights")
     modules = weight_errors(one, two)
     parameters = sum(math.prod(shape) for shape in two.weights.values())

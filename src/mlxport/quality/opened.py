@@ -49,6 +49,7 @@ class Opened:
         program: From the checkpoint's tensors to the model's, of an original only.
         packing: Path of each quantized module to how MLX reads its weight.
         context: Longest sequence that it was made for, None where its config does not say.
+        trust_remote_code: Whether code of its folder may run (its tokenizer's).
         placed: ``memory``, ``disk``, or empty before ``place``.
         remarks: What a reader must know.
     """
@@ -60,6 +61,7 @@ class Opened:
     program: Program | None = None
     packing: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     context: int | None = None
+    trust_remote_code: bool = False
     placed: str = ""
     remarks: list[str] = field(default_factory=list)
 
@@ -183,7 +185,7 @@ def open_original(source: str | Path | Checkpoint, *, trust_remote_code: bool = 
 
     Args:
         source: A folder, a hub id, or an opened checkpoint.
-        trust_remote_code: Whether code of the checkpoint may run (its tokenizer's).
+        trust_remote_code: Whether code of the checkpoint may run (its tokenizer's); an opened one says so itself.
 
     Raises:
         SourceError: It cannot be opened.
@@ -203,7 +205,16 @@ def open_original(source: str | Path | Checkpoint, *, trust_remote_code: bool = 
         hint = "quality is measured with mlx-lm's model of the original; mlxport verify compares with torch's"
         raise UnsupportedError(f"no original to measure against: {error.message}", hint=hint) from error
     model, limit = opened.skeleton(), text_limit(source.config)
-    return Opened("the original", source.root, source.config, model, opened.plain.program, out.packings(model), limit)
+    return Opened(
+        "the original",
+        source.root,
+        source.config,
+        model,
+        opened.plain.program,
+        out.packings(model),
+        limit,
+        source.trust_remote_code,
+    )
 
 
 def open_output(folder: str | Path, *, trust_remote_code: bool = False) -> Opened:
@@ -224,7 +235,7 @@ def open_output(folder: str | Path, *, trust_remote_code: bool = False) -> Opene
         model = out.load_output(path, trust_remote_code=trust_remote_code)
     except VerificationError as error:
         raise UnsupportedError(f"{folder}: {error.message}", hint="convert it again") from error
-    return Opened("the output", path, config, model, None, out.packings(model), text_limit(config))
+    return Opened("the output", path, config, model, None, out.packings(model), text_limit(config), trust_remote_code)
 
 
 def text_limit(config: Mapping[str, Any]) -> int | None:

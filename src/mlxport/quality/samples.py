@@ -58,21 +58,18 @@ class Sample:
         return {**asdict(self), "original": list(self.original), "output": list(self.output)}
 
 
-def samples(
-    original: Opened, output: Opened, text: str | None = None, *, trust_remote_code: bool = False
-) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
+def samples(original: Opened, output: Opened, text: str | None = None) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
     """Let both continue a few beginnings, the most likely token each time, in float32.
 
     Args:
         original: Placed.
         output: Placed.
         text: A user's own text: its beginning is one of them, in place of the built-in ones.
-        trust_remote_code: Whether a tokenizer may run code of the folder.
 
     Returns:
         The samples, and remarks on what was left out.
     """
-    tokenizer = load_tokenizer(output.folder, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(output.folder, trust_remote_code=output.trust_remote_code)
     read = sum(side.stored_nbytes for side in (original, output) if side.placed == "disk")
     affordable = int(_READ_BYTES / read) if read else _TOKENS * (len(PROMPTS) + 1)
     if affordable < _FEWEST:

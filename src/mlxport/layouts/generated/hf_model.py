@@ -21,7 +21,7 @@ _BUILD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, R
 _LENGTH, _BATCH = 11, 2
 
 
-def read_config(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Any:
+def read_config(checkpoint: Checkpoint) -> Any:
     """The checkpoint's config as transformers reads it, set to plain tensors in and a ModelOutput out.
 
     Raises:
@@ -29,7 +29,7 @@ def read_config(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> A
     """
     try:
         config = transformers.AutoConfig.from_pretrained(
-            checkpoint.root, trust_remote_code=trust_remote_code, local_files_only=True
+            checkpoint.root, trust_remote_code=checkpoint.trust_remote_code, local_files_only=True
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UnsupportedError(
@@ -54,16 +54,13 @@ def _model_class(checkpoint: Checkpoint, config: Any) -> Any:
     return None
 
 
-def empty_model(
-    checkpoint: Checkpoint, *, dtype: torch.dtype, attention: str = "sdpa", trust_remote_code: bool = False
-) -> Any:
+def empty_model(checkpoint: Checkpoint, *, dtype: torch.dtype, attention: str = "sdpa") -> Any:
     """The checkpoint's model in eval mode, its parameters taking no memory, its buffers real.
 
     Args:
         checkpoint: The opened source.
         dtype: Of the parameters.
         attention: transformers' ``attn_implementation``; ``eager`` is taken where the model has no other.
-        trust_remote_code: Whether the checkpoint's own model code may run.
 
     Raises:
         UnsupportedError: transformers has no such model.
@@ -71,7 +68,7 @@ def empty_model(
     """
     from accelerate import init_empty_weights
 
-    config = read_config(checkpoint, trust_remote_code=trust_remote_code)
+    config = read_config(checkpoint)
     cls = _model_class(checkpoint, config)
     for implementation in dict.fromkeys((attention, "eager")):
         options: dict[str, Any] = {"attn_implementation": implementation, "dtype": dtype}
@@ -80,7 +77,9 @@ def empty_model(
                 if cls is not None:
                     model = cls._from_config(config, **options)
                 else:
-                    model = transformers.AutoModel.from_config(config, trust_remote_code=trust_remote_code, **options)
+                    model = transformers.AutoModel.from_config(
+                        config, trust_remote_code=checkpoint.trust_remote_code, **options
+                    )
         except (ValueError, ImportError) as error:
             if implementation != "eager":
                 continue

@@ -35,9 +35,7 @@ def open_generated(checkpoint: Checkpoint, options: LayoutOptions) -> GeneratedC
     port, example, maps = _emitted(checkpoint, options, dtype)
 
     def original() -> Any:
-        return hf_model.empty_model(
-            checkpoint, dtype=torch.float32, attention="eager", trust_remote_code=checkpoint.trust_remote_code
-        )
+        return hf_model.empty_model(checkpoint, dtype=torch.float32, attention="eager")
 
     return assemble(
         port, checkpoint.tensors, maps, example, original,
@@ -47,13 +45,11 @@ def open_generated(checkpoint: Checkpoint, options: LayoutOptions) -> GeneratedC
 
 def _emitted(checkpoint: Checkpoint, options: LayoutOptions, dtype: str) -> tuple[Port, Example, dict[str, Any]]:
     """Source, example inputs, and how each tensor is made of the checkpoint's; eager attention is the second choice."""
-    trust, model_type = checkpoint.trust_remote_code, str(checkpoint.config.get("model_type", ""))
+    model_type = str(checkpoint.config.get("model_type", ""))
     dynamic, fold = options.dynamic, options.fold_batchnorm
     problem: UnsupportedError | None = None
     for attention in ("sdpa", "eager"):
-        model = hf_model.empty_model(
-            checkpoint, dtype=TORCH_DTYPES[dtype], attention=attention, trust_remote_code=trust
-        )
+        model = hf_model.empty_model(checkpoint, dtype=TORCH_DTYPES[dtype], attention=attention)
         maps = weight_maps(model, checkpoint)
         example = Example("example", (), hf_model.example_inputs(model))
         try:
