@@ -23,12 +23,12 @@ CHILD = """
 import functools, json, sys, time
 from pathlib import Path
 from mlxport.source import open_checkpoint
-from mlxport.layouts.mlx_lm.opening import open_target
+from mlxport.layouts.mlx_lm.opening import open_model
 from mlxport.transform import invert
 from mlxport.parity import verify
 source, output, tokens = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 checkpoint = open_checkpoint(source)
-program = open_target(checkpoint).program
+program = open_model(checkpoint).plain.program
 report = verify(output, checkpoint, mode="layerwise", tokens=tokens, invert=functools.partial(invert, program),
                 on_progress=lambda line: print(time.strftime("%X"), line, flush=True))
 print(report.summary())

@@ -15,7 +15,7 @@ from mlxport.allocate.damage import ProbeBatch, measure_divergence, weight_error
 from mlxport.allocate.measure import prepare
 from mlxport.allocate.probe import candidate_weights, rounded
 from mlxport.errors import NumericsError
-from mlxport.layouts.mlx_lm.opening import lazy_model, open_target
+from mlxport.layouts.mlx_lm.opening import open_model
 from mlxport.quant import make_spec
 from mlxport.source import open_checkpoint
 from mlxport.transform import lazy_outputs
@@ -31,10 +31,10 @@ def log_probabilities(model: nn.Module, ids: mx.array, stride: int) -> mx.array:
 @pytest.mark.parametrize(("parts", "stride"), [(3, 1), (64, 4)])
 def test_equal_to_rounding_one_module_at_a_time(kind: str, parts: int, stride: int, tmp_path: Path):
     checkpoint = open_checkpoint(save(kind, tmp_path / "source"))
-    program = open_target(checkpoint).program
+    program = open_model(checkpoint).plain.program
     ids = mx.random.randint(0, 320, (2, 40), key=mx.random.key(1))
 
-    model, _ = lazy_model(checkpoint)
+    model = open_model(checkpoint).skeleton()
     candidates, calls = reachable(model, find_candidates(model, program))
     weights = candidate_weights(program, candidates)
     prepare(model, program, candidates)
@@ -47,7 +47,7 @@ def test_equal_to_rounding_one_module_at_a_time(kind: str, parts: int, stride: i
     found = dict(zip(wanted, measured, strict=False))
     assert [type(module) for module in modules.values()] == kinds and switch_layers._gather_sort is sort
 
-    plain, _ = lazy_model(checkpoint)
+    plain = open_model(checkpoint).skeleton()
     stored = lazy_outputs(program)
     nn.Module.load_weights(plain, [(name, array.astype(mx.float32)) for name, array in stored.items()])
     original = log_probabilities(plain, ids, stride)
@@ -76,8 +76,8 @@ def test_activations_that_are_not_finite_are_named(tmp_path: Path):
     arrays["model.layers.1.mlp.up_proj.weight"] *= float("nan")
     mx.save_safetensors(str(folder / "model.safetensors"), arrays)
     checkpoint = open_checkpoint(folder)
-    program = open_target(checkpoint).program
-    model, _ = lazy_model(checkpoint)
+    program = open_model(checkpoint).plain.program
+    model = open_model(checkpoint).skeleton()
     candidates, calls = reachable(model, find_candidates(model, program))
     prepare(model, program, candidates)
     modules = {path: given.module for path, given in candidates.items()}
@@ -89,8 +89,8 @@ def test_activations_that_are_not_finite_are_named(tmp_path: Path):
 @pytest.mark.parametrize("kind", ["llama", "experts"])
 def test_a_sample_tells_the_error_of_all(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     checkpoint = open_checkpoint(save(kind, tmp_path / "source", hidden_size=256))
-    program = open_target(checkpoint).program
-    model, _ = lazy_model(checkpoint)
+    program = open_model(checkpoint).plain.program
+    model = open_model(checkpoint).skeleton()
     candidates = find_candidates(model, program)
     weights = candidate_weights(program, candidates)
     for path, given in candidates.items():

@@ -283,7 +283,7 @@ def test_a_model_that_cannot_write_reads(tmp_path, monkeypatch):
 def test_column_power_is_the_mean_square_of_the_inputs(tmp_path, text):
     from mlxport.calibrate.calibration_text import read_calibration, tokens_of
     from mlxport.calibrate.passes import column_power
-    from mlxport.layouts.mlx_lm.opening import lazy_model, open_target
+    from mlxport.layouts.mlx_lm.opening import open_model
     from mlxport.source import open_checkpoint
 
     source = write_llama(tmp_path / "source", dtype="F32")
@@ -291,7 +291,7 @@ def test_column_power_is_the_mean_square_of_the_inputs(tmp_path, text):
     calibration = read_calibration(text)
     assert calibration is not None
     tokens = tokens_of(calibration, checkpoint)
-    power = column_power(lazy_model(checkpoint)[0], open_target(checkpoint).program, tokens)
+    power = column_power(open_model(checkpoint).skeleton(), open_model(checkpoint).plain.program, tokens)
     mlxport.convert(source, tmp_path / "plain", verify="none")
     from mlx_lm.utils import load_model
 

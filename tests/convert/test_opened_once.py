@@ -58,3 +58,21 @@ def test_a_verification_alone_opens_the_target_once(counts, tmp_path):
     counts.clear()
     assert verify(tmp_path / "out", source).passed
     assert counts["traces"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "verify"),
+    [
+        ({"quantize": 4, "calibrate": "default"}, "none"),
+        ({"target_bpw": 3.5}, "none"),
+        ({"target_bpw": 3.5, "calibrate": "default"}, "full"),
+        ({"quantize": 4, "distill": 1}, "none"),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else value,
+)
+def test_what_runs_the_model_does_not_open_it_again(counts, tmp_path, options, verify):
+    source = write_llama(tmp_path / "source", shards=1)
+    convert(source, tmp_path / "out", verify=verify, **options)
+    assert counts["traces"] == 1
+    outputs = (verify != "none") + ("distill" in options)  # models of what was written are opened as well
+    assert counts["models"] == 1 + outputs

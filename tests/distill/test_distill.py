@@ -14,6 +14,7 @@ from mlxport import convert, verify
 from mlxport.distill.distill_settings import DistillReport, DistillSettings
 from mlxport.distill.distillation import distill
 from mlxport.errors import TokenizerError
+from mlxport.layouts.mlx_lm.opening import open_model
 from mlxport.model.texts import PROBE_TEXT
 from mlxport.source import open_checkpoint
 
@@ -38,7 +39,7 @@ def quantized(source: Path, folder: Path, **options: Any) -> Path:
 
 def run(source: Path, out: Path, work: Path, settings: DistillSettings = SHORT, **options: Any) -> Any:
     config = json.loads((out / "config.json").read_text())
-    return distill(out, open_checkpoint(str(source)), config, settings, work, **options)
+    return distill(out, open_model(open_checkpoint(str(source))), config, settings, work, **options)
 
 
 def kl(source: Path, out: Path, ids: mx.array) -> float:
@@ -90,7 +91,7 @@ def test_what_the_original_predicts_is_the_same_block_by_block(checkpoint_of, tm
     from mlxport.distill.whole import predict, predict_in_parts
 
     for name in ("llama", "experts", "windows"):
-        original = OriginalModel(open_checkpoint(str(checkpoint_of(name))), mx.float32)
+        original = OriginalModel(open_model(open_checkpoint(str(checkpoint_of(name)))), mx.float32)
         ids = mx.random.randint(0, 320, (6, 20), key=mx.random.key(1))
         parts, whole = Targets(tmp_path / f"{name} parts"), Targets(tmp_path / f"{name} whole")
         predict_in_parts(original, ids, parts, lambda _: None)
@@ -105,7 +106,7 @@ def test_a_part_at_a_time_keeps_only_that_part(checkpoint_of):
 
     from mlxport.distill.teacher_student import OriginalModel
 
-    original = OriginalModel(open_checkpoint(str(checkpoint_of("llama"))), mx.float32)
+    original = OriginalModel(open_model(open_checkpoint(str(checkpoint_of("llama")))), mx.float32)
     original.fill("model.layers.1.")
     values = dict(tree_flatten(original.model.parameters()))
     assert values["model.layers.1.mlp.up_proj.weight"].abs().max() > 0
@@ -326,7 +327,7 @@ def test_the_way_follows_the_memory(checkpoint_of, tmp_path):
     from mlxport.distill.teacher_student import OriginalModel, QuantizedModel
 
     source = checkpoint_of("llama")
-    original = OriginalModel(open_checkpoint(str(source)), mx.float32)
+    original = OriginalModel(open_model(open_checkpoint(str(source))), mx.float32)
     output = QuantizedModel(quantized(source, tmp_path / "out"), mx.float32, False)
     settings = DistillSettings(4, batch=1)
     ways = [Memory(original, output, settings, 8, limit).way() for limit in range(0, 8 << 20, 16 << 10)]
@@ -343,7 +344,7 @@ def test_in_little_memory_activations_are_computed_again(checkpoint_of, tmp_path
 
     source = checkpoint_of("llama")
     out = quantized(source, tmp_path / "out")
-    models = OriginalModel(open_checkpoint(str(source)), mx.float32), QuantizedModel(out, mx.float32, False)
+    models = OriginalModel(open_model(open_checkpoint(str(source))), mx.float32), QuantizedModel(out, mx.float32, False)
     limits = range(0, 64 << 20, 64 << 10)
     limit = next(size for size in limits if Memory(*models, SHORT, SHORT.length, size).way().checkpoint)
     lines: list[str] = []

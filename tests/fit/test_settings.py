@@ -11,7 +11,7 @@ import pytest
 from checkpoints import write_llama
 from mlxport import convert
 from mlxport.fit.quant_settings import Setting, measure, settings
-from mlxport.layouts.mlx_lm.opening import lazy_model
+from mlxport.layouts.mlx_lm.opening import open_model
 from mlxport.quant import MIXED, MODES
 from mlxport.source import open_checkpoint
 
@@ -39,7 +39,7 @@ def test_every_setting_of_convert_is_there():
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name("none"))
 def test_the_bytes_are_those_that_convert_writes(deep, tmp_path, setting):
-    model, _ = lazy_model(open_checkpoint(deep))
+    model = open_model(open_checkpoint(deep)).skeleton()
     measured = measure(model, setting, {})
     report = convert(deep, tmp_path / "out", quantize=setting.quantize, verify="none")
     assert measured.nbytes == report.plan.nbytes == written(tmp_path / "out")
@@ -47,7 +47,7 @@ def test_the_bytes_are_those_that_convert_writes(deep, tmp_path, setting):
 
 
 def test_the_model_is_left_as_it_was(deep):
-    model, _ = lazy_model(open_checkpoint(deep))
+    model = open_model(open_checkpoint(deep)).skeleton()
     before = measure(model, Setting(None), {})
     for setting in SETTINGS:
         measure(model, setting, {})
@@ -55,7 +55,7 @@ def test_the_model_is_left_as_it_was(deep):
 
 
 def test_what_is_read_follows_the_shares(deep):
-    model, _ = lazy_model(open_checkpoint(deep))
+    model = open_model(open_checkpoint(deep)).skeleton()
     for quantize in (None, "4"):
         whole = measure(model, Setting(quantize), {})
         parts = measure(model, Setting(quantize), {"model.embed_tokens.weight": 0.25, "lm_head.weight": 0.5})
@@ -67,7 +67,7 @@ def test_what_is_read_follows_the_shares(deep):
 def test_a_setting_that_cannot_apply_says_why(deep, tmp_path):
     quantized = tmp_path / "quantized"
     convert(deep, quantized, quantize=4, verify="none")
-    model, _ = lazy_model(open_checkpoint(quantized))
+    model = open_model(open_checkpoint(quantized)).skeleton()
     assert "already quantized" in measure(model, Setting("8"), {}).problem
     assert measure(model, Setting(None), {}).nbytes == written(quantized)
     shutil.rmtree(quantized)

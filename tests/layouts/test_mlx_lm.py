@@ -18,12 +18,13 @@ from tiny_models import (
     copy_with,
     edit_config,
     load,
+    open_target,
     read_weights,
     save_model,
 )
 
 from mlxport.errors import QuantizationError, UnsupportedError, WeightsError
-from mlxport.layouts.mlx_lm.opening import check_supported, open_target
+from mlxport.layouts.mlx_lm.opening import check_supported
 from mlxport.quant import QuantRequest, Rule, make_request, read_recipe
 from mlxport.source import open_checkpoint
 from mlxport.types import QuantSpec

@@ -10,12 +10,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import torch
-from tiny_models import convert, copy_with, load, read_weights, save_model
+from tiny_models import convert, copy_with, load, open_target, read_weights, save_model
 from transformers import AutoModelForCausalLM
 
 from mlxport.errors import ConfigError, UnsupportedError, WeightsError
 from mlxport.layouts.mlx_lm import output_heads as mlx_lm_heads
-from mlxport.layouts.mlx_lm.opening import check_supported, open_target
+from mlxport.layouts.mlx_lm.opening import check_supported
 from mlxport.source import open_checkpoint
 from mlxport.types import Checkpoint
 

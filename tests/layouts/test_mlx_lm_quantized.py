@@ -9,10 +9,18 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from tiny_models import assert_same_weights, convert, convert_by_mlx_lm, copy_with, load, read_weights, save_model
+from tiny_models import (
+    assert_same_weights,
+    convert,
+    convert_by_mlx_lm,
+    copy_with,
+    load,
+    open_target,
+    read_weights,
+    save_model,
+)
 
 from mlxport.errors import MlxportError, QuantizationError, UnsupportedError
-from mlxport.layouts.mlx_lm.opening import open_target
 from mlxport.layouts.mlx_lm.quantized_sources import source_quantization
 from mlxport.quant import make_request
 from mlxport.source import open_checkpoint

@@ -16,10 +16,12 @@ import transformers
 
 from mlxport.layouts.conversion import Conversion
 from mlxport.layouts.mlx_lm.normalize import normalize_config
-from mlxport.layouts.mlx_lm.opening import open_target
+from mlxport.layouts.mlx_lm.opening import open_model
 from mlxport.output.plan import make_shards
 from mlxport.output.shards import write_shard
+from mlxport.quant import QuantRequest
 from mlxport.source import open_checkpoint
+from mlxport.types import Checkpoint
 
 SIZES: dict[str, Any] = dict(
     vocab_size=96, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
@@ -99,6 +101,11 @@ def read_weights(folder: Path) -> dict[str, mx.array]:
     for path in sorted(folder.glob("model*.safetensors")):
         arrays.update(mx.load(str(path)))
     return arrays
+
+
+def open_target(checkpoint: Checkpoint, *, quant: QuantRequest | None = None, **options: Any) -> Conversion:
+    """The conversion of a checkpoint, quantized as asked."""
+    return open_model(checkpoint, **options).conversion(quant)
 
 
 def convert(source: Path, folder: Path, **options: Any) -> Conversion:

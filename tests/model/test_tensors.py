@@ -6,7 +6,7 @@ import mlx.core as mx
 import pytest
 
 from checkpoints import write_llama
-from mlxport.layouts.mlx_lm.opening import open_target
+from mlxport.layouts.mlx_lm.opening import open_model
 from mlxport.model.parameters import LazyModel, parameters_of
 from mlxport.model.tensors import KeptTensor, StoredTensor, computed_tensors, kept_tensors, stored_tensors, whole
 from mlxport.source import open_checkpoint
@@ -82,10 +82,9 @@ def values(lazy: LazyModel) -> dict[str, float]:
 
 
 def test_parameters_are_there_while_they_are_wanted(checkpoint):
-    from mlxport.layouts.mlx_lm.opening import lazy_model
 
-    tensors = computed_tensors(open_target(checkpoint).program)
-    lazy = LazyModel(lazy_model(checkpoint)[0], tensors, lambda _, array: array.astype(mx.float32))
+    tensors = computed_tensors(open_model(checkpoint).plain.program)
+    lazy = LazyModel(open_model(checkpoint).skeleton(), tensors, lambda _, array: array.astype(mx.float32))
     assert set(values(lazy).values()) == {0}
     lazy.fill("model.layers.1.", skip=["model.layers.1.mlp.up_proj.weight"])
     assert {name for name, size in values(lazy).items() if size} == {
@@ -105,10 +104,9 @@ def test_parameters_are_there_while_they_are_wanted(checkpoint):
 
 def test_a_parameter_of_another_shape_is_refused(checkpoint):
     from mlxport.errors import UnsupportedError
-    from mlxport.layouts.mlx_lm.opening import lazy_model
 
-    tensors = computed_tensors(open_target(checkpoint).program)
+    tensors = computed_tensors(open_model(checkpoint).plain.program)
     tensors["lm_head.weight"] = tensors["model.norm.weight"]
-    lazy = LazyModel(lazy_model(checkpoint)[0], tensors)
+    lazy = LazyModel(open_model(checkpoint).skeleton(), tensors)
     with pytest.raises(UnsupportedError, match=r"lm_head\.weight has shape"):
         lazy.fill("lm_head")

@@ -7,7 +7,7 @@ import pytest
 
 from checkpoints import write_llama
 from mlxport.errors import TokenizerError, UnsupportedError
-from mlxport.layouts.mlx_lm.opening import lazy_model, open_target
+from mlxport.layouts.mlx_lm.opening import open_model
 from mlxport.model.parameters import LazyModel, parameters_of
 from mlxport.model.self_written import sample_sequences, write_sequences
 from mlxport.model.tensors import computed_tensors
@@ -67,7 +67,7 @@ def test_no_text_is_measured_on_that_was_trained_on():
 
 def test_what_a_model_writes_is_the_same_from_the_same_key(source):
     checkpoint = open_checkpoint(str(source))
-    writer = LazyModel(lazy_model(checkpoint)[0], computed_tensors(open_target(checkpoint).program))
+    writer = LazyModel(open_model(checkpoint).skeleton(), computed_tensors(open_model(checkpoint).plain.program))
     first, key = mx.array([4, 9, 2], dtype=mx.int32), mx.random.key(1)
     wrote = write_sequences(writer, first, 6, key, "")
     assert wrote.shape == (3, 6) and wrote[:, 0].tolist() == [4, 9, 2]
@@ -80,7 +80,7 @@ def test_what_a_model_writes_is_the_same_from_the_same_key(source):
 
 def test_a_model_that_cannot_write_says_so_and_lets_go_of_its_weights(source):
     checkpoint = open_checkpoint(str(source))
-    writer = LazyModel(lazy_model(checkpoint)[0], computed_tensors(open_target(checkpoint).program))
+    writer = LazyModel(open_model(checkpoint).skeleton(), computed_tensors(open_model(checkpoint).plain.program))
     writer.model.make_cache = lambda: [object(), object()]  # of an architecture that keeps something else
     with pytest.raises(UnsupportedError, match="cannot write with this model") as caught:
         write_sequences(writer, mx.array([1]), 4, mx.random.key(0), "give a text")

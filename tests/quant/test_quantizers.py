@@ -12,7 +12,7 @@ import torch
 import transformers
 
 import mlxport as package
-from mlxport.layouts.mlx_lm.opening import open_target
+from mlxport.layouts.mlx_lm.opening import open_model
 from mlxport.output.plan import make_shards
 from mlxport.output.shards import write_shard
 from mlxport.quant.search import search_affine, search_bytes
@@ -144,7 +144,7 @@ def test_the_plan_counts_the_searchs_memory(source):
 
     checkpoint = open_checkpoint(str(source))
     plain, searched = (
-        open_target(checkpoint, quant=make_request(4, quantizer=quantizer)).working_bytes()
+        open_model(checkpoint).conversion(make_request(4, quantizer=quantizer)).working_bytes()
         for quantizer in ("rtn", "search")
     )
     assert plain < searched <= plain + search_bytes(1 << 30)

@@ -178,11 +178,12 @@ def distill(state: State) -> None:
         return
     from mlxport.distill.resumable import distill_output
 
+    assert state.conversion.model is not None, "a layout without a model to train refuses the option"
     state.progress.stage("distilling", 0)
     calibration = state.options.calibration
     distilled = distill_output(
         state.workspace,
-        state.checkpoint,
+        state.conversion.model.at("auto"),
         state.conversion.config,
         state.options.training,
         text=calibration.text if calibration is not None else None,

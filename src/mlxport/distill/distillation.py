@@ -15,11 +15,11 @@ from mlxport.distill.teacher_logits import Targets
 from mlxport.distill.teacher_student import OriginalModel, QuantizedModel
 from mlxport.distill.training_text import read_sequences, sequence_length
 from mlxport.distill.whole import predict, predict_in_parts, train_whole
+from mlxport.layouts.conversion import TracedModel
 from mlxport.model.self_written import sample_sequences
 from mlxport.model.texts import calibration_text
 from mlxport.model.tokens import any_token, first_tokens
 from mlxport.model_config import ModelConfig
-from mlxport.types import Checkpoint
 
 __all__ = ["distill"]
 
@@ -29,7 +29,7 @@ _SEQUENCES = "sequences.safetensors"
 
 def distill(
     folder: Path,
-    checkpoint: Checkpoint,
+    model: TracedModel,
     config: Mapping[str, Any],
     settings: DistillSettings,
     work: Path,
@@ -43,7 +43,7 @@ def distill(
 
     Args:
         folder: The output: config, shards and tokenizer.
-        checkpoint: The original.
+        model: The original.
         config: The output's configuration.
         settings: How.
         work: A folder for what an interrupted run goes on from.
@@ -62,7 +62,7 @@ def distill(
     """
     work.mkdir(exist_ok=True)
     dtype = _dtype(config)
-    original, quantized = OriginalModel(checkpoint, dtype), QuantizedModel(folder, dtype, trust_remote_code)
+    original, quantized = OriginalModel(model, dtype), QuantizedModel(folder, dtype, trust_remote_code)
     length = sequence_length(settings, config)
     way = Memory(original, quantized, settings, length, memory_limit).way()
     say(f"distilling: {way}")

@@ -9,8 +9,8 @@ from typing import Any
 from mlxport.distill.changed_tensors import RESULT, load_result, rewrite, save_result
 from mlxport.distill.distill_settings import DistillReport, DistillSettings
 from mlxport.distill.distillation import distill
+from mlxport.layouts.conversion import TracedModel
 from mlxport.output.workspace import Workspace
-from mlxport.types import Checkpoint
 
 __all__ = ["distill_output"]
 
@@ -19,7 +19,7 @@ _FOLDER = "distilled"
 
 def distill_output(
     workspace: Workspace,
-    checkpoint: Checkpoint,
+    model: TracedModel,
     config: Mapping[str, Any],
     settings: DistillSettings,
     *,
@@ -35,7 +35,7 @@ def distill_output(
 
     Args:
         workspace: Holds the finished shards, config.json and the tokenizer.
-        checkpoint: The original.
+        model: The original.
         config: The output's configuration.
         settings: How to train.
         text: What to train on, see ``distill``.
@@ -47,7 +47,7 @@ def distill_output(
     kept = load_result(work / RESULT)
     if kept is None:
         report, arrays = distill(
-            workspace.folder, checkpoint, config, settings, work, text=text, trust_remote_code=trust_remote_code,
+            workspace.folder, model, config, settings, work, text=text, trust_remote_code=trust_remote_code,
             memory_limit=memory_limit, say=say,
         )  # fmt: skip
         save_result(work / RESULT, arrays, json.dumps(report.to_json()))

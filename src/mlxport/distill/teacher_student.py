@@ -7,12 +7,11 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlxport.layouts.mlx_lm.opening import open_model
+from mlxport.layouts.conversion import TracedModel
 from mlxport.model.blocks import block_of
 from mlxport.model.loaded import load_output, upcast
 from mlxport.model.parameters import Cast, LazyModel
 from mlxport.model.tensors import computed_tensors, stored_tensors, whole
-from mlxport.types import Checkpoint
 
 __all__ = ["OriginalModel", "QuantizedModel"]
 
@@ -28,10 +27,9 @@ class OriginalModel(LazyModel):
         dtype: What it computes in.
     """
 
-    def __init__(self, checkpoint: Checkpoint, dtype: mx.Dtype) -> None:
+    def __init__(self, model: TracedModel, dtype: mx.Dtype) -> None:
         self.dtype = dtype
-        opened = open_model(checkpoint)
-        super().__init__(opened.skeleton(), computed_tensors(opened.plain.program), _floats_as(dtype))
+        super().__init__(model.skeleton(), computed_tensors(model.plain.program), _floats_as(dtype))
 
     def sizes(self) -> set[int]:
         """Sizes that arrays of the model may have."""

@@ -139,16 +139,16 @@ def _calibration(
 
 def _open(checkpoint: Checkpoint, dtype: str) -> tuple[Any, Conversion, str, tuple[str, ...]]:
     """mlx-lm's model on placeholders, how it is converted, --dtype, and remarks."""
-    from mlxport.layouts.mlx_lm.opening import lazy_model, open_target
+    from mlxport.layouts.mlx_lm.opening import open_model
 
     here = all(path.is_file() for path in checkpoint.weight_files)
-    conversion = open_target(checkpoint, dtype=dtype, headers_only=not here)
+    model = open_model(checkpoint, dtype=dtype, headers_only=not here)
+    conversion = model.plain
     asked = planned_dtype(dtype, conversion)
     notes = (*checkpoint.problems, *conversion.notes)
     if asked != dtype:
         notes = (*notes, f"the checkpoint holds {conversion.dtype}: planned with --dtype {asked}")
-    model, _ = lazy_model(checkpoint, asked)
-    return model, conversion, asked, notes
+    return model.at(asked).skeleton(), conversion, asked, notes
 
 
 def planned_dtype(dtype: str, conversion: Conversion) -> str:

@@ -31,9 +31,9 @@ def own_inverse(checkpoint: Checkpoint, dtype: str = "auto") -> Invert:
 
     @functools.cache
     def program() -> Program:
-        from mlxport.layouts.mlx_lm.opening import open_target
+        from mlxport.layouts.mlx_lm.opening import open_model
 
-        return open_target(checkpoint, dtype=dtype).program
+        return open_model(checkpoint, dtype=dtype).plain.program
 
     def inverse(outputs: Mapping[str, mx.array]) -> dict[str, mx.array]:
         from mlxport.transform import invert

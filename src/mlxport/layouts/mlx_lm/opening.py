@@ -20,7 +20,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map_with_path
 
 from mlxport.errors import ConfigError, MlxportError, UnsupportedError
-from mlxport.layouts.conversion import DTYPES, Conversion, ModelSource, TracedModel, empty, make_conversion
+from mlxport.layouts.conversion import DTYPES, ModelSource, TracedModel, empty, make_conversion
 from mlxport.layouts.mlx_lm.config_view import text_section
 from mlxport.layouts.mlx_lm.normalize import ConfigRefused, NormalizedConfig, normalize_config
 from mlxport.layouts.mlx_lm.output_heads import is_head, refuse_other_heads
@@ -111,24 +111,6 @@ def open_model(
     plain = make_conversion(program, built, dtype, None, list(source.notes), _final_config)
     empty(model, program)
     return TracedModel(checkpoint, dtype, plain, config, source, model)
-
-
-def open_target(
-    checkpoint: Checkpoint,
-    *,
-    dtype: str = "auto",
-    quant: QuantRequest | None = None,
-    strict: bool = True,
-    headers_only: bool = False,
-) -> Conversion:
-    """The conversion alone; arguments and errors as of ``open_model`` and ``TracedModel.conversion``."""
-    return open_model(checkpoint, dtype=dtype, strict=strict, headers_only=headers_only).conversion(quant)
-
-
-def lazy_model(checkpoint: Checkpoint, dtype: str = "auto") -> tuple[nn.Module, dict[str, Any]]:
-    """The skeleton and its config; arguments and errors as of ``open_model``."""
-    traced = open_model(checkpoint, dtype=dtype)
-    return traced.skeleton(), dict(traced.config)
 
 
 @contextlib.contextmanager
