@@ -32,7 +32,7 @@ from checkpoints import (
 from command import MAIN, ROOT, environment, finish, start
 from mlxport.errors import UnsupportedError
 
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "examples" / "heldout.txt").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="session")
