@@ -43,8 +43,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("cpu_only"):
             item.add_marker(pytest.mark.skip(reason="about MLX's CPU backend; MLXPORT_TEST_DEVICE=cpu runs it"))
-        elif item.get_closest_marker("float64"):
-            item.add_marker(pytest.mark.skip(reason="MLX has float64 on the CPU only; MLXPORT_TEST_DEVICE=cpu runs it"))
 
 
 @pytest.fixture

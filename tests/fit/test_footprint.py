@@ -29,6 +29,7 @@ def predicted(name: str, run: dict[str, int], backend=CPU) -> int:
     return nbytes(model) + Footprint(model, backend, run.get("kv_bits")).at(run["context"]).peak
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("name", RUNS)
 def test_the_peak_is_that_of_a_real_run(tmp_path, name):
     measured = measured_peaks(save(name, tmp_path / "model"), RUNS[name])
@@ -36,6 +37,7 @@ def test_the_peak_is_that_of_a_real_run(tmp_path, name):
         assert predicted(name, run) == pytest.approx(real, rel=TOLERANCE), run
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize(("name", "context"), [("llama", 1000), ("100 M", 4)])
 def test_quantized_weights_change_nothing_but_their_size(tmp_path, name, context):
     (measured,) = measured_peaks(save(name, tmp_path / "model", mx.bfloat16, bits=4), [{"context": context}])

@@ -2,16 +2,13 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-import mlxport
+from command import start
 from mlxport.errors import UsageError
 from mlxport.run import ChatSession, Sampling, chat, load
 from mlxport.run.generate import stream
@@ -184,11 +181,7 @@ def test_after_an_interrupted_answer_the_next_is_that_of_an_uncached_run(llama):
 
 def test_a_signal_ends_a_script_politely(llama):
     code = "import sys; from mlxport.run import chat; chat(sys.argv[1], max_tokens=3, quiet=True)"
-    env = {**os.environ, "PYTHONPATH": str(Path(mlxport.__file__).parents[1])}
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(llama)], stdin=pipe, stdout=pipe, stderr=pipe, env=env, text=True
-    ) as process:
+    with start(llama, code=code, stdin=subprocess.PIPE) as process:
         process.stdin.write("hello\n")
         process.stdin.flush()
         assert process.stdout.readline()

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 import pytest
 from hub_server import COMMIT, REPO, HubServer
 
-import mlxport.source
+from command import environment, finish, start
 from mlxport.errors import DiskError, MlxportError, SourceError, UnsupportedError, WeightsError
 from mlxport.source import read_rows
 from mlxport.source.hub import open_repository
@@ -190,14 +188,6 @@ def test_open_checkpoint_as_a_user_calls_it(hub: HubServer, tmp_path: Path) -> N
         "print(c.repo_id, c.revision, len(c.tensors), "
         "sum(s.read_rows(r).nbytes for r in c.tensors.values()) == c.nbytes)"
     )
-    source = str(Path(mlxport.source.__file__).parents[2])
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": hub.endpoint,
-        "HF_HOME": str(tmp_path / "home"),
-        "PYTHONPATH": source,
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", program, REPO], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
-    assert done.stdout.split() == [REPO, COMMIT, "6", "True"], done.stderr
+    hub_of_ours = environment(HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "home"))
+    done = finish(start(REPO, code=program, env=hub_of_ours, cwd=tmp_path))
+    assert done.out.split() == [REPO, COMMIT, "6", "True"], done.err
