@@ -8,7 +8,7 @@ import pytest
 from checkpoints import write_llama
 from mlxport.layouts.mlx_lm.opening import open_model
 from mlxport.model.parameters import LazyModel, parameters_of
-from mlxport.model.tensors import KeptTensor, StoredTensor, computed_tensors, kept_tensors, stored_tensors, whole
+from mlxport.model.tensors import computed_tensors, stored_tensors, whole
 from mlxport.source import open_checkpoint
 from mlxport.transform import lazy_outputs, trace
 
@@ -60,21 +60,12 @@ def test_stored_by_rows_and_as_a_whole(checkpoint):
     assert mx.array_equal(whole(tensor), array) and mx.array_equal(tensor.lazy(), array)
 
 
-class Counted(StoredTensor):
-    reads = 0
-
-    def rows(self, start, stop):
-        Counted.reads += 1
-        return super().rows(start, stop)
-
-
-def test_a_small_model_is_read_once(checkpoint):
-    tensor = Counted(checkpoint.tensors["lm_head.weight"])
-    kept = kept_tensors({"head": tensor}, tensor.nbytes)["head"]
-    for _ in range(3):
-        assert mx.array_equal(kept.rows(2, 4), tensor.lazy()[2:4])
-    assert isinstance(kept, KeptTensor) and Counted.reads == 1
-    assert kept_tensors({"head": tensor}, tensor.nbytes - 1) == {"head": tensor}
+def test_rows_of_a_small_model_are_computed_once(checkpoint):
+    program = trace(stacked, checkpoint.tensors)
+    size = sum(tensor.nbytes for tensor in computed_tensors(program).values())
+    kept, passing = (computed_tensors(program, most)["wide"] for most in (size, size - 1))
+    assert kept.rows(2, 4) is kept.rows(2, 4) and passing.rows(2, 4) is not passing.rows(2, 4)
+    assert mx.array_equal(kept.rows(2, 4), passing.rows(2, 4)) and kept.rows(0, 2).shape == (2, 64)
 
 
 def values(lazy: LazyModel) -> dict[str, float]:

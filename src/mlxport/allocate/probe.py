@@ -22,7 +22,7 @@ from mlx_lm.models import switch_layers
 from mlxport.errors import NumericsError, UnsupportedError
 from mlxport.model.hooks import answering, swapped
 from mlxport.model.leaf_calls import LeafCalls, expert_products, is_leaf, leaf_class, row_products, table_rows
-from mlxport.model.tensors import Tensor, computed_tensors, kept_tensors, whole
+from mlxport.model.tensors import Tensor, computed_tensors, whole
 from mlxport.quant.packing import dequantize_rows, quantize_rows
 from mlxport.transform import Program
 from mlxport.types import QuantSpec
@@ -210,8 +210,8 @@ def _probed_class(path: str, module: Any, probe: Probe) -> type:
 
 def candidate_weights(program: Program, paths: Iterable[str]) -> dict[str, Tensor]:
     """The weights of modules by path, as a program that quantizes nothing computes them."""
-    tensors = computed_tensors(program)
-    return kept_tensors({path: tensors[f"{path}.weight"] for path in paths}, _KEPT_BYTES)
+    tensors = computed_tensors(program, _KEPT_BYTES)
+    return {path: tensors[f"{path}.weight"] for path in paths}
 
 
 def rounded(rows: mx.array, spec: QuantSpec, quantizer: str = "rtn") -> mx.array:

@@ -11,7 +11,7 @@ import mlx.nn as nn
 from mlx_lm.models.switch_layers import SwitchLinear
 
 from mlxport.calibrate.sites import Recorder, Site
-from mlxport.model.blocks import block_of
+from mlxport.model.block_paths import block_of
 from mlxport.model.hooks import Answer, answering
 from mlxport.model.leaf_calls import LeafCalls, leaf_class
 

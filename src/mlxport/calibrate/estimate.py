@@ -13,7 +13,7 @@ from mlxport.calibrate.calibration_text import LENGTH, MOST_TOKENS, Calibration,
 from mlxport.calibrate.moments import column_ranges
 from mlxport.calibrate.paired_batch import PairedBatch
 from mlxport.calibrate.quantizing import BLOCK
-from mlxport.model.blocks import block_of
+from mlxport.model.block_paths import block_of
 from mlxport.model_config import ModelConfig
 from mlxport.output.plan import BASE_BYTES
 from mlxport.quant import is_linear

@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxport.errors import UnsupportedError
-from mlxport.model.blocks import blocks
+from mlxport.model.block_paths import blocks
 from mlxport.model.hooks import hooked
 
 __all__ = ["BlockCall", "head", "walk"]

@@ -17,7 +17,7 @@ from mlxport.distill.teacher_logits import Targets, divergence
 from mlxport.distill.teacher_student import OriginalModel, QuantizedModel
 from mlxport.distill.training_layers import trained
 from mlxport.distill.whole import pieces
-from mlxport.model.blocks import blocks
+from mlxport.model.block_paths import blocks
 
 __all__ = ["Blockwise"]
 

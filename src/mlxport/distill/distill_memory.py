@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 
 from mlxport.distill.distill_settings import DistillSettings
 from mlxport.distill.teacher_student import OriginalModel, QuantizedModel
-from mlxport.model.blocks import blocks
+from mlxport.model.block_paths import blocks
 from mlxport.model.memory import available_memory
 
 __all__ = ["Memory", "Way"]

@@ -17,7 +17,7 @@ from mlxport.distill.params import Trainable, trainables
 from mlxport.distill.teacher_logits import Targets, divergence
 from mlxport.distill.teacher_student import OriginalModel, QuantizedModel
 from mlxport.distill.training_layers import trained
-from mlxport.model.blocks import blocks
+from mlxport.model.block_paths import blocks
 from mlxport.model.hooks import hooked
 
 __all__ = ["predict", "predict_in_parts", "train_whole"]

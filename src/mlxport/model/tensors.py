@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -27,11 +27,9 @@ from mlxport.types import TensorRef
 
 __all__ = [
     "ComputedTensor",
-    "KeptTensor",
     "StoredTensor",
     "Tensor",
     "computed_tensors",
-    "kept_tensors",
     "output_refs",
     "stored_tensors",
     "whole",
@@ -111,6 +109,7 @@ class ComputedTensor:
     # What the trace could not follow is made by the pipeline itself, all outputs at once: they are shared, and each is
     # let go of as soon as it was asked for.
     _untraced: dict[str, mx.array] = field(repr=False)
+    _kept: dict[tuple[str, int, int], mx.array] | None = field(default=None, repr=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -128,7 +127,16 @@ class ComputedTensor:
         return prod(self.shape) * self.dtype.size
 
     def rows(self, start: int, stop: int) -> mx.array:
-        """From just the bytes that they need, where the program was traced."""
+        """From just the bytes that they need, where the program was traced; where they are kept, evaluated."""
+        if self._kept is None:
+            return self._computed(start, stop)
+        key = (self.output.name, start, stop)
+        if key not in self._kept:
+            self._kept[key] = self._computed(start, stop)
+            mx.eval(self._kept[key])
+        return self._kept[key]
+
+    def _computed(self, start: int, stop: int) -> mx.array:
         if self.output.value is None:
             return mx.contiguous(self.lazy()[start:stop])
         return Evaluator().rows(self.output.value, start, stop)
@@ -148,44 +156,6 @@ class ComputedTensor:
         if self.output.name not in self._untraced:
             self._untraced.update(lazy_outputs(self.program))
         return self._untraced.pop(self.output.name)
-
-
-@dataclass(frozen=True)
-class KeptTensor:
-    """A tensor whose rows stay in memory once they are read: for small models that are read again and again."""
-
-    tensor: Tensor
-    _kept: dict[tuple[int, int], mx.array] = field(default_factory=dict, repr=False)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Dimensions."""
-        return self.tensor.shape
-
-    @property
-    def dtype(self) -> mx.Dtype:
-        """Of its elements."""
-        return self.tensor.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its elements."""
-        return self.tensor.nbytes
-
-    def rows(self, start: int, stop: int) -> mx.array:
-        """Evaluated, once for each range."""
-        if (start, stop) not in self._kept:
-            self._kept[start, stop] = self.tensor.rows(start, stop)
-            mx.eval(self._kept[start, stop])
-        return self._kept[start, stop]
-
-    def blocks(self, nbytes: int = BLOCK_BYTES) -> Iterator[tuple[int, int]]:
-        """See ``Tensor``."""
-        yield from self.tensor.blocks(nbytes)
-
-    def lazy(self) -> mx.array:
-        """The whole of it, unevaluated."""
-        return self.tensor.lazy()
 
 
 def whole(tensor: Tensor) -> mx.array:
@@ -212,14 +182,15 @@ def stored_tensors(folder: Path) -> dict[str, Tensor]:
     return {name: StoredTensor(ref) for name, ref in output_refs(folder).items()}
 
 
-def computed_tensors(program: Program) -> dict[str, Tensor]:
-    """The outputs of a program by name."""
+def computed_tensors(program: Program, keep: int = 0) -> dict[str, Tensor]:
+    """The outputs of a program by name.
+
+    Args:
+        program: From checkpoint tensors to them.
+        keep: Where all of them take at most so many bytes, rows stay in memory once they are computed: for small models
+            that are read again and again.
+    """
     untraced: dict[str, mx.array] = {}
-    return {name: ComputedTensor(program, output, untraced) for name, output in program.outputs.items()}
-
-
-def kept_tensors(tensors: Mapping[str, Tensor], most: int) -> dict[str, Tensor]:
-    """The same; where all of them take at most so many bytes, they stay in memory once they are read."""
-    if sum(tensor.nbytes for tensor in tensors.values()) > most:
-        return dict(tensors)
-    return {name: KeptTensor(tensor) for name, tensor in tensors.items()}
+    small = sum(prod(output.shape) * output.dtype.size for output in program.outputs.values()) <= keep
+    kept: dict[tuple[str, int, int], mx.array] | None = {} if small else None
+    return {name: ComputedTensor(program, output, untraced, kept) for name, output in program.outputs.items()}

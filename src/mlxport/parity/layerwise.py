@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxport.model import loaded as out
-from mlxport.model.blocks import block_of, is_block
+from mlxport.model.block_paths import block_of, is_block
 from mlxport.model.streaming import stream
 from mlxport.parity import reference as ref
 from mlxport.parity.lazy_reference import lazy_model

@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxport.model.blocks import block_number, block_of, is_block
+from mlxport.model.block_paths import block_number, block_of, is_block
 from mlxport.model.hooks import first_array, watching
 from mlxport.model.streaming import StreamedMatrix
 from mlxport.model_config import ModelConfig

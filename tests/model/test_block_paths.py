@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from mlx_lm.utils import _get_classes
 
-from mlxport.model.blocks import block_number, block_of, blocks, is_block
+from mlxport.model.block_paths import block_number, block_of, blocks, is_block
 
 SMALL = {"vocab_size": 32, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "rms_norm_eps": 1e-5}
 ROPE = {"num_key_value_heads": 2, "rope_theta": 1e4, "max_position_embeddings": 64, "tie_word_embeddings": False}
