@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 import mlx.core as mx
@@ -40,6 +40,7 @@ def calibrate(
     tokens: mx.array,
     store: Store,
     *,
+    most_shift: Callable[[QuantSpec], float] = lambda spec: inf,
     on_unit: Callable[[str, int], None] = lambda name, nbytes: None,
 ) -> None:
     """Quantize every matrix that the model uses on a text; what is finished in ``store`` already is not done again.
@@ -50,6 +51,7 @@ def calibrate(
         quantized: Module path to its quantization; modules of modes that are not linear stay as MLX quantizes them.
         tokens: int32 [sequences, length].
         store: Takes the packed weights.
+        most_shift: How far a row may be moved to make up for shifted inputs, relative to its length.
         on_unit: Called with the path of each finished unit and the bytes of its weights.
 
     Raises:
@@ -57,7 +59,7 @@ def calibrate(
         UnsupportedError: The architecture uses its weights in a way that cannot be followed.
     """
     specs = {path: spec for path, spec in quantized.items() if is_linear(spec.mode)}
-    run = _Pass(model, computed_tensors(program), specs, Recorder(Moments), store, on_unit)
+    run = _Pass(model, computed_tensors(program), specs, Recorder(Moments), store, on_unit, most_shift)
     with run.hooked():
         run.rehearse(tokens)
         if any(unit.path not in store.units for unit in run.pending()):
@@ -97,6 +99,7 @@ class _Pass:
     recorder: Recorder
     store: Store | None
     on_unit: Callable[[str, int], None] = lambda name, nbytes: None
+    most_shift: Callable[[QuantSpec], float] = lambda spec: inf
     units: list[Unit] = field(default_factory=list)
     order: list[Unit] = field(default_factory=list)  # as they are called, with repetition
     power: dict[str, mx.array] = field(default_factory=dict)
@@ -307,7 +310,7 @@ class _Pass:
     def _quantize_group(self, paths: list[str], statistics: Moments | Experts, tied: bool) -> dict[str, Packed]:
         """Matrices that share their inputs; of each range of columns the moments are factored once."""
 
-        def given(path: str) -> tuple[Any, ...]:
+        def given(path: str) -> tuple[QuantSpec, mx.Dtype]:
             return self.specs[path], self.tensors[f"{path}.weight"].dtype
 
         def read(path: str) -> Rows:
@@ -324,7 +327,8 @@ class _Pass:
         parts: dict[str, list[Packed]] = {path: [] for path in paths}
         for ready in prepared(statistics, tied):
             for path in paths:
-                parts[path].append(quantize_columns(read(path), shapes[path][0], ready, *given(path)))
+                most, rows = self.most_shift(self.specs[path]), shapes[path][0]
+                parts[path].append(quantize_columns(read(path), rows, ready, *given(path), most_shift=most))
         return {path: joined(found, beside) for path, found in parts.items()}
 
     def _facts(self, path: str, packed: Packed, statistics: Moments | Experts) -> dict[str, Any]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import mlx.core as mx
 
 from mlxport.calibrate.moments import Experts, Moments, column_ranges
-from mlxport.parity.tolerances import STORED_WEIGHT_BOUND, level_name
-from mlxport.quant import level
 from mlxport.quant.feedback import Factor, correction, factor, feedback_affine
 from mlxport.quant.search import pack
 from mlxport.types import QuantSpec
@@ -80,15 +79,26 @@ def prepared(moments: Moments, tied: bool = False) -> Iterator[_Prepared]:
         yield ready
 
 
-def quantize_columns(read: Rows, rows: int, ready: _Prepared, spec: QuantSpec, dtype: mx.Dtype) -> Packed:
-    """A range of columns of a matrix of so many rows, a block of rows at a time."""
+def quantize_columns(
+    read: Rows, rows: int, ready: _Prepared, spec: QuantSpec, dtype: mx.Dtype, most_shift: float = inf
+) -> Packed:
+    """A range of columns of a matrix of so many rows, a block of rows at a time.
+
+    Args:
+        read: Reads rows of it.
+        rows: How many there are.
+        ready: The moments of its inputs in these columns.
+        spec: How it is stored.
+        dtype: Of scales and biases.
+        most_shift: How far a row may be moved to make up for shifted inputs, relative to its length.
+    """
     first, last = ready.columns
     step = max(1, min(rows, BLOCK // (last - first)))
     found = []
     for start in range(0, rows, step):
         weight = read(start, min(start + step, rows))[:, first:last].astype(mx.float32)
         if ready.correction is not None:
-            weight = _shifted(weight, weight @ ready.correction, spec)
+            weight = _shifted(weight, weight @ ready.correction, most_shift)
         part = feedback_affine(weight, ready.factor, group_size=spec.group_size, bits=spec.bits, dtype=dtype)
         found.append(Packed([_packed(part.codes, spec), part.scales, part.biases], part.error, part.power))
         mx.eval(found[-1].arrays)
@@ -96,9 +106,8 @@ def quantize_columns(read: Rows, rows: int, ready: _Prepared, spec: QuantSpec, d
     return joined(found, mx.concatenate)
 
 
-def _shifted(weight: mx.array, shift: mx.array, spec: QuantSpec) -> mx.array:
-    """Corrected rows, none by more than half of what verification lets a stored row differ from the original."""
-    most = STORED_WEIGHT_BOUND[level_name(level(spec.mode, spec.bits))] / 2
+def _shifted(weight: mx.array, shift: mx.array, most: float) -> mx.array:
+    """Corrected rows, none by more than so much of its length."""
     size, length = (mx.linalg.norm(x, axis=-1, keepdims=True) for x in (shift, weight))
     return weight + shift * mx.minimum(1.0, most * length / mx.maximum(size, 1e-30))
 

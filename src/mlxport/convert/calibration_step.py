@@ -18,9 +18,11 @@ from mlxport.model.parameters import LazyModel, wide_on_cpu
 from mlxport.model.self_written import write_sequences
 from mlxport.model.tensors import computed_tensors
 from mlxport.model.tokens import first_tokens
+from mlxport.parity.tolerances import STORED_WEIGHT_BOUND, level_name
 from mlxport.progress import Progress
+from mlxport.quant.modes import level
 from mlxport.transform import Output, Program, Value, mx_dtype
-from mlxport.types import CalibrationPlan, Checkpoint
+from mlxport.types import CalibrationPlan, Checkpoint, QuantSpec
 
 if TYPE_CHECKING:
     from mlxport.layouts.conversion import Conversion, TracedModel
@@ -93,7 +95,7 @@ def calibrated(
     tokens = _tokens(work, conversion.model, store, progress)
     calibrate(
         conversion.model.skeleton(), plain, conversion.quantized, tokens, store,
-        on_unit=lambda _, nbytes: progress.advance(nbytes),
+        most_shift=_most_shift, on_unit=lambda _, nbytes: progress.advance(nbytes),
     )  # fmt: skip
     record = {
         **calibration.recorded(),
@@ -103,6 +105,11 @@ def calibrated(
         "modules": methods(conversion.quantized, Store(folder / FOLDER)),
     }
     return _with_calibrated(conversion.program, store), {"calibration": record}
+
+
+def _most_shift(spec: QuantSpec) -> float:
+    """Half of what verification lets a stored row differ from the original."""
+    return STORED_WEIGHT_BOUND[level_name(level(spec.mode, spec.bits))] / 2
 
 
 def _tokens(work: Calibrating, model: TracedModel, store: Store, progress: Progress) -> mx.array:
