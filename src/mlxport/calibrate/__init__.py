@@ -6,5 +6,5 @@ the inputs of its matrices are measured, the matrices are quantized, and both ha
 weights. So one block's weights and the activations between two blocks are all that is in memory, and masks, caches,
 routing and whatever else an architecture does between and in its blocks are its own code.
 
-Imports: errors, types, model_config, progress, source, quant, transform, layouts, output, model.
+Imports: errors, types, model_config, source, quant, transform, output, model.
 """
