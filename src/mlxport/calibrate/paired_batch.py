@@ -6,34 +6,22 @@ The axis of an output is the one in which pieces of different sizes differ.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
+
+from mlxport.model.hooks import map_arrays
 
 __all__ = ["PairedBatch", "arrays_in"]
 
 _TOKENS = 2048  # of a piece
 
 
-def _mapped(tree: Any, change: Callable[[mx.array], Any]) -> Any:
-    """``tree`` with its arrays changed; tuples, lists and dicts are gone through, all else stays."""
-    if isinstance(tree, mx.array):
-        return change(tree)
-    if isinstance(tree, dict):
-        return {key: _mapped(value, change) for key, value in tree.items()}
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(_mapped(value, change) for value in tree))
-    if isinstance(tree, (tuple, list)):
-        return type(tree)(_mapped(value, change) for value in tree)
-    return tree
-
-
 def arrays_in(tree: Any) -> list[mx.array]:
     """All arrays of nested tuples, lists and dicts."""
     found: list[mx.array] = []
-    _mapped(tree, found.append)
+    map_arrays(tree, found.append)
     return found
 
 
@@ -85,7 +73,7 @@ class PairedBatch:
             index[axis] = slice(start * entries, stop * entries)
             return array[tuple(index)]
 
-        return _mapped(tree, part)
+        return map_arrays(tree, part)
 
     def join(self, parts: list[Any]) -> Any:
         """Outputs of all pieces, of one half after the other, as the output of the whole batch."""

@@ -187,7 +187,6 @@ def distill(state: State) -> None:
         state.conversion.config,
         state.options.training,
         text=calibration.text if calibration is not None else None,
-        trust_remote_code=state.checkpoint.trust_remote_code,
         say=state.progress.message,
     )
     state.progress.message(distilled.summary())

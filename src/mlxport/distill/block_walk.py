@@ -16,7 +16,7 @@ import mlx.nn as nn
 
 from mlxport.errors import UnsupportedError
 from mlxport.model.block_paths import blocks
-from mlxport.model.hooks import hooked
+from mlxport.model.hooks import hooked, map_arrays
 
 __all__ = ["BlockCall", "head", "walk"]
 
@@ -49,14 +49,11 @@ class BlockCall:
         """What a block, this or its quantized twin, makes of the hidden states of some sequences."""
         count = self.hidden.shape[0]
 
-        def cut(value: Any) -> Any:
-            if isinstance(value, mx.array):
-                return value[rows] if value.ndim and value.shape[0] == count else value
-            if isinstance(value, (tuple, list)):
-                return type(value)(cut(item) for item in value)
-            return {key: cut(item) for key, item in value.items()} if isinstance(value, dict) else value
+        def cut(array: mx.array) -> mx.array:
+            return array[rows] if array.ndim and array.shape[0] == count else array
 
-        output = block(hidden, *cut(self.args), **cut(self.kwargs))
+        args, kwargs = map_arrays((self.args, self.kwargs), cut)
+        output = block(hidden, *args, **kwargs)
         if not isinstance(output, mx.array) or output.shape != hidden.shape:
             raise UnsupportedError(
                 f"{self.path} does not map hidden states to hidden states: it cannot be distilled by itself",

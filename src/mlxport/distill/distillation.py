@@ -35,7 +35,6 @@ def distill(
     work: Path,
     *,
     text: str | None = None,
-    trust_remote_code: bool = False,
     memory_limit: int | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[DistillReport, dict[str, mx.array]]:
@@ -49,7 +48,6 @@ def distill(
         work: A folder for what an interrupted run goes on from.
         text: What to train on, beside what the model itself writes; where no model fits in memory whole, and so none
             writes, a built-in one by default.
-        trust_remote_code: Whether code of the folder may run.
         memory_limit: Bytes that models and training may take; default half of what is available.
         say: Called with a line for each step of the work.
 
@@ -62,6 +60,7 @@ def distill(
     """
     work.mkdir(exist_ok=True)
     dtype = _dtype(config)
+    trust_remote_code = model.checkpoint.trust_remote_code
     original, quantized = OriginalModel(model, dtype), QuantizedModel(folder, dtype, trust_remote_code)
     length = sequence_length(settings, config)
     way = Memory(original, quantized, settings, length, memory_limit).way()

@@ -24,7 +24,6 @@ def distill_output(
     settings: DistillSettings,
     *,
     text: str | None = None,
-    trust_remote_code: bool = False,
     memory_limit: int | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> DistillReport:
@@ -39,7 +38,6 @@ def distill_output(
         config: The output's configuration.
         settings: How to train.
         text: What to train on, see ``distill``.
-        trust_remote_code: Whether code of the checkpoint may run.
         memory_limit: Bytes that it may take.
         say: Called with a line for each step of the work.
     """
@@ -47,7 +45,7 @@ def distill_output(
     kept = load_result(work / RESULT)
     if kept is None:
         report, arrays = distill(
-            workspace.folder, model, config, settings, work, text=text, trust_remote_code=trust_remote_code,
+            workspace.folder, model, config, settings, work, text=text,
             memory_limit=memory_limit, say=say,
         )  # fmt: skip
         save_result(work / RESULT, arrays, json.dumps(report.to_json()))

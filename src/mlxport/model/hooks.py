@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-__all__ = ["Answer", "answering", "first_array", "hooked", "swap_classes", "swapped", "watching"]
+__all__ = ["Answer", "answering", "first_array", "hooked", "map_arrays", "swap_classes", "swapped", "watching"]
 
 # Module, name of the method (``__call__``, or ``as_linear`` of an embedding), the class's own method, and what it is
 # given; what is handed back is the result of the call.
@@ -93,6 +93,19 @@ def first_array(value: Any, kind: type = mx.array) -> Any:
     if isinstance(value, (tuple, list)):
         return next((found for item in value if (found := first_array(item, kind)) is not None), None)
     return None
+
+
+def map_arrays(tree: Any, change: Callable[[mx.array], Any]) -> Any:
+    """Nested arguments or results with their arrays changed; what is no tuple, list or dict stays as it is."""
+    if isinstance(tree, mx.array):
+        return change(tree)
+    if isinstance(tree, dict):
+        return {key: map_arrays(value, change) for key, value in tree.items()}
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(map_arrays(value, change) for value in tree))
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(map_arrays(value, change) for value in tree)
+    return tree
 
 
 @contextlib.contextmanager
