@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxport.errors import disk_full
+from mlxport.output.atomic_files import replace_arrays, replace_json, replacing
 from mlxport.source import hash_file
 from mlxport.source.safetensors_file import read_safetensors
 from mlxport.types import TensorRef
@@ -67,28 +66,16 @@ class Store:
             DiskError: The disk is full.
         """
         path = self._path(unit)
-        temporary = path.with_name(f"{unit}.tmp.safetensors")
-        try:
-            mx.save_safetensors(str(temporary), dict(arrays))
-        except RuntimeError as error:  # MLX's only word for a write that failed
-            temporary.unlink(missing_ok=True)
-            raise disk_full(path) from error
-        _sync(temporary)
-        os.replace(temporary, path)
+        replace_arrays(path, arrays)
         self.units[unit] = Finished(path, dict(facts))
         self._state[unit] = {"sha256": hash_file(path), "facts": dict(facts)}
-        state = self.folder / f"{_STATE}.tmp"
-        state.write_text(json.dumps(self._state), encoding="utf-8")
-        _sync(state)
-        os.replace(state, self.folder / _STATE)
+        replace_json(self.folder / _STATE, self._state)
         return self.units[unit]
 
     def save_tokens(self, tokens: mx.array) -> None:
         """Keep what the model wrote: a run that goes on must not depend on its writing the same again."""
-        temporary = self.folder / f"tmp.{TOKENS}"
-        np.save(temporary, np.array(tokens))
-        _sync(temporary)
-        os.replace(temporary, self.folder / TOKENS)
+        with replacing(self.folder / TOKENS) as file:
+            np.save(file, np.array(tokens))
 
     def tokens(self) -> mx.array:
         """What was kept by ``save_tokens``."""
@@ -101,8 +88,3 @@ class Store:
     def facts(self) -> dict[str, Mapping[str, Any]]:
         """What was found, by module path."""
         return {path: facts for unit in self.units.values() for path, facts in unit.facts.items()}
-
-
-def _sync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())

@@ -11,7 +11,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxport.output.shards import Written, replacing
+from mlxport.output.atomic_files import replace_arrays, replacing
+from mlxport.output.shards import Written
 from mlxport.source.safetensors_file import read_safetensors
 from mlxport.transform import to_bytes
 
@@ -23,11 +24,7 @@ _PIECE = 8 << 20
 
 def save_result(path: Path, arrays: Mapping[str, mx.array], facts: str) -> None:
     """Keep what a distillation found, durably: from here on, writing it into the shards can be done again."""
-    temporary = path.with_suffix(".tmp.safetensors")
-    mx.save_safetensors(str(temporary), dict(arrays), metadata={"facts": facts})
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    replace_arrays(path, arrays, {"facts": facts})
 
 
 def load_result(path: Path) -> tuple[dict[str, mx.array], str] | None:

@@ -20,6 +20,7 @@ from mlxport.model.self_written import sample_sequences
 from mlxport.model.texts import calibration_text
 from mlxport.model.tokens import any_token, first_tokens
 from mlxport.model_config import ModelConfig
+from mlxport.output.atomic_files import replace_arrays
 
 __all__ = ["distill"]
 
@@ -144,7 +145,5 @@ def _sequences(
     ids, source = mx.concatenate(parts), " and ".join(sources)
     ids = ids[mx.random.permutation(ids.shape[0], key=mx.random.key(settings.seed))]
     mx.eval(ids)
-    temporary = path.with_suffix(".tmp.safetensors")
-    mx.save_safetensors(str(temporary), {"ids": ids}, metadata={"source": source})
-    temporary.replace(path)
+    replace_arrays(path, {"ids": ids}, {"source": source})
     return ids, source

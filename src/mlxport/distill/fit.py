@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from mlxport.distill.distill_settings import DistillSettings
 from mlxport.distill.params import Trainable
+from mlxport.output.atomic_files import replace_arrays
 
 __all__ = ["Fitted", "fit"]
 
@@ -62,9 +62,7 @@ class _State:
     def save(self, path: Path) -> None:
         arrays = {f"{kind}.{name}": value for kind in _KINDS for name, value in getattr(self, kind).items()}
         numbers = {name: getattr(self, name) for name in ("before", "after", "step", "stale", "share", "ended")}
-        temporary = path.with_suffix(".tmp.safetensors")
-        mx.save_safetensors(str(temporary), arrays, metadata={"state": json.dumps(numbers)})
-        os.replace(temporary, path)
+        replace_arrays(path, arrays, {"state": json.dumps(numbers)})
 
     def load(self, path: Path) -> None:
         loaded: Any = mx.load(str(path), return_metadata=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+
+from mlxport.output.atomic_files import replace_arrays
 
 __all__ = ["Targets", "divergence"]
 
@@ -38,9 +39,7 @@ class Targets:
         count = min(_KEPT, logs.shape[-1])
         places = mx.argpartition(-logs, kth=count - 1, axis=-1)[..., :count]
         arrays = {"logs": mx.take_along_axis(logs, places, axis=-1), "places": places.astype(mx.uint32)}
-        temporary = self._path(number).with_suffix(".tmp")
-        mx.save_safetensors(str(temporary) + ".safetensors", arrays)
-        os.replace(str(temporary) + ".safetensors", self._path(number))
+        replace_arrays(self._path(number), arrays)
 
     def load(self, numbers: Sequence[int]) -> tuple[mx.array, mx.array]:
         """Log-probabilities and tokens of some sequences, [sequences, tokens, kept]."""

@@ -6,7 +6,6 @@ compute blocks of rows, each on an MLX stream of its own; this thread writes the
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import json
@@ -16,11 +15,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
-from mlxport.errors import disk_full
+from mlxport.output.atomic_files import replacing
 from mlxport.output.blocks import Block, Buffers, Findings, block_tasks
 from mlxport.transform import Program
 from mlxport.types import Shard
@@ -46,27 +45,6 @@ def header(shard: Shard) -> bytes:
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that becomes ``path`` at the end, when it is complete and on disk.
-
-    Raises:
-        DiskError: No space is left; the unfinished file is removed.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise disk_full(path) from error
-        raise
 
 
 def write_shard(

@@ -22,6 +22,7 @@ from typing import Any
 
 from mlxport.errors import DestinationError, DiskError, disk_full
 from mlxport.layouts.table import layouts
+from mlxport.output.atomic_files import replace_json, sync
 from mlxport.output.blocks import Findings
 from mlxport.output.shards import Written
 from mlxport.source.weight_files import SIDE_PATTERNS, matches
@@ -193,13 +194,7 @@ class Workspace:
         self._save()
 
     def _save(self) -> None:
-        temporary = self.folder / (_STATE + ".tmp")
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(self._state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.folder / _STATE)
-        _sync(self.folder)
+        replace_json(self.folder / _STATE, self._state)
 
     def publish(self, keep: set[str], overwrite: bool = False) -> None:
         """Rename the folder to its final name, replacing what is there; files not in ``keep`` are dropped first.
@@ -213,10 +208,10 @@ class Workspace:
                 if not any(path.iterdir()):
                     path.rmdir()
             elif relative in keep:
-                _sync(path)
+                sync(path)
             elif relative != _STATE:
                 path.unlink()
-        _sync(self.folder)
+        sync(self.folder)
         old = self.folder / _REPLACED
         _check_existing(self.destination, overwrite)
         try:
@@ -227,7 +222,7 @@ class Workspace:
             _put_back(self.destination, self.folder)
             message = f"cannot rename {self.folder} to {self.destination}: {error.strerror}"
             raise DestinationError(message, hint="the first of the two is complete: rename it") from error
-        _sync(self.destination.parent)
+        sync(self.destination.parent)
         _finish(self.destination)
 
 
@@ -337,13 +332,3 @@ def _resume(folder: Path, fingerprint: str) -> dict[str, Any]:
 
 def _written(entry: dict[str, Any]) -> Written:
     return Written(str(entry["sha256"]), int(entry["nbytes"]), Findings(**entry["findings"]))
-
-
-def _sync(path: Path) -> None:
-    """Make a file, or the renames in a folder, durable, where the file system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
