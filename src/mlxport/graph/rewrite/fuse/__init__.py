@@ -8,12 +8,16 @@ Imports: graph.lower, graph.capture, graph.rewrite.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import importlib
 from typing import Any
 
 from mlxport.graph.rewrite.fuse.fusion import Fusion
 
-__all__ = ["Fusion", "fuse"]
+__all__ = ["FUSIONS", "Fusion", "fuse"]
+
+# The files, in the order in which they are applied.
+FUSIONS = ("activation_functions", "rms_norm", "layer_norm", "linear_layers", "moe_loops", "moe", "rope",
+           "scaled_dot_product", "known_masks")  # fmt: skip
 
 
 def fuse(captured: Any, folds: dict[str, Any] | None = None) -> list[Fusion]:
@@ -28,20 +32,11 @@ def fuse(captured: Any, folds: dict[str, Any] | None = None) -> list[Fusion]:
 
     results: list[Fusion] = []
     folds = {} if folds is None else folds
-    for apply in _passes():
+    for name in FUSIONS:
+        apply = importlib.import_module(f"{__name__}.{name}").apply
         results.extend(apply(captured, Values(captured, folds)))
         captured.graph.eliminate_dead_code()
     merge_views(captured.graph)
     alive = set(captured.graph.nodes)
     captured.weights = {node: name for node, name in captured.weights.items() if node in alive}
     return results
-
-
-def _passes() -> list[Callable[[Any, Any], Iterable[Fusion]]]:
-    from mlxport.graph.rewrite.fuse import activation_functions as activations
-    from mlxport.graph.rewrite.fuse import known_masks, layer_norm, moe, moe_loops, rms_norm, rope
-    from mlxport.graph.rewrite.fuse import linear_layers as linear
-    from mlxport.graph.rewrite.fuse import scaled_dot_product as attention
-
-    passes = [activations, rms_norm, layer_norm, linear, moe_loops, moe, rope, attention, known_masks]
-    return [module.apply for module in passes]
