@@ -14,12 +14,13 @@ import pytest
 import transformers
 
 from mlxport.allocate.limits import make_target
-from mlxport.calibrate.calibration_text import first_tokens, read_calibration, tokens_of
+from mlxport.calibrate.calibration_text import read_calibration, tokens_of
 from mlxport.distill.distill_settings import DistillSettings
 from mlxport.distill.training_text import sequence_length
 from mlxport.errors import ConfigError, UsageError
 from mlxport.fit import plan_for
 from mlxport.inspect.inspection import inspect_checkpoint
+from mlxport.model.tokens import first_tokens
 from mlxport.model_config import ModelConfig
 from mlxport.parity.probe_length import affordable_length
 from mlxport.quality.opened import text_limit
@@ -124,7 +125,8 @@ def test_every_stage_knows_the_same_vocabulary(given, size, tiny):
     if size is not None:
         assert mx.max(tokens_of(read_calibration("default"), checkpoint)).item() < size
         for token, known in ((size - 1, True), (size, False)):
-            first = first_tokens({**checkpoint.config, "bos_token_id": token}, mx.array([[5, 6], [7, 8]]))
+            model = ModelConfig({**checkpoint.config, "bos_token_id": token})
+            first = first_tokens(model, model.vocabulary, 2, lambda: mx.array([5, 7]))
             assert first.tolist() == ([token, token] if known else [5, 7])
 
 

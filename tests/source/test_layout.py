@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from mlxport.errors import MlxportError, SourceError, UnsafeError, UnsupportedError, WeightsError
 from mlxport.source import open_checkpoint, read_rows
-from mlxport.source.weight_files import Layout, choose_layout, side_names
+from mlxport.source.weight_files import WeightFiles, choose_weight_files, side_names
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 INDEX, TORCH, TORCH_INDEX = "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -35,38 +35,38 @@ STRAYS = [
     ("names", "expected"),
     [
         # safetensors before torch, the index before a single file, whatever lies beside.
-        (["model.safetensors", INDEX, TORCH, TORCH_INDEX], Layout("safetensors", index=INDEX)),
-        (["model.safetensors", TORCH, TORCH_INDEX], Layout("safetensors", ("model.safetensors",))),
-        ([TORCH, TORCH_INDEX], Layout("torch", index=TORCH_INDEX)),
-        ([TORCH], Layout("torch", (TORCH,))),
+        (["model.safetensors", INDEX, TORCH, TORCH_INDEX], WeightFiles("safetensors", index=INDEX)),
+        (["model.safetensors", TORCH, TORCH_INDEX], WeightFiles("safetensors", ("model.safetensors",))),
+        ([TORCH, TORCH_INDEX], WeightFiles("torch", index=TORCH_INDEX)),
+        ([TORCH], WeightFiles("torch", (TORCH,))),
     ],
 )
-def test_canonical_names_come_first(names: list[str], expected: Layout) -> None:
-    assert choose_layout(names, "here") == expected
-    assert choose_layout([*names, *STRAYS], "here") == expected
+def test_canonical_names_come_first(names: list[str], expected: WeightFiles) -> None:
+    assert choose_weight_files(names, "here") == expected
+    assert choose_weight_files([*names, *STRAYS], "here") == expected
 
 
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        (["a.safetensors.index.json", "b.safetensors"], Layout("safetensors", index="a.safetensors.index.json")),
-        ([SECOND, FIRST], Layout("safetensors", (FIRST, SECOND))),
-        (["b.safetensors", "b.bin"], Layout("safetensors", ("b.safetensors",))),
-        (["b.bin.index.json", "b.bin"], Layout("torch", index="b.bin.index.json")),
-        (["model.pt", "b.bin"], Layout("torch", ("model.pt",))),
-        (["b.pth"], Layout("torch", ("b.pth",))),
-        (["._b.safetensors", "b.bin", "._b.bin", "._b.bin.index.json"], Layout("torch", ("b.bin",))),
-        (["b.safetensors", "._b.safetensors"], Layout("safetensors", ("b.safetensors",))),
-        ([FIRST, SECOND, f"._{FIRST}", f"._{SECOND}"], Layout("safetensors", (FIRST, SECOND))),
+        (["a.safetensors.index.json", "b.safetensors"], WeightFiles("safetensors", index="a.safetensors.index.json")),
+        ([SECOND, FIRST], WeightFiles("safetensors", (FIRST, SECOND))),
+        (["b.safetensors", "b.bin"], WeightFiles("safetensors", ("b.safetensors",))),
+        (["b.bin.index.json", "b.bin"], WeightFiles("torch", index="b.bin.index.json")),
+        (["model.pt", "b.bin"], WeightFiles("torch", ("model.pt",))),
+        (["b.pth"], WeightFiles("torch", ("b.pth",))),
+        (["._b.safetensors", "b.bin", "._b.bin", "._b.bin.index.json"], WeightFiles("torch", ("b.bin",))),
+        (["b.safetensors", "._b.safetensors"], WeightFiles("safetensors", ("b.safetensors",))),
+        ([FIRST, SECOND, f"._{FIRST}", f"._{SECOND}"], WeightFiles("safetensors", (FIRST, SECOND))),
     ],
 )
-def test_guesses(names: list[str], expected: Layout) -> None:
-    assert choose_layout(names, "here") == expected
+def test_guesses(names: list[str], expected: WeightFiles) -> None:
+    assert choose_weight_files(names, "here") == expected
 
 
 def test_hidden_files_are_no_weights_and_not_carried() -> None:
     with pytest.raises(WeightsError, match="no weights"):
-        choose_layout(["._model.safetensors", ".model.bin"], "here")
+        choose_weight_files(["._model.safetensors", ".model.bin"], "here")
     assert side_names(["._tokenizer.model", ".x.py", "additional_chat_templates/._a.jinja"]) == []
 
 

@@ -13,7 +13,7 @@ from mlxport.fit.fit_report import FitReport, FitRow, recommended
 from mlxport.fit.footprint import Footprint
 from mlxport.fit.hardware import Machine, decode_efficiency, known_machines, named_machine, this_machine
 from mlxport.fit.liveness import METAL
-from mlxport.fit.quant_settings import Setting, Weights, measure, settings
+from mlxport.fit.quant_settings import Setting, SettingWeights, measure, settings
 from mlxport.model_config import ModelConfig
 from mlxport.quant import make_spec, plain_bits
 from mlxport.run.kv import KVQuant
@@ -126,7 +126,7 @@ def chosen_context(asked: int | None, limit: int | None) -> int:
 
 
 def _calibration(
-    checkpoint: Checkpoint, conversion: Conversion, weights: Weights, limit: int | None
+    checkpoint: Checkpoint, conversion: Conversion, weights: SettingWeights, limit: int | None
 ) -> CalibrationPlan | None:
     """What calibrating at four bits takes, given the weights under that setting; None where nothing can be."""
     from mlxport.calibrate.estimate import estimate_default
@@ -159,7 +159,7 @@ def planned_dtype(dtype: str, conversion: Conversion) -> str:
 
 def _row(
     setting: Setting,
-    weights: Weights,
+    weights: SettingWeights,
     dtype: str,
     parameters: int,
     machine: Machine,

@@ -11,7 +11,7 @@ from mlxport.errors import QuantizationError
 from mlxport.layouts.quantizing import Built, quantize
 from mlxport.quant import MIXED, QuantRequest, make_request, named_modes, plain_bits
 
-__all__ = ["Setting", "Weights", "measure", "settings"]
+__all__ = ["Setting", "SettingWeights", "measure", "settings"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ def settings() -> tuple[Setting, ...]:
 
 
 @dataclass(frozen=True)
-class Weights:
+class SettingWeights:
     """The weights under one setting.
 
     Attributes:
@@ -52,7 +52,7 @@ class Weights:
     tensors: dict[str, int] = field(default_factory=dict, repr=False)
 
 
-def measure(model: nn.Module, setting: Setting, shares: dict[str, float]) -> Weights:
+def measure(model: nn.Module, setting: Setting, shares: dict[str, float]) -> SettingWeights:
     """What ``convert`` would write with ``setting``; the model is left as it was.
 
     Args:
@@ -67,15 +67,15 @@ def measure(model: nn.Module, setting: Setting, shares: dict[str, float]) -> Wei
             quantize(model, {}, request, Built({}))
         sizes = {name: array.nbytes for name, array in tree_flatten(model.parameters())}
     except QuantizationError as error:
-        return Weights(problem=error.message)
+        return SettingWeights(problem=error.message)
     except Exception as error:  # an architecture's own rules, which mlx-lm lets decide: one row, not the plan
-        return Weights(problem=f"mlx-lm cannot: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        return SettingWeights(problem=f"mlx-lm cannot: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
     finally:
         model.update_modules(leaves)
     if request is not None and sizes == {name: array.nbytes for name, array in tree_flatten(model.parameters())}:
-        return Weights(problem="no module of this model supports it")
+        return SettingWeights(problem="no module of this model supports it")
     read = sum(int(size * _share(name, shares)) for name, size in sizes.items())
-    return Weights(sum(sizes.values()), read, tensors=sizes)
+    return SettingWeights(sum(sizes.values()), read, tensors=sizes)
 
 
 def _share(name: str, shares: dict[str, float]) -> float:

@@ -21,7 +21,7 @@ _LAYER = re.compile(r"^(.*?\.)?(\d+)\.")
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class ShardGroup:
     """Tensors that must share a shard, in order."""
 
     tensors: tuple[OutTensor, ...]
@@ -99,7 +99,7 @@ def make_shards(
     """
     if by not in ("size", "layer"):
         raise UsageError(f"cannot shard by {by!r}", hint="choose size or layer")
-    groups = [Group((tensor,)) for tensor in tensors] if by == "size" else _layers(tensors)
+    groups = [ShardGroup((tensor,)) for tensor in tensors] if by == "size" else _layers(tensors)
     files: list[list[OutTensor]] = []
     filled = 0
     for group in groups:
@@ -114,10 +114,10 @@ def make_shards(
     return tuple(Shard(f"{stem}-{i:05d}-of-{count:05d}.safetensors", tuple(file)) for i, file in enumerate(files, 1))
 
 
-def _layers(tensors: Iterable[OutTensor]) -> list[Group]:
+def _layers(tensors: Iterable[OutTensor]) -> list[ShardGroup]:
     """Tensors of a layer together, layers and single tensors in order of first appearance."""
     groups: dict[str, list[OutTensor]] = {}
     for tensor in tensors:
         match = _LAYER.match(tensor.name)
         groups.setdefault(match[0] if match else tensor.name, []).append(tensor)
-    return [Group(tuple(group)) for group in groups.values()]
+    return [ShardGroup(tuple(group)) for group in groups.values()]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers.core_model_loading import MergeModulelist, Transpose
 
-from mlxport.layouts.generated.hf_weights import Group, assign
+from mlxport.layouts.generated.hf_weights import ConverterGroup, assign
 from mlxport.types import Checkpoint, TensorRef
 
 __all__ = ["Read", "Recipe", "parameter_recipes"]
@@ -39,7 +39,7 @@ class Recipe:
 class _Conversion:
     """A group of checkpoint tensors and how their rows are read."""
 
-    group: Group
+    group: ConverterGroup
     read: Read
 
     def run(self, model: Any, expert: int | None) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from mlxport.errors import DiskError, MlxportError, SourceError, UnsupportedError, WeightsError
 from mlxport.source.local_folder import CheckConfig, load_config, open_folder
 from mlxport.source.safetensors_file import header_length, parse_header
-from mlxport.source.weight_files import Layout, choose_layout, explain_no_config, read_index, side_names
+from mlxport.source.weight_files import WeightFiles, choose_weight_files, explain_no_config, read_index, side_names
 from mlxport.types import Checkpoint, TensorRef
 
 # Most headers fit into the first request.
@@ -80,9 +80,9 @@ def open_repository(
     )
 
 
-def _needed_weights(repository: _Repository, listed: Mapping[str, int]) -> tuple[Layout, list[str]]:
+def _needed_weights(repository: _Repository, listed: Mapping[str, int]) -> tuple[WeightFiles, list[str]]:
     """How the weights are laid out, and the names of their files; fetches the index, if there is one."""
-    layout = choose_layout(listed, repository.repo_id)
+    layout = choose_weight_files(listed, repository.repo_id)
     if layout.index is None:
         return layout, [*layout.files]
     repository.fetch(layout.index)

@@ -12,7 +12,14 @@ from mlxport.errors import SourceError, TokenizerError, UnsafeError, WeightsErro
 from mlxport.source.config_file import check_consistency, read_config
 from mlxport.source.safe_files import inside, opened, read_exactly, refuse_placeholder
 from mlxport.source.safetensors_file import read_safetensors
-from mlxport.source.weight_files import Layout, choose_layout, explain_no_config, is_hidden, read_index, side_names
+from mlxport.source.weight_files import (
+    WeightFiles,
+    choose_weight_files,
+    explain_no_config,
+    is_hidden,
+    read_index,
+    side_names,
+)
 from mlxport.types import Checkpoint, TensorRef
 
 # A licence may well be a web page, or Markdown that begins like one.
@@ -50,7 +57,7 @@ def open_folder(
     present = list_folder(root)
     config, problems = load_config(root, present, check_config)
     counted = present if names is None else sorted(names)
-    layout = choose_layout(counted, str(root))
+    layout = choose_weight_files(counted, str(root))
     tensors, files, found = _read_weights(root, layout, read_file or _reader(layout))
     named = {file.name for file in files}
     strays = [n for n in counted if n.endswith(".safetensors") and "/" not in n and n not in named]
@@ -113,7 +120,7 @@ def load_config(
     return config, problems
 
 
-def _reader(layout: Layout) -> ReadFile:
+def _reader(layout: WeightFiles) -> ReadFile:
     if layout.kind == "safetensors":
         return lambda path: (read_safetensors(path), [])
     from mlxport.source.torch_file import read_torch_file
@@ -122,7 +129,7 @@ def _reader(layout: Layout) -> ReadFile:
 
 
 def _read_weights(
-    root: Path, layout: Layout, read_file: ReadFile
+    root: Path, layout: WeightFiles, read_file: ReadFile
 ) -> tuple[dict[str, TensorRef], tuple[Path, ...], list[str]]:
     """The tensors in order, the files that hold them, and what is odd."""
     problems: list[str] = []

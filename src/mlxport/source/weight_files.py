@@ -60,7 +60,7 @@ _AGAIN = "get the index again from where the checkpoint comes from"
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class WeightFiles:
     """The weights of a checkpoint by name.
 
     Attributes:
@@ -74,7 +74,7 @@ class Layout:
     index: str | None = None
 
 
-def choose_layout(names: Iterable[str], where: str) -> Layout:
+def choose_weight_files(names: Iterable[str], where: str) -> WeightFiles:
     """The files that transformers would load, and a guess only where it would load none; never both formats.
 
     A canonical name of either format comes before every guess: what lies beside it (an old copy, the index of another
@@ -91,7 +91,7 @@ def choose_layout(names: Iterable[str], where: str) -> Layout:
     present = sorted(name for name in names if "/" not in name and not is_hidden(name))
     for kind, name in _CANONICAL:
         if name in present:
-            return Layout(kind, index=name) if name.endswith(".json") else Layout(kind, (name,))
+            return WeightFiles(kind, index=name) if name.endswith(".json") else WeightFiles(kind, (name,))
     for kind, suffix in _SUFFIXES:
         layout = _guess(present, kind, suffix, where)
         if layout is not None:
@@ -104,23 +104,23 @@ def is_hidden(name: str) -> bool:
     return name.rpartition("/")[2].startswith(".")
 
 
-def _guess(present: list[str], kind: Kind, suffix: str, where: str) -> Layout | None:
+def _guess(present: list[str], kind: Kind, suffix: str, where: str) -> WeightFiles | None:
     """The weights where no file has a canonical name: one index, one file, or a complete set of shards."""
     indexes = [name for name in present if name.endswith(f"{suffix}.index.json")]
     if len(indexes) == 1:
-        return Layout(kind, index=indexes[0])
+        return WeightFiles(kind, index=indexes[0])
     for name in ("model.pt", "model.pth") if kind == "torch" else ():
         if name in present:
-            return Layout(kind, (name,))
+            return WeightFiles(kind, (name,))
     suffixes = (suffix,) if kind == "safetensors" else (suffix, ".pt", ".pth")
     others = [name for name in present if name.endswith(suffixes) and _is_model_file(name)]
     if not others:
         return None
     shards = _complete_set(others, where)
     if shards is not None:
-        return Layout(kind, shards)
+        return WeightFiles(kind, shards)
     if len(others) == 1:
-        return Layout(kind, (others[0],))
+        return WeightFiles(kind, (others[0],))
     single, index = (name for known, name in _CANONICAL if known == kind)
     raise WeightsError(
         f"{where} has {len(others)} weight files and no index to say which count: {', '.join(others[:5])}",

@@ -20,14 +20,14 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, dot
 from mlxport.graph.lower.one_function import MissingOps, compile_source, flat_source
 from mlxport.types import Checkpoint, TensorRef
 
-__all__ = ["Group", "Sources", "assign", "weight_maps"]
+__all__ = ["ConverterGroup", "Sources", "assign", "weight_maps"]
 
 # From the arrays of a checkpoint (by their names there) to one array of the module.
 Map = Callable[[Mapping[str, mx.array]], mx.array]
 
 
 @dataclass
-class Group:
+class ConverterGroup:
     """One converter with the checkpoint tensors that it collects.
 
     Attributes:
@@ -53,7 +53,7 @@ class Sources:
     """Where the parameters of a model come from: ``plain`` ones unchanged, the others through ``groups``."""
 
     plain: dict[str, TensorRef]
-    groups: list[Group]
+    groups: list[ConverterGroup]
 
 
 def _renamed(key: str, model: Any, renamings: Any, converters: Any, known: Any) -> tuple[str, str | None]:
@@ -71,7 +71,7 @@ def assign(model: Any, checkpoint: Checkpoint) -> Sources:
     owner = {pattern: entry for entry in converters for pattern in entry.source_patterns}
     known = model.state_dict()
     plain: dict[str, TensorRef] = {}
-    groups: dict[str, Group] = {}
+    groups: dict[str, ConverterGroup] = {}
     for key in sorted(checkpoint.tensors, key=dot_natural_key):
         ref = checkpoint.tensors[key]
         name, pattern = _renamed(key, model, renamings, converters, known)
@@ -80,7 +80,7 @@ def assign(model: Any, checkpoint: Checkpoint) -> Sources:
         if pattern is None:
             plain[name] = ref
         else:
-            groups.setdefault(name, Group(owner[pattern], name)).sources.setdefault(pattern, []).append(ref)
+            groups.setdefault(name, ConverterGroup(owner[pattern], name)).sources.setdefault(pattern, []).append(ref)
     return Sources(plain, list(groups.values()))
 
 
@@ -112,7 +112,7 @@ def _converted(function: Callable[..., Any], names: Sequence[str], index: int) -
     return lambda arrays: function(*(arrays[name] for name in names))[index]
 
 
-def _traced(group: Group, model: Any) -> tuple[list[str], Callable[..., Any]]:
+def _traced(group: ConverterGroup, model: Any) -> tuple[list[str], Callable[..., Any]]:
     """The names of what the converter makes, in the order of ``group.targets``, and the conversion on MLX arrays."""
     found: list[str] = []
 

@@ -30,7 +30,7 @@ class Rewrite:
 
 
 @dataclass(frozen=True)
-class Stack:
+class Stacking:
     """Names that match `pattern`, alike but for the number in the group ``n``, become one array under `target`."""
 
     pattern: str
@@ -103,10 +103,10 @@ REWRITES: Final[Mapping[str, tuple[Rewrite, ...]]] = MappingProxyType(
 """model_type -> the rewrites of its names, the first match of a name counts."""
 
 _EXPERTS = r"(?P<a>.*)\.experts\.(?P<n>\d+)\.(?P<b>gate_proj|up_proj|down_proj)\.weight"
-STACKS: Final[Mapping[str, Stack]] = MappingProxyType(
+STACKS: Final[Mapping[str, Stacking]] = MappingProxyType(
     {
         # sanitize knows the merged experts of the published checkpoints; transformers saves them one by one
-        "qwen3_5_moe": Stack(_EXPERTS, r"\g<a>.switch_mlp.\g<b>.weight"),
+        "qwen3_5_moe": Stacking(_EXPERTS, r"\g<a>.switch_mlp.\g<b>.weight"),
     }
 )
 """model_type -> the arrays that mlx-lm holds in one."""
@@ -220,7 +220,7 @@ def _published_orientation(weights: dict[str, mx.array], sizes: Mapping[str, Any
     return weights | {name: array.swapaxes(-1, -2) for name, array in parts.items()}
 
 
-def _stacked(weights: Mapping[str, mx.array], rule: Stack) -> dict[str, mx.array]:
+def _stacked(weights: Mapping[str, mx.array], rule: Stacking) -> dict[str, mx.array]:
     import mlx.core as mx
 
     out: dict[str, mx.array] = {}
