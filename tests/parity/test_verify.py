@@ -244,7 +244,7 @@ def test_fp8_blocks_by_rows(sources, tmp_path, rows):
     whole = weights.rows(name)
     assert name in weights and "model.norm.weight" not in weights
     assert whole[slice(*rows)].equal(weights.rows(name, *rows))
-    from mlxport.parity.reference import read_tensor
+    from mlxport.parity.torch_rows import read_tensor
 
     expected = read_tensor(original.tensors[name])
     assert ((whole - expected).norm() / expected.norm()).item() < 0.04

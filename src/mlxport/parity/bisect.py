@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,45 +13,17 @@ from mlxport.parity import reference as ref
 from mlxport.parity.causes import activation_cause, config_differences, tensor_cause
 from mlxport.parity.metrics import relative_error
 from mlxport.parity.parity_report import Divergence
-from mlxport.parity.path_pairs import align
-from mlxport.parity.recording import Array, Record, recording_mlx, recording_torch
+from mlxport.parity.record_pairs import Pair, pairs_of
+from mlxport.parity.recording import Record, recording_mlx, recording_torch
 from mlxport.parity.setup import Run
 from mlxport.parity.weight_errors import difference
 
-__all__ = ["Pair", "bisect", "first_bad", "pairs_of", "wrong_tensors"]
+__all__ = ["bisect", "first_bad", "wrong_tensors"]
 
 # A module diverges where its error exceeds this. Against equal weights only the order of additions differs; against
 # other weights (quantized, or no inverse layout) each layer adds the cost of its rounding.
 TIGHT, LOOSE = 2e-4, 0.4
 _TOKENS = 64
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One module on both sides with the errors of what went in and what came out; None where it has no such array."""
-
-    ours: Record
-    theirs: Record
-    input_error: float | None
-    output_error: float | None
-
-
-def _error(ours: Array | None, theirs: Array | None) -> float | None:
-    if ours is None or theirs is None:
-        return None
-    if ours.size != theirs.size:
-        return None
-    return relative_error(ours.reshape(theirs.shape), theirs)
-
-
-def pairs_of(ours: dict[str, Record], theirs: dict[str, Record], head: str | None = None) -> list[Pair]:
-    """Modules of both sides, in the order in which their calls ended in MLX."""
-    known = {path: head for path in ours if path.endswith(".as_linear")} if head else {}
-    found = []
-    for path, other in align(ours, theirs, known).items():
-        a, b = ours[path], theirs[other]
-        found.append(Pair(a, b, _error(a.input, b.input), _error(a.output, b.output)))
-    return found
 
 
 def _only_scaled(pair: Pair, limit: float) -> bool:

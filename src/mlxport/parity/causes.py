@@ -6,19 +6,18 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from mlxport.model_config import ModelConfig
 from mlxport.parity import reference as ref
-from mlxport.parity.lazy_reference import read_block
+from mlxport.parity.record_pairs import Pair
+from mlxport.parity.setup import Run
+from mlxport.parity.torch_rows import read_block
+from mlxport.parity.weight_errors import difference
 from mlxport.types import Checkpoint
-
-if TYPE_CHECKING:
-    from mlxport.parity.bisect import Pair
-    from mlxport.parity.setup import Run
 
 __all__ = ["activation_cause", "config_differences", "tensor_cause"]
 
@@ -55,8 +54,6 @@ def _reordered(stored: torch.Tensor, original: torch.Tensor, bound: float) -> st
 
 def tensor_cause(run: Run, name: str) -> str:
     """What is wrong with one stored tensor, by its checkpoint name."""
-    from mlxport.parity.weight_errors import difference
-
     assert run.layout is not None
     tensor, stored_name = run.checkpoint.tensors[name], run.layout.stored_names(name)[0]
     found = difference(tensor, run.layout, run.dtype, run.trained)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mlxport.errors import UnsupportedError
-from mlxport.parity.lazy_reference import read_block
+from mlxport.parity.torch_rows import read_block
 from mlxport.types import Checkpoint
 
 __all__ = ["Fp8Weights", "source_weights"]

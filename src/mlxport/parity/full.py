@@ -16,6 +16,7 @@ from mlxport.parity.quantized_modules import compare_modules
 from mlxport.parity.recording import Array
 from mlxport.parity.setup import ORIGINAL, SAME_WEIGHTS, STEPPED, Run
 from mlxport.parity.tolerances import EQUAL
+from mlxport.parity.torch_rows import TORCH_DTYPES, read_tensor
 
 __all__ = ["verify_full"]
 
@@ -33,11 +34,11 @@ def _same_weights(run: Run) -> Mapping[str, torch.Tensor] | None:
     layout = run.layout
     if layout is not None:
         tensors = run.checkpoint.tensors.items()
-        return {name: layout.rows(name) if name in layout else ref.read_tensor(r) for name, r in tensors}
+        return {name: layout.rows(name) if name in layout else read_tensor(r) for name, r in tensors}
     if run.bits is not None:
         return None
     run.note(f"without an inverse layout the original's weights, rounded to {run.dtype}, stand for the stored ones")
-    dtype = ref.TORCH_DTYPES[run.dtype]
+    dtype = TORCH_DTYPES[run.dtype]
     rounded = ref.state_dict(run.checkpoint)
     return {name: t.to(dtype).to(torch.float32) if t.is_floating_point() else t for name, t in rounded.items()}
 

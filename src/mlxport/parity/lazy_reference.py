@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import prod
 from typing import Any, Protocol
 
 import torch
@@ -11,24 +12,15 @@ from torch.utils._pytree import tree_map
 
 from mlxport.errors import UnsupportedError
 from mlxport.parity.checkpoint_mapping import Recipe, parameter_recipes
-from mlxport.parity.reference import TORCH_DTYPES, empty_model
-from mlxport.source import read_rows
+from mlxport.parity.fp8 import source_weights
+from mlxport.parity.reference import empty_model
+from mlxport.parity.torch_rows import BLOCK_BYTES, on_all_cores, read_block
 from mlxport.types import Checkpoint, TensorRef
 
-__all__ = ["BLOCK_BYTES", "LazyWeight", "lazy_model", "lazy_parameters", "read_block"]
-
-# Of float32 rows alive at a time: so many stay in a core's cache. Each step over 48 MB took four times as long, half of
-# that to fault in pages, since malloc keeps nothing so large.
-BLOCK_BYTES = 4 << 20
+__all__ = ["LazyWeight", "NamedRows", "lazy_model", "lazy_parameters"]
 
 
-def read_block(ref: TensorRef, start: int = 0, stop: int | None = None) -> torch.Tensor:
-    """Rows of a tensor of the checkpoint in its own dtype."""
-    shape = (-1, *ref.shape[1:]) if ref.shape else ()
-    return torch.from_numpy(read_rows(ref, start, stop)).view(TORCH_DTYPES[ref.dtype]).reshape(shape)
-
-
-class Rows(Protocol):
+class NamedRows(Protocol):
     """Weights under checkpoint names, by rows."""
 
     def __contains__(self, name: object) -> bool:
@@ -69,11 +61,13 @@ class Source:
             return self.recipe.read(self.recipe.plain, 0, None).to(torch.float32)
         return self.recipe.convert(None).to(torch.float32)
 
-    @property
-    def step(self) -> int:
-        """Rows of one block."""
-        row = 4 * max(1, int(torch.Size(self.shape[1:]).numel()))
-        return self.shape[0] if not (self.recipe.plain or self.recipe.per_row) else max(1, BLOCK_BYTES // row)
+    def blocks(self) -> list[tuple[int, int]]:
+        """Ranges of rows to work on, of one size; a parameter that is made as a whole is one."""
+        count = self.shape[0]
+        if not (self.recipe.plain or self.recipe.per_row):
+            return [(0, count)]
+        step = max(1, BLOCK_BYTES // (4 * max(1, prod(self.shape[1:]))))
+        return [(start, min(start + step, count)) for start in range(0, count, step)]
 
 
 class LazyWeight(torch.Tensor):  # type: ignore[misc]
@@ -118,10 +112,16 @@ def _whole(value: Any) -> Any:
 def _linear(input: torch.Tensor, weight: Any, bias: Any = None) -> torch.Tensor:
     if not isinstance(weight, LazyWeight):
         return F.linear(input, weight, _whole(bias))
-    source, parts = weight.source, []
-    for start in range(0, source.shape[0], source.step):
-        parts.append(F.linear(input, source.rows(start, min(start + source.step, source.shape[0]))))
-    output = torch.cat(parts, dim=-1)
+    source = weight.source
+
+    def product(rows: tuple[int, int]) -> torch.Tensor:
+        with torch.no_grad():  # a thread begins with gradients
+            return F.linear(input, source.rows(*rows))
+
+    blocks = source.blocks()
+    if len(blocks) > 1:
+        source.rows(0, 1)  # what must be rearranged in MLX is so by this thread
+    output = torch.cat(on_all_cores(product, blocks), dim=-1)
     return output if bias is None else output + _whole(bias)
 
 
@@ -151,7 +151,7 @@ _METADATA = frozenset(
 )
 
 
-def lazy_model(checkpoint: Checkpoint, *, layout: Rows | None = None) -> Any:
+def lazy_model(checkpoint: Checkpoint, *, layout: NamedRows | None = None) -> Any:
     """The torch model in float32 with lazy parameters.
 
     Args:
@@ -164,7 +164,7 @@ def lazy_model(checkpoint: Checkpoint, *, layout: Rows | None = None) -> Any:
     return lazy_parameters(empty_model(checkpoint), checkpoint, layout=layout)
 
 
-def lazy_parameters(model: Any, checkpoint: Checkpoint, *, layout: Rows | None = None) -> Any:
+def lazy_parameters(model: Any, checkpoint: Checkpoint, *, layout: NamedRows | None = None) -> Any:
     """``model``, built on meta, with parameters that are read from ``checkpoint`` where they are used.
 
     Args:
@@ -175,10 +175,8 @@ def lazy_parameters(model: Any, checkpoint: Checkpoint, *, layout: Rows | None =
     Raises:
         UnsupportedError: Not every weight of the model is in the checkpoint.
     """
-    from mlxport.parity.fp8 import source_weights
-
     model.tie_weights()
-    own: Rows = layout or source_weights(checkpoint) or _Nothing()
+    own: NamedRows = layout or source_weights(checkpoint) or _Nothing()
 
     def read(ref: TensorRef, start: int = 0, stop: int | None = None) -> torch.Tensor:
         return own.rows(ref.name, start, stop) if ref.name in own else read_block(ref, start, stop)

@@ -10,30 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from safetensors import safe_open
 
 from mlxport.errors import ConfigError, MlxportError, UnsupportedError
-from mlxport.types import Checkpoint, TensorRef
+from mlxport.parity.fp8 import source_weights
+from mlxport.parity.torch_rows import read_tensor
+from mlxport.types import Checkpoint
 
-__all__ = ["load_config", "load_reference", "logits", "read_tensor", "state_dict", "text_config"]
-
-TORCH_DTYPES: Mapping[str, torch.dtype] = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-    "U16": torch.uint16,
-    "U32": torch.uint32,
-    "U64": torch.uint64,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}
+__all__ = ["load_config", "load_reference", "logits", "state_dict", "text_config"]
 
 
 @contextlib.contextmanager
@@ -109,21 +92,8 @@ def empty_model(checkpoint: Checkpoint) -> Any:
     )
 
 
-def read_tensor(ref: TensorRef) -> torch.Tensor:
-    """One checkpoint tensor: by safetensors' own reader where it can, so that ours is not both sides' witness."""
-    if ref.path.suffix == ".safetensors":
-        with safe_open(ref.path, framework="pt") as file:
-            return file.get_tensor(ref.name)
-    from mlxport.source import read_rows
-
-    data = torch.from_numpy(np.array(read_rows(ref), copy=True))
-    return data.view(TORCH_DTYPES[ref.dtype]).reshape(ref.shape)
-
-
 def state_dict(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """Every tensor under its checkpoint name, scaled ones as float32."""
-    from mlxport.parity.fp8 import source_weights
-
     scaled = source_weights(checkpoint)
     if scaled is None:
         return {name: read_tensor(ref) for name, ref in checkpoint.tensors.items()}

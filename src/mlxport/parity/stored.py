@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from math import prod
@@ -15,8 +16,8 @@ from mlxport.model.loaded import Packing
 from mlxport.model.tensors import StoredTensor, output_refs
 from mlxport.parity.dequantize import dequantize
 from mlxport.parity.inverse import Invert
-from mlxport.parity.lazy_reference import read_block
 from mlxport.parity.tolerances import ROW_FACTOR, STORED_WEIGHT_BOUND, level_name
+from mlxport.parity.torch_rows import read_block
 from mlxport.quant import is_linear, level
 from mlxport.transform import NotInvertible, float32
 from mlxport.types import TensorRef
@@ -117,6 +118,7 @@ class StoredLayout:
             str, tuple[str, ...]
         ] = {}  # checkpoint name -> names of the output that are inverted together
         self._recent: OrderedDict[tuple[str, ...], dict[str, mx.array]] = OrderedDict()
+        self._lock = threading.Lock()
         self._find_groups()
         for names in dict.fromkeys(self._group.values()) if bounded else ():
             if sum(prod(stored.shape(name)) * 4 for name in names) > GROUP_BYTES and not self._unstack(names):
@@ -196,12 +198,17 @@ class StoredLayout:
         renamed = self.renamed.get(name)
         if renamed:
             return self.stored.rows(renamed, start, stop)
-        array = np.array(self._array(name))
-        return torch.from_numpy(array[start:stop] if array.ndim else array)
+        array = np.asarray(self._array(name))
+        # A copy, of these rows only: what is compared is also worked on in place.
+        return torch.from_numpy(np.array(array[start:stop] if array.ndim else array))
 
     def _array(self, name: str) -> mx.array:
         """A tensor that is more than a rename: those of a few groups, evaluated together, are kept."""
         names = self._group[name]
+        with self._lock:
+            return self._evaluated(names)[name]
+
+    def _evaluated(self, names: tuple[str, ...]) -> dict[str, mx.array]:
         if names not in self._recent:
             read = self.stored.lazy if self.bounded else (lambda n: mx.array(self.stored.rows(n).numpy()))
             arrays = self.invert({n: read(n) for n in names})
@@ -211,7 +218,7 @@ class StoredLayout:
                 self._recent.popitem(last=False)
             mx.clear_cache()
         self._recent.move_to_end(names)
-        return self._recent[names][name]
+        return self._recent[names]
 
     def _levels_of(self, names: tuple[str, ...]) -> dict[str, int]:
         """``invert`` moves, scales and shifts values, so constants sent through it arrive where weights would."""

@@ -8,10 +8,10 @@ from math import prod
 
 import torch
 
-from mlxport.parity.lazy_reference import BLOCK_BYTES, read_block
 from mlxport.parity.parity_report import WeightCheck
 from mlxport.parity.stored import StoredLayout
 from mlxport.parity.tolerances import ROW_FACTOR, STORED_WEIGHT_BOUND, level_name, lossless
+from mlxport.parity.torch_rows import BLOCK_BYTES, on_all_cores, read_block
 from mlxport.types import Checkpoint, TensorRef
 
 __all__ = ["WeightDifference", "check_weights", "difference", "differences"]
@@ -59,21 +59,13 @@ def difference(ref: TensorRef, layout: StoredLayout, dtype: str, trained: Set[st
     if layout.shape(ref.name) != ref.shape:
         problem = f"has shape {layout.shape(ref.name)} in the output, {ref.shape} in the original"
         return WeightDifference(ref.name, infinite, 0, bound, problem)
-    rows = ref.shape[0] if ref.shape else 1
-    step = max(1, BLOCK_BYTES // (4 * max(prod(ref.shape[1:]), 1)))
-    error = scale = 0.0
-    worst_row = (0.0, 0)
-    for start in range(0, rows, step):
-        span = (start, min(start + step, rows)) if ref.shape else (0, None)
-        original = read_block(ref, *span).to(torch.float32)
-        gap = layout.rows(ref.name, *span).to(torch.float32).sub_(original)
-        # What is stored as 1 + w is rounded relative to 1, not to w.
-        sizes, gaps = _row_norms(original.add_(1) if faith < 0 else original), _row_norms(gap)
-        if not bool(torch.isfinite(gaps).all()):
-            return WeightDifference(ref.name, infinite, 0, bound, "has NaN or inf in the output or in the original")
-        scale, error = scale + float(sizes.square().sum()), error + float(gaps.square().sum())
-        found = gaps / sizes.clamp(min=1e-3 * float(sizes.square().mean().sqrt()) + 1e-30)
-        worst_row = max(worst_row, (float(found.max()), start + int(found.argmax())))
+    norms = on_all_cores(lambda rows: _norms(ref, layout, rows, faith), _blocks(ref.shape))
+    sizes, gaps = (torch.cat(parts) for parts in zip(*norms, strict=True))
+    if not bool(torch.isfinite(gaps).all()):
+        return WeightDifference(ref.name, infinite, 0, bound, "has NaN or inf in the output or in the original")
+    scale, error = float(sizes.square().sum()), float(gaps.square().sum())
+    by_row = gaps / sizes.clamp(min=1e-3 * (scale / len(sizes)) ** 0.5 + 1e-30)
+    worst_row = (float(by_row.max()), int(by_row.argmax()))
     if not modules.isdisjoint(trained) and len(ref.shape) == 1:
         scale = max(scale, float(ref.size))  # norms that are stored less 1 may be next to nothing
     relative = (error / scale) ** 0.5 if scale > 0 else (0.0 if error == 0 else infinite)
@@ -82,6 +74,23 @@ def difference(ref: TensorRef, layout: StoredLayout, dtype: str, trained: Set[st
     return WeightDifference(
         ref.name, relative, worst_row[1], bound, problem if len(ref.shape) > 1 and worst_row[0] > limit else ""
     )
+
+
+def _blocks(shape: tuple[int, ...]) -> list[tuple[int, int | None]]:
+    if not shape:
+        return [(0, None)]
+    step = max(1, BLOCK_BYTES // (4 * max(prod(shape[1:]), 1)))
+    return [(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
+
+
+def _norms(
+    ref: TensorRef, layout: StoredLayout, rows: tuple[int, int | None], faith: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each of some rows: how large the original is, and how large the difference."""
+    original = read_block(ref, *rows).to(torch.float32)
+    gap = layout.rows(ref.name, *rows).to(torch.float32).sub_(original)
+    # What is stored as 1 + w is rounded relative to 1, not to w.
+    return _row_norms(original.add_(1) if faith < 0 else original), _row_norms(gap)
 
 
 def _row_norms(block: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ import mlx.core as mx
 from mlxport.transform.program import Call, Value
 
 
-class Rows(Protocol):
+class RowSource(Protocol):
     """What a row rule may ask of the evaluator."""
 
     def rows(self, value: Value, start: int, stop: int) -> mx.array:
@@ -33,7 +33,7 @@ class Rows(Protocol):
         """``array`` as ``dtype`` (or left wider, when inverting)."""
 
 
-RowRule = Callable[[Rows, Value, int, int], mx.array]
+RowRule = Callable[[RowSource, Value, int, int], mx.array]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def _call(value: Value) -> Call:
 
 
 def _elementwise(function: Callable[..., mx.array]) -> RowRule:
-    def rows(ev: Rows, value: Value, start: int, stop: int) -> mx.array:
+    def rows(ev: RowSource, value: Value, start: int, stop: int) -> mx.array:
         return function(*(ev.rows(source, start, stop) for source in _call(value).inputs))
 
     return rows
@@ -105,24 +105,24 @@ _LOGS: tuple[Callable[..., mx.array], ...] = (mx.log2, mx.log10, mx.log)
 _REDUCTIONS: dict[int, Callable[..., mx.array]] = {2: mx.sum, 3: mx.prod, 4: mx.min, 5: mx.max}
 
 
-def _bitwise(ev: Rows, value: Value, start: int, stop: int) -> mx.array:
+def _bitwise(ev: RowSource, value: Value, start: int, stop: int) -> mx.array:
     (code,) = _call(value).args
     left, right = (ev.rows(source, start, stop) for source in _call(value).inputs)
     function: Callable[..., mx.array] = _BITWISE[code]
     return function(left, right)
 
 
-def _sqrt(ev: Rows, value: Value, start: int, stop: int) -> mx.array:
+def _sqrt(ev: RowSource, value: Value, start: int, stop: int) -> mx.array:
     (reciprocal,) = _call(value).args
     x = ev.rows(_call(value).inputs[0], start, stop)
     return mx.rsqrt(x) if reciprocal else mx.sqrt(x)
 
 
-def _as_type(ev: Rows, value: Value, start: int, stop: int) -> mx.array:
+def _as_type(ev: RowSource, value: Value, start: int, stop: int) -> mx.array:
     return ev.cast(ev.rows(_call(value).inputs[0], start, stop), value.dtype)
 
 
-def _broadcast(ev: Rows, value: Value, start: int, stop: int) -> mx.array:
+def _broadcast(ev: RowSource, value: Value, start: int, stop: int) -> mx.array:
     (source,) = _call(value).inputs
     shape = (stop - start, *value.shape[1:])
     if len(source.shape) < len(value.shape) or source.shape[0] != value.shape[0]:
@@ -130,7 +130,7 @@ def _broadcast(ev: Rows, value: Value, start: int, stop: int) -> mx.array:
     return mx.broadcast_to(ev.rows(source, start, stop), shape)
 
 
-def _reshape(ev: Rows, value: Value, start: int, stop: int) -> mx.array:
+def _reshape(ev: RowSource, value: Value, start: int, stop: int) -> mx.array:
     """Any change of shape that keeps the row-major order: rows of the source that cover the wanted elements."""
     (source,) = _call(value).inputs
     shape = (stop - start, *value.shape[1:])
@@ -143,7 +143,7 @@ def _reshape(ev: Rows, value: Value, start: int, stop: int) -> mx.array:
     return covering[offset : offset + (stop - start) * wide].reshape(shape)
 
 
-def _transpose(ev: Rows, value: Value, start: int, stop: int) -> mx.array:
+def _transpose(ev: RowSource, value: Value, start: int, stop: int) -> mx.array:
     (source,) = _call(value).inputs
     axes: Any = _call(value).args[0]
     if axes[0] == 0:
@@ -151,7 +151,7 @@ def _transpose(ev: Rows, value: Value, start: int, stop: int) -> mx.array:
     return ev.columns(source, axes[0], start, stop).transpose(axes)
 
 
-def _slice(ev: Rows, value: Value, start: int, stop: int) -> mx.array:
+def _slice(ev: RowSource, value: Value, start: int, stop: int) -> mx.array:
     (source,) = _call(value).inputs
     begin, end, step = (tuple(x) for x in _call(value).args)
     first = begin[0] + start * step[0]
@@ -164,7 +164,7 @@ def _forward_slice(call: Call, value: Value) -> bool:
     return bool(value.shape) and all(s > 0 for s in call.args[2])
 
 
-def _split(ev: Rows, value: Value, start: int, stop: int) -> mx.array:
+def _split(ev: RowSource, value: Value, start: int, stop: int) -> mx.array:
     (source,) = _call(value).inputs
     indices, axis = _call(value).args
     bounds = (0, *indices, source.shape[axis])
@@ -176,7 +176,7 @@ def _split(ev: Rows, value: Value, start: int, stop: int) -> mx.array:
     return ev.rows(source, start, stop)[tuple(cut)]
 
 
-def _concatenate(ev: Rows, value: Value, start: int, stop: int) -> mx.array:
+def _concatenate(ev: RowSource, value: Value, start: int, stop: int) -> mx.array:
     axis: Any = _call(value).args[0]
     if axis:
         return mx.concatenate([ev.rows(source, start, stop) for source in _call(value).inputs], axis=axis)
@@ -189,7 +189,7 @@ def _concatenate(ev: Rows, value: Value, start: int, stop: int) -> mx.array:
     return pieces[0] if len(pieces) == 1 else mx.concatenate(pieces, axis=0)
 
 
-def _pad(ev: Rows, value: Value, start: int, stop: int) -> mx.array:
+def _pad(ev: RowSource, value: Value, start: int, stop: int) -> mx.array:
     source, fill = _call(value).inputs
     axes, low, high = (tuple(x) for x in _call(value).args)
     widths = dict(zip(axes, zip(low, high, strict=True), strict=True))
@@ -202,7 +202,7 @@ def _pad(ev: Rows, value: Value, start: int, stop: int) -> mx.array:
     return mx.pad(body, pads, constant_values=ev.full(fill))
 
 
-def _gather(ev: Rows, value: Value, start: int, stop: int) -> mx.array:
+def _gather(ev: RowSource, value: Value, start: int, stop: int) -> mx.array:
     """Look-up by rows: ``table[index]`` with a small constant table, or a constant index into any value."""
     table, index = _call(value).inputs
     if table.constant is not None:
@@ -227,16 +227,16 @@ def _simple_gather(call: Call, value: Value) -> bool:
     return index.constant is not None or (table.constant is not None and bool(index.shape))
 
 
-def _reduce(ev: Rows, value: Value, start: int, stop: int) -> mx.array:
+def _reduce(ev: RowSource, value: Value, start: int, stop: int) -> mx.array:
     kind, axes = _call(value).args
     return _REDUCTIONS[kind](ev.rows(_call(value).inputs[0], start, stop), axis=tuple(axes), keepdims=True)
 
 
-def _view(ev: Rows, value: Value, start: int, stop: int) -> mx.array:
+def _view(ev: RowSource, value: Value, start: int, stop: int) -> mx.array:
     return ev.rows(_call(value).inputs[0], start, stop).view(value.dtype)
 
 
-def _arange(ev: Rows, value: Value, start: int, stop: int) -> mx.array:
+def _arange(ev: RowSource, value: Value, start: int, stop: int) -> mx.array:
     begin, end, step = _call(value).args
     return mx.arange(begin, end, step, dtype=value.dtype)[start:stop]
 
