@@ -138,7 +138,8 @@ def test_bf16_to_bf16_is_exact(sources, tmp_path):
     assert report.passed and [c.row for c in report.comparisons] == ["same weights"]
 
 
-def test_a_model_that_cannot_generate_fails(converted, monkeypatch):
+@pytest.mark.parametrize("mode", ["full", "layerwise"])
+def test_a_model_that_cannot_generate_fails(converted, monkeypatch, mode):
     """mlx-lm's cache of another kind of layer: one pass agrees, single steps do not."""
     from mlx_lm.models import llama
     from mlx_lm.models.cache import RotatingKVCache
@@ -147,7 +148,7 @@ def test_a_model_that_cannot_generate_fails(converted, monkeypatch):
     monkeypatch.setattr(
         llama.Model, "make_cache", lambda self: [RotatingKVCache(max_size=4) for _ in self.layers], raising=False
     )
-    report = check(made)
+    report = check(made, mode=mode)
     assert not report.passed
     assert [c.passed for c in report.comparisons] == [True, False]
     assert "token by token" in report.failure_message()

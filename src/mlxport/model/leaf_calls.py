@@ -7,6 +7,8 @@ of rows and experts come one at a time, and what is done with each is the caller
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -85,12 +87,37 @@ def leaf_class(module: Any, calls: LeafCalls) -> type:
 
 
 def row_products(blocks: Iterable[Rows], product: Callable[[Rows], mx.array]) -> mx.array:
-    """The products by blocks of a matrix's rows, side by side; no more than one block is alive."""
-    parts = []
-    for block in blocks:
-        parts.append(product(block))
-        mx.eval(parts[-1])
-    return mx.concatenate(parts, axis=-1)
+    """The products by blocks of a matrix's rows, side by side; each core of a CPU works on one, on a GPU one is alive.
+
+    Blocks are read where they are iterated over, so that what is done to one belongs to the core that multiplies it.
+    """
+    streams, waiting = _streams(), iter(blocks)
+    parts: list[mx.array] = []
+    while True:
+        with mx.stream(streams[len(parts) % len(streams)]):
+            block = next(waiting, None)
+            if block is None:
+                break
+            parts.append(product(block))
+            del block
+            mx.async_eval(parts[-1])  # type: ignore[no-untyped-call]
+        if len(parts) >= len(streams):
+            mx.eval(parts[-len(streams)])
+    mx.eval(parts)
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
+
+
+_local = threading.local()
+
+
+def _streams() -> list[mx.Stream]:
+    """This thread's: one a core, since MLX computes each stream of the CPU on one; of a GPU the default one."""
+    if mx.default_device() != mx.Device(mx.cpu):
+        return [mx.default_stream(mx.default_device())]
+    if not hasattr(_local, "streams"):
+        _local.streams = [mx.new_stream(mx.cpu) for _ in range(os.cpu_count() or 1)]
+    streams: list[mx.Stream] = _local.streams
+    return streams
 
 
 def table_rows(ids: mx.array, read: Callable[[int], mx.array]) -> tuple[mx.array, mx.array]:

@@ -77,7 +77,7 @@ def verify(
     Args:
         output: The folder that mlx-lm loads.
         checkpoint: The original.
-        mode: ``full`` (models in memory), ``layerwise`` (module by module from disk) or ``auto``: full where it fits.
+        mode: ``full`` (models in memory), ``layerwise`` (module by module from disk), or ``auto``: full if it is small.
         invert: mlx-lm's tensors (dequantized) to the checkpoint's, lazily; default: mlx-lm's own layout, traced.
         memory_limit: Bytes that ``full`` may take; default half of what is available.
         tokens: Length of the long input sequence; default by the size of the model.

@@ -21,6 +21,10 @@ from mlxport.types import Checkpoint
 
 __all__ = ["execute", "full_bytes"]
 
+# Of a model that ``auto`` holds in memory. A larger one is done sooner module by module: what is not in a core's cache
+# is as slow to reach in memory as in the system's cache of files, and several copies of it must be made first.
+FULL_PARAMETERS = 50_000_000
+
 
 def full_bytes(checkpoint: Checkpoint, tokens: int, vocabulary: int) -> int:
     """Estimated peak of ``full``: a float32 model beside the tensors that it is loaded from, and the logits."""
@@ -72,7 +76,8 @@ def execute(
     ids, more = probe_ids(checkpoint.root, vocabulary, length, trust_remote_code=checkpoint.trust_remote_code)
     limit = available_memory() // 2 if memory_limit is None else memory_limit
     if mode == "auto":
-        mode = "full" if full_bytes(checkpoint, length, vocabulary) <= limit else "layerwise"
+        small = parameters <= FULL_PARAMETERS and full_bytes(checkpoint, length, vocabulary) <= limit
+        mode = "full" if small else "layerwise"
     model = out.load_output(folder, trust_remote_code=checkpoint.trust_remote_code)
     floats, dtype = out.float_dtypes(folder)
     run = Run(

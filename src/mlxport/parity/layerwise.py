@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -19,10 +21,12 @@ from mlxport.parity.parity_report import Comparison, Divergence, LayerError, Par
 from mlxport.parity.path_pairs import align
 from mlxport.parity.quantized_modules import compare_modules
 from mlxport.parity.recording import Array, Record, recording_mlx, recording_torch
-from mlxport.parity.setup import ORIGINAL, SAME_WEIGHTS, Run
-from mlxport.parity.tolerances import EQUAL
+from mlxport.parity.setup import ORIGINAL, SAME_WEIGHTS, STEPPED, Run
+from mlxport.parity.tolerances import EQUAL, Tolerance
 
 __all__ = ["verify_layerwise"]
+
+_STEPS = 2
 
 
 def _model(run: Run, *, stored: bool) -> Any:
@@ -40,12 +44,20 @@ def _run_torch(run: Run, *, stored: bool = False) -> tuple[Array, dict[str, Reco
     return np.concatenate(parts), records
 
 
-def _run_mlx(run: Run, keep: Callable[[str], bool]) -> tuple[Array, dict[str, Record]]:
-    limit = mx.set_cache_limit(0)
-    try:
+def _run_mlx(run: Run, keep: Callable[[str], bool]) -> tuple[list[Array], dict[str, Record]]:
+    """The long sequence in one pass, the others as text is generated: each step reads all weights, so there are few."""
+    with _uncached():
         with recording_mlx(run.model, keep) as records:
             logits = out.logits(run.model, run.ids[0])
-        return np.concatenate([logits, *(out.logits(run.model, ids) for ids in run.ids[1:])]), records
+        return [logits, *(out.stepped_logits(run.model, ids, _STEPS) for ids in run.ids[1:])], records
+
+
+@contextlib.contextmanager
+def _uncached() -> Iterator[None]:
+    """Memory that MLX let go of goes back at once."""
+    limit = mx.set_cache_limit(0)
+    try:
+        yield
     finally:
         mx.set_cache_limit(limit)
 
@@ -59,16 +71,41 @@ def _layer_errors(reference: dict[str, Record], output: dict[str, Record]) -> tu
     return tuple(errors)
 
 
-def _same_weights(run: Run, logits: Array) -> tuple[Comparison | None, dict[str, Record]]:
-    """The output against the stored weights in torch, or its modules one by one where these cannot be mapped back."""
+@dataclass(frozen=True)
+class _References:
+    """What the output is held against: torch with the original's weights, and with the stored ones if they differ."""
+
+    row: Tolerance
+    original: Array
+    stored: Array | None = None
+    modules: Comparison | None = None
+
+    def compare(self, run: Run, logits: list[Array]) -> list[Comparison]:
+        """The comparisons of a report, in its order."""
+        whole = np.concatenate(logits)
+        found = [compare_logits(ORIGINAL, whole, self.original, self.row)]
+        if self.stored is not None:
+            found.append(compare_logits(SAME_WEIGHTS, whole, self.stored, run.equal_row))
+        return [*found, self.modules] if self.modules is not None else found
+
+
+def _same_weights(run: Run, references: _References) -> tuple[_References, dict[str, Record]]:
+    """The stored weights in torch, or the output's modules one by one where these cannot be mapped back."""
     if run.layout is not None:
         run.say("running the stored weights in torch, module by module")
-        reference, records = _run_torch(run, stored=True)
-        return compare_logits(SAME_WEIGHTS, logits, reference, run.equal_row), records
+        stored, records = _run_torch(run, stored=True)
+        return replace(references, stored=stored), records
     if run.bits is not None:
-        return compare_modules(run.stored), {}
+        return replace(references, modules=compare_modules(run.stored)), {}
     run.note("rounded weights were compared with the original's only")
-    return None, {}
+    return references, {}
+
+
+def _steps_apart(run: Run, logits: list[Array]) -> tuple[list[Array], Comparison]:
+    """The same with every sequence in one pass, and what the steps gave against that."""
+    with _uncached():
+        last = out.logits(run.model, run.ids[-1])
+    return [*logits[:-1], last], compare_logits(STEPPED, logits[-1], last, run.equal_row)
 
 
 def _diverging(run: Run, theirs: dict[str, Record], ours: dict[str, Record], *, tight: bool) -> Divergence | None:
@@ -98,11 +135,15 @@ def verify_layerwise(run: Run) -> ParityReport:
     logits, ours = _run_mlx(run, is_block)
     run.say("running the original in torch, module by module")
     original, theirs = _run_torch(run)
-    comparisons = [compare_logits(ORIGINAL, logits, original, row)]
+    references = _References(row, original)
     layers, tight = _layer_errors(theirs, ours), row.row in EQUAL
     if not tight:
-        same, records = _same_weights(run, logits)
-        comparisons += [same] if same is not None else []
+        references, records = _same_weights(run, references)
         tight, theirs = (True, records) if records else (tight, theirs)
+    comparisons = references.compare(run, logits)
+    if not tight or not run.passed(comparisons):
+        # Steps that are wrong are a fault of their own; only equal weights in torch show that there is none.
+        logits, stepped = _steps_apart(run, logits)
+        comparisons = references.compare(run, logits) + ([] if stepped.passed else [stepped])
     divergence = None if run.passed(comparisons) else _diverging(run, theirs, ours, tight=tight)
     return run.report("layerwise", comparisons, divergence, layers)

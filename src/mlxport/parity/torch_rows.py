@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -69,6 +71,21 @@ def _one_thread_each() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@functools.cache
+def _cores() -> ThreadPoolExecutor:
+    """One thread a core, for good: the memory that malloc keeps for a thread is not kept for many."""
+    count = os.cpu_count() or 1
+    pool, met = ThreadPoolExecutor(count), threading.Barrier(count)
+
+    def begin(_: int) -> None:
+        torch.get_num_threads()
+        met.wait()
+
+    with _one_thread_each():
+        list(pool.map(begin, range(count)))
+    return pool
+
+
 def on_all_cores(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     """What ``function`` makes of each item, in their order, several at a time, each on one core.
 
@@ -76,8 +93,7 @@ def on_all_cores(function: Callable[[Item], Result], items: Iterable[Item]) -> l
     threads share the work of a single step, and wait at its end.
     """
     given = list(items)
-    cores = min(os.cpu_count() or 1, len(given))
-    if cores < 2:
+    if len(given) < 2:
         return [function(item) for item in given]
-    with _one_thread_each(), ThreadPoolExecutor(cores) as pool:
-        return list(pool.map(function, given))
+    with _one_thread_each():
+        return list(_cores().map(function, given))
