@@ -1,7 +1,8 @@
-"""Time and peak memory of a conversion beside ``cp -r`` and ``mlx_lm convert``, alternating, in one run.
+"""Time and peak memory of a conversion, verified and not, beside ``cp -r`` and ``mlx_lm convert``, alternating.
 
     python benchmarks/convert.py                      # 1.24 B parameters, on disk and in /dev/shm
     python benchmarks/convert.py --size 4.7b --runs 1 --only mlxport
+    python benchmarks/convert.py --where /tmp --runs 1 --only bf16      # what users wait for: with verification
 
 It makes a Llama checkpoint with random weights (bf16, five shards, tied embedding) and prints Markdown tables.
 Peak memory is the largest resident set of the process, as ``/usr/bin/time`` reports it (``ru_maxrss``).
@@ -139,7 +140,8 @@ def _tokenizer(folder: Path) -> None:
 def commands(source: Path, output: Path) -> dict[str, list[str]]:
     """Name to command line; every command writes ``output``."""
     python = sys.executable
-    ours = [python, "-m", "mlxport", "convert", str(source), str(output), "--verify", "none", "--quiet"]
+    verified = [python, "-m", "mlxport", "convert", str(source), str(output), "--quiet"]
+    ours = [*verified, "--verify", "none"]
     theirs = [python, "-m", "mlx_lm", "convert", "--hf-path", str(source), "--mlx-path", str(output)]
     return {
         "cp -r": ["cp", "-r", str(source), str(output)],
@@ -147,6 +149,8 @@ def commands(source: Path, output: Path) -> dict[str, list[str]]:
         "mlxport bf16": ours,
         "mlx_lm q4": [*theirs, "-q"],
         "mlxport q4": [*ours, "-q", "4"],
+        "mlxport bf16, verified": verified,
+        "mlxport q4, verified": [*verified, "-q", "4"],
     }
 
 
@@ -178,6 +182,9 @@ def report(where: str, results: dict[str, list[Run]], nbytes: int) -> None:
         if f"mlx_lm {kind}" in medians and f"mlxport {kind}" in medians:
             ratio = medians[f"mlx_lm {kind}"] / medians[f"mlxport {kind}"]
             print(f"\n{kind}: mlxport's throughput is {ratio:.2f} times mlx_lm's")
+        if f"mlx_lm {kind}" in medians and f"mlxport {kind}, verified" in medians:
+            ratio = medians[f"mlxport {kind}, verified"] / medians[f"mlx_lm {kind}"]
+            print(f"\n{kind}: verified, which mlx_lm does not do, mlxport takes {ratio:.2f} times as long as mlx_lm")
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from mlxport.parity.metrics import compare_logits, relative_error
 from mlxport.parity.parity_report import ParityReport
-from mlxport.parity.tolerances import ROWS, STORED_WEIGHT_BOUND, lossless, row_for
+from mlxport.quant.tolerances import ROWS, STORED_WEIGHT_BOUND, lossless, row_for
 
 RNG = np.random.default_rng(0)
 REFERENCE = RNG.standard_normal((70, 40)).astype(np.float32)  # more rows than one block of the sums

@@ -16,7 +16,6 @@ from mlxport.fit.quant_settings import settings
 from mlxport.inspect.dtype_counts import count_parameters
 from mlxport.model_config import ModelConfig
 from mlxport.parity.dequantize import FORMATS
-from mlxport.parity.tolerances import ROWS, STORED_WEIGHT_BOUND, level_name, row_for
 from mlxport.quant import (
     MODES,
     Mode,
@@ -31,6 +30,7 @@ from mlxport.quant import (
 from mlxport.quant.modes import by_name
 from mlxport.quant.packing import dequantize_rows, quantize_rows, searches
 from mlxport.quant.search import SPANS
+from mlxport.quant.tolerances import ROWS, STORED_WEIGHT_BOUND, level_name, row_for
 from mlxport.transform import row_blocks, trace
 from mlxport.types import QuantSpec, TensorRef
 

@@ -18,9 +18,9 @@ from mlxport.model.parameters import LazyModel, wide_on_cpu
 from mlxport.model.self_written import write_sequences
 from mlxport.model.tensors import computed_tensors
 from mlxport.model.tokens import first_tokens
-from mlxport.parity.tolerances import STORED_WEIGHT_BOUND, level_name
 from mlxport.progress import Progress
 from mlxport.quant.modes import level
+from mlxport.quant.tolerances import STORED_WEIGHT_BOUND, level_name
 from mlxport.transform import Output, Program, Value, mx_dtype
 from mlxport.types import CalibrationPlan, Checkpoint, QuantSpec
 

@@ -17,12 +17,10 @@ from mlxport.parity.record_pairs import Pair, pairs_of
 from mlxport.parity.recording import Record, recording_mlx, recording_torch
 from mlxport.parity.setup import Run
 from mlxport.parity.weight_errors import difference
+from mlxport.quant.tolerances import diverging
 
 __all__ = ["bisect", "first_bad", "wrong_tensors"]
 
-# A module diverges where its error exceeds this. Against equal weights only the order of additions differs; against
-# other weights (quantized, or no inverse layout) each layer adds the cost of its rounding.
-TIGHT, LOOSE = 2e-4, 0.4
 _TOKENS = 64
 
 
@@ -55,7 +53,7 @@ def _first(pairs: Iterable[Pair], limit: float) -> Pair | None:
 
 def first_bad(ours: dict[str, Record], theirs: dict[str, Record], *, tight: bool) -> str | None:
     """The first block whose output diverges."""
-    limit = TIGHT if tight else LOOSE
+    limit = diverging(tight=tight)
     return next((p.ours.path for p in pairs_of(ours, theirs) if (p.output_error or 0) > limit), None)
 
 
@@ -116,13 +114,13 @@ def bisect(
         path, tensor = _earliest(wrong, pairs)
         pair, cause = next((p for p in pairs if p.ours.path == path), None), tensor_cause(run, tensor)
     else:
-        pair = _first(pairs, TIGHT if tight else LOOSE)
+        pair = _first(pairs, diverging(tight=tight))
         if pair is None:
             return None
         path = pair.ours.path
         inside = [p for p in pairs if re.match(rf"{re.escape(path)}\.", p.ours.path)]
         changed = config_differences(run.folder, run.checkpoint)
-        cause = activation_cause(pair, inside, model, changed, TIGHT if tight else LOOSE)
+        cause = activation_cause(pair, inside, model, changed, diverging(tight=tight))
     kind = _class_name(dict(run.model.named_modules()).get(path.removesuffix(".as_linear")))
     nan = float("nan")
     return Divergence(

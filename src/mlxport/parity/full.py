@@ -15,8 +15,8 @@ from mlxport.parity.parity_report import Comparison, Divergence, ParityReport
 from mlxport.parity.quantized_modules import compare_modules
 from mlxport.parity.recording import Array
 from mlxport.parity.setup import ORIGINAL, SAME_WEIGHTS, STEPPED, Run
-from mlxport.parity.tolerances import EQUAL
 from mlxport.parity.torch_rows import TORCH_DTYPES, read_tensor
+from mlxport.quant.tolerances import EQUAL
 
 __all__ = ["verify_full"]
 

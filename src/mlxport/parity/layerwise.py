@@ -22,7 +22,7 @@ from mlxport.parity.path_pairs import align
 from mlxport.parity.quantized_modules import compare_modules
 from mlxport.parity.recording import Array, Record, recording_mlx, recording_torch
 from mlxport.parity.setup import ORIGINAL, SAME_WEIGHTS, STEPPED, Run
-from mlxport.parity.tolerances import EQUAL, Tolerance
+from mlxport.quant.tolerances import EQUAL, Tolerance
 
 __all__ = ["verify_layerwise"]
 

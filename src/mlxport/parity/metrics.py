@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mlxport.parity.parity_report import Comparison
-from mlxport.parity.tolerances import AT_LEAST, Tolerance
+from mlxport.quant.tolerances import AT_LEAST, Tolerance
 
 __all__ = ["compare_logits", "relative_error"]
 

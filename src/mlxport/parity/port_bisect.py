@@ -21,11 +21,9 @@ from mlxport.graph.write.port_weights import from_torch, to_mlx
 from mlxport.parity.metrics import relative_error
 from mlxport.parity.parity_report import Divergence
 from mlxport.parity.recording import Array, Record, recording_mlx, recording_torch
+from mlxport.quant.tolerances import PORTED, diverging
 
 __all__ = ["first_divergence", "first_wrong_op", "wrong_weights"]
-
-# Relative error beyond which a module diverges, by the port's main dtype.
-_LIMIT = {"float32": 2e-4, "float16": 2e-2, "bfloat16": 1e-1}
 
 
 def first_divergence(
@@ -47,7 +45,7 @@ def first_divergence(
         quantized: Whether modules of it are quantized.
         expected: What the port's weights should be, by path, where that is known.
     """
-    limit = 0.4 if quantized else _LIMIT.get(dtype, 2e-4)
+    limit = diverging(tight=False) if quantized else PORTED.get(dtype, PORTED["float32"]).module
     given = example.to(torch.float32)
     with recording_torch(reference, lambda _: True) as theirs, torch.no_grad():
         reference(*given.args, **given.kwargs)

@@ -14,19 +14,9 @@ import torch
 from mlxport.graph.capture.examples import Example, output_arrays, output_leaves
 from mlxport.graph.write.port_weights import from_torch, to_mlx
 from mlxport.parity.parity_report import Divergence
+from mlxport.quant.tolerances import PORTED, PORTED_COSINE
 
 __all__ = ["OutputComparison", "PortParity", "compare", "verify_port"]
-
-# Bounds by the port's main dtype: largest difference over the reference's largest value, and RMS of the difference
-# over RMS of the reference. The reference computes in float32.
-_BOUNDS: Mapping[str, tuple[float, float]] = {
-    "float32": (1e-4, 1e-4),
-    "float16": (5e-2, 1e-2),
-    "bfloat16": (2e-1, 5e-2),
-}
-# Least cosine of an output of a quantized port, by bits.
-_COSINE: Mapping[int, float] = {8: 0.98, 6: 0.95, 5: 0.9, 4: 0.8, 3: 0.5, 2: 0.1}
-
 
 _SMALLEST = 1e-6  # scale of an output below which its numbers are taken for rounding
 
@@ -190,10 +180,11 @@ def _floating(a: mx.array, b: mx.array, dtype: str, bits: int | None) -> Figures
     cosine = mx.where(norms > 0, (unit_a * unit_b).sum() / mx.maximum(norms, 1e-30), (worst == 0).astype(mx.float32))
     figures = [float(x.item()) for x in (worst, worst / scale, rms, cosine)]  # type: ignore[arg-type]
     if bits is not None:
-        least = next(value for limit, value in _COSINE.items() if bits >= limit)
+        least = next(value for limit, value in PORTED_COSINE.items() if bits >= limit)
         failure = "" if figures[3] >= least else f"cosine {figures[3]:.4f}, at least {least} expected with {bits} bits"
     else:
-        most, mean = _BOUNDS.get(dtype, _BOUNDS["float32"])
+        row = PORTED.get(dtype, PORTED["float32"])
+        most, mean = row.largest, row.rms
         held = figures[1] <= most and figures[2] <= max(mean, most if dtype == "float32" else 0)
         failure = "" if held else f"differs by {figures[1]:.1e} of the scale, over {most:.0e} ({dtype})"
     return Figures(figures[0], figures[1], figures[2], figures[3], failure)

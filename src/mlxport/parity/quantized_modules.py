@@ -12,7 +12,7 @@ from mlxport.model.tensors import StoredTensor
 from mlxport.parity.metrics import compare_logits
 from mlxport.parity.parity_report import Comparison
 from mlxport.parity.stored import StoredWeights
-from mlxport.parity.tolerances import ROWS
+from mlxport.quant.tolerances import ROWS
 from mlxport.transform import float32
 
 __all__ = ["compare_modules"]

@@ -13,9 +13,9 @@ from mlxport.parity.inverse import Invert
 from mlxport.parity.parity_report import Comparison, Divergence, LayerError, ParityReport, WeightCheck
 from mlxport.parity.recording import Array
 from mlxport.parity.stored import Packing, StoredLayout, StoredWeights
-from mlxport.parity.tolerances import EQUAL, ROWS, Tolerance, row_for
 from mlxport.parity.weight_errors import check_weights, differences
 from mlxport.quant import level
+from mlxport.quant.tolerances import EQUAL, ROWS, Tolerance, row_for
 from mlxport.transform import NotInvertible
 from mlxport.types import Checkpoint
 

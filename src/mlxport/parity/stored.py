@@ -16,9 +16,9 @@ from mlxport.model.loaded import Packing
 from mlxport.model.tensors import StoredTensor, output_refs
 from mlxport.parity.dequantize import dequantize
 from mlxport.parity.inverse import Invert
-from mlxport.parity.tolerances import ROW_FACTOR, STORED_WEIGHT_BOUND, level_name
 from mlxport.parity.torch_rows import read_block
 from mlxport.quant import is_linear, level
+from mlxport.quant.tolerances import ROW_FACTOR, STORED_WEIGHT_BOUND, level_name
 from mlxport.transform import NotInvertible, float32
 from mlxport.types import TensorRef
 

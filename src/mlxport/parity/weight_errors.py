@@ -10,8 +10,8 @@ import torch
 
 from mlxport.parity.parity_report import WeightCheck
 from mlxport.parity.stored import StoredLayout
-from mlxport.parity.tolerances import ROW_FACTOR, STORED_WEIGHT_BOUND, level_name, lossless
 from mlxport.parity.torch_rows import BLOCK_BYTES, on_all_cores, read_block
+from mlxport.quant.tolerances import ROW_FACTOR, STORED_WEIGHT_BOUND, level_name, lossless
 from mlxport.types import Checkpoint, TensorRef
 
 __all__ = ["WeightDifference", "check_weights", "difference", "differences"]

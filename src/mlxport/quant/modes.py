@@ -28,7 +28,7 @@ class Mode:
             such modes are numbers that can be chosen: by search, by calibration, by training, by allocation of bits.
             Other modes store elements of a floating format, as MLX rounds them.
         faithful_as: How faithful it is, as the bits of a linear mode with that error; None is its own bits. The level
-            decides the tolerances (``parity/tolerances.py`` has a row for each).
+            decides the tolerances (``quant/tolerances.py`` has a row for each).
         packing_work: Work of packing a weight, in that of a linear mode: MLX's CPU code for the mx and nv formats
             compares each element with 16 candidates.
     """

@@ -1,7 +1,8 @@
-"""The one table of what counts as equal, by dtype and bits.
+"""The one table of what counts as equal, by dtype and bits: of logits, of stored tensors, of a port's outputs.
 
-Both sides compute in float32, so a row says what the stored weights may cost, not what half-precision arithmetic costs.
-``required`` bounds fail a verification, ``expected`` ones are reported as warnings.
+Where both sides compute in float32, a row says what the stored weights may cost, not what half-precision arithmetic
+costs; a port is held against its original in its own dtype. ``required`` bounds fail a verification, ``expected`` ones
+are reported as warnings.
 """
 
 from __future__ import annotations
@@ -10,12 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 __all__ = [
-    "OVERRIDES",
     "EQUAL",
+    "OVERRIDES",
+    "PORTED",
+    "PORTED_COSINE",
     "ROWS",
     "ROW_FACTOR",
     "STORED_WEIGHT_BOUND",
+    "Ported",
     "Tolerance",
+    "diverging",
     "level_name",
     "lossless",
     "row_for",
@@ -171,6 +176,41 @@ STORED_WEIGHT_BOUND: Mapping[str, float] = {
 
 # A row is a smaller sample than its tensor and may be harder to quantize than the rest; an unrelated row gives 1.4.
 ROW_FACTOR = 1.5
+
+
+@dataclass(frozen=True)
+class Ported:
+    """Bounds on what a port computes in one dtype, its original in float32.
+
+    Attributes:
+        largest: Largest difference of an output over the reference's largest value.
+        rms: RMS of the difference over RMS of the reference.
+        module: RMS, of one module whose input agrees: beyond, the module is named.
+    """
+
+    largest: float
+    rms: float
+    module: float
+
+
+PORTED: Mapping[str, Ported] = {
+    "float32": Ported(1e-4, 1e-4, 2e-4),
+    "float16": Ported(5e-2, 1e-2, 2e-2),
+    "bfloat16": Ported(2e-1, 5e-2, 1e-1),
+}
+
+# Least cosine of an output of a quantized port, by bits.
+PORTED_COSINE: Mapping[int, float] = {8: 0.98, 6: 0.95, 5: 0.9, 4: 0.8, 3: 0.5, 2: 0.1}
+
+
+def diverging(*, tight: bool) -> float:
+    """Relative error beyond which a module of a converted model is named as the one that diverges.
+
+    Against equal weights only the order of additions differs, as in a port in float32; against other weights
+    (quantized, or no inverse layout) each layer adds the cost of its rounding.
+    """
+    return PORTED["float32"].module if tight else 0.4
+
 
 _EXACT_IN: Mapping[str, frozenset[str]] = {
     "F64": frozenset({"F64", "F32", "F16", "BF16"}),
