@@ -206,6 +206,14 @@ def test_verify_again_captures_as_before(options, tmp_path):
     assert any("running" in name for name in names) is not options.get("fold_batchnorm", False)
 
 
+def test_of_a_folder_without_a_record_the_config_tells_the_layout(tmp_path):
+    package.port_folder(batchnorm, tmp_path / "out", verify="none")
+    (tmp_path / "out" / "mlxport.json").unlink()
+    code = f"import sys; sys.path.insert(0, {str(FILE.parent)!r})\nfrom test_port_folder import batchnorm as make\n"
+    (tmp_path / "module.py").write_text(code)
+    assert verify(tmp_path / "out", f"{tmp_path / 'module.py'}:make").passed
+
+
 def shifted_sine(x):
     return mx.cos(x)
 

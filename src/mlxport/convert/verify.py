@@ -163,6 +163,7 @@ class _Asked:
     """A folder to verify, as the user gave it."""
 
     folder: Path
+    layout: Layout
     against: str
     mode: str
     revision: str | None
@@ -207,7 +208,7 @@ def verify(
     layout = layout_of(read_object(folder / "config.json", SourceError), read_record(folder))
     if not layout.verification:
         raise _no_verification(layout)
-    return _FOLDERS[layout.verification](_Asked(folder, str(against), mode, revision, trust_remote_code, quiet))
+    return _FOLDERS[layout.verification](_Asked(folder, layout, str(against), mode, revision, trust_remote_code, quiet))
 
 
 def _folder_logits(asked: _Asked) -> ParityReport:
@@ -255,7 +256,7 @@ def _folder_outputs(asked: _Asked) -> PortParity:
     given, written = (part if isinstance(part := record.get(key), dict) else {} for key in ("options", "output"))
     options = ResolvedOptions(
         dtype=str(given.get("dtype", "auto")),
-        layout=layout_of({}, record).name,
+        layout=asked.layout.name,
         dynamic=bool(given.get("dynamic", True)),
         fold_batchnorm=bool(given.get("fold_batchnorm", False)),
         revision=asked.revision,
@@ -263,7 +264,7 @@ def _folder_outputs(asked: _Asked) -> PortParity:
     )
     bits = min((int(spec["bits"]) for spec in written.get("quantized", {}).values()), default=None)
     with tempfile.TemporaryDirectory(prefix="mlxport-") as temporary:
-        conversion = _original(asked.against, Path(temporary), options)
+        conversion = _original(asked, Path(temporary), options)
         model = load_port(asked.folder)
         expected = conversion.program.pipeline(lazy_arrays(conversion.program.refs))
         dtype = str(written.get("dtype", "float32"))
@@ -273,16 +274,16 @@ def _folder_outputs(asked: _Asked) -> PortParity:
         return replace(report, problems=(problem,)) if wrong else report
 
 
-def _original(against: str, folder: Path, options: ResolvedOptions) -> GeneratedConversion:
+def _original(asked: _Asked, folder: Path, options: ResolvedOptions) -> GeneratedConversion:
     """What a folder was ported from, captured once more; ``folder`` holds what the capture stores."""
-    from mlxport.layouts.generated.opening import open_generated
     from mlxport.layouts.generated.own_module import is_factory, load_factory, open_module
     from mlxport.source import open_checkpoint
 
-    if is_factory(against):
-        return open_module(load_factory(against), folder, options, what=against)[0]
-    checkpoint = open_checkpoint(against, revision=options.revision, trust_remote_code=options.trust_remote_code)
-    return open_generated(checkpoint, options)
+    if is_factory(asked.against):
+        return open_module(load_factory(asked.against), folder, options, what=asked.against)[0]
+    trust = asked.trust_remote_code
+    checkpoint = open_checkpoint(asked.against, revision=asked.revision, trust_remote_code=trust)
+    return _generated(asked.layout.opens(checkpoint, options))
 
 
 _FOLDERS: Mapping[str, Callable[[_Asked], ParityReport | PortParity]] = {
