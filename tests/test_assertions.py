@@ -77,3 +77,9 @@ def test_every_test_can_fail(path: Path) -> None:
 def test_what_counts(source: str, fails: bool) -> None:
     known = {function.name: [function] for function in functions(ast.parse(source))}
     assert can_fail(known["test_a"][0], known) == fails
+
+
+def test_no_two_files_of_tests_have_one_name() -> None:
+    """pytest imports them by their stem, and stops at the second."""
+    names = [path.name for path in TESTS.rglob("test_*.py")]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
