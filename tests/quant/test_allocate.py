@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from mlxport.errors import QuantizationError
 from mlxport.quant import make_spec
-from mlxport.quant.knapsack import Option, allocate, least_bytes
+from mlxport.quant.knapsack import SizedSetting, allocate, least_bytes
 
-OPTION = st.builds(Option, st.integers(0, 40), st.sampled_from([0.0, 0.5, 1.0, 2.25, 3.7, 11.0]), st.none())
+OPTION = st.builds(SizedSetting, st.integers(0, 40), st.sampled_from([0.0, 0.5, 1.0, 2.25, 3.7, 11.0]), st.none())
 MODULES = st.lists(st.lists(OPTION, min_size=1, max_size=5), min_size=1, max_size=6)
 
 
 @settings(deadline=None, max_examples=300)
 @given(MODULES, st.integers(0, 150))
-def test_no_choice_within_the_budget_is_better(modules: list[list[Option]], spare: int):
+def test_no_choice_within_the_budget_is_better(modules: list[list[SizedSetting]], spare: int):
     options = {str(number): given for number, given in enumerate(modules)}
     budget = least_bytes(options) + spare
     found = allocate(options, budget)
@@ -33,15 +33,15 @@ def test_no_choice_within_the_budget_is_better(modules: list[list[Option]], spar
     assert found.bound <= best + 1e-9
 
 
-def modules_like_those_of_a_model(count: int) -> dict[str, list[Option]]:
+def modules_like_those_of_a_model(count: int) -> dict[str, list[SizedSetting]]:
     draw = random.Random(count)
     options = {}
     for number in range(count):
         size, weight = draw.choice([4096 * 4096, 4096 * 1024, 14336 * 4096]), draw.lognormvariate(0, 1)
-        given = [Option(2 * size, 0.0, None)]
+        given = [SizedSetting(2 * size, 0.0, None)]
         for bits, group in itertools.product((2, 3, 4, 5, 6, 8), (32, 64, 128)):
             damage = weight * size * 4.0**-bits * (1 + group / 200)
-            given.append(Option(size * bits // 8 + 4 * size // group, damage, make_spec("affine", bits, group)))
+            given.append(SizedSetting(size * bits // 8 + 4 * size // group, damage, make_spec("affine", bits, group)))
         options[str(number)] = given
     return options
 
@@ -76,7 +76,7 @@ def test_more_than_everything_keeps_everything():
 
 
 def test_a_budget_below_the_least_says_the_least():
-    options = {"a": [Option(10, 1.0, None)], "b": [Option(7, 1.0, None), Option(9, 0.0, None)]}
+    options = {"a": [SizedSetting(10, 1.0, None)], "b": [SizedSetting(7, 1.0, None), SizedSetting(9, 0.0, None)]}
     assert allocate(options, 17).nbytes == 17
     with pytest.raises(QuantizationError, match="17 bytes"):
         allocate(options, 16)

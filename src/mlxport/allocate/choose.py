@@ -18,7 +18,7 @@ from mlxport.layouts.conversion import Conversion, TracedModel
 from mlxport.layouts.quantizing import check_unquantized
 from mlxport.progress import Progress
 from mlxport.quant import QuantRequest, parse_recipe
-from mlxport.quant.knapsack import Allocation, Option, allocate
+from mlxport.quant.knapsack import Allocation, SizedSetting, allocate
 from mlxport.types import QuantSpec
 
 __all__ = ["Found", "find_allocation"]
@@ -68,11 +68,11 @@ class _Search:
         room = self.budget.limit - (self.budget.count(self.model.plain, None) - kept)
         return room * 8 / max(sum(given.size for given in self.candidates.values()), 1) - _SCALES
 
-    def options(self, damages: Damages) -> dict[str, list[Option]]:
+    def options(self, damages: Damages) -> dict[str, list[SizedSetting]]:
         """What each module may be given."""
         return {
-            path: [Option(given.nbytes(None), 0.0, None)]
-            + [Option(given.nbytes(spec), damages[path][spec], spec) for spec in given.specs]
+            path: [SizedSetting(given.nbytes(None), 0.0, None)]
+            + [SizedSetting(given.nbytes(spec), damages[path][spec], spec) for spec in given.specs]
             for path, given in self.candidates.items()
         }
 
@@ -158,7 +158,7 @@ def _least(search: _Search) -> int:
     return least - search.nbytes(dict(smallest))
 
 
-def _solved(search: _Search, options: Mapping[str, list[Option]], overhead: int) -> Allocation:
+def _solved(search: _Search, options: Mapping[str, list[SizedSetting]], overhead: int) -> Allocation:
     """The best choice whose output, counted to the byte, is within the limit.
 
     Headers and workspace depend on the choice, by a few bytes: those of the last choice are taken for the next.

@@ -18,7 +18,7 @@ import numpy as np
 from mlxport.errors import QuantizationError
 from mlxport.types import QuantSpec
 
-__all__ = ["Allocation", "Option", "allocate", "least_bytes"]
+__all__ = ["Allocation", "SizedSetting", "allocate", "least_bytes"]
 
 # Partial choices that are held at once. Beyond, neighbours are thinned out, and the result may miss the best one.
 _MOST_STATES = 4096
@@ -26,7 +26,7 @@ _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
-class Option:
+class SizedSetting:
     """One setting of one module.
 
     Attributes:
@@ -50,7 +50,7 @@ class Allocation:
         exact: Whether no choice within the budget has less damage than this one.
     """
 
-    chosen: Mapping[str, Option]
+    chosen: Mapping[str, SizedSetting]
     bound: float
     exact: bool
 
@@ -65,12 +65,12 @@ class Allocation:
         return sum(option.damage for option in self.chosen.values())
 
 
-def least_bytes(options: Mapping[str, Sequence[Option]]) -> int:
+def least_bytes(options: Mapping[str, Sequence[SizedSetting]]) -> int:
     """The fewest bytes that any choice takes."""
     return sum(min(option.nbytes for option in given) for given in options.values())
 
 
-def allocate(options: Mapping[str, Sequence[Option]], budget: int, most_states: int = _MOST_STATES) -> Allocation:
+def allocate(options: Mapping[str, Sequence[SizedSetting]], budget: int, most_states: int = _MOST_STATES) -> Allocation:
     """Choose one option of each module such that the bytes are at most ``budget`` and the damage is least.
 
     Equal input gives an equal choice. Of options that are equal in bytes and damage the first counts.
@@ -103,22 +103,22 @@ def allocate(options: Mapping[str, Sequence[Option]], budget: int, most_states: 
     return Allocation(chosen, bound, exact)
 
 
-def _damage(chosen: Mapping[str, Option]) -> float:
+def _damage(chosen: Mapping[str, SizedSetting]) -> float:
     return sum(option.damage for option in chosen.values())
 
 
-def _undominated(options: Sequence[Option]) -> list[Option]:
+def _undominated(options: Sequence[SizedSetting]) -> list[SizedSetting]:
     """Options by bytes, without those that take no less and damage no less than another."""
-    kept: list[Option] = []
+    kept: list[SizedSetting] = []
     for option in sorted(options, key=lambda o: (o.nbytes, o.damage)):
         if not kept or option.damage < kept[-1].damage:
             kept.append(option)
     return kept
 
 
-def _hull(options: Sequence[Option]) -> list[Option]:
+def _hull(options: Sequence[SizedSetting]) -> list[SizedSetting]:
     """The lower convex hull of options that are sorted by bytes."""
-    hull: list[Option] = []
+    hull: list[SizedSetting] = []
     for option in options:
         while len(hull) > 1 and _saved(hull[-2], hull[-1]) <= _saved(hull[-1], option):
             hull.pop()
@@ -126,12 +126,12 @@ def _hull(options: Sequence[Option]) -> list[Option]:
     return hull
 
 
-def _saved(smaller: Option, larger: Option) -> float:
+def _saved(smaller: SizedSetting, larger: SizedSetting) -> float:
     """Damage that each more byte saves."""
     return (smaller.damage - larger.damage) / (larger.nbytes - smaller.nbytes)
 
 
-def _relaxed(options: Mapping[str, Sequence[Option]], budget: int) -> tuple[float, dict[str, Option]]:
+def _relaxed(options: Mapping[str, Sequence[SizedSetting]], budget: int) -> tuple[float, dict[str, SizedSetting]]:
     """The price of a byte at which the relaxed problem fills the budget, and a choice within it."""
     chosen = {path: given[0] for path, given in options.items()}
     spare = budget - sum(option.nbytes for option in chosen.values())
@@ -152,13 +152,13 @@ def _relaxed(options: Mapping[str, Sequence[Option]], budget: int) -> tuple[floa
 
 
 def _searched(
-    options: Mapping[str, Sequence[Option]],
+    options: Mapping[str, Sequence[SizedSetting]],
     floor: Mapping[str, float],
     price: float,
     gap: float,
     budget: int,
     most_states: int,
-) -> tuple[dict[str, Option] | None, bool]:
+) -> tuple[dict[str, SizedSetting] | None, bool]:
     """The best choice of ``options`` within the budget by dynamic programming, and whether no state was left out.
 
     A state is the bytes and the damage of a choice for the modules so far. It is dropped where another has no more of
@@ -186,7 +186,7 @@ def _searched(
         history.append((order // len(given), order % len(given)))
         sizes, damages, costs = size[order], damage[order], cost[order]
     state = int(np.argmin(damages))
-    found: dict[str, Option] = {}
+    found: dict[str, SizedSetting] = {}
     for (path, given), (parents, picks) in zip(reversed(list(options.items())), reversed(history), strict=True):
         found[path] = given[int(picks[state])]
         state = int(parents[state])

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from mlxport.layouts.mlx_lm.config_view import View
+from mlxport.layouts.mlx_lm.config_view import ConfigSection
 from mlxport.layouts.mlx_lm.layer_kinds import BOTH, FOURTH, FULL, REPEATS, WINDOW, Demand, needs
 
 SILU: Final = "silu"
@@ -159,15 +159,15 @@ SPARSE: Final[Mapping[str, str]] = MappingProxyType({"deepseek_v32": "index_topk
 """field -> the number of tokens up to which attention is dense; of more, mlx-lm chooses others than transformers."""
 
 
-def _plain_heads(view: View) -> bool:
+def _plain_heads(view: ConfigSection) -> bool:
     return view.get("head_dim") in (None, view.get("hidden_size") // view.get("num_attention_heads"))
 
 
-def _rope_as_it_is(view: View) -> bool:
+def _rope_as_it_is(view: ConfigSection) -> bool:
     return view.get("position_embedding_type") != "rope" or view.rope("rope_type") in (None, "default")
 
 
-def _both_kinds(view: View) -> bool:
+def _both_kinds(view: ConfigSection) -> bool:
     kinds = set(view.get("layer_types") or ())
     return not view.get("sliding_window") or kinds >= {"sliding_attention", "full_attention"}
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
 
-from mlxport.layouts.mlx_lm.config_view import MISSING, View, text_section
+from mlxport.layouts.mlx_lm.config_view import MISSING, ConfigSection, text_section
 from mlxport.layouts.mlx_lm.layer_kinds import period
 
-Derive = Callable[[View], Any]
+Derive = Callable[[ConfigSection], Any]
 NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 EVERY_ROPE: Final = frozenset({"linear", "dynamic", "llama3", "yarn", "longrope", "proportional"})
@@ -54,29 +54,29 @@ def constant(value: Any) -> Derive:
     return lambda view: value
 
 
-def head_dim(view: View) -> Any:
+def head_dim(view: ConfigSection) -> Any:
     """Return the width of a head, an equal share of the hidden size where the config does not say."""
     heads, width = view.get("num_attention_heads"), view.get("hidden_size")
     return view.get("head_dim") or (width // heads if heads and width else MISSING)
 
 
-def _rotary_dim(view: View) -> Any:
+def _rotary_dim(view: ConfigSection) -> Any:
     return int(head_dim(view) * view.rope("partial_rotary_factor", 1.0))
 
 
-def _window_pattern(view: View) -> Any:
+def _window_pattern(view: ConfigSection) -> Any:
     kinds = view.get("layer_types") or []
     return (
         "".join("L" if kind == "sliding_attention" else "G" for kind in kinds) if "sliding_attention" in kinds else None
     )
 
 
-def _dense_flags(view: View) -> Any:
+def _dense_flags(view: ConfigSection) -> Any:
     kinds = view.get("mlp_layer_types")
     return MISSING if kinds is None else [int(kind != "dense") for kind in kinds]
 
 
-def _first_sparse(view: View) -> Any:
+def _first_sparse(view: ConfigSection) -> Any:
     kinds = view.get("mlp_layer_types")
     if kinds is None:
         return view.get("first_k_dense_replace", MISSING)
@@ -87,7 +87,7 @@ def _layer_letters(letters: Mapping[str, Any]) -> Derive:
     return lambda view: [letters[kind] for kind in view.get("layer_types") or []] or MISSING
 
 
-def _flat_yarn(view: View) -> Any:
+def _flat_yarn(view: ConfigSection) -> Any:
     """Return yarn settings that scale nothing, for code that knows nothing else."""
     length = view.get("max_position_embeddings")
     return {
@@ -100,7 +100,7 @@ def _flat_yarn(view: View) -> Any:
     }
 
 
-def _flat_longrope(view: View) -> Any:
+def _flat_longrope(view: ConfigSection) -> Any:
     """Return longrope settings that scale nothing, for code that knows nothing else."""
     ones = [1.0] * (view.get("qk_rope_head_dim", 0) // 2)
     length = view.get("max_position_embeddings")
@@ -116,7 +116,7 @@ def _flat_longrope(view: View) -> Any:
 def _of_full_layers(own: str, shared: str) -> Derive:
     """Read what layers with full attention have of their own: mlx-lm's `own` is their `shared`."""
 
-    def derive(view: View) -> Any:
+    def derive(view: ConfigSection) -> Any:
         if view.section.get(own) is not None:
             return MISSING
         kinds = view.get("layer_types") or []
@@ -133,7 +133,7 @@ def _kinds(names: Mapping[str, str]) -> Derive:
     return lambda view: [names.get(kind, kind) for kind in view.get("layer_types") or []] or MISSING
 
 
-def _sliding_flags(view: View) -> Any:
+def _sliding_flags(view: ConfigSection) -> Any:
     return [int(kind == "sliding_attention") for kind in view.get("layer_types") or []] or MISSING
 
 

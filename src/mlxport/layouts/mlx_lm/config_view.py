@@ -23,7 +23,7 @@ def text_section(config: Mapping[str, Any]) -> Any | None:
 
 
 @dataclass(frozen=True)
-class View:
+class ConfigSection:
     """A section of a config (the root, or ``text_config``) together with what transformers makes of it."""
 
     section: Mapping[str, Any]

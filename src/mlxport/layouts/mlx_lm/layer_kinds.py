@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from mlxport.layouts.mlx_lm.config_view import MISSING, View
+from mlxport.layouts.mlx_lm.config_view import MISSING, ConfigSection
 
-Demand = tuple[str, Callable[[View], bool]]
+Demand = tuple[str, Callable[[ConfigSection], bool]]
 
 # every spelling of a kind of layer, among them those of mlx-lm and of older configs
 _SPELLINGS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
@@ -25,7 +25,7 @@ _SPELLINGS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
 )
 
 
-def kinds(view: View) -> list[str]:
+def kinds(view: ConfigSection) -> list[str]:
     """Return the kind of each layer, nothing where the config does not say."""
     for name in ("layer_types", "layers_block_type", "hybrid_override_pattern"):
         if found := view.get(name):
@@ -33,7 +33,7 @@ def kinds(view: View) -> list[str]:
     return []
 
 
-def period(view: View) -> Any:
+def period(view: ConfigSection) -> Any:
     """Return n where every n-th layer, and no other, is the one with full attention; MISSING where there is no n."""
     found = kinds(view)
     if "full_attention" not in found:
@@ -43,21 +43,21 @@ def period(view: View) -> Any:
     return every if full == [kind == "full_attention" for kind in found] else MISSING
 
 
-def _repeats(view: View) -> bool:
+def _repeats(view: ConfigSection) -> bool:
     return not kinds(view) or period(view) is not MISSING
 
 
 def needs(*wanted: str, field: str = "layer_types") -> Demand:
     """Demand one layer of each kind, where the config says what layers there are."""
 
-    def kept(view: View) -> bool:
+    def kept(view: ConfigSection) -> bool:
         found = set(kinds(view))
         return not found or all(found & _SPELLINGS[kind] for kind in wanted)
 
     return f"{field} must have {' and '.join(wanted)}", kept
 
 
-def _every_fourth(view: View) -> bool:
+def _every_fourth(view: ConfigSection) -> bool:
     """Say whether layers have rope and chunks except every fourth."""
     for name, without in (("no_rope_layers", (0, False)), ("layer_types", ("full_attention",))):
         found = view.get(name) or ()
@@ -66,7 +66,7 @@ def _every_fourth(view: View) -> bool:
     return True
 
 
-def _window_where_it_slides(view: View) -> bool:
+def _window_where_it_slides(view: ConfigSection) -> bool:
     return not kinds(view) or (view.get("sliding_window") is None) == ("sliding_attention" not in kinds(view))
 
 

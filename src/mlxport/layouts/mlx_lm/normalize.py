@@ -22,7 +22,7 @@ from typing import Any
 from mlxport.errors import ConfigError, MlxportError
 from mlxport.layouts.mlx_lm import built_in_values as limits
 from mlxport.layouts.mlx_lm import config_rules as rules
-from mlxport.layouts.mlx_lm.config_view import MISSING, View, read, text_section
+from mlxport.layouts.mlx_lm.config_view import MISSING, ConfigSection, read, text_section
 from mlxport.layouts.mlx_lm.rope_settings import (
     ROPE_FIELDS,
     ConfigRefused,
@@ -175,7 +175,7 @@ class _Section:
 
     def normalize(self, arguments: Mapping[str, Any], work: _Work) -> None:
         """Write what mlx-lm's `arguments` need; refuse what it would compute differently."""
-        view = View(self.values, self.reference)
+        view = ConfigSection(self.values, self.reference)
         self._refuse(view)
         rope = read_rope(view)
         if rope is not None:
@@ -201,7 +201,7 @@ class _Section:
                 continue
             value = _plain(read(self.reference, name))
             if name == "head_dim" and value in (None, MISSING):
-                value = rules.head_dim(View(self.values, self.reference))
+                value = rules.head_dim(ConfigSection(self.values, self.reference))
             if name == "rope_scaling":
                 value = None
             if value is MISSING and default is MISSING and name not in self.values:
@@ -211,7 +211,7 @@ class _Section:
         if missing:
             raise ConfigRefused(f"mlx-lm needs {', '.join(missing)}, and the config does not say")
 
-    def _refuse(self, view: View) -> None:
+    def _refuse(self, view: ConfigSection) -> None:
         kind = view.model_type
         for name in self.names:
             for demand, kept in limits.DEMANDS.get(name, ()):
@@ -223,7 +223,7 @@ class _Section:
                     known = " or ".join(repr(item) for item in allowed)
                     raise ConfigRefused(f"mlx-lm's {kind} computes {field} {known}; the config says {value!r}")
 
-    def _limit(self, view: View, arguments: Mapping[str, Any], work: _Work) -> None:
+    def _limit(self, view: ConfigSection, arguments: Mapping[str, Any], work: _Work) -> None:
         """Say up to which length, or how closely, mlx-lm computes the same."""
         kind, longest = view.model_type, view.get("max_position_embeddings") or math.inf
         window, kinds = view.get("sliding_window"), view.get("layer_types")
@@ -244,7 +244,7 @@ class _Section:
         self._check_activation(view, work)
 
     def _limit_rope(
-        self, rope: Mapping[str, Any], view: View, longest: float, arguments: Mapping[str, Any], work: _Work
+        self, rope: Mapping[str, Any], view: ConfigSection, longest: float, arguments: Mapping[str, Any], work: _Work
     ) -> None:
         scaling = kind_of(rope)
         if scaling == "yarn" and rope.get("truncate") is False:
@@ -258,7 +258,7 @@ class _Section:
             else:
                 work.limit(original, f"mlx-lm has one set of longrope factors: exact up to {original} tokens")
 
-    def _round_yarn(self, rope: Mapping[str, Any], view: View, work: _Work) -> None:
+    def _round_yarn(self, rope: Mapping[str, Any], view: ConfigSection, work: _Work) -> None:
         """Say how far a rounded correction range is off, or refuse where that is far."""
         dims = view.get("qk_rope_head_dim") or int(rules.head_dim(view) * (rope.get("partial_rotary_factor") or 1))
         why = (
@@ -270,7 +270,7 @@ class _Section:
         work.approximate = True
         work.warnings.append(why)
 
-    def _check_activation(self, view: View, work: _Work) -> None:
+    def _check_activation(self, view: ConfigSection, work: _Work) -> None:
         kind = view.model_type
         built_in = next((limits.ACTIVATION[n] for n in self.names if n in limits.ACTIVATION), limits.SILU)
         field = view.declared(limits.ACTIVATION_FIELDS)
@@ -338,7 +338,7 @@ def _tied(config: Mapping[str, Any], reference: Any | None, text: Any | None) ->
     return bool(next((value for value in values if value is not MISSING), False))
 
 
-def _derived(derive: rules.Derive, view: View, name: str) -> Any:
+def _derived(derive: rules.Derive, view: ConfigSection, name: str) -> Any:
     try:
         return derive(view)
     except TypeError as error:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mlxport.errors import UnsupportedError
 from mlxport.layouts.mlx_lm.config_rules import NO_ROPE, Architecture
-from mlxport.layouts.mlx_lm.config_view import View
+from mlxport.layouts.mlx_lm.config_view import ConfigSection
 
 _LOCAL = "sliding_attention"
 ROPE_FIELDS = ("rope_theta", "rope_scaling", "partial_rotary_factor", "rope_parameters", "rope_local_base_freq")
@@ -46,7 +46,7 @@ class Rope:
     raw: Mapping[str, Any]
 
 
-def read_rope(view: View) -> Rope | None:
+def read_rope(view: ConfigSection) -> Rope | None:
     """Return the rope settings of `view`, None where it has none."""
     raw = view.get("rope_parameters")
     if not isinstance(raw, Mapping) or not raw:
@@ -59,7 +59,7 @@ def read_rope(view: View) -> Rope | None:
 
 
 def rope_fields(
-    rope: Rope, view: View, rule: Architecture, arguments: Mapping[str, Any], long_context: bool = False
+    rope: Rope, view: ConfigSection, rule: Architecture, arguments: Mapping[str, Any], long_context: bool = False
 ) -> dict[str, Any]:
     """Return the fields that carry `rope`, only those that mlx-lm's `arguments` read.
 
@@ -99,7 +99,7 @@ def kind_of(settings: Mapping[str, Any]) -> str:
     return str(settings.get("rope_type") or settings.get("type") or "default")
 
 
-def _check_local(rope: Rope, view: View, rule: Architecture) -> None:
+def _check_local(rope: Rope, view: ConfigSection, rule: Architecture) -> None:
     local = rope.local or {}
     if kind_of(local) != "default" and "rope_parameters" not in view.section:
         raise ConfigRefused(f"mlx-lm's {view.model_type} does not scale the rope of sliding layers")
@@ -111,7 +111,7 @@ def _check_local(rope: Rope, view: View, rule: Architecture) -> None:
 
 
 def _scaling(
-    main: Mapping[str, Any], view: View, rule: Architecture, known: frozenset[str], long_context: bool
+    main: Mapping[str, Any], view: ConfigSection, rule: Architecture, known: frozenset[str], long_context: bool
 ) -> dict[str, Any] | None:
     """Return the old-style ``rope_scaling`` for `main`."""
     kind = kind_of(main)
@@ -128,7 +128,7 @@ def _scaling(
     return {**kept, "rope_type": kind, "type": kind}
 
 
-def _longrope(main: Mapping[str, Any], view: View, long_context: bool) -> dict[str, Any]:
+def _longrope(main: Mapping[str, Any], view: ConfigSection, long_context: bool) -> dict[str, Any]:
     """Return the factors for texts on one side of the original length: mlx-lm knows only ``long_factor``."""
     if missing := {"short_factor", "long_factor", "original_max_position_embeddings"} - set(main):
         raise ConfigRefused(f"longrope needs {', '.join(sorted(missing))}, and the config does not say")
@@ -169,7 +169,7 @@ def _yarn_mscale(main: Mapping[str, Any]) -> dict[str, float]:
     return {"mscale": (wanted * (log * all_dim + 1.0) - 1.0) / log, "mscale_all_dim": all_dim}
 
 
-def _check_factor(settings: Mapping[str, Any], view: View) -> None:
+def _check_factor(settings: Mapping[str, Any], view: ConfigSection) -> None:
     """Refuse an attention factor that mlx-lm does not come to where it reads settings as they stand."""
     if kind_of(settings) == "yarn":
         given = {"mscale": settings.get("mscale", 1), "mscale_all_dim": settings.get("mscale_all_dim") or 0}
