@@ -103,7 +103,8 @@ def row_products(blocks: Iterable[Rows], product: Callable[[Rows], mx.array]) ->
             mx.async_eval(parts[-1])  # type: ignore[no-untyped-call]
         if len(parts) >= len(streams):
             mx.eval(parts[-len(streams)])
-    mx.eval(parts)
+    if len(parts) > 1:
+        mx.eval(parts)
     return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
 
 
@@ -115,7 +116,9 @@ def _streams() -> list[mx.Stream]:
     if mx.default_device() != mx.Device(mx.cpu):
         return [mx.default_stream(mx.default_device())]
     if not hasattr(_local, "streams"):
-        _local.streams = [mx.new_stream(mx.cpu) for _ in range(os.cpu_count() or 1)]
+        # The default one first: a matrix of one block has nothing to wait for on another thread.
+        others = range(1, os.cpu_count() or 1)
+        _local.streams = [mx.default_stream(mx.cpu), *(mx.new_stream(mx.cpu) for _ in others)]
     streams: list[mx.Stream] = _local.streams
     return streams
 
