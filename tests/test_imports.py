@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -144,6 +145,15 @@ def test_the_root_holds_few_files():
     names = {path.stem for path in SOURCES.glob("*.py")}
     assert names == ROOT
     assert len([path for path in SOURCES.iterdir() if path.is_file()]) <= MOST_IN_ROOT
+
+
+def test_no_two_files_or_classes_of_one_name_mean_different_things():
+    """A family of ops has a file of lowerings and one of helpers; every layout says what it is and how it opens."""
+    stems = Counter(path.stem for name, path in NAMES.items() if not name.startswith("graph.lower.helpers."))
+    assert {stem for stem, count in stems.items() if count > 1} <= {"__init__", "layout", "opening"}
+    trees = (ast.parse(path.read_text("utf-8")) for path in MODULES)
+    classes = Counter(node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef))
+    assert [name for name, count in classes.items() if count > 1] == []
 
 
 @pytest.mark.parametrize("path", WITHOUT_TORCH, ids=lambda path: str(path.relative_to(SOURCES)))

@@ -13,7 +13,7 @@ from sensitive_models import KINDS, save
 from checkpoints import hash_tree
 from mlxport import ConvertReport, convert, plan_for
 from mlxport.allocate import Target, make_target
-from mlxport.allocate.choose import Found, find_allocation
+from mlxport.allocate.choose import Chosen, find_allocation
 from mlxport.errors import QuantizationError
 from mlxport.fit import Machine
 from mlxport.layouts.mlx_lm.opening import open_model
@@ -27,7 +27,7 @@ def file_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
-def find(source: Path, target: Target | None, dtype: str = "auto") -> Found:
+def find(source: Path, target: Target | None, dtype: str = "auto") -> Chosen:
     assert target is not None
     with make_progress(0, "", quiet=True) as progress:
         model = open_model(open_checkpoint(source), dtype=dtype)

@@ -7,7 +7,7 @@ import pytest
 
 from checkpoints import write_llama
 from mlxport.layouts.mlx_lm.opening import open_model
-from mlxport.model.parameters import LazyModel, parameters_of
+from mlxport.model.lazy_parameters import LazyModel, parameters_of
 from mlxport.model.tensors import computed_tensors, stored_tensors, whole
 from mlxport.source import open_checkpoint
 from mlxport.transform import lazy_outputs, trace

@@ -8,7 +8,7 @@ import pytest
 from checkpoints import write_llama
 from mlxport.errors import TokenizerError, UnsupportedError
 from mlxport.layouts.mlx_lm.opening import open_model
-from mlxport.model.parameters import LazyModel, parameters_of
+from mlxport.model.lazy_parameters import LazyModel, parameters_of
 from mlxport.model.self_written import sample_sequences, write_sequences
 from mlxport.model.tensors import computed_tensors
 from mlxport.model.texts import PROBE_TEXT, calibration_text, heldout_text

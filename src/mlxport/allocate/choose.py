@@ -21,7 +21,7 @@ from mlxport.quant import QuantRequest, parse_recipe
 from mlxport.quant.knapsack import Allocation, SizedSetting, allocate
 from mlxport.types import QuantSpec
 
-__all__ = ["Found", "find_allocation"]
+__all__ = ["Chosen", "find_allocation"]
 
 _SCALES = 0.5  # bits of scale and bias for each weight, in groups of 64
 _ROUNDS = 8
@@ -29,7 +29,7 @@ _NEAR = 1e-4  # of the limit: what else would fit in is not worth another count
 
 
 @dataclass(frozen=True)
-class Found:
+class Chosen:
     """A choice of settings.
 
     Attributes:
@@ -89,7 +89,7 @@ def find_allocation(
     shard_by: str,
     progress: Progress,
     tokens: Tokens | None = None,
-) -> Found:
+) -> Chosen:
     """Choose bits and group size of every module such that the predicted damage is least within the limit.
 
     Reads weights in blocks, and never holds more than one module's.
@@ -195,7 +195,7 @@ def _found(
     predictor: str,
     exact: bool,
     notes: tuple[str, ...],
-) -> Found:
+) -> Chosen:
     output, request = search.output(chosen)
     budget, used = search.budget, search.budget.count(output, request)
     choices = tuple(
@@ -218,4 +218,4 @@ def _found(
         budget.memory(output, request),
         notes,
     )
-    return Found(request, report, search.model.dtype, output)
+    return Chosen(request, report, search.model.dtype, output)

@@ -14,7 +14,7 @@ from mlxport.allocate.damage import Measurement, ProbeBatch, damages, measure_di
 from mlxport.allocate.probe import Calls, candidate_weights
 from mlxport.allocate.written_tokens import Tokens, make_tokens
 from mlxport.errors import MlxportError
-from mlxport.model.parameters import LazyModel
+from mlxport.model.lazy_parameters import LazyModel
 from mlxport.model.tensors import computed_tensors
 from mlxport.progress import Progress
 from mlxport.source.tokenizer_files import embedding_rows

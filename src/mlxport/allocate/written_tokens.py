@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxport.errors import UnsupportedError
-from mlxport.model.parameters import LazyModel, wide_on_cpu
+from mlxport.model.lazy_parameters import LazyModel, wide_on_cpu
 from mlxport.model.self_written import write_sequences
 from mlxport.model.tensors import computed_tensors
 from mlxport.model.texts import WRITES_UP_TO

@@ -11,8 +11,8 @@ import mlx.core as mx
 
 from mlxport.calibrate.calibration_text import LENGTH, MOST_TOKENS, Calibration, read_calibration, written
 from mlxport.calibrate.moments import column_ranges
+from mlxport.calibrate.packed_matrices import BLOCK
 from mlxport.calibrate.paired_batch import PairedBatch
-from mlxport.calibrate.quantizing import BLOCK
 from mlxport.model.block_paths import block_of
 from mlxport.model_config import ModelConfig
 from mlxport.output.plan import BASE_BYTES

@@ -9,8 +9,8 @@ import numpy as np
 
 from mlxport.calibrate.moments import Experts, Moments, Power
 from mlxport.errors import UnsupportedError
+from mlxport.model.lazy_parameters import placeholder
 from mlxport.model.leaf_calls import LeafCalls, expert_products
-from mlxport.model.parameters import placeholder
 
 __all__ = ["OFF", "ORIGINAL", "REHEARSAL", "ROUNDED", "Recorder", "Site"]
 

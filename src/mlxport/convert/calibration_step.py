@@ -14,7 +14,7 @@ from mlxport.calibrate.calibration_text import SELF, Calibration, spread, tokens
 from mlxport.calibrate.estimate import estimate
 from mlxport.calibrate.passes import calibrate, methods
 from mlxport.errors import UnsupportedError
-from mlxport.model.parameters import LazyModel, wide_on_cpu
+from mlxport.model.lazy_parameters import LazyModel, wide_on_cpu
 from mlxport.model.self_written import write_sequences
 from mlxport.model.tensors import computed_tensors
 from mlxport.model.tokens import first_tokens

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mlxport.parity import ParityReport
     from mlxport.parity.port_parity import PortParity
 
-__all__ = ["Found", "Verifying", "verify", "verify_written"]
+__all__ = ["Verified", "Verifying", "verify", "verify_written"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Verifying:
 
 
 @dataclass(frozen=True)
-class Found:
+class Verified:
     """What a verification found: figures of the comparison and of the tokenizer, or why there are none."""
 
     parity: ParityReport | PortParity | None = None
@@ -62,7 +62,7 @@ class Found:
     missing: str = ""
 
 
-def verify_written(work: Verifying, progress: Progress) -> Found:
+def verify_written(work: Verifying, progress: Progress) -> Verified:
     """Verify what has been written.
 
     Raises:
@@ -72,10 +72,10 @@ def verify_written(work: Verifying, progress: Progress) -> Found:
     from mlxport import parity
 
     if work.mode == "none":
-        return Found(missing="not verified: --verify none")
+        return Verified(missing="not verified: --verify none")
     if reason := parity.unavailable():
         progress.message(f"warning: {reason}")
-        return Found(missing=reason)
+        return Verified(missing=reason)
     progress.stage("verifying against PyTorch", 0)
     try:
         return _WRITTEN[work.layout.verification](work)
@@ -84,10 +84,10 @@ def verify_written(work: Verifying, progress: Progress) -> Found:
         if work.mode != "auto":
             raise
         progress.message(f"warning: not verified: {error.message}")
-        return Found(missing=f"not verified: {error.message}")
+        return Verified(missing=f"not verified: {error.message}")
 
 
-def _written_logits(work: Verifying) -> Found:
+def _written_logits(work: Verifying) -> Verified:
     from mlxport import parity
     from mlxport.parity.tokenizer import check_tokenizer
     from mlxport.transform import invert
@@ -101,10 +101,10 @@ def _written_logits(work: Verifying) -> Found:
         trained=work.trained,
         on_progress=work.say,
     )
-    return Found(_passed(report, work.folder, "architecture"), tokenizer)
+    return Verified(_passed(report, work.folder, "architecture"), tokenizer)
 
 
-def _written_outputs(work: Verifying) -> Found:
+def _written_outputs(work: Verifying) -> Verified:
     from mlxport.layouts.generated.loading import load_port
     from mlxport.model.memory import available_memory
     from mlxport.parity.port_comparison import compare_port
@@ -124,7 +124,7 @@ def _written_outputs(work: Verifying) -> Found:
         bits=min((spec.bits for spec in conversion.quantized.values()), default=None),
         on_outputs=functools.partial(conversion.keep_outputs, work.folder),
     )
-    return Found(_passed(report, work.folder, "model"))
+    return Verified(_passed(report, work.folder, "model"))
 
 
 def _passed(report: Any, folder: Path, what: str) -> Any:
@@ -141,7 +141,7 @@ def _generated(conversion: Conversion) -> GeneratedConversion:
     return conversion
 
 
-def _not_verified(work: Verifying) -> Found:
+def _not_verified(work: Verifying) -> Verified:
     raise _no_verification(work.layout)
 
 
@@ -151,7 +151,7 @@ def _no_verification(layout: Layout) -> UnsupportedError:
     )
 
 
-_WRITTEN: Mapping[str, Callable[[Verifying], Found]] = {
+_WRITTEN: Mapping[str, Callable[[Verifying], Verified]] = {
     "logits": _written_logits,
     "outputs": _written_outputs,
     "": _not_verified,

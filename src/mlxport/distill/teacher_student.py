@@ -9,8 +9,8 @@ import mlx.core as mx
 
 from mlxport.layouts.conversion import TracedModel
 from mlxport.model.block_paths import block_of
+from mlxport.model.lazy_parameters import Cast, LazyModel
 from mlxport.model.loaded import load_output, upcast
-from mlxport.model.parameters import Cast, LazyModel
 from mlxport.model.tensors import computed_tensors, stored_tensors, whole
 
 __all__ = ["OriginalModel", "QuantizedModel"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mlxport.graph.capture.program import Captured
+from mlxport.graph.capture.captured import Captured
 from mlxport.graph.lower.layer_specs import Fold, LayerSpec, Weight
 from mlxport.graph.rewrite.batchnorm import fold_batchnorm
 from mlxport.graph.rewrite.channels_last.sinking import channels_last

@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxport.errors import UnsupportedError
-from mlxport.model.parameters import LazyModel
+from mlxport.model.lazy_parameters import LazyModel
 
 __all__ = ["sample_sequences", "write_sequences"]
 

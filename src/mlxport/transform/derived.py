@@ -1,4 +1,4 @@
-"""The program of a pipeline that goes on from a traced one, without tracing that again."""
+"""The program of a pipeline that goes on from a traced one, without tracing that again where it need not be."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import mlx.core as mx
 
 from mlxport.transform.program import Output, Pipeline, Program
-from mlxport.transform.trace import recording
+from mlxport.transform.trace import recording, trace
 
 __all__ = ["derive"]
 
@@ -15,7 +15,7 @@ __all__ = ["derive"]
 def derive(
     program: Program, arrays: Mapping[str, mx.array], step: Callable[[], Mapping[str, mx.array]], pipeline: Pipeline
 ) -> Program:
-    """What ``trace`` would make of ``pipeline``, which is that of ``program`` followed by a step that quantizes.
+    """What ``trace`` makes of ``pipeline``, which is that of ``program`` followed by a step that quantizes.
 
     Args:
         program: The traced one.
@@ -30,7 +30,8 @@ def derive(
     outputs = {}
     for name, (source, spec, part) in parts.items():
         array, origin = results[name], names.get(id(source))
-        assert origin is not None, f"{name} is neither an output of the traced program nor a part of a quantized one"
+        if origin is None:  # an architecture that computes with its weights before it quantizes them
+            return trace(pipeline, program.refs)
         value = program.outputs[origin].value
         kind = (spec, part) if value is not None else (None, "")
         outputs[name] = Output(name, tuple(array.shape), array.dtype, value, *kind)

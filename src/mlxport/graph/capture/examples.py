@@ -12,8 +12,8 @@ import sympy
 import torch
 from torch.utils import _pytree as pytree
 
+from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.guards import size_rules
-from mlxport.graph.capture.program import Captured
 
 __all__ = ["Example", "leaf_names", "other_sizes", "output_arrays", "output_leaves"]
 

@@ -18,10 +18,10 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 
+from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.composite_shapes import known_shapes
 from mlxport.graph.capture.dataclass_inputs import known_dataclasses
 from mlxport.graph.capture.fastpath import fast_paths
-from mlxport.graph.capture.program import Captured
 from mlxport.graph.capture.stores import add_stores
 from mlxport.graph.capture.wrapped_root import Inside, bring_out, hides_members
 from mlxport.graph.lower import ops as _ops  # noqa: F401  (fills the table)

@@ -12,7 +12,7 @@ from typing import Any
 import sympy
 import torch
 
-from mlxport.graph.capture.program import Captured
+from mlxport.graph.capture.captured import Captured
 from mlxport.graph.lower import symbolic_sizes
 from mlxport.graph.lower.registry import UnsupportedOp
 

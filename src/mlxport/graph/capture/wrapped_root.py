@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mlxport.graph.capture.program import Captured
+from mlxport.graph.capture.captured import Captured
 
 __all__ = ["Inside", "bring_out", "hides_members"]
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from mlxport.graph.capture.program import Captured
+from mlxport.graph.capture.captured import Captured
 from mlxport.graph.lower.registry import bind
 
 __all__ = ["fold_batchnorm"]

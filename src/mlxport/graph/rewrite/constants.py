@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from mlxport.graph.capture.program import Captured
+from mlxport.graph.capture.captured import Captured
 from mlxport.graph.lower.fused_ops import literal
 from mlxport.graph.lower.registry import LOWERINGS
 from mlxport.graph.lower.traits import traits

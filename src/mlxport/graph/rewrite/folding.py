@@ -9,8 +9,8 @@ from math import prod
 import torch
 from torch.fx import Graph, Node
 
+from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.origin import module_path
-from mlxport.graph.capture.program import Captured
 from mlxport.graph.lower.layer_specs import Fold
 from mlxport.graph.lower.traits import View, traits_of
 

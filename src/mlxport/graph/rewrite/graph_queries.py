@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
+from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.origin import module_path
-from mlxport.graph.capture.program import Captured
 from mlxport.graph.lower.traits import View, op_name, traits_of
 
 __all__ = [

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.fx import Node
 
+from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.origin import module_path
-from mlxport.graph.capture.program import Captured
 from mlxport.graph.lower.layer_specs import LayerSpec, layer
 from mlxport.graph.lower.traits import traits_of
 

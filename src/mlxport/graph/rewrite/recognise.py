@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.origin import module_path
-from mlxport.graph.capture.program import Captured
 from mlxport.graph.lower.fused_ops import gather_mm
 from mlxport.graph.lower.helpers.conv import GroupedConvTranspose
 from mlxport.graph.lower.helpers.experts import SwitchLinear

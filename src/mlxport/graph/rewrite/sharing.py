@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from mlxport.graph.capture.program import Captured
+from mlxport.graph.capture.captured import Captured
 from mlxport.graph.lower.layer_specs import LayerSpec, Match, layer
 from mlxport.graph.lower.traits import View, filling, traits_of
 from mlxport.graph.rewrite.recognise import recognise

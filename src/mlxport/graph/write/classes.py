@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mlxport.graph.capture.program import Captured
+from mlxport.graph.capture.captured import Captured
 from mlxport.graph.lower.expr import to_ast
 from mlxport.graph.lower.layer_specs import DEFAULTS, LayerSpec
 from mlxport.graph.lower.registry import HELPERS

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from mlxport.graph.capture.program import Captured
+from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.stores import store
 from mlxport.graph.lower.expr import Expr
 from mlxport.graph.lower.lowering import is_read, lower_node, symbolic

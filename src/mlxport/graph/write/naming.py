@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch.fx import Node
 
+from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.origin import call_arguments, module_path, statement
-from mlxport.graph.capture.program import Captured
 from mlxport.graph.lower.traits import View, traits_of
 from mlxport.graph.write.tree import Scope, nodes_in
 

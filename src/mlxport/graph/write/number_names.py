@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-from mlxport.graph.capture.program import Captured
+from mlxport.graph.capture.captured import Captured
 
 __all__ = ["Field", "Namer", "exact", "is_number"]
 

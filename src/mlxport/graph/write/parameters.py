@@ -6,7 +6,7 @@ import ast
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlxport.graph.capture.program import Captured
+from mlxport.graph.capture.captured import Captured
 from mlxport.graph.lower.expr import to_ast
 from mlxport.graph.lower.layer_specs import LayerSpec, Weight
 from mlxport.graph.lower.lowering import hint, mx_dtype

@@ -9,7 +9,7 @@ import re
 import torch
 from torch.fx import Node
 
-from mlxport.graph.capture.program import Captured
+from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.stores import store
 from mlxport.graph.lower.layer_specs import layer
 from mlxport.graph.write.scope_parts import ScopeParts, is_list

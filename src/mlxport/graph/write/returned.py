@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from mlxport.graph.capture.program import Captured
+from mlxport.graph.capture.captured import Captured
 from mlxport.graph.lower import symbolic_sizes
 from mlxport.graph.lower.expr import to_ast
 

@@ -11,8 +11,8 @@ from typing import Any
 import sympy
 from torch.fx import Node
 
+from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.origin import Statement, statement
-from mlxport.graph.capture.program import Captured
 from mlxport.graph.capture.stores import store
 from mlxport.graph.lower import symbolic_sizes
 from mlxport.graph.lower.expr import to_ast

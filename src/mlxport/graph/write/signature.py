@@ -14,9 +14,9 @@ import torch
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.dataclass_inputs import Attribute
 from mlxport.graph.capture.guards import relations, size_rules
-from mlxport.graph.capture.program import Captured
 from mlxport.graph.lower import symbolic_sizes
 from mlxport.graph.lower.helpers import inputs as input_helpers
 from mlxport.graph.lower.registry import helper

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch.fx import Node
 
+from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.origin import module_path
-from mlxport.graph.capture.program import Captured
 from mlxport.graph.lower.layer_specs import layer
 from mlxport.graph.lower.lowering import is_read
 

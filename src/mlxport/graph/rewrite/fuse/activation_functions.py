@@ -12,7 +12,7 @@ import torch
 from torch.fx import Node
 from torch.nn import functional
 
-from mlxport.graph.capture.program import Captured
+from mlxport.graph.capture.captured import Captured
 from mlxport.graph.lower.fused_ops import quick_gelu
 from mlxport.graph.lower.traits import traits_of
 from mlxport.graph.rewrite.fuse.fusion import Fusion

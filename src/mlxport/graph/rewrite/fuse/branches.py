@@ -10,7 +10,7 @@ import torch
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from mlxport.graph.capture.program import Captured
+from mlxport.graph.capture.captured import Captured
 from mlxport.graph.rewrite.graph_queries import ancestors, kind, ndim, value
 
 __all__ = ["Branches", "find_branches"]

@@ -12,7 +12,7 @@ import sympy
 import torch
 from torch.fx import Node
 
-from mlxport.graph.capture.program import Captured
+from mlxport.graph.capture.captured import Captured
 from mlxport.graph.lower.fused_ops import causal
 from mlxport.graph.lower.traits import traits_of
 from mlxport.graph.rewrite.fuse.fusion import Fusion

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from mlxport.graph.capture.program import Captured
+from mlxport.graph.capture.captured import Captured
 from mlxport.graph.rewrite.fuse import rms_norm
 from mlxport.graph.rewrite.fuse.fusion import Fusion
 from mlxport.graph.rewrite.fuse.values import Values

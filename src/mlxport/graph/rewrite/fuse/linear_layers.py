@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from mlxport.graph.capture.program import Captured
+from mlxport.graph.capture.captured import Captured
 from mlxport.graph.lower.traits import View, traits_of
 from mlxport.graph.rewrite.fuse.fusion import Fusion
 from mlxport.graph.rewrite.fuse.products import contraction

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from mlxport.graph.capture.program import Captured
+from mlxport.graph.capture.captured import Captured
 from mlxport.graph.lower.fused_ops import gather_mm
 from mlxport.graph.lower.layer_specs import Fold
 from mlxport.graph.lower.traits import View, traits_of

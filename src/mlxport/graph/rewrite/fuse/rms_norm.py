@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from mlxport.graph.capture.program import Captured
+from mlxport.graph.capture.captured import Captured
 from mlxport.graph.lower.traits import traits_of
 from mlxport.graph.rewrite.fuse.fusion import Fusion
 from mlxport.graph.rewrite.fuse.norms import Norm, NormResult, find_norm, inside, leaks

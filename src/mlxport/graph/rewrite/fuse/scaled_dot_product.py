@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from mlxport.graph.capture.program import Captured
+from mlxport.graph.capture.captured import Captured
 from mlxport.graph.lower.fused_ops import attention, sliding_window
 from mlxport.graph.lower.mask_rows import every_row_sees
 from mlxport.graph.lower.traits import View, traits_of

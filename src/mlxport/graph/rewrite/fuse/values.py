@@ -14,8 +14,8 @@ import sympy
 import torch
 from torch.fx import Node
 
+from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.guards import SizeRule, size_rules
-from mlxport.graph.capture.program import Captured
 from mlxport.graph.lower.traits import traits_of
 from mlxport.graph.rewrite.graph_queries import shape
 

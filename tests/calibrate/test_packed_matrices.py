@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxport.calibrate.moments import MOST_COLUMNS, Experts, Moments, column_ranges
-from mlxport.calibrate.quantizing import beside, joined, prepared, quantize_columns, quantize_experts
+from mlxport.calibrate.packed_matrices import beside, joined, prepared, quantize_columns, quantize_experts
 from mlxport.quant import make_spec
 
 ROWS, COLUMNS, TOKENS = 24, 384, 600
