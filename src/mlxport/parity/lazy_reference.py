@@ -112,16 +112,17 @@ def _whole(value: Any) -> Any:
 def _linear(input: torch.Tensor, weight: Any, bias: Any = None) -> torch.Tensor:
     if not isinstance(weight, LazyWeight):
         return F.linear(input, weight, _whole(bias))
-    source = weight.source
+    source, inference = weight.source, torch.is_inference_mode_enabled()
+    output = input.new_empty((*input.shape[:-1], source.shape[0]))
 
-    def product(rows: tuple[int, int]) -> torch.Tensor:
-        with torch.no_grad():  # a thread begins with gradients
-            return F.linear(input, source.rows(*rows))
+    def product(rows: tuple[int, int]) -> None:
+        with torch.inference_mode(inference), torch.no_grad():  # a thread begins with gradients
+            output[..., rows[0] : rows[1]] = F.linear(input, source.rows(*rows))
 
     blocks = source.blocks()
     if len(blocks) > 1:
         source.rows(0, 1)  # what must be rearranged in MLX is so by this thread
-    output = torch.cat(on_all_cores(product, blocks), dim=-1)
+    on_all_cores(product, blocks)
     return output if bias is None else output + _whole(bias)
 
 

@@ -20,7 +20,6 @@ from mlxport.types import TensorRef
 __all__ = ["BLOCK_BYTES", "TORCH_DTYPES", "on_all_cores", "read_block", "read_tensor"]
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 # Of float32 rows alive at a time: so many stay in a core's cache. Each step over 48 MB took four times as long, half of
 # that to fault in pages, since malloc keeps nothing so large.
@@ -86,14 +85,18 @@ def _cores() -> ThreadPoolExecutor:
     return pool
 
 
-def on_all_cores(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """What ``function`` makes of each item, in their order, several at a time, each on one core.
+def on_all_cores(function: Callable[[Item], None], items: Iterable[Item]) -> None:
+    """Call ``function`` with each item, several at a time, each on one core.
 
     Reading, unpacking and multiplying one block touches the same memory thrice, so a core does all of it; torch's own
-    threads share the work of a single step, and wait at its end.
+    threads share the work of a single step, and wait at its end. ``function`` writes to what its caller made: an array
+    of its own that outlived the call would hold down, in the memory of its thread, the blocks beside it (2 GB for a
+    vocabulary of 128,256).
     """
     given = list(items)
     if len(given) < 2:
-        return [function(item) for item in given]
+        for item in given:
+            function(item)
+        return
     with _one_thread_each():
-        return list(_cores().map(function, given))
+        list(_cores().map(function, given))

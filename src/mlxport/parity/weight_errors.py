@@ -59,8 +59,13 @@ def difference(ref: TensorRef, layout: StoredLayout, dtype: str, trained: Set[st
     if layout.shape(ref.name) != ref.shape:
         problem = f"has shape {layout.shape(ref.name)} in the output, {ref.shape} in the original"
         return WeightDifference(ref.name, infinite, 0, bound, problem)
-    norms = on_all_cores(lambda rows: _norms(ref, layout, rows, faith), _blocks(ref.shape))
-    sizes, gaps = (torch.cat(parts) for parts in zip(*norms, strict=True))
+    sizes, gaps = torch.empty((2, ref.shape[0] if ref.shape else 1), dtype=torch.float64)
+
+    def measure(rows: tuple[int, int | None]) -> None:
+        place = slice(*rows)
+        sizes[place], gaps[place] = _norms(ref, layout, rows, faith)
+
+    on_all_cores(measure, _blocks(ref.shape))
     if not bool(torch.isfinite(gaps).all()):
         return WeightDifference(ref.name, infinite, 0, bound, "has NaN or inf in the output or in the original")
     scale, error = float(sizes.square().sum()), float(gaps.square().sum())
