@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 
-from mlxport.output.card import model_card, read_source_card
+from mlxport.layouts.mlx_lm.layout import MLX_LM
+from mlxport.output import card
+from mlxport.output.card import read_source_card
 from mlxport.types import Checkpoint, OutTensor, Plan, QuantSpec, Shard
 
+model_card = functools.partial(card.model_card, usage=MLX_LM.usage, task=MLX_LM.task)
 CARD = """---
 license: other
 license_name: llama3.2

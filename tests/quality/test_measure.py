@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -197,7 +198,8 @@ def test_torch_is_not_needed(sources, outputs):
 
 @pytest.mark.parametrize("quantize", [None, 4, "mxfp8"])
 def test_from_disk_no_more_than_blocks_is_held(tmp_path, monkeypatch, quantize):
-    monkeypatch.setattr("mlxport.model.streaming.BLOCK_BYTES", 1 << 20)
+    cores = os.cpu_count() or 1  # each of them works on a block of its own
+    monkeypatch.setattr("mlxport.model.streaming.BLOCK_BYTES", (1 << 20) // cores)
     monkeypatch.setattr("mlxport.model.streaming.SMALL_BYTES", 1 << 16)
     sizes = {"hidden_size": 256, "intermediate_size": 1024, "head_dim": 64, "vocab_size": 8192}
     write_side_files(tmp_path / "source", 8, tie_word_embeddings=True, **sizes)
