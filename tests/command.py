@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,3 +71,28 @@ def stop_after(process: subprocess.Popen[str], partial: Path, shards: int = 1) -
     process.send_signal(signal.SIGSTOP)
     os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
     assert partial.is_dir(), "it was faster than this test"
+
+
+class Forks:
+    """Runs that are killed at a chosen moment; see forked_runs.py."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    def run(self, *arguments: str | Path, watch: Path, **ends: object) -> dict:
+        """One run; ``ends`` says when it is killed: ``kill_at``, ``kill_on``, ``delay``."""
+        request = {"arguments": [*map(str, arguments)], "watch": str(watch), **ends}
+        assert self.process.stdin and self.process.stdout
+        print(json.dumps(request), file=self.process.stdin, flush=True)
+        return dict(json.loads(self.process.stdout.readline()))
+
+
+@contextmanager
+def forking() -> Iterator[Forks]:
+    """A warm process, and what asks it for runs."""
+    command = [sys.executable, str(Path(__file__).with_name("forked_runs.py"))]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, env=environment(), **pipes) as process:  # type: ignore[call-overload]
+        yield Forks(process)
+        process.stdin.close()
+        process.wait(timeout=60)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 
 from checkpoints import write_llama
-from command import Result
+from command import Forks, Result, forking
 from small_disks import SmallDisk, mount
 
 os.environ.pop("HF_HUB_OFFLINE", None)  # the tests have a hub of their own
@@ -93,6 +93,13 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[..., SmallDisk]]:
     yield make
     for disk in mounted:
         disk.close()
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    """Runs of the command line that are killed at a chosen moment."""
+    with forking() as forks:
+        yield forks
 
 
 @pytest.fixture(scope="session")

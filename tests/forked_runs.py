@@ -1,8 +1,9 @@
 """Runs of the command line as forks of one warm process, killed at a chosen moment; a request and an answer a line.
 
-A request is ``{"arguments": [...], "watch": FOLDER, "kill_at": N, "delay": SECONDS}``: SIGKILL strikes before the N-th
-time that the run opens, makes, renames or removes anything below FOLDER, or after so many seconds; with neither the run
-ends by itself. The answer is ``{"code": exit code, -9 when killed, "events": [...], "stderr": TEXT}``.
+A request is ``{"arguments": [...], "watch": FOLDER, "kill_at": N, "kill_on": TEXT, "delay": SECONDS}``: SIGKILL strikes
+before the N-th time that the run opens, makes, renames or removes anything below FOLDER, or the first time that it does
+so with a name that holds TEXT, or after so many seconds; with none of them the run ends by itself.
+The answer is ``{"code": exit code, -9 when killed, "events": [...], "stderr": TEXT}``.
 """
 
 from __future__ import annotations
@@ -40,10 +41,11 @@ def child(request: dict[str, Any], log: int, errors: int) -> None:
         nonlocal count
         if event not in EVENTS or not str(arguments[0]).startswith(request["watch"]):
             return
-        if count == request.get("kill_at"):
+        name = os.path.basename(str(arguments[0]))
+        if count == request.get("kill_at") or request.get("kill_on", "\0") in name:
             os.kill(os.getpid(), signal.SIGKILL)
         count += 1
-        os.write(log, f"{event} {os.path.basename(str(arguments[0]))}\n".encode())
+        os.write(log, f"{event} {name}\n".encode())
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(errors, 2)

@@ -64,6 +64,23 @@ class TensorRef:
         return self.size * DTYPE_BITS[self.dtype] // 8
 
 
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """What a file system says of a file, and what changes whenever its content does.
+
+    Attributes:
+        nbytes: Size.
+        modified: When its content was written last, in nanoseconds; whoever writes it may set this.
+        changed: When anything of it changed last, in nanoseconds; nobody can set this.
+        identity: Of the file itself: another file of the same name has another one.
+    """
+
+    nbytes: int
+    modified: int
+    changed: int
+    identity: tuple[int, int]
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """An opened source: config and tensor references; weights stay on disk.
@@ -78,6 +95,7 @@ class Checkpoint:
         revision: Commit hash of the hub snapshot, or None.
         problems: What is wrong but does not stop a conversion (shown by ``inspect``).
         trust_remote_code: Whether code of the checkpoint may run (its tokenizer, its model).
+        states: Of the files that it consists of, as they were before anything was read from them.
     """
 
     root: Path
@@ -89,6 +107,7 @@ class Checkpoint:
     revision: str | None = None
     problems: tuple[str, ...] = ()
     trust_remote_code: bool = False
+    states: Mapping[Path, FileState] = field(default_factory=dict, repr=False)
 
     @cached_property
     def model_config(self) -> ModelConfig:

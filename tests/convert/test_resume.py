@@ -8,42 +8,16 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from checkpoints import hash_tree, leftovers, write_llama
-from command import environment, finish, start, stop_after
+from command import finish, start, stop_after
 
 PLAIN = ("--verify", "none")
 SHARDED = (*PLAIN, "--max-shard-size", "50KB")
-
-
-class Forks:
-    """See forked_runs.py."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
-
-    def run(self, *arguments: str | Path, watch: Path, kill_at: int | None = None, delay: float | None = None) -> dict:
-        request = {"arguments": [*map(str, arguments)], "watch": str(watch), "kill_at": kill_at, "delay": delay}
-        assert self.process.stdin and self.process.stdout
-        print(json.dumps(request), file=self.process.stdin, flush=True)
-        return dict(json.loads(self.process.stdout.readline()))
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    command = [sys.executable, str(Path(__file__).parents[1] / "forked_runs.py")]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, env=environment(), **pipes) as process:  # type: ignore[call-overload]
-        yield Forks(process)
-        process.stdin.close()
-        process.wait(timeout=60)
 
 
 @pytest.fixture

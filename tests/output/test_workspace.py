@@ -32,9 +32,9 @@ def test_an_unknown_home_is_a_name():
 
 def test_state_survives(tmp_path):
     out = tmp_path / "out"
-    with open_workspace(out, "one") as workspace:
+    with open_workspace(out, {"source": "one"}) as workspace:
         workspace.record("model.safetensors", DONE)
-    with open_workspace(out, "one") as workspace:
+    with open_workspace(out, {"source": "one"}) as workspace:
         assert workspace.done == {"model.safetensors": DONE}
         (workspace.folder / "model.safetensors").write_bytes(b"12345")
         workspace.forget("model.safetensors")
@@ -42,28 +42,28 @@ def test_state_survives(tmp_path):
 
 
 def test_another_fingerprint_empties_the_folder(tmp_path):
-    with open_workspace(tmp_path / "out", "one") as workspace:
+    with open_workspace(tmp_path / "out", {"source": "one"}) as workspace:
         workspace.record("model.safetensors", DONE)
         (workspace.folder / "deep").mkdir()
         (workspace.folder / "deep/file").write_text("x")
-    with open_workspace(tmp_path / "out", "two") as workspace:
+    with open_workspace(tmp_path / "out", {"source": "two"}) as workspace:
         assert workspace.done == {}
         assert [path.name for path in workspace.folder.iterdir()] == [".mlxport-state.json"]
 
 
 def test_one_at_a_time(tmp_path):
     with (
-        open_workspace(tmp_path / "out", "one"),
+        open_workspace(tmp_path / "out", {"source": "one"}),
         pytest.raises(DestinationError, match="another run"),
-        open_workspace(tmp_path / "out", "one"),
+        open_workspace(tmp_path / "out", {"source": "one"}),
     ):
         pass
-    with open_workspace(tmp_path / "out", "one"):
+    with open_workspace(tmp_path / "out", {"source": "one"}):
         pass
 
 
 def test_publish_drops_what_is_not_kept(tmp_path):
-    with open_workspace(tmp_path / "out", "one") as workspace:
+    with open_workspace(tmp_path / "out", {"source": "one"}) as workspace:
         for name in ("kept", "dropped.tmp", "deep/kept", "deep/dropped", "gone/dropped"):
             (workspace.folder / name).parent.mkdir(exist_ok=True)
             (workspace.folder / name).write_text(name)
@@ -73,7 +73,7 @@ def test_publish_drops_what_is_not_kept(tmp_path):
 
 
 def test_publish_does_not_replace_what_it_may_not(tmp_path):
-    with open_workspace(tmp_path / "out", "one") as workspace:
+    with open_workspace(tmp_path / "out", {"source": "one"}) as workspace:
         (tmp_path / "out").mkdir()
         with pytest.raises(DestinationError, match="already exists"):
             workspace.publish(set())
@@ -83,11 +83,11 @@ def test_publish_does_not_replace_what_it_may_not(tmp_path):
 def test_an_interrupted_replacement_is_undone(tmp_path):
     """As a kill between the two renames leaves it."""
     out = tmp_path / "out"
-    with open_workspace(out, "one") as workspace:
+    with open_workspace(out, {"source": "one"}) as workspace:
         (workspace.folder / ".mlxport-replaced").mkdir()
         (workspace.folder / ".mlxport-replaced/config.json").write_text(json.dumps({"model_type": "llama"}))
         (workspace.folder / ".mlxport-replaced/model.safetensors").write_bytes(b"weights")
-    with open_workspace(out, "one", overwrite=True):
+    with open_workspace(out, {"source": "one"}, overwrite=True):
         assert (out / "config.json").is_file()
         assert not (partial_folder(out) / ".mlxport-replaced").exists()
 

@@ -18,8 +18,8 @@ from mlxport.convert.without_torch import leave_torch_out
 from mlxport.errors import DiskError, Interrupted, disk_full
 from mlxport.layouts.base import Layout
 from mlxport.layouts.table import chosen
+from mlxport.output.fingerprint import fingerprint
 from mlxport.output.plan import make_plan, parse_size
-from mlxport.output.record import fingerprint
 from mlxport.output.workspace import absolute, check_destination, check_space, free_space, open_workspace, space_taken
 from mlxport.progress import make_progress
 from mlxport.run.kv import check_model
@@ -137,8 +137,10 @@ def carry_out(
         return replace(report, free_bytes=free_space(target))
     free = check_space(target, _disk_bytes(plan, checkpoint, options), space_taken(target))
     report = replace(report, free_bytes=free)
-    with open_workspace(target, fingerprint(checkpoint, plan, options.recorded()), options.overwrite) as workspace:
-        progress = make_progress(plan.nbytes, f"converting {checkpoint.name}", quiet=options.quiet)
+    reads_text = options.calibration is not None or options.training is not None
+    known = fingerprint(checkpoint, conversion, plan, options.recorded(), reads_text)
+    progress = make_progress(plan.nbytes, f"converting {checkpoint.name}", quiet=options.quiet)
+    with open_workspace(target, known, options.overwrite, progress.message) as workspace:
         state = State(
             source=source, checkpoint=checkpoint, layout=layout, conversion=conversion, plan=plan, options=options,
             hashes=hashes, workspace=workspace, report=report, calibrating=calibrating, progress=progress,

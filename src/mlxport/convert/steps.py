@@ -301,6 +301,11 @@ def publish(state: State) -> None:
     state.workspace.publish(keep, overwrite=state.options.overwrite)
 
 
+def check_source(state: State) -> None:
+    """Refuse a source that changed meanwhile, once the last byte of it has been read."""
+    state.hashes.refuse_changes()
+
+
 def end_progress(state: State) -> None:
     """What comes after the comparison is quick, or shows progress of its own."""
     state.shown.close()
@@ -319,6 +324,7 @@ STEPS: tuple[Callable[[State], None], ...] = (
     write_record,
     finish_files,
     measure_quality,
+    check_source,
     publish,
 )
 
@@ -327,8 +333,12 @@ def run(state: State) -> ConvertReport:
     """All steps; what they did."""
     with state.shown:
         state.shown.enter_context(state.progress)
-        for step in STEPS:
-            step(state)
+        try:
+            for step in STEPS:
+                step(state)
+        except Exception:
+            state.hashes.refuse_changes()  # where the source changed, that is the error to show, not what came of it
+            raise
     return state.report
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -31,18 +30,6 @@ def versions() -> dict[str, str]:
 def weight_name(checkpoint: Checkpoint, path: Path) -> str:
     """How a weights file is called in the record: its path within the source (an index may name folders)."""
     return path.relative_to(checkpoint.root).as_posix()
-
-
-def fingerprint(checkpoint: Checkpoint, plan: Plan, options: Mapping[str, Any]) -> str:
-    """What decides the bytes of the shards, as one hash: an interrupted run goes on only where this is the same."""
-    files = []
-    for path in checkpoint.weight_files:
-        stat = path.stat()
-        files.append([weight_name(checkpoint, path), stat.st_size, stat.st_mtime_ns])
-    tensors = [[t.name, t.dtype, t.shape, shard.filename] for shard in plan.shards for t in shard.tensors]
-    packages = {name: number for name, number in versions().items() if name in ("mlxport", "mlx", "mlx-lm")}
-    parts = [str(checkpoint.root.resolve()), checkpoint.revision, files, tensors, dict(options), packages]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def make_record(

@@ -15,7 +15,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from mlxport.errors import DestinationError, DiskError, disk_full
 from mlxport.layouts.table import layouts
 from mlxport.output.atomic_files import replace_json, sync
 from mlxport.output.blocks import Findings
+from mlxport.output.fingerprint import other_parts
 from mlxport.output.shards import Written
 from mlxport.source.weight_files import SIDE_PATTERNS, matches
 
@@ -252,7 +253,12 @@ def _made_for(folder: Path) -> str | None:
 
 
 @contextlib.contextmanager
-def open_workspace(destination: Path, fingerprint: str, overwrite: bool = False) -> Iterator[Workspace]:
+def open_workspace(
+    destination: Path,
+    fingerprint: Mapping[str, str],
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> Iterator[Workspace]:
     """Create or resume ``DST.partial`` under an exclusive lock.
 
     A partial folder of another conversion (other source, options or version) is emptied; one that mlxport did not
@@ -260,8 +266,9 @@ def open_workspace(destination: Path, fingerprint: str, overwrite: bool = False)
 
     Args:
         destination: The final name, absolute.
-        fingerprint: What decides the bytes, as one hash.
+        fingerprint: What decides the bytes, as ``output.fingerprint`` makes it.
         overwrite: Whether a model folder may be replaced; what ``check_destination`` saw may have changed.
+        say: Called with one line where an earlier run cannot be gone on with.
 
     Raises:
         DestinationError: Not writable, in use by another run, or not ours.
@@ -276,7 +283,8 @@ def open_workspace(destination: Path, fingerprint: str, overwrite: bool = False)
             _lock(descriptor, folder, destination)
             _put_back(destination, folder)
             _check_existing(destination, overwrite)
-            workspace = Workspace(destination, folder, _resume(folder, fingerprint) | {"destination": destination.name})
+            state = _resume(folder, fingerprint, say) | {"destination": destination.name}
+            workspace = Workspace(destination, folder, state)
             workspace._save()
         yield workspace
     finally:
@@ -308,7 +316,7 @@ def _lock(descriptor: int, folder: Path, destination: Path) -> None:
     raise DestinationError(f"another run is writing {destination} right now", hint="wait for it to end")
 
 
-def _resume(folder: Path, fingerprint: str) -> dict[str, Any]:
+def _resume(folder: Path, fingerprint: Mapping[str, str], say: Callable[[str], None]) -> dict[str, Any]:
     """The state of an earlier run of the same conversion; otherwise an empty one, and the folder emptied."""
     entries = list(folder.iterdir())
     state_file = folder / _STATE
@@ -317,17 +325,21 @@ def _resume(folder: Path, fingerprint: str) -> dict[str, Any]:
         raise DestinationError(f"{folder} exists and was not made by mlxport", hint=hint)
     try:
         known = json.loads(state_file.read_text(encoding="utf-8"))
+        shards = {name: asdict(_written(entry)) for name, entry in known["shards"].items()}
         if known["fingerprint"] == fingerprint:
-            return {"fingerprint": fingerprint, "shards": {n: asdict(_written(e)) for n, e in known["shards"].items()}}
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # none, or not one that can be used: begin again
+            return {"fingerprint": fingerprint, "shards": shards}
+        say(f"starting anew: {other_parts(known['fingerprint'], fingerprint)} since the interrupted run")
+    except FileNotFoundError:
+        pass
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        say("starting anew: what the interrupted run noted of itself cannot be read")
     # The state goes last: a kill in between must not leave a folder that nobody can tell is ours.
     for entry in sorted(entries, key=lambda entry: entry.name.startswith(_STATE)):
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:
             entry.unlink()
-    return {"fingerprint": fingerprint, "shards": {}}
+    return {"fingerprint": dict(fingerprint), "shards": {}}
 
 
 def _written(entry: dict[str, Any]) -> Written:

@@ -10,6 +10,7 @@ from typing import Any
 
 from mlxport.errors import SourceError, TokenizerError, UnsafeError, WeightsError
 from mlxport.source.config_file import check_consistency, read_config
+from mlxport.source.file_state import state_of, states_of
 from mlxport.source.safe_files import inside, opened, read_exactly, refuse_placeholder
 from mlxport.source.safetensors_file import read_safetensors
 from mlxport.source.weight_files import (
@@ -20,7 +21,7 @@ from mlxport.source.weight_files import (
     read_index,
     side_names,
 )
-from mlxport.types import Checkpoint, TensorRef
+from mlxport.types import Checkpoint, FileState, TensorRef
 
 # A licence may well be a web page, or Markdown that begins like one.
 _LEGAL_TEXT = re.compile(r"(LICENSE|NOTICE|USE_POLICY).*\.(html?|md)", re.IGNORECASE)
@@ -55,24 +56,28 @@ def open_folder(
         SourceError: As the class of what is wrong; see ``errors.py``.
     """
     present = list_folder(root)
+    states = states_of(root, present)
     config, problems = load_config(root, present, check_config)
     counted = present if names is None else sorted(names)
     layout = choose_weight_files(counted, str(root))
-    tensors, files, found = _read_weights(root, layout, read_file or _reader(layout))
+    tensors, files, found = _read_weights(root, layout, _noting(states, read_file or _reader(layout)))
     named = {file.name for file in files}
     strays = [n for n in counted if n.endswith(".safetensors") and "/" not in n and n not in named]
     found += [f"{name} is not part of the checkpoint and is ignored" for name in strays]
     problems += found + check_consistency(config, tensors)
+    side_files = _side_files(root, counted, trust_remote_code)
+    parts = {root / "config.json", *([root / layout.index] if layout.index else []), *files, *side_files}
     return Checkpoint(
         root=root,
         config=config,
         tensors=tensors,
         weight_files=files,
-        side_files=_side_files(root, counted, trust_remote_code),
+        side_files=side_files,
         repo_id=repo_id,
         revision=revision,
         problems=tuple(problems),
         trust_remote_code=trust_remote_code,
+        states={path: state for path, state in states.items() if path in parts},
     )
 
 
@@ -126,6 +131,17 @@ def _reader(layout: WeightFiles) -> ReadFile:
     from mlxport.source.torch_file import read_torch_file
 
     return read_torch_file
+
+
+def _noting(states: dict[Path, FileState], read_file: ReadFile) -> ReadFile:
+    """``read_file`` that adds the state of a file to ``states`` first: an index may name files deeper in the folder."""
+
+    def read(path: Path) -> tuple[dict[str, TensorRef], list[str]]:
+        if path not in states and (state := state_of(path)) is not None:
+            states[path] = state
+        return read_file(path)
+
+    return read
 
 
 def _read_weights(

@@ -13,6 +13,7 @@ from mlxport.transform.evaluate import BLOCK_BYTES, Evaluator, lazy_arrays, row_
 from mlxport.transform.exported import export
 from mlxport.transform.invert import NotInvertible, invert
 from mlxport.transform.program import Output, Pipeline, Program, Value
+from mlxport.transform.program_digest import program_digest
 from mlxport.transform.replacing import replacing
 from mlxport.transform.trace import lazy_outputs, trace
 
@@ -31,6 +32,7 @@ __all__ = [
     "lazy_arrays",
     "lazy_outputs",
     "mx_dtype",
+    "program_digest",
     "replacing",
     "row_blocks",
     "st_dtype",
