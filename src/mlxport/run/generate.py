@@ -188,8 +188,11 @@ def stream(
     except KeyboardInterrupt:
         if not catch_interrupt:
             raise
+    text = str(loaded.tokenizer.decode(generated))
+    if on_text is not None and (rest := text[sum(map(len, pieces)) :]):
+        on_text(rest)  # an interrupt keeps what waited for the next token
     return GenerationResult(
-        text="".join(pieces),
+        text=text,
         tokens=tuple(generated),
         prompt_tokens=len(tokens),
         cached_tokens=cached_tokens,

@@ -13,6 +13,7 @@ from typing import Any
 
 from mlxport.errors import ConfigError, SourceError, TokenizerError, UnsafeError, UnsupportedError, WeightsError
 from mlxport.model_config import ModelConfig
+from mlxport.run.detokenizer import StreamedText
 from mlxport.run.kv import KVQuant, recorded_kv
 
 __all__ = ["LoadedModel", "check_ids", "is_mlx_format", "load", "load_model", "resolve"]
@@ -32,7 +33,7 @@ class LoadedModel:
         path: Local folder.
         config: Its configuration as mlx-lm reads it (``eos_token_id`` of generation_config.json wins).
         model: The mlx-lm module.
-        tokenizer: mlx-lm's wrapper of the transformers tokenizer.
+        tokenizer: mlx-lm's wrapper of the transformers tokenizer, with a detokenizer that gives what ``decode`` does.
         kv: The quantized cache that the folder's record asks for, None for a plain one.
     """
 
@@ -205,7 +206,7 @@ def _load_tokenizer(folder: Path, config: dict[str, Any], trust_remote_code: boo
 
     options = {"trust_remote_code": trust_remote_code}
     try:
-        return load_tokenizer(folder, options, eos_token_ids=config.get("eos_token_id"))
+        wrapper = load_tokenizer(folder, options, eos_token_ids=config.get("eos_token_id"))
     except (ValueError, OSError, KeyError, TypeError) as error:
         if "trust_remote_code" in str(error):
             hint = "read that code, then pass --trust-remote-code"
@@ -213,3 +214,6 @@ def _load_tokenizer(folder: Path, config: dict[str, Any], trust_remote_code: boo
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         hint = "copy tokenizer.json and tokenizer_config.json of the original model into the folder"
         raise TokenizerError(f"{folder}: no tokenizer could be loaded ({first})", hint=hint) from error
+    # mlx-lm chooses the detokenizer by the decoder's shape and has no way to give another.
+    wrapper._detokenizer = StreamedText(wrapper._tokenizer)
+    return wrapper
