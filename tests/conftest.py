@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,7 +23,14 @@ DEVICE = os.environ.get("MLXPORT_TEST_DEVICE", "")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The device that ``MLXPORT_TEST_DEVICE`` names, and one thread a worker: workers share the cores already."""
+    """The device that ``MLXPORT_TEST_DEVICE`` names, and one thread a worker: workers share the cores already.
+
+    What is written here is noted in a cache directory of the tests' own, not in the user's.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit it
+        made = tempfile.TemporaryDirectory(prefix="mlxport-tests-")
+        config.add_cleanup(made.cleanup)
+        os.environ["MLXPORT_CACHE"] = made.name
     if getattr(config.option, "numprocesses", None):  # before the workers start, which inherit it
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ.setdefault(name, "1")

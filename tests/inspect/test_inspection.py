@@ -295,3 +295,22 @@ def test_hostile_names_are_printed_as_they_are(tmp_path):
     tensors = refs(**{"[red]\x1b[31m\x07": ("F16", (8, 4))})
     text = shown(inspect_checkpoint(Checkpoint(tmp_path, {"model_type": "[bold]x"}, tensors, ())))
     assert "[red]\\x1b[31m\\x07" in text and "[bold]x" in text and "\x1b" not in text
+
+
+def change(source: Path, name: str, **values) -> None:
+    (source / name).write_text(json.dumps({**json.loads((source / name).read_text()), **values}))
+
+
+def test_code_is_named_and_not_run(source):
+    (source / "modeling_x.py").write_text("raise SystemExit('run')\n")
+    (source / "helper.py").write_text("raise SystemExit('run')\n")
+    change(source, "config.json", auto_map={"AutoModel": "modeling_x.M", "AutoConfig": "modeling_x.C"})
+    change(source, "tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenization_x.T", None]})
+    assert inspect(source).code == (
+        "auto_map in config.json names modeling_x.M, modeling_x.C: runs only with --trust-remote-code",
+        "auto_map in tokenizer_config.json names tokenization_x.T: runs only with --trust-remote-code",
+        "helper.py, modeling_x.py: runs only with --trust-remote-code",
+    )
+    change(source, "config.json", auto_map="modeling_x.M", model_file="../x.py")
+    outside, mapped, *_ = inspect(source).code
+    assert "'../x.py' is not a plain path" in outside and "auto_map in config.json names modeling_x.M" in mapped

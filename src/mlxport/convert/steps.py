@@ -24,6 +24,7 @@ from mlxport.output.workspace import RECORD, Workspace
 from mlxport.progress import Progress, make_progress
 from mlxport.source import hash_file
 from mlxport.source.tokenizer_files import embedding_rows
+from mlxport.source.written_code import CACHE_VARIABLE, remember, store
 from mlxport.types import Checkpoint, Plan
 
 if TYPE_CHECKING:
@@ -158,7 +159,11 @@ def write_side_files(state: State) -> None:
     weight_map = {tensor.name: shard.filename for shard in plan.shards for tensor in shard.tensors}
     metadata = {"total_size": plan.nbytes, "total_parameters": plan.parameters}
     write_json(folder / state.layout.index, {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))})
-    state.carried |= state.conversion.write_files(folder)
+    made = state.conversion.write_files(folder)
+    state.carried |= made
+    if not all([remember(folder / name) for name in made if name.endswith(".py")]):
+        where = store() or f"no folder for it: set {CACHE_VARIABLE}"
+        state.progress.message(f"warning: not noted as written here ({where}): loading it takes --trust-remote-code")
     if state.options.allocation is not None and (recipe := state.options.allocation.recipe()):
         (folder / RECIPE).write_text(recipe, encoding="utf-8")
         state.carried.add(RECIPE)

@@ -19,6 +19,7 @@ from mlxport.output.record import read_record
 from mlxport.output.workspace import absolute
 from mlxport.progress import Progress, make_progress
 from mlxport.source.jsonfile import read_object
+from mlxport.source.written_code import refuse_model_file
 from mlxport.types import Checkpoint
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def _written_outputs(work: Verifying) -> Verified:
         )
     report = compare_port(
         conversion,
-        load_port(work.folder),
+        load_port(work.folder),  # written by this very run, which has noted it
         dtype=conversion.dtype,
         bits=min((spec.bits for spec in conversion.quantized.values()), default=None),
         on_outputs=functools.partial(conversion.keep_outputs, work.folder),
@@ -187,7 +188,7 @@ def verify(
         against: The original: a folder or a hub id; of a port of your own module, its ``FILE.py:FACTORY``.
         mode: ``auto``, ``full`` or ``layerwise``; a port is always compared in full.
         revision: Branch, tag or commit of a hub repository.
-        trust_remote_code: Allow code of the checkpoint to run.
+        trust_remote_code: Allow code of either folder to run; a port's source that this installation wrote runs anyway.
         quiet: Show no progress.
 
     Returns:
@@ -215,6 +216,7 @@ def _folder_logits(asked: _Asked) -> ParityReport:
     from mlxport import parity
 
     folder = asked.folder
+    refuse_model_file(folder, read_object(folder / "config.json", SourceError), asked.trust_remote_code)
     options = ResolvedOptions(revision=asked.revision, trust_remote_code=asked.trust_remote_code)
     checkpoint = open_source(asked.against, options)
     record = read_record(folder)
@@ -247,11 +249,12 @@ def _folder_outputs(asked: _Asked) -> PortParity:
 
     if reason := parity.unavailable():
         raise UsageError(f"port needs PyTorch: {reason}", hint="pip install 'mlxport[torch]'")
-    from mlxport.layouts.generated.loading import load_port
+    from mlxport.layouts.generated.loading import check_source, load_port
     from mlxport.parity.port_bisect import wrong_weights
     from mlxport.parity.port_comparison import compare_port
     from mlxport.transform import lazy_arrays
 
+    check_source(asked.folder, asked.trust_remote_code)  # before the original is captured, which takes long
     record = read_record(asked.folder)
     given, written = (part if isinstance(part := record.get(key), dict) else {} for key in ("options", "output"))
     options = ResolvedOptions(
@@ -265,7 +268,7 @@ def _folder_outputs(asked: _Asked) -> PortParity:
     bits = min((int(spec["bits"]) for spec in written.get("quantized", {}).values()), default=None)
     with tempfile.TemporaryDirectory(prefix="mlxport-") as temporary:
         conversion = _original(asked, Path(temporary), options)
-        model = load_port(asked.folder)
+        model = load_port(asked.folder, trust_remote_code=asked.trust_remote_code)
         expected = conversion.program.pipeline(lazy_arrays(conversion.program.refs))
         dtype = str(written.get("dtype", "float32"))
         report = compare_port(conversion, model, dtype=dtype, bits=bits, expected=expected)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxport.errors import SourceError, TokenizerError
+from mlxport.inspect.code_seen import code_seen
 from mlxport.inspect.dtype_counts import DtypeCount, count_by_dtype, count_parameters, describe_quantization
 from mlxport.model_config import ModelConfig
 from mlxport.output.card import read_source_card
@@ -84,6 +85,7 @@ class Inspection:
         quantization: How the weights are quantized, None when they are not.
         files: Weight file names to their bytes.
         license: What the model card states.
+        code: What code it brings, and when that would run; nothing of it has been run.
         config_changes: What mlx-lm by itself would read otherwise than transformers; ``convert`` puts it right.
         problems: What is wrong with the checkpoint.
     """
@@ -107,6 +109,7 @@ class Inspection:
     quantization: Mapping[str, Any] | None
     files: Mapping[str, int]
     license: str | None
+    code: tuple[str, ...] = ()
     config_changes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
@@ -162,6 +165,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
             for path in checkpoint.weight_files
         },
         license=card.get("license_name") or card.get("license"),
+        code=tuple(code_seen(checkpoint)),
         config_changes=changes,
         problems=tuple(dict.fromkeys(problems)),
     )

@@ -11,8 +11,10 @@ import mlx.nn as nn
 import numpy as np
 from safetensors import safe_open
 
-from mlxport.errors import VerificationError
+from mlxport.errors import ConfigError, VerificationError
 from mlxport.model.hooks import swap_classes
+from mlxport.source.jsonfile import read_object
+from mlxport.source.written_code import refuse_model_file
 
 __all__ = [
     "DTYPE_NAMES",
@@ -34,10 +36,14 @@ def load_output(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """The model as mlx-lm builds it, nothing read yet.
 
     Raises:
+        UnsafeError: The folder has its model built by code of its own, which is not trusted.
         VerificationError: mlx-lm cannot load the folder.
     """
     from mlx_lm.utils import load_model
 
+    refuse_model_file(
+        Path(folder), read_object(Path(folder) / "config.json", ConfigError, unique=False), trust_remote_code
+    )
     try:
         return load_model(Path(folder), lazy=True, trust_remote_code=trust_remote_code)[0]
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError) as error:

@@ -14,7 +14,8 @@ from mlxport.convert.keywords import with_keywords
 from mlxport.convert.resolved_options import resolve_port
 from mlxport.convert.source_hashes import Hashes
 from mlxport.errors import SourceError, UsageError
-from mlxport.layouts.table import named
+from mlxport.layouts.table import layout_of, named
+from mlxport.output.record import read_record
 from mlxport.output.workspace import absolute, check_destination
 from mlxport.port.port_options import PortOptions
 from mlxport.source.jsonfile import read_object
@@ -55,27 +56,28 @@ def port_folder(factory: str | Callable[[], Any], destination: str | Path, optio
             return carry_out(ported, what, checkpoint, target, named(asked.layout), asked, hashes)
 
 
-def load(path: str | Path) -> nn.Module:
+def load(path: str | Path, *, trust_remote_code: bool = False) -> nn.Module:
     """The module of a converted folder, ready to be called with ``mx.array``s.
 
     Args:
         path: A folder that ``port`` or ``convert`` wrote. Of the generated layout, its ``model.py`` is run; of
             mlx-lm's, mlx-lm's own module is made.
+        trust_remote_code: Run source of the folder that this installation did not write.
 
     Raises:
         SourceError: No such folder, or not a converted model.
+        UnsafeError: The folder has source that this installation did not write, and ``trust_remote_code`` is not given.
     """
     folder = Path(path).expanduser()
     if not (folder / "config.json").is_file():
         raise SourceError(f"{path} is not a converted model (no config.json)", hint="give the folder that port wrote")
-    config = read_object(folder / "config.json", SourceError)
-    if config.get("model_file") is None:
-        from mlxport.run.load import load_model, resolve
+    if layout_of(read_object(folder / "config.json", SourceError), read_record(folder)).verification == "outputs":
+        from mlxport.layouts.generated.loading import load_port
 
-        return load_model(resolve(folder))[0]  # type: ignore[no-any-return]
-    from mlxport.layouts.generated.loading import load_port
+        return load_port(folder, trust_remote_code=trust_remote_code)
+    from mlxport.run.load import load_model, resolve
 
-    return load_port(folder)
+    return load_model(resolve(folder), trust_remote_code=trust_remote_code)[0]  # type: ignore[no-any-return]
 
 
 def explain(ported: GeneratedConversion) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -14,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from mlxport.errors import MlxportError, NumericsError, UnsupportedError, UsageError, VerificationError
+from mlxport.errors import ConfigError, MlxportError, NumericsError, UnsupportedError, UsageError, VerificationError
 from mlxport.model import loaded as out
 from mlxport.model.hooks import first_array, watching
 from mlxport.model.memory import available_memory
@@ -23,7 +22,9 @@ from mlxport.model.tensors import Tensor, computed_tensors, stored_tensors
 from mlxport.model_config import ModelConfig
 from mlxport.run.load import resolve
 from mlxport.source import open_checkpoint, refuse_remote_code
+from mlxport.source.jsonfile import read_object
 from mlxport.source.tokenizer_files import embedding_rows
+from mlxport.source.written_code import refuse_foreign_source
 from mlxport.transform import Program, lazy_outputs
 from mlxport.types import Checkpoint
 
@@ -221,12 +222,12 @@ def open_output(folder: str | Path, *, trust_remote_code: bool = False) -> Opene
     """A converted model, by mlxport or by mlx-lm; nothing is read yet.
 
     Raises:
-        SourceError: The folder is not a converted model.
+        SourceError: The folder is not a converted model, or is built by code that is not trusted (UnsafeError).
         UnsupportedError: mlx-lm cannot load it, or it is a port with code of its own.
     """
     path = resolve(folder)
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    if config.get("model_file") is not None:
+    config = read_object(path / "config.json", ConfigError, unique=False)
+    if refuse_foreign_source(path, config, trust_remote_code):  # as what the hint names would
         raise UnsupportedError(
             f"{folder} is built by code of its own, and quality is measured with mlx-lm's models",
             hint="mlxport verify compares a port with its original in torch",

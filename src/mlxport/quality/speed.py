@@ -11,13 +11,14 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from mlxport.errors import UnsupportedError
+from mlxport.errors import UnsupportedError, VerificationError
 from mlxport.fit.caches import PREFILL_STEP
 from mlxport.fit.fit_report import rate_in_words
 from mlxport.fit.footprint import Footprint
 from mlxport.fit.hardware import Machine, decode_efficiency
 from mlxport.fit.liveness import METAL
 from mlxport.fit.planning import DEFAULT_CONTEXT, longest_context
+from mlxport.model.loaded import load_output
 from mlxport.run.kv import KVQuant, prompt_cache
 
 __all__ = ["Predicted", "Speed", "measured", "predicted"]
@@ -138,12 +139,10 @@ def predicted(
     Raises:
         UnsupportedError: mlx-lm's model cannot be planned for.
     """
-    from mlx_lm.utils import load_model
-
     try:
-        model = load_model(folder, lazy=True)[0]
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError) as error:
-        raise UnsupportedError(f"mlx-lm cannot load {folder}: {error}", hint="convert it again") from error
+        model = load_output(folder)
+    except VerificationError as error:
+        raise UnsupportedError(f"{folder}: {error.message}", hint="convert it again") from error
     tokens = context or max(2, min(DEFAULT_CONTEXT, limit or DEFAULT_CONTEXT))
     footprint = Footprint(model, METAL) if kv is None else Footprint(model, METAL, kv.bits, kv.group_size)
     need, shares = footprint.at(tokens), footprint.read_shares(tokens)

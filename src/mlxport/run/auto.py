@@ -26,10 +26,13 @@ class AutoTokenizer:
 
     @staticmethod
     def from_pretrained(path: str | os.PathLike[str], **options: Any) -> Any:
-        """Load the tokenizer of a folder or repository; options are those of transformers."""
+        """Load the tokenizer of a folder or repository; options are those of transformers.
+
+        Code of the folder runs with ``trust_remote_code=True`` only; transformers by itself would ask on the terminal.
+        """
         from transformers import AutoTokenizer as HfAutoTokenizer
 
-        return HfAutoTokenizer.from_pretrained(path, **options)
+        return HfAutoTokenizer.from_pretrained(path, **{"trust_remote_code": False, **options})
 
 
 class AutoModelForCausalLM:

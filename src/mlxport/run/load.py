@@ -15,6 +15,7 @@ from mlxport.errors import ConfigError, SourceError, TokenizerError, UnsafeError
 from mlxport.model_config import ModelConfig
 from mlxport.run.detokenizer import StreamedText
 from mlxport.run.kv import KVQuant, recorded_kv
+from mlxport.source.written_code import refuse_foreign_source, refuse_model_file
 
 __all__ = ["LoadedModel", "check_ids", "is_mlx_format", "load", "load_model", "resolve"]
 
@@ -163,13 +164,10 @@ def load_model(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any, d
 
     config = _read_config(folder, str(folder))
     if (record := read_record(folder)) and (refusal := layout_of(config, record).not_generating) is not None:
+        refuse_foreign_source(folder, config, trust_remote_code)  # the hint names a call that would run it
         what, hint = refusal
         raise UnsupportedError(f"{folder} is {what}", hint=hint)
-    if config.get("model_file") is not None and not trust_remote_code:
-        raise UnsafeError(
-            f"{folder}: the model is built by its own code, {config['model_file']!r}, which has not been run",
-            hint="read that file, then pass --trust-remote-code (in Python: trust_remote_code=True)",
-        )
+    refuse_model_file(folder, config, trust_remote_code)
     try:
         model, loaded = mlx_lm_load_model(folder, trust_remote_code=trust_remote_code)
     except ValueError as error:

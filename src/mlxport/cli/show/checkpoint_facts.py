@@ -58,6 +58,8 @@ def _rows(it: Inspection) -> Iterator[tuple[str, str]]:
     else:
         yield "tokenizer", "none"
     yield "licence", it.license or "not stated"
+    for number, code in enumerate(it.code):
+        yield "code" if number == 0 else "", code
     for number, change in enumerate(it.config_changes):
         yield "convert writes" if number == 0 else "", change
 

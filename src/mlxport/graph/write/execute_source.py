@@ -1,24 +1,14 @@
-"""Run emitted source, alone or as a port left it in a folder."""
+"""Run emitted source."""
 
 from __future__ import annotations
 
 import linecache
 import sys
 import types
-from pathlib import Path
 
-import mlx.nn as nn
-
-__all__ = ["execute", "load_folder"]
+__all__ = ["execute"]
 
 _count = 0
-
-
-def load_folder(folder: Path) -> nn.Module:
-    """The model of a folder that a port wrote, run by the folder's own source; nothing is written there."""
-    path = folder / "model.py"
-    model: nn.Module = execute(path.read_text(encoding="utf-8"), str(path)).load(folder)
-    return model
 
 
 def execute(source: str, file: str = "") -> types.ModuleType:

@@ -12,8 +12,8 @@ import torch
 
 from mlxport.errors import UnsupportedError, VerificationError
 from mlxport.graph.capture.examples import Example, leaf_names, output_arrays
-from mlxport.graph.write.execute_source import load_folder
 from mlxport.graph.write.port_weights import from_torch, to_mlx
+from mlxport.layouts.generated.loading import load_port
 
 __all__ = ["export_function", "finish_example", "write_inputs", "write_outputs"]
 
@@ -55,7 +55,7 @@ def finish_example(
     made = (folder / OUTPUTS).exists()
     if not mlxfn and (made or not small):
         return ({OUTPUTS} if made else set()), {}
-    model = load_folder(folder)
+    model = load_port(folder)
     if not made:
         write_outputs(folder, output_arrays(model(*to_mlx(example.args), **to_mlx(example.kwargs))))
     if not mlxfn:

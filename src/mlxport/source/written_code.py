@@ -1,0 +1,157 @@
+"""Which code of a model's folder may run: what the user trusts, and what this installation wrote itself.
+
+A folder's own record proves nothing, for whoever wrote the folder wrote the record. So the hash of all source that
+``port`` and ``convert`` write is kept outside of it, in the user's cache directory: one empty file for each, whose name
+is the hash. A folder may be moved, copied and renamed; a changed file is another file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from mlxport.errors import ConfigError, SourceError, UnsafeError
+from mlxport.source.safe_files import inside, opened, read_exactly
+
+__all__ = [
+    "CACHE_VARIABLE",
+    "model_file",
+    "refuse_foreign_source",
+    "refuse_model_file",
+    "remember",
+    "source_to_run",
+    "store",
+    "written_here",
+]
+
+# Moves the cache directory, which is otherwise where others keep theirs: $XDG_CACHE_HOME/mlxport or ~/.cache/mlxport.
+CACHE_VARIABLE = "MLXPORT_CACHE"
+TRUST = "read that file, then add --trust-remote-code (in Python: trust_remote_code=True)"
+_MOST_BYTES = 100_000_000
+_WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+# What this process wrote may run in it, whether or not the cache directory can be written.
+_just_written: set[str] = set()
+
+
+def store() -> Path | None:
+    """The folder of hashes; None where the environment gives no place that does not depend on the current folder."""
+    for given, below in (
+        (os.environ.get(CACHE_VARIABLE), ""),
+        (os.environ.get("XDG_CACHE_HOME"), "mlxport"),
+        (os.path.expanduser("~"), ".cache/mlxport"),
+    ):
+        # The XDG specification has relative paths ignored. Here one would let a downloaded folder bring its own store.
+        if given and os.path.isabs(given):
+            return Path(given, below, "written-code")
+    return None
+
+
+def remember(path: Path) -> bool:
+    """Note that this installation wrote a source file; False where that cannot be kept beyond this process."""
+    digest = sha256(_read(path)).hexdigest()
+    _just_written.add(digest)
+    folder = store()
+    if folder is None:
+        return False
+    try:
+        for part in (folder.parent.parent, folder.parent, folder):
+            part.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Made with its name in one step: it is there, or it is not.
+        os.close(os.open(folder / digest, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+    except OSError:
+        return False
+    return _is_ours(folder)
+
+
+def written_here(source: bytes) -> bool:
+    """Whether this installation wrote exactly this source."""
+    digest = sha256(source).hexdigest()
+    if digest in _just_written:
+        return True
+    folder = store()
+    return folder is not None and _is_ours(folder) and _is_own(folder / digest, stat.S_ISREG)
+
+
+def source_to_run(path: Path, trust_remote_code: bool) -> bytes:
+    """The content of a source file that may run; what is given back is what was checked, so that is what must run.
+
+    Raises:
+        UnsafeError: This installation did not write it, and it is not trusted.
+        SourceError: It cannot be read.
+    """
+    source = _read(path)
+    if not trust_remote_code and not written_here(source):
+        raise _refused(path)
+    return source
+
+
+def model_file(folder: Path, config: Mapping[str, Any]) -> Path | None:
+    """The file of code that a folder's config has its model built by, None for none.
+
+    Raises:
+        ConfigError: What the config gives is not a name.
+        UnsafeError: It lies outside of the folder.
+    """
+    name = config.get("model_file")
+    if name is None:
+        return None
+    if not isinstance(name, str):
+        raise ConfigError(
+            f"{folder}/config.json: model_file is not the name of a file but {str(name)[:80]!r}",
+            hint="get config.json again from where the weights are from",
+        )
+    return inside(folder, name, named_by=f"{folder}/config.json")
+
+
+def refuse_foreign_source(folder: Path, config: Mapping[str, Any], trust_remote_code: bool) -> bool:
+    """Refuse a model whose source this installation did not write unless it is trusted; whether it is built by any.
+
+    Raises:
+        UnsafeError: Somebody else wrote it, and it is not trusted.
+    """
+    path = model_file(folder, config)
+    if path is not None and os.path.lexists(path):
+        source_to_run(path, trust_remote_code)
+    return path is not None
+
+
+def refuse_model_file(folder: Path, config: Mapping[str, Any], trust_remote_code: bool) -> None:
+    """Refuse a model whose code somebody else runs (mlx-lm imports it) unless it is trusted.
+
+    What this installation wrote is refused as well: an import may take its byte code from ``__pycache__``.
+
+    Raises:
+        UnsafeError: The config names such code, and it is not trusted.
+    """
+    path = model_file(folder, config)
+    if path is not None and not trust_remote_code:
+        raise _refused(path)
+
+
+def _refused(path: Path) -> UnsafeError:
+    message = f"{path} is code that this installation of mlxport did not write, and it has not been run"
+    return UnsafeError(message, hint=TRUST)
+
+
+def _read(path: Path) -> bytes:
+    with opened(path, SourceError) as (fd, size):
+        if size > _MOST_BYTES:
+            raise SourceError(f"{path} has {size} bytes; at most {_MOST_BYTES} are expected of source")
+        return read_exactly(fd, size, 0, path)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether nobody else can have put a hash into the folder."""
+    return _is_own(folder, stat.S_ISDIR)
+
+
+def _is_own(path: Path, kind: Any) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        found = os.lstat(path)
+        return bool(kind(found.st_mode)) and found.st_uid == os.geteuid() and not found.st_mode & _WRITABLE_BY_OTHERS
+    return False
