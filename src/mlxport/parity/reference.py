@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from mlxport.errors import ConfigError, MlxportError, UnsupportedError
+from mlxport.layouts.generated.hf_weights import assign
 from mlxport.parity.fp8 import source_weights
 from mlxport.parity.torch_rows import read_tensor
 from mlxport.types import Checkpoint
@@ -114,6 +115,9 @@ def load_reference(checkpoint: Checkpoint, weights: Mapping[str, torch.Tensor] |
     empty = empty_model(checkpoint)
     cls, config = type(empty), empty.config  # of a composite config, the part that this class reads
     tensors = dict(weights) if weights is not None else state_dict(checkpoint)
+    empty.tie_weights()
+    if (change := assign(empty, checkpoint).change) is not None:
+        tensors = {change(name): tensor for name, tensor in tensors.items()}
     with quiet():
         model, info = cls.from_pretrained(
             None,

@@ -6,9 +6,9 @@ in ``parity/mapping.py``, which runs the same groups in torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import mlx.core as mx
@@ -18,9 +18,10 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from mlxport.graph.lower.one_function import MissingOps, compile_source, flat_source
+from mlxport.layouts.name_changes import NameChange, first_that_fits
 from mlxport.types import Checkpoint, TensorRef
 
-__all__ = ["ConverterGroup", "Sources", "assign", "weight_maps"]
+__all__ = ["ConverterGroup", "Sources", "absent", "assign", "weight_maps"]
 
 # From the arrays of a checkpoint (by their names there) to one array of the module.
 Map = Callable[[Mapping[str, mx.array]], mx.array]
@@ -50,10 +51,23 @@ class ConverterGroup:
 
 @dataclass
 class Sources:
-    """Where the parameters of a model come from: ``plain`` ones unchanged, the others through ``groups``."""
+    """Where the parameters of a model come from.
 
-    plain: dict[str, TensorRef]
-    groups: list[ConverterGroup]
+    Attributes:
+        plain: Parameters and buffers that are tensors of the checkpoint, unchanged.
+        groups: What makes the others.
+        change: What was done to the checkpoint's names first, None for nothing.
+        left: Tensors of the checkpoint that the model does not have.
+    """
+
+    plain: dict[str, TensorRef] = field(default_factory=dict)
+    groups: list[ConverterGroup] = field(default_factory=list)
+    change: NameChange | None = None
+    left: list[str] = field(default_factory=list)
+
+    def found(self) -> set[str]:
+        """The parameters and buffers that have a source."""
+        return {*self.plain, *(name for group in self.groups for name in group.targets)}
 
 
 def _renamed(key: str, model: Any, renamings: Any, converters: Any, known: Any) -> tuple[str, str | None]:
@@ -64,32 +78,55 @@ def _renamed(key: str, model: Any, renamings: Any, converters: Any, known: Any) 
 
 
 def assign(model: Any, checkpoint: Checkpoint) -> Sources:
-    """Where each parameter and buffer of ``model`` comes from; tensors that it does not have are left out."""
+    """Where each parameter and buffer of ``model`` comes from; tensors that it does not have are left out.
+
+    Where the checkpoint's names are not those of the model, because a wrapper has changed all of them, they are read
+    as the model's.
+    """
+    known = model.state_dict()
+    tried: dict[NameChange, Sources] = {}
+
+    def fits(change: NameChange) -> bool:
+        tried[change] = _assigned(model, checkpoint, change, known)
+        return not absent(model, tried[change].found())
+
+    change = first_that_fits(checkpoint.tensors, lambda: known, fits)
+    return tried[NameChange()] if change is None else replace(tried[change], change=change)
+
+
+def absent(model: Any, found: Collection[str]) -> list[str]:
+    """The parameters of ``model`` that are not among those found, under any of their names where several share one."""
+    named = list(model.named_parameters(remove_duplicate=False))
+    made = {id(parameter) for name, parameter in named if name in found}
+    return [name for name, parameter in named if id(parameter) not in made]
+
+
+def _assigned(model: Any, checkpoint: Checkpoint, change: NameChange, known: Mapping[str, Any]) -> Sources:
     mapping = get_model_conversion_mapping(model)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     owner = {pattern: entry for entry in converters for pattern in entry.source_patterns}
-    known = model.state_dict()
-    plain: dict[str, TensorRef] = {}
+    tensors = {change(name): ref for name, ref in checkpoint.tensors.items()}
+    sources = Sources()
     groups: dict[str, ConverterGroup] = {}
-    for key in sorted(checkpoint.tensors, key=dot_natural_key):
-        ref = checkpoint.tensors[key]
+    for key in sorted(tensors, key=dot_natural_key):
+        ref = tensors[key]
         name, pattern = _renamed(key, model, renamings, converters, known)
         if name not in known:
-            continue
-        if pattern is None:
-            plain[name] = ref
+            sources.left.append(ref.name)
+        elif pattern is None:
+            sources.plain[name] = ref
         else:
             groups.setdefault(name, ConverterGroup(owner[pattern], name)).sources.setdefault(pattern, []).append(ref)
-    return Sources(plain, list(groups.values()))
+    sources.groups.extend(groups.values())
+    return sources
 
 
-def weight_maps(model: Any, checkpoint: Checkpoint) -> dict[str, Map]:
-    """For each parameter and buffer of ``model`` that the checkpoint has: how it is made of the checkpoint's arrays.
+def weight_maps(model: Any, sources: Sources) -> dict[str, Map]:
+    """For each parameter and buffer of ``model`` that has a source: how it is made of the checkpoint's arrays.
 
     transformers' converters are torch code: each is traced once on fake tensors and lowered to MLX like a model.
     """
-    sources = assign(model, checkpoint)
     maps: dict[str, Map] = {name: _plain(ref.name) for name, ref in sources.plain.items()}
     traced: dict[Any, tuple[list[str], Callable[..., Any]]] = {}
     for group in sources.groups:

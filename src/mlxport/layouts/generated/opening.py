@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from mlxport.errors import UnsupportedError
+from mlxport.errors import UnsupportedError, WeightsError
 from mlxport.graph.build import Port
 from mlxport.graph.capture.examples import Example
 from mlxport.layouts.base import LayoutOptions
+from mlxport.layouts.foreign_parts import listed, refuse_adapters
 from mlxport.layouts.generated import hf_model
 from mlxport.layouts.generated.emitting import emit
-from mlxport.layouts.generated.hf_weights import weight_maps
-from mlxport.layouts.generated.weights_trace import TORCH_DTYPES, GeneratedConversion, assemble
+from mlxport.layouts.generated.hf_weights import Sources, absent, assign, weight_maps
+from mlxport.layouts.generated.weights_trace import TORCH_DTYPES, GeneratedConversion, MissingWeights, assemble
 from mlxport.types import Checkpoint
 
 __all__ = ["open_generated"]
@@ -32,25 +34,43 @@ def open_generated(checkpoint: Checkpoint, options: LayoutOptions) -> GeneratedC
             hint="start from the unquantized checkpoint",
         )
     dtype = _stored_dtype(checkpoint) if options.dtype == "auto" else options.dtype
-    port, example, maps = _emitted(checkpoint, options, dtype)
+    port, example, sources, maps = _emitted(checkpoint, options, dtype)
 
     def original() -> Any:
         return hf_model.empty_model(checkpoint, dtype=torch.float32, attention="eager")
 
-    return assemble(
-        port, checkpoint.tensors, maps, example, original,
-        dtype=dtype, quant=options.quant, config=checkpoint.config, mlxfn=options.mlxfn, weights_of=checkpoint,
-    )  # fmt: skip
+    try:
+        made = assemble(
+            port, checkpoint.tensors, maps, example, original,
+            dtype=dtype, quant=options.quant, config=checkpoint.config, mlxfn=options.mlxfn, weights_of=checkpoint,
+        )  # fmt: skip
+    except MissingWeights as error:
+        raise _names_differ(original(), checkpoint, sources) from error
+    return made if sources.change is None else replace(made, notes=(str(sources.change), *made.notes))
 
 
-def _emitted(checkpoint: Checkpoint, options: LayoutOptions, dtype: str) -> tuple[Port, Example, dict[str, Any]]:
+def _names_differ(model: Any, checkpoint: Checkpoint, sources: Sources) -> WeightsError:
+    """What the model expects and the checkpoint lacks, beside what it holds instead."""
+    missing = absent(model, sources.found())
+    held = f", which holds {listed(sources.left)} instead" if sources.left else ""
+    return WeightsError(
+        f"{type(model).__name__} expects {listed(missing)}, absent from {checkpoint.location}{held}",
+        hint='"architectures" in config.json must name the class that saved these weights, and all of them be there',
+    )
+
+
+def _emitted(
+    checkpoint: Checkpoint, options: LayoutOptions, dtype: str
+) -> tuple[Port, Example, Sources, dict[str, Any]]:
     """Source, example inputs, and how each tensor is made of the checkpoint's; eager attention is the second choice."""
     model_type = str(checkpoint.config.get("model_type", ""))
     dynamic, fold = options.dynamic, options.fold_batchnorm
     problem: UnsupportedError | None = None
     for attention in ("sdpa", "eager"):
         model = hf_model.empty_model(checkpoint, dtype=TORCH_DTYPES[dtype], attention=attention)
-        maps = weight_maps(model, checkpoint)
+        sources = assign(model, checkpoint)
+        refuse_adapters(sources.left, checkpoint.location)
+        maps = weight_maps(model, sources)
         example = Example("example", (), hf_model.example_inputs(model))
         try:
             with hf_model.hollow(model):
@@ -58,7 +78,7 @@ def _emitted(checkpoint: Checkpoint, options: LayoutOptions, dtype: str) -> tupl
         except UnsupportedError as error:
             problem = problem or error
             continue
-        return port, example, _shared(model, maps)
+        return port, example, sources, _shared(model, maps)
     assert problem is not None
     raise problem
 

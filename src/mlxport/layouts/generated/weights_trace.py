@@ -27,11 +27,15 @@ from mlxport.types import Checkpoint, TensorRef
 # From the arrays of a checkpoint, by their names there, to one array of the original module.
 Map = Callable[[Mapping[str, mx.array]], mx.array]
 
-__all__ = ["SOURCE", "TORCH_DTYPES", "GeneratedConversion", "assemble"]
+__all__ = ["SOURCE", "TORCH_DTYPES", "GeneratedConversion", "MissingWeights", "assemble"]
 
 SOURCE = "model.py"
 TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _SMALL = 256 << 20  # bytes of weights that are run for nothing but the outputs of the example
+
+
+class MissingWeights(WeightsError):
+    """A parameter of the module is not in the checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def assemble(
         weights_of: See ``GeneratedConversion``.
 
     Raises:
-        WeightsError: A parameter of the module is not in the checkpoint.
+        MissingWeights: A parameter of the module is not in the checkpoint.
         QuantizationError: The setting cannot apply to this model.
     """
     namespace = execute(port.source)
@@ -142,7 +146,7 @@ def _original(port: Port, name: str, arrays: Mapping[str, mx.array], maps: Mappi
     tensor = port.captured.state[name]
     if name not in maps:
         if name in port.captured.trainable and maps:
-            raise WeightsError(
+            raise MissingWeights(
                 f"the checkpoint has no tensor for {name}", hint="check the checkpoint with: mlxport inspect"
             )
         return from_torch(tensor)

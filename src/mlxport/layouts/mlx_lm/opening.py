@@ -11,9 +11,9 @@ import copy
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -21,18 +21,26 @@ from mlx.utils import tree_flatten, tree_map_with_path
 
 from mlxport.errors import ConfigError, MlxportError, UnsupportedError
 from mlxport.layouts.conversion import DTYPES, ModelSource, TracedModel, empty, make_conversion
+from mlxport.layouts.foreign_parts import refuse_adapters, refuse_heads
 from mlxport.layouts.mlx_lm.config_view import text_section
 from mlxport.layouts.mlx_lm.normalize import ConfigRefused, NormalizedConfig, normalize_config
 from mlxport.layouts.mlx_lm.output_heads import is_head, refuse_other_heads
 from mlxport.layouts.mlx_lm.quantized_sources import UNQUANTIZED, refuse_raw_fp8, source_quantization
 from mlxport.layouts.mlx_lm.rope_settings import REFUSED
-from mlxport.layouts.mlx_lm.tensor_checks import check_dtypes, check_names, check_shapes
+from mlxport.layouts.mlx_lm.tensor_checks import NamesDiffer, check_dtypes, check_names, check_shapes
 from mlxport.layouts.mlx_lm.weight_repairs import ignored_weights, prepare_weights
+from mlxport.layouts.name_changes import NameChange, likely_changes
 from mlxport.layouts.quantizing import Built, count_parameters, quantize
 from mlxport.quant import QuantRequest
 from mlxport.source import read_rows
 from mlxport.transform import Pipeline, Program, trace
 from mlxport.types import Checkpoint
+
+Tensor = TypeVar("Tensor")
+
+
+class NotLoaded(UnsupportedError):
+    """mlx-lm's code failed on a checkpoint, in words of its own."""
 
 
 def check_supported(config: Mapping[str, Any], where: str = "config.json") -> None:
@@ -79,12 +87,81 @@ def open_model(
     """
     where = f"{checkpoint.location}/config.json"
     method, normalized = _source_method(checkpoint.config, where), _normalized(checkpoint.config, where)
+    opening = _Opening(checkpoint, dtype, strict, headers_only, method, normalized)
+    try:
+        return opening.traced()
+    except (NamesDiffer, NotLoaded) as error:
+        # Only now: whatever sanitize makes of the names as they are comes first.
+        return _under_other_names(opening, error)
 
-    def pipeline(quant: QuantRequest | None, built: Built) -> Pipeline:
+
+def _under_other_names(opening: _Opening, error: NamesDiffer | NotLoaded) -> TracedModel:
+    """The model of a checkpoint all of whose names a wrapper has changed; else the error that says most."""
+    nearest = error
+    for change in likely_changes(opening.checkpoint.tensors, _parameter_names(opening.normalized.config)):
+        try:
+            return replace(opening, change=change).traced()
+        except NamesDiffer as other:
+            if not isinstance(nearest, NamesDiffer) or other.differing < nearest.differing:
+                nearest = NamesDiffer(f"{other.message}; {change}", hint=other.hint, differing=other.differing)
+        except NotLoaded:
+            continue
+    raise nearest
+
+
+def _parameter_names(config: Mapping[str, Any]) -> list[str]:
+    """What mlx-lm's model calls its parameters; sanitize may know others."""
+    from mlx_lm.utils import _get_classes
+
+    model_class, args_class = _get_classes(dict(config))
+    return [name for name, _ in tree_flatten(model_class(args_class.from_dict(config)).parameters())]
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """One way to open a checkpoint: arguments as of ``open_model``, and what was found in the config.
+
+    Attributes:
+        method: How the checkpoint is quantized, ``""`` for not at all.
+        normalized: Its config.
+        change: What is done to the names of its tensors before mlx-lm sees them.
+    """
+
+    checkpoint: Checkpoint
+    dtype: str
+    strict: bool
+    headers_only: bool
+    method: str
+    normalized: NormalizedConfig
+    change: NameChange | None = None
+
+    def traced(self) -> TracedModel:
+        """The model, run once on placeholders."""
+        checkpoint, built = self.checkpoint, Built({})
+        with self.blamed():
+            program = trace(self._pipeline(None, built), checkpoint.tensors)
+        self._refuse_unused(program)
+        model, config = built.model, built.config
+        assert model is not None
+        refuse_raw_fp8(program, model)
+        again = self._pipeline(None, Built({}))  # running it leaves the skeleton alone
+        program = replace(program, pipeline=again)
+        source = ModelSource(
+            pipeline=self._pipeline,
+            notes=(*([str(self.change)] if self.change else []), *self.normalized.changes, *self.normalized.warnings),
+            final_config=_final_config,
+            blamed=self.blamed,
+            reopen=lambda other: replace(self, dtype=other).traced(),
+        )
+        plain = make_conversion(program, built, self.dtype, None, list(source.notes), _final_config)
+        empty(model, program)
+        return TracedModel(checkpoint, self.dtype, plain, config, source, model)
+
+    def _pipeline(self, quant: QuantRequest | None, built: Built) -> Pipeline:
         def run(arrays: dict[str, mx.array]) -> dict[str, mx.array]:
-            weights = prepare_weights(arrays, normalized.config)
-            model, built.config = _load(weights, normalized, strict, method, checkpoint)
-            _cast(model, built.config, dtype)
+            weights = prepare_weights(self._renamed(arrays), self.normalized.config)
+            model, built.config = _load(weights, self.normalized, self.strict, self.method, self.checkpoint)
+            _cast(model, built.config, self.dtype)
             if quant is not None:
                 built.config = quantize(model, built.config, quant, built)
             built.model, built.parameters = model, count_parameters(model)
@@ -92,52 +169,40 @@ def open_model(
 
         return run
 
-    built = Built({})
-    with _blamed(checkpoint, method):
-        program = trace(pipeline(None, built), checkpoint.tensors)
-    if not headers_only:
-        _refuse_ignored(checkpoint, normalized, program)
-    model, config = built.model, built.config
-    assert model is not None
-    refuse_raw_fp8(program, model)
-    program = replace(program, pipeline=pipeline(None, Built({})))  # running it again leaves the skeleton alone
-    source = ModelSource(
-        pipeline=pipeline,
-        notes=(*normalized.changes, *normalized.warnings),
-        final_config=_final_config,
-        blamed=lambda: _blamed(checkpoint, method),
-        reopen=lambda other: open_model(checkpoint, dtype=other, strict=strict, headers_only=headers_only),
-    )
-    plain = make_conversion(program, built, dtype, None, list(source.notes), _final_config)
-    empty(model, program)
-    return TracedModel(checkpoint, dtype, plain, config, source, model)
+    def _renamed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return dict(tensors) if self.change is None else {self.change(name): item for name, item in tensors.items()}
 
+    @contextlib.contextmanager
+    def blamed(self) -> Iterator[None]:
+        """Third-party model code on a user's checkpoint: whatever it raises is about that input."""
+        checkpoint, method = self.checkpoint, self.method
+        try:
+            yield
+        except MlxportError:
+            raise
+        except Exception as error:
+            what = f"quantized with {method}" if method else f"model type {checkpoint.config.get('model_type')}"
+            hint = UNQUANTIZED if method else "check that config.json belongs to these weights"
+            reason = _shortened(" ".join(str(error).split()))
+            message = f"mlx-lm cannot load {checkpoint.location} ({what}): {type(error).__name__}: {reason}"
+            raise NotLoaded(message, hint=hint) from error
 
-@contextlib.contextmanager
-def _blamed(checkpoint: Checkpoint, method: str) -> Iterator[None]:
-    """Third-party model code on a user's checkpoint: whatever it raises is about that input."""
-    try:
-        yield
-    except MlxportError:
-        raise
-    except Exception as error:
-        what = f"quantized with {method}" if method else f"model type {checkpoint.config.get('model_type')}"
-        hint = UNQUANTIZED if method else "check that config.json belongs to these weights"
-        reason = _shortened(" ".join(str(error).split()))
-        message = f"mlx-lm cannot load {checkpoint.location} ({what}): {type(error).__name__}: {reason}"
-        raise UnsupportedError(message, hint=hint) from error
-
-
-def _refuse_ignored(checkpoint: Checkpoint, normalized: NormalizedConfig, program: Program) -> None:
-    """Refuse weights that count and that mlx-lm drops; zeros count for nothing, nor does a copy of the embeddings."""
-    if normalized.tied:
-        refuse_other_heads(checkpoint.tensors, program.unused(), normalized.config, checkpoint.location)
-    for ref in ignored_weights(checkpoint.tensors, normalized.config).values():
-        if read_rows(ref).any():
-            raise UnsupportedError(
-                f"{checkpoint.location}: mlx-lm drops {ref.name}, which is not zero and counts",
-                hint=REFUSED,
-            )
+    def _refuse_unused(self, program: Program) -> None:
+        """Refuse weights that count and that mlx-lm drops; zeros do not, nor does a copy of the embeddings."""
+        checkpoint, config = self.checkpoint, self.normalized.config
+        tensors, unused = self._renamed(checkpoint.tensors), self._renamed(dict.fromkeys(program.unused()))
+        refuse_adapters(unused, checkpoint.location)
+        refuse_heads(unused, checkpoint.config, checkpoint.location)
+        if self.headers_only:
+            return
+        if self.normalized.tied:
+            refuse_other_heads(tensors, unused, config, checkpoint.location)
+        for ref in ignored_weights(tensors, config).values():
+            if read_rows(ref).any():
+                raise UnsupportedError(
+                    f"{checkpoint.location}: mlx-lm drops {ref.name}, which is not zero and counts",
+                    hint=REFUSED,
+                )
 
 
 def _source_method(config: Mapping[str, Any], where: str) -> str:
@@ -174,7 +239,7 @@ def _load(
                 if normalized.tied:  # a copy of the embeddings: open_model refuses another one
                     items = [item for item in items if item[0] in expected or not is_head(item[0])]
                 if wanted:
-                    check_names(expected, dict(items), model_class.__module__, method, source)
+                    check_names(expected, dict(items), model_class.__module__, method, checkpoint)
                 check_shapes(expected, dict(items), source)
                 if not method:
                     check_dtypes(expected, dict(items), checkpoint)

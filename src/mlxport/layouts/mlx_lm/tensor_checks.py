@@ -7,27 +7,71 @@ from collections.abc import Mapping
 import mlx.core as mx
 
 from mlxport.errors import UnsupportedError, WeightsError
+from mlxport.layouts.foreign_parts import listed, refuse_adapters, refuse_heads
+from mlxport.layouts.mlx_lm.output_heads import is_head
 from mlxport.layouts.mlx_lm.quantized_sources import UNQUANTIZED
 from mlxport.transform import st_dtype
 from mlxport.types import Checkpoint
 
 
+class NamesDiffer(WeightsError):
+    """A checkpoint has other names than the model.
+
+    Attributes:
+        differing: Number of names that only one of the two has.
+    """
+
+    def __init__(self, message: str, *, hint: str, differing: int) -> None:
+        super().__init__(message, hint=hint)
+        self.differing = differing
+
+
 def check_names(
-    expected: Mapping[str, mx.array], weights: Mapping[str, mx.array], module: str, method: str, source: str
+    expected: Mapping[str, mx.array], weights: Mapping[str, mx.array], module: str, method: str, checkpoint: Checkpoint
 ) -> None:
-    """Compare the tensors with what the model expects; raises, naming each that is missing or unexpected."""
-    missing = sorted(set(expected) - set(weights))
-    extra = sorted(set(weights) - set(expected))
-    where = module.rsplit(".", 1)[-1]
+    """Compare the tensors with what the model expects; raises, naming what is missing beside what is there instead."""
+    missing, extra = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))
+    if not missing and not extra:
+        return
+    source, where = checkpoint.location, f"mlx-lm's {module.rsplit('.', 1)[-1]}"
     if extra and method and method != "MLX":
-        message = f"{source} is quantized with {method}, and mlx-lm's {where} has no place for {_listed(extra)}"
+        message = f"{source} is quantized with {method}, and {where} has no place for {listed(extra)}"
         raise UnsupportedError(message, hint=UNQUANTIZED)
-    if missing:
-        hint = "the checkpoint is incomplete, or config.json belongs to another model"
-        raise WeightsError(f"mlx-lm's {where} expects {_listed(missing)}, absent from {source}", hint=hint)
+    refuse_adapters(extra, source)
+    refuse_heads(extra, checkpoint.config, source)
+    message, hint = _in_words(missing, extra, len(expected), source, where, checkpoint)
+    raise NamesDiffer(message, hint=hint, differing=len(missing) + len(extra))
+
+
+def _in_words(
+    missing: list[str], extra: list[str], count: int, source: str, where: str, checkpoint: Checkpoint
+) -> tuple[str, str]:
+    """How the names differ, and what may help."""
+    if not missing:
+        return (
+            f"{source}: {where} has no place for {listed(extra)}",
+            "config.json does not describe these weights (or this variant of the architecture): "
+            f"compare them with: mlxport inspect {source}",
+        )
+    many = f" ({len(missing)} of {count} tensors)" if len(missing) > 1 else ""
+    most = 4 if extra else 8
+    message = f"{where} expects {listed(missing, most)}, absent from {source}{many}"
     if extra:
-        hint = "config.json does not describe these weights (or this variant of the architecture)"
-        raise WeightsError(f"{source}: mlx-lm's {where} has no place for {_listed(extra)}", hint=hint)
+        message += f", which holds {listed(extra, most)} instead"
+    if not extra and all(map(is_head, missing)):
+        return f"{message}: a base or an embedding model has no output layer", _headless_hint(checkpoint)
+    return message, (
+        "config.json belongs to another model, or names were changed when the weights were saved"
+        if extra
+        else "a part of the weights is missing, or config.json belongs to another model: get both from the same place"
+    )
+
+
+def _headless_hint(checkpoint: Checkpoint) -> str:
+    return (
+        'set "tie_word_embeddings": true in config.json if the output shares the embeddings '
+        "(an embedding model is used without its output layer, so that this changes nothing)"
+    )
 
 
 def check_shapes(expected: Mapping[str, mx.array], weights: Mapping[str, mx.array], source: str) -> None:
@@ -55,8 +99,3 @@ def check_dtypes(expected: Mapping[str, mx.array], weights: Mapping[str, mx.arra
                 "and config.json names no quantization that explains it",
                 hint=f"{UNQUANTIZED}, or with the config.json that belongs to these weights",
             )
-
-
-def _listed(names: list[str], most: int = 8) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
