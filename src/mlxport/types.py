@@ -7,9 +7,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlxport.model_config import ModelConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 # safetensors dtype name -> bits per element. https://github.com/huggingface/safetensors (format section)
 DTYPE_BITS: Mapping[str, int] = {
@@ -35,7 +39,7 @@ DTYPE_BITS: Mapping[str, int] = {
 
 @dataclass(frozen=True, slots=True)
 class TensorRef:
-    """Where one tensor of a checkpoint lies on disk; nothing is read.
+    """Where one tensor of a checkpoint lies, as a rule on disk; nothing is read.
 
     Attributes:
         name: Key in the checkpoint.
@@ -44,6 +48,7 @@ class TensorRef:
         path: File that holds the bytes.
         offset: Absolute byte offset of the first element in ``path``.
         strides: Element strides where the tensor is not contiguous (torch files only), else None.
+        held: The bytes themselves, flat uint8, where they lie in memory and in no file.
     """
 
     name: str
@@ -52,6 +57,7 @@ class TensorRef:
     path: Path
     offset: int
     strides: tuple[int, ...] | None = None
+    held: npt.NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
 
     @property
     def size(self) -> int:
@@ -83,19 +89,21 @@ class FileState:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened source: config and tensor references; weights stay on disk.
+    """An opened source: config and tensor references; weights stay where they are.
 
     Attributes:
-        root: Local folder that holds the files (the snapshot folder for a hub repository).
+        root: Local folder that holds the files (the snapshot folder for a hub repository); of tensors in memory a path
+            that no file can be under.
         config: Parsed config.json.
         tensors: Name to reference, in the order of the index (or of the file).
         weight_files: Files that hold the tensors, in order, absolute paths.
         side_files: Everything else worth carrying (tokenizer, processor, chat template, generation config), absolute.
         repo_id: Hub repository id, or None for a folder.
-        revision: Commit hash of the hub snapshot, or None.
+        revision: Commit hash of the hub snapshot; of tensors in memory what ``content_hash`` gives; or None.
         problems: What is wrong but does not stop a conversion (shown by ``inspect``).
         trust_remote_code: Whether code of the checkpoint may run (its tokenizer, its model).
         states: Of the files that it consists of, as they were before anything was read from them.
+        module: Class of the PyTorch module whose tensors these are, where they lie in memory; else empty.
     """
 
     root: Path
@@ -108,6 +116,7 @@ class Checkpoint:
     problems: tuple[str, ...] = ()
     trust_remote_code: bool = False
     states: Mapping[Path, FileState] = field(default_factory=dict, repr=False)
+    module: str = ""
 
     @cached_property
     def model_config(self) -> ModelConfig:
@@ -122,12 +131,12 @@ class Checkpoint:
     @property
     def name(self) -> str:
         """How the source is called in messages and in the record."""
-        return self.repo_id or self.root.name
+        return self.repo_id or self.module or self.root.name
 
     @property
     def location(self) -> str:
-        """Where the source is, for errors: the repository, or the folder's whole path."""
-        return self.repo_id or str(self.root)
+        """Where the source is, for errors: the repository, the module's class, or the folder's whole path."""
+        return self.repo_id or self.module or str(self.root)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import venv
 from pathlib import Path
 
@@ -17,6 +20,8 @@ from mlx.utils import tree_flatten
 from torch import nn
 
 import mlxport as package
+from checkpoints import hash_tree
+from mlxport.convert import steps
 from mlxport.convert.verify import verify
 from mlxport.errors import SourceError, VerificationError
 
@@ -72,6 +77,35 @@ def test_loading_writes_nothing(tmp_path):
     before = sorted(tmp_path.rglob("*"))
     package.load(tmp_path / "out")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_equal_ports_are_equal_wherever_they_are_made(folder, tmp_path, monkeypatch):
+    """Also their cards, and nothing but what MLX compiles goes through the folder for temporary files."""
+    here, seen = tmp_path / "temporary", []
+    here.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(here))
+    for number, step in enumerate(steps.STEPS):
+        look = (lambda state: seen.extend(here.rglob("*")), step)
+        monkeypatch.setattr(steps, "STEPS", (*steps.STEPS[: 2 * number], *look, *steps.STEPS[2 * number + 1 :]))
+    package.port_folder(f"{FILE}:make", tmp_path / "vocoder", mlxfn=True)
+    one, other = hash_tree(tmp_path / "vocoder"), hash_tree(folder)
+    assert seen == [] and one.keys() == other.keys()
+    differing = {name for name in one if one[name] != other[name]}
+    assert differing <= {"model.mlxfn"}  # MLX numbers its arrays through the process
+    card = (folder / "README.md").read_text()
+    assert "# `Vocoder` for MLX" in card and "from a PyTorch module of the class `Vocoder`." in card
+
+
+def test_a_port_that_was_killed_goes_on(forks, tmp_path):
+    command = ("port", f"{FILE}:dense", tmp_path / "out", "--max-shard-size", "1KB")
+    events = forks.run(*command, watch=tmp_path / "out")
+    assert events["code"] == 0, events
+    whole = hash_tree(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    assert forks.run(*command, watch=tmp_path / "out", kill_on="model-00003")["code"] == -signal.SIGKILL
+    again = forks.run(*command, watch=tmp_path / "out")
+    assert again["code"] == 0 and "resumed: 2 of" in again["stderr"], again
+    assert hash_tree(tmp_path / "out") == whole
 
 
 @pytest.mark.parametrize(

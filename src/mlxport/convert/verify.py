@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -266,24 +265,23 @@ def _folder_outputs(asked: _Asked) -> PortParity:
         trust_remote_code=asked.trust_remote_code,
     )
     bits = min((int(spec["bits"]) for spec in written.get("quantized", {}).values()), default=None)
-    with tempfile.TemporaryDirectory(prefix="mlxport-") as temporary:
-        conversion = _original(asked, Path(temporary), options)
-        model = load_port(asked.folder, trust_remote_code=asked.trust_remote_code)
-        expected = conversion.program.pipeline(lazy_arrays(conversion.program.refs))
-        dtype = str(written.get("dtype", "float32"))
-        report = compare_port(conversion, model, dtype=dtype, bits=bits, expected=expected)
-        wrong = wrong_weights(model, expected) if report.passed else []
-        problem = f"stored weights differ from the original's: {', '.join(wrong[:8])}"
-        return replace(report, problems=(problem,)) if wrong else report
+    conversion = _original(asked, options)
+    model = load_port(asked.folder, trust_remote_code=asked.trust_remote_code)
+    expected = conversion.program.pipeline(lazy_arrays(conversion.program.refs))
+    dtype = str(written.get("dtype", "float32"))
+    report = compare_port(conversion, model, dtype=dtype, bits=bits, expected=expected)
+    wrong = wrong_weights(model, expected) if report.passed else []
+    problem = f"stored weights differ from the original's: {', '.join(wrong[:8])}"
+    return replace(report, problems=(problem,)) if wrong else report
 
 
-def _original(asked: _Asked, folder: Path, options: ResolvedOptions) -> GeneratedConversion:
-    """What a folder was ported from, captured once more; ``folder`` holds what the capture stores."""
+def _original(asked: _Asked, options: ResolvedOptions) -> GeneratedConversion:
+    """What a folder was ported from, captured once more."""
     from mlxport.layouts.generated.own_module import is_factory, load_factory, open_module
     from mlxport.source import open_checkpoint
 
     if is_factory(asked.against):
-        return open_module(load_factory(asked.against), folder, options, what=asked.against)[0]
+        return open_module(load_factory(asked.against), options, what=asked.against)[0]
     trust = asked.trust_remote_code
     checkpoint = open_checkpoint(asked.against, revision=asked.revision, trust_remote_code=trust)
     return _generated(asked.layout.opens(checkpoint, options))

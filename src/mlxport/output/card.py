@@ -155,6 +155,8 @@ def _origin(checkpoint: Checkpoint, plan: Plan, source: SourceCard, bases: Seque
     if checkpoint.repo_id is not None:
         revision = f" at revision {_code(checkpoint.revision)}" if checkpoint.revision else ""
         origin = f"[{checkpoint.repo_id}](https://huggingface.co/{checkpoint.repo_id}){revision}"
+    elif checkpoint.module:
+        origin = f"a PyTorch module of the class {_code(checkpoint.module)}"
     else:
         origin = f"a local folder named {_code(name)}"
         if bases:

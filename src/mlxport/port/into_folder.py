@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from mlxport.layouts.table import layout_of, named
 from mlxport.output.record import read_record
 from mlxport.output.workspace import absolute, check_destination
 from mlxport.port.port_options import PortOptions
+from mlxport.source.held_tensors import content_hash
 from mlxport.source.jsonfile import read_object
 
 if TYPE_CHECKING:
@@ -49,11 +50,12 @@ def port_folder(factory: str | Callable[[], Any], destination: str | Path, optio
     what = factory if isinstance(factory, str) else getattr(factory, "__qualname__", "the factory")
     check_destination(target, what.rpartition(":")[0] if isinstance(factory, str) else "", asked.overwrite)
     made = load_factory(factory) if isinstance(factory, str) else factory
-    with tempfile.TemporaryDirectory(prefix="mlxport-") as folder:
-        ported, checkpoint = open_module(made, Path(folder), asked, what=what)
-        options.on_port(ported)
-        with Hashes(checkpoint, start=not asked.dry_run) as hashes:
-            return carry_out(ported, what, checkpoint, target, named(asked.layout), asked, hashes)
+    ported, checkpoint = open_module(made, asked, what=what)
+    options.on_port(ported)
+    if not asked.dry_run:
+        checkpoint = replace(checkpoint, revision=content_hash(checkpoint))
+    with Hashes(checkpoint, start=not asked.dry_run) as hashes:
+        return carry_out(ported, what, checkpoint, target, named(asked.layout), asked, hashes)
 
 
 def load(path: str | Path, *, trust_remote_code: bool = False) -> nn.Module:

@@ -21,7 +21,7 @@ from mlxport.errors import SourceError, UnsafeError, UnsupportedError, WeightsEr
 from mlxport.source.safe_files import open_regular, refuse_placeholder
 from mlxport.types import DTYPE_BITS, TensorRef
 
-_DTYPES = {
+DTYPES = {  # of torch, to those of safetensors
     "bool": "BOOL",
     "uint8": "U8",
     "int8": "I8",
@@ -242,7 +242,7 @@ def _reference(name: str, value: Any, storages: Mapping[int, _Storage], path: Pa
     def refuse(why: str) -> WeightsError:
         return WeightsError(f"{path}: tensor {name!r} {why}", hint="save the model again as safetensors")
 
-    dtype = _DTYPES.get(str(value.dtype).removeprefix("torch."))
+    dtype = DTYPES.get(str(value.dtype).removeprefix("torch."))
     if value.layout != torch.strided or value.is_quantized or dtype is None:
         raise refuse(f"is {value.layout} {value.dtype}, which is not read")
     if value.is_conj() or value.is_neg():

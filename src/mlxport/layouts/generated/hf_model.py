@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import tempfile
+import mmap
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,10 @@ __all__ = ["empty_model", "example_inputs", "hollow", "read_config"]
 
 _BUILD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError)
 _LENGTH, _BATCH = 11, 2
+# Linux refuses more pages than it has memory unless it is told that none is wanted (asm-generic/mman.h); Python names
+# that flag from 3.13 on.
+_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000) if sys.platform == "linux" else 0
+_UNRESERVED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
 
 
 def read_config(checkpoint: Checkpoint) -> Any:
@@ -100,21 +105,24 @@ def empty_model(checkpoint: Checkpoint, *, dtype: torch.dtype, attention: str = 
 
 @contextmanager
 def hollow(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """``model`` with parameters on the CPU that take no memory: maps of a file that is one hole.
+    """``model`` with parameters on the CPU that take no memory: pages that nothing has touched, and no file.
 
     Capture runs on them as on real ones (their device is the CPU's, their strides are right) and touches no page.
     """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    with tempfile.NamedTemporaryFile(prefix="mlxport-") as file:
-        file.truncate(max((item.numel() * item.element_size() for item in parameters.values()), default=0) + 1)
-        made: dict[int, torch.nn.Parameter] = {}
-        for name, item in parameters.items():
-            if id(item) not in made:
-                empty = torch.from_file(file.name, shared=True, size=item.numel(), dtype=item.dtype)
-                made[id(item)] = torch.nn.Parameter(empty.view(item.shape), requires_grad=False)
-            owner, _, leaf = name.rpartition(".")
-            model.get_submodule(owner)._parameters[leaf] = made[id(item)]
-        yield model
+    made: dict[int, torch.nn.Parameter] = {}
+    for name, item in dict(model.named_parameters(remove_duplicate=False)).items():
+        if id(item) not in made:
+            made[id(item)] = torch.nn.Parameter(_untouched(item), requires_grad=False)
+        owner, _, leaf = name.rpartition(".")
+        model.get_submodule(owner)._parameters[leaf] = made[id(item)]
+    yield model
+
+
+def _untouched(like: torch.Tensor) -> torch.Tensor:
+    """A tensor of the same kind, zero wherever it is read; the system gives memory to what is written only."""
+    count = max(1, like.numel())
+    pages = mmap.mmap(-1, count * like.element_size(), flags=_UNRESERVED)
+    return torch.frombuffer(pages, dtype=like.dtype, count=count)[: like.numel()].view(like.shape)
 
 
 def example_inputs(model: Any) -> dict[str, Any]:

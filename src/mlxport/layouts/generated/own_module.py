@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,12 +16,13 @@ from mlxport.layouts.base import LayoutOptions
 from mlxport.layouts.generated.emitting import emit
 from mlxport.layouts.generated.reference_module import copied, main_dtype
 from mlxport.layouts.generated.weights_trace import TORCH_DTYPES, GeneratedConversion, assemble
-from mlxport.source import open_checkpoint
+from mlxport.source.held_tensors import held_checkpoint
 from mlxport.types import Checkpoint
 
 __all__ = ["Factory", "is_factory", "load_factory", "open_module"]
 
 Factory = Callable[[], Any]
+_MOST_AXES = 8  # of a tensor that is read by rows
 
 
 def is_factory(spec: str) -> bool:
@@ -91,7 +91,6 @@ def _made(factory: Factory, what: str) -> tuple[torch.nn.Module, Example]:
 
 def open_module(
     factory: Factory,
-    folder: Path,
     options: LayoutOptions,
     *,
     what: str,
@@ -100,7 +99,6 @@ def open_module(
 
     Args:
         factory: Returns the module and its example inputs.
-        folder: Where its tensors are stored for the conversion to read.
         options: Dtype, quantization, and those of ``port``.
         what: What to call the factory in an error.
     """
@@ -114,7 +112,8 @@ def open_module(
     port = emit(module, example, dynamic=options.dynamic, fold_batchnorm=options.fold_batchnorm)
     if training:
         port.notes.append("the module was in training mode; it is ported as in eval()")
-    checkpoint = _saved(port.captured.state, port.model_type, folder)
+    state = {name: tensor for name, tensor in port.captured.state.items() if tensor.ndim <= _MOST_AXES}
+    checkpoint = held_checkpoint(state, {"model_type": port.model_type}, type(original).__name__)
     maps = {name: _plain(name) for name in checkpoint.tensors}
     config = {"architectures": [type(module).__name__]}
     conversion = assemble(
@@ -126,20 +125,3 @@ def open_module(
 
 def _plain(name: str) -> Any:
     return lambda arrays: arrays[name]
-
-
-_NARROW = {torch.complex128: torch.complex64}  # safetensors has no wider one, nor has MLX
-
-
-def _saved(state: Mapping[str, torch.Tensor], model_type: str, folder: Path) -> Checkpoint:
-    """Tensors as a checkpoint under ``folder``, which the conversion can read."""
-    from safetensors.torch import save_file
-
-    tensors = {
-        name: tensor.detach().contiguous().clone().to(_NARROW.get(tensor.dtype, tensor.dtype))
-        for name, tensor in state.items()
-        if tensor.ndim <= 8
-    }
-    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
-    save_file(tensors, folder / "model.safetensors")
-    return open_checkpoint(folder)
