@@ -18,7 +18,6 @@ from mlxport.layouts.table import layout_of, named
 from mlxport.output.record import read_record
 from mlxport.output.workspace import absolute, check_destination
 from mlxport.port.port_options import PortOptions
-from mlxport.source.held_tensors import content_hash
 from mlxport.source.jsonfile import read_object
 
 if TYPE_CHECKING:
@@ -43,6 +42,7 @@ def port_folder(factory: str | Callable[[], Any], destination: str | Path, optio
     """
     if reason := parity.unavailable():
         raise UsageError(f"port needs PyTorch: {reason}", hint="pip install 'mlxport[torch]'")
+    from mlxport.layouts.generated.held_tensors import content_hash
     from mlxport.layouts.generated.own_module import load_factory, open_module
 
     asked = resolve_port(options)

@@ -14,9 +14,9 @@ from mlxport.errors import SourceError, UsageError
 from mlxport.graph.capture.examples import Example
 from mlxport.layouts.base import LayoutOptions
 from mlxport.layouts.generated.emitting import emit
+from mlxport.layouts.generated.held_tensors import held_checkpoint
 from mlxport.layouts.generated.reference_module import copied, main_dtype
 from mlxport.layouts.generated.weights_trace import TORCH_DTYPES, GeneratedConversion, assemble
-from mlxport.source.held_tensors import held_checkpoint
 from mlxport.types import Checkpoint
 
 __all__ = ["Factory", "is_factory", "load_factory", "open_module"]

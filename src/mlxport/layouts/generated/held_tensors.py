@@ -6,14 +6,13 @@ import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from mlxport.errors import UnsupportedError
 from mlxport.source.torch_file import DTYPES
 from mlxport.types import Checkpoint, TensorRef
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["content_hash", "held_checkpoint"]
 
@@ -37,8 +36,6 @@ def held_checkpoint(state: Mapping[str, torch.Tensor], config: Mapping[str, Any]
 
 
 def _held(name: str, tensor: torch.Tensor, module: str) -> TensorRef:
-    import torch
-
     kind = str(tensor.dtype).removeprefix("torch.")
     if kind in _NARROW:
         tensor, kind = tensor.to(getattr(torch, _NARROW[kind])), _NARROW[kind]

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mlxport.errors import UnsupportedError
+from mlxport.layouts.generated.held_tensors import content_hash, held_checkpoint
 from mlxport.source import read_rows
-from mlxport.source.held_tensors import content_hash, held_checkpoint
 from mlxport.transform import Evaluator
 
 TENSORS = {
