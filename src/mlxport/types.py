@@ -212,6 +212,23 @@ class CalibrationPlan:
     peak_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class ModelPart:
+    """A part of a model beside its language model: a tower of it, or what connects the two.
+
+    Attributes:
+        name: Path of its module in the checkpoint.
+        tensors: Number of tensors.
+        nbytes: Their bytes, as stored.
+        declared: Where config.json describes it; empty where it does not.
+    """
+
+    name: str
+    tensors: int
+    nbytes: int
+    declared: str = ""
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything that will be written, known before a byte of weights is read.
@@ -224,6 +241,7 @@ class Plan:
         kept: Module path to the reason why it is not quantized (only when quantization was asked for).
         peak_bytes: Estimate of the peak resident memory of the conversion.
         dropped: Source tensors that the target does not use.
+        left_out: The parts that those make up, of a model of which the output is the text model alone.
         calibration: What calibrating takes, None without it.
     """
 
@@ -234,6 +252,7 @@ class Plan:
     kept: Mapping[str, str] = field(default_factory=dict)
     peak_bytes: int = 0
     dropped: tuple[str, ...] = ()
+    left_out: tuple[ModelPart, ...] = ()
     calibration: CalibrationPlan | None = None
 
     @property

@@ -17,6 +17,7 @@ from mlxport.convert.steps import State, run
 from mlxport.convert.without_torch import leave_torch_out
 from mlxport.errors import DiskError, Interrupted, disk_full
 from mlxport.layouts.base import Layout
+from mlxport.layouts.left_out import absent_towers, left_out, refuse_left_out
 from mlxport.layouts.table import chosen
 from mlxport.output.fingerprint import fingerprint
 from mlxport.output.plan import make_plan, parse_size
@@ -24,7 +25,7 @@ from mlxport.output.workspace import absolute, check_destination, check_space, f
 from mlxport.progress import make_progress
 from mlxport.run.kv import check_model
 from mlxport.source.tokenizer_files import check_tokenizer_files, embedding_rows
-from mlxport.types import Checkpoint, Plan
+from mlxport.types import Checkpoint, ModelPart, Plan
 
 if TYPE_CHECKING:
     from mlxport.convert.calibration_step import Calibrating
@@ -61,17 +62,34 @@ def convert(source: str | Path, destination: str | Path, options: ConvertOptions
 
 def opened(checkpoint: Checkpoint, layout: Layout, options: ResolvedOptions) -> tuple[Conversion, ResolvedOptions]:
     """What will be written, and the options with what was chosen under a limit."""
+    if options.limit is None:
+        _check_report_tokenizer(checkpoint, options)
+    conversion = layout.opens(checkpoint, options)
+    parts = left_out(checkpoint, conversion.program)
+    if not options.text_only:
+        refuse_left_out(parts, checkpoint.location)
     if options.limit is not None:
-        conversion, options = _allocated(layout.opens(checkpoint, options), options)
+        conversion, options = _allocated(conversion, options)
         _check_report_tokenizer(checkpoint, options)
-    else:
-        _check_report_tokenizer(checkpoint, options)
-        conversion = layout.opens(checkpoint, options)
+    notes = (*conversion.notes, *_notes_on_parts(checkpoint, parts, options))
+    conversion = replace(conversion, left_out=parts, notes=notes)
     if options.kv is not None and conversion.model is not None:
         model = conversion.model
         remarks = check_model(model.skeleton(), options.kv, str(model.config.get("model_type")))
         conversion = replace(conversion, notes=(*conversion.notes, *remarks, options.kv.note()))
     return conversion, options
+
+
+def _notes_on_parts(checkpoint: Checkpoint, parts: tuple[ModelPart, ...], options: ResolvedOptions) -> list[str]:
+    """What is to be said where config and weights are not of the same parts, or nothing was there to leave out."""
+    notes = []
+    if absent := absent_towers(checkpoint.config, checkpoint.tensors):
+        notes.append(
+            f"config.json describes {', '.join(absent)}, of which the weights hold nothing: a text model alone"
+        )
+    if options.text_only and not parts:
+        notes.append("--text-only changed nothing: every part of the checkpoint is in the output")
+    return notes
 
 
 def _check_report_tokenizer(checkpoint: Checkpoint, options: ResolvedOptions) -> None:
@@ -177,6 +195,7 @@ def _planned(conversion: Conversion, layout: Layout, options: ResolvedOptions, c
         quantized=conversion.quantized,
         kept=conversion.kept,
         dropped=conversion.program.unused(),
+        left_out=conversion.left_out,
         working_bytes=conversion.working_bytes(),
         stem=layout.weights,
     )

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlxport.layouts.left_out import parts_in_words
 from mlxport.types import Plan
 
 if TYPE_CHECKING:
@@ -56,6 +57,11 @@ class ConvertReport:
     allocation: AllocationReport | None = None
     quality: QualityReport | None = None
 
+    @property
+    def left_out(self) -> str:
+        """The parts of the original that are not in the output, in words; empty where it is the whole model."""
+        return parts_in_words(self.plan.left_out)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values only, for ``--json``."""
         plan = self.plan
@@ -71,6 +77,7 @@ class ConvertReport:
                 "quantized_modules": len(plan.quantized),
                 "kept": dict(plan.kept),
                 "dropped": list(plan.dropped),
+                "left_out": [asdict(part) for part in plan.left_out],
                 "peak_memory_bytes": plan.peak_bytes,
                 "calibration": asdict(plan.calibration) if plan.calibration else None,
                 "disk_needed_bytes": plan.nbytes + MARGIN_BYTES,

@@ -208,6 +208,12 @@ class ConvertOptions(SharedOptions):
         doc="``mlx-lm``; ``generated``: MLX source of the model's own; ``auto``: that where mlx-lm has no such model.",
         check=_check_layout_name,
     )
+    text_only: bool = option(
+        False,
+        "Convert the text model alone of one that sees or hears.",
+        doc="Convert the text model alone where the output has no place for the model's other parts (a vision tower "
+        "…); without it that is refused.",
+    )
     allow_overflow: bool = option(
         False,
         "Accept infinities after the cast.",

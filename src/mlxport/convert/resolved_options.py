@@ -50,6 +50,7 @@ class ResolvedOptions(ConvertOptions):
             "max_shard_size": self.max_shard_size,
             "shard_by": self.shard_by,
             "layout": self.layout,
+            **({"text_only": True} if self.text_only else {}),
             **({"distill": asdict(self.training)} if self.training is not None else {}),
             **{name: getattr(self, name) is True for name in flags},
             **({"calibrate": self.calibration.recorded()} if self.calibration else {}),

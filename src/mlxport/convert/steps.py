@@ -19,6 +19,7 @@ from mlxport.convert.resolved_options import ResolvedOptions
 from mlxport.convert.source_hashes import Hashes
 from mlxport.errors import NumericsError, VerificationError
 from mlxport.layouts.base import Layout
+from mlxport.layouts.left_out import PROCESSORS
 from mlxport.output.record import make_record
 from mlxport.output.workspace import RECORD, Workspace
 from mlxport.progress import Progress, make_progress
@@ -170,7 +171,8 @@ def write_side_files(state: State) -> None:
     for path in state.checkpoint.side_files:
         relative = path.relative_to(state.checkpoint.root)
         untrusted = path.suffix == ".py" and not state.checkpoint.trust_remote_code
-        if path.name == _CARD or untrusted or not state.layout.carries(relative):
+        alone = plan.left_out and path.name in PROCESSORS
+        if path.name == _CARD or untrusted or alone or not state.layout.carries(relative):
             continue
         (folder / relative).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, folder / relative)

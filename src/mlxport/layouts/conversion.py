@@ -17,7 +17,7 @@ from mlxport.errors import QuantizationError
 from mlxport.layouts.quantizing import Built, count_parameters, quantize, spell
 from mlxport.quant import QuantRequest
 from mlxport.transform import Pipeline, Program, derive, st_dtype, working_bytes
-from mlxport.types import Checkpoint, OutTensor, QuantSpec
+from mlxport.types import Checkpoint, ModelPart, OutTensor, QuantSpec
 
 __all__ = ["DTYPES", "Conversion", "ModelSource", "TracedModel", "empty", "main_dtype", "make_conversion"]
 
@@ -36,6 +36,7 @@ class Conversion:
         quantized: Module path to its quantization.
         kept: Module path to why it is not quantized (empty unless quantization was asked for).
         notes: What was changed in the config, and other remarks for the user.
+        left_out: Parts of the checkpoint's model that are not in the output.
         model: The runtime's model that it was traced from, for what runs it (calibration, a limit, distillation …);
             None where the output is a program of its own.
     """
@@ -47,6 +48,7 @@ class Conversion:
     quantized: Mapping[str, QuantSpec]
     kept: Mapping[str, str]
     notes: tuple[str, ...]
+    left_out: tuple[ModelPart, ...] = field(default=(), kw_only=True)
     model: TracedModel | None = field(default=None, repr=False, kw_only=True)
 
     def tensors(self) -> tuple[OutTensor, ...]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mlxport.layouts.left_out import parts_in_words
 from mlxport.types import Checkpoint, Plan
 
 __all__ = ["SourceCard", "model_card", "read_source_card"]
@@ -113,7 +114,8 @@ def model_card(
     """
     source = read_source_card(checkpoint.root)
     bases = base_models(checkpoint, source)
-    front = _front_matter(source.data, bases, bool(plan.quantized), task)
+    data = _of_text_alone(source.data) if plan.left_out else source.data
+    front = _front_matter(data, bases, bool(plan.quantized), task)
     body = [_origin(checkpoint, plan, source, bases, version), _parity(parity), usage, _license(source)]
     return f"---\n{front}\n---\n\n" + "\n\n".join(body) + "\n"
 
@@ -123,6 +125,13 @@ def base_models(checkpoint: Checkpoint, source: SourceCard) -> list[str]:
     if checkpoint.repo_id is not None:
         return [checkpoint.repo_id]
     return [name for name in source.data.get("base_model", []) if _HUB_ID.fullmatch(name)]
+
+
+def _of_text_alone(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A card's fields without the task that the parts which were left out were for."""
+    task = data.get("pipeline_tag")
+    tags = [tag for tag in data.get("tags", []) if tag != task]
+    return {key: value for key, value in data.items() if key != "pipeline_tag"} | {"tags": tags}
 
 
 def _front_matter(data: Mapping[str, Any], bases: Sequence[str], quantized: bool, task: str) -> str:
@@ -175,6 +184,8 @@ def _origin(checkpoint: Checkpoint, plan: Plan, source: SourceCard, bases: Seque
         f"| size | {plan.nbytes:,} bytes in {len(plan.shards)} file{'s' if len(plan.shards) != 1 else ''}, "
         f"{plan.bits_per_weight:.2f} bits per weight |",
     ]
+    if plan.left_out:
+        lines.append(f"| left out | {_cell(parts_in_words(plan.left_out))}: this is the text model alone |")
     if source.problem:
         lines += ["", f"Note: {source.problem}, so licence and origin may be incomplete."]
     return "\n".join(lines)

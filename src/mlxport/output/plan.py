@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from mlxport.errors import UsageError
-from mlxport.types import OutTensor, Plan, QuantSpec, Shard
+from mlxport.types import ModelPart, OutTensor, Plan, QuantSpec, Shard
 
 DEFAULT_SHARD_SIZE = "5GB"
 # Resident memory of Python with MLX and mlx-lm loaded and of the heap's gaps, measured on Linux (110 to 150 MB).
@@ -62,6 +62,7 @@ def make_plan(
     dropped: tuple[str, ...],
     working_bytes: int,
     stem: str = "model",
+    left_out: tuple[ModelPart, ...] = (),
 ) -> Plan:
     """Shards for ``tensors``, with what the user wants to know before anything is written.
 
@@ -76,9 +77,11 @@ def make_plan(
         dropped: Source tensors that the target does not use.
         working_bytes: What the largest block of rows works on.
         stem: What the files are called, before their number.
+        left_out: Parts of the source's model that are not in the output.
     """
     shards = make_shards(tensors, max_bytes, by, stem)
-    return Plan(shards, dtype, parameters, dict(quantized), dict(kept), BASE_BYTES + 4 * working_bytes, dropped)
+    peak = BASE_BYTES + 4 * working_bytes
+    return Plan(shards, dtype, parameters, dict(quantized), dict(kept), peak, dropped, left_out)
 
 
 def make_shards(

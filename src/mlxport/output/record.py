@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,7 @@ def make_record(
             "quantized": {path: spec.as_config() for path, spec in plan.quantized.items()},
             "kept": dict(plan.kept),
             "dropped": list(plan.dropped),
+            **({"left_out": [asdict(part) for part in plan.left_out]} if plan.left_out else {}),
         },
         **({"allocation": allocation} if allocation else {}),
         "config_changes": list(notes),

@@ -12,6 +12,7 @@ from typing import Any
 from mlxport.errors import ConfigError, UnsafeError
 from mlxport.model_config import ModelConfig
 from mlxport.source.jsonfile import read_object
+from mlxport.source.part_names import LAYER, PREDICTION, TOWER
 from mlxport.types import TensorRef
 
 # Of none of these can a language model have less than one; other spellings mean other things in other models.
@@ -25,11 +26,6 @@ _EMBEDDING = re.compile(
     r"(?:.*\.)?(?:embed_tokens|tokens_embed|wte|word_embeddings?|embed_in|embeddings|tok_embeddings|token_embedding|shared)\.weight"
 )
 _EMBEDDING_WIDTH = re.compile(r"emb\w*_(?:size|dim|rank)|d_emb")
-_STACK = re.compile(r"(?P<stack>(?:.*?\.)?(?:layers|layer|h|blocks|block))\.(?P<number>\d{1,6})\.")
-# Parts of a model that have sizes of their own, as words in a tensor's name ("decoder" is not "code").
-_TOWER = re.compile(
-    r"(?:^|[._])(?:vision|visual|image|vit|audio|speech|talker|codec?|depth|mtp|resampler|qformer|projector)(?=[._\d]|$)"
-)
 _NORM = re.compile(r"norm|ln_|layernorm", re.IGNORECASE)
 _FLOATS = {"F16", "BF16", "F32", "F64"}
 # Settings under which layers are legitimately absent from the weights.
@@ -99,7 +95,7 @@ def check_consistency(config: Mapping[str, Any], tensors: Mapping[str, TensorRef
     """
     # The text part alone: what lies around it may be about a tower of the model.
     text = ModelConfig(ModelConfig(config).text)
-    embeddings = [ref for name, ref in tensors.items() if _EMBEDDING.fullmatch(name) and not _TOWER.search(name)]
+    embeddings = [ref for name, ref in tensors.items() if _EMBEDDING.fullmatch(name) and not _beside(name)]
     if not embeddings:  # not a language model, whose words for sizes we know
         return []
     return [*_check_embedding(text, embeddings, tensors), *_check_layers(text, tensors)]
@@ -133,8 +129,8 @@ def _check_layers(text: ModelConfig, tensors: Mapping[str, TensorRef]) -> list[s
         return []
     stacks: dict[str, dict[int, str]] = defaultdict(dict)
     for name in tensors:
-        match = _STACK.match(name)
-        if match and not _TOWER.search(match["stack"]):
+        match = LAYER.match(name)
+        if match and not _beside(match["stack"]):
             stacks[match["stack"]].setdefault(int(match["number"]), name)
     if len(stacks) != 1:  # which of several the number is about cannot be told
         return []
@@ -152,3 +148,8 @@ def _check_layers(text: ModelConfig, tensors: Mapping[str, TensorRef]) -> list[s
     if extra > 0:
         return [f"config.json says {expected} layers, the weights hold {len(layers)}"]
     return []
+
+
+def _beside(name: str) -> bool:
+    """Whether a name is of a part beside the text stack, with sizes of its own."""
+    return bool(TOWER.search(name) or PREDICTION.search(name))

@@ -28,7 +28,7 @@ def show_conversion(report: ConvertReport) -> None:
     for note in report.notes:
         console.print(f"note: {escape(note)}")
     if report.dry_run:
-        console.print(f"dry run: nothing was written to {escape(str(report.destination))}")
+        console.print(f"dry run: nothing was written to {escape(str(report.destination))}{escape(_alone(report))}")
         return
     if report.distilled is not None:
         console.print(escape(report.distilled.summary()))
@@ -41,4 +41,9 @@ def show_conversion(report: ConvertReport) -> None:
         console.print(f"to verify: mlxport verify {escape(str(report.destination))} --against SRC")
     if report.quality is not None:
         show_quality(report.quality, console, report.destination / "report.html")
-    console.print(f"done: {escape(str(report.destination))}")
+    console.print(f"done: {escape(str(report.destination))}{escape(_alone(report))}")
+
+
+def _alone(report: ConvertReport) -> str:
+    """What the last line adds where the output is not the whole model."""
+    return f" (the text model alone, without {report.left_out})" if report.left_out else ""

@@ -45,8 +45,12 @@ def show_plan(report: ConvertReport, console: Console) -> None:
     for reason, paths in reasons.items():
         shown = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
         console.print(f"not quantized: {escape(shown)}: {escape(reason)}")
-    if plan.dropped:
-        shown = ", ".join(plan.dropped[:5]) + (f" and {len(plan.dropped) - 5} more" if len(plan.dropped) > 5 else "")
+    if report.left_out:
+        console.print(f"left out: {escape(report.left_out)}")
+    roots = tuple(part.name for part in plan.left_out)
+    dropped = [name for name in plan.dropped if not any(name == root or name.startswith(f"{root}.") for root in roots)]
+    if dropped:
+        shown = ", ".join(dropped[:5]) + (f" and {len(dropped) - 5} more" if len(dropped) > 5 else "")
         console.print(f"not used by the model: {escape(shown)}")
 
 

@@ -22,17 +22,20 @@ from mlx.utils import tree_flatten, tree_map_with_path
 from mlxport.errors import ConfigError, MlxportError, UnsupportedError
 from mlxport.layouts.conversion import DTYPES, ModelSource, TracedModel, empty, make_conversion
 from mlxport.layouts.foreign_parts import refuse_adapters, refuse_heads
+from mlxport.layouts.left_out import absent_towers, without
 from mlxport.layouts.mlx_lm.config_view import text_section
 from mlxport.layouts.mlx_lm.normalize import ConfigRefused, NormalizedConfig, normalize_config
 from mlxport.layouts.mlx_lm.output_heads import is_head, refuse_other_heads
 from mlxport.layouts.mlx_lm.quantized_sources import UNQUANTIZED, refuse_raw_fp8, source_quantization
 from mlxport.layouts.mlx_lm.rope_settings import REFUSED
+from mlxport.layouts.mlx_lm.stored_buffers import is_buffer, stored_rope_note
 from mlxport.layouts.mlx_lm.tensor_checks import NamesDiffer, check_dtypes, check_names, check_shapes
 from mlxport.layouts.mlx_lm.weight_repairs import ignored_weights, prepare_weights
 from mlxport.layouts.name_changes import NameChange, likely_changes
 from mlxport.layouts.quantizing import Built, count_parameters, quantize
 from mlxport.quant import QuantRequest
 from mlxport.source import read_rows
+from mlxport.source.part_names import TOWER
 from mlxport.transform import Pipeline, Program, trace
 from mlxport.types import Checkpoint
 
@@ -148,7 +151,7 @@ class _Opening:
         program = replace(program, pipeline=again)
         source = ModelSource(
             pipeline=self._pipeline,
-            notes=(*([str(self.change)] if self.change else []), *self.normalized.changes, *self.normalized.warnings),
+            notes=self._notes(program),
             final_config=_final_config,
             blamed=self.blamed,
             reopen=lambda other: replace(self, dtype=other).traced(),
@@ -156,6 +159,13 @@ class _Opening:
         plain = make_conversion(program, built, self.dtype, None, list(source.notes), _final_config)
         empty(model, program)
         return TracedModel(checkpoint, self.dtype, plain, config, source, model)
+
+    def _notes(self, program: Program) -> tuple[str, ...]:
+        """What was changed, and what is odd in the checkpoint."""
+        changed = [str(self.change)] if self.change else []
+        tensors, config = self.checkpoint.tensors, self.normalized.config
+        rope = [] if self.headers_only else stored_rope_note(tensors, program.unused(), config)
+        return (*changed, *self.normalized.changes, *self.normalized.warnings, *rope)
 
     def _pipeline(self, quant: QuantRequest | None, built: Built) -> Pipeline:
         def run(arrays: dict[str, mx.array]) -> dict[str, mx.array]:
@@ -236,6 +246,7 @@ def _load(
 
             def load_weights(self, items: list[tuple[str, mx.array]], strict: bool = True) -> nn.Module:
                 expected = dict(tree_flatten(self.parameters()))
+                items = [item for item in items if item[0] in expected or not _may_be_left(*item)]
                 if normalized.tied:  # a copy of the embeddings: open_model refuses another one
                     items = [item for item in items if item[0] in expected or not is_head(item[0])]
                 if wanted:
@@ -253,6 +264,11 @@ def _load(
         model, loaded = load_model(Path(folder), lazy=True, strict=False, get_model_classes=classes)
     model.__class__ = type(model).__mro__[1]  # mlx-lm's own: ours has done its work, and holds the weights
     return model, loaded
+
+
+def _may_be_left(name: str, array: mx.array) -> bool:
+    """Whether a tensor that mlx-lm has no place for leaves the text model what it is; ``left_out`` names towers."""
+    return bool(TOWER.search(name)) or is_buffer(name, array)
 
 
 def _shortened(text: str, most: int = 400) -> str:
@@ -288,8 +304,8 @@ def _final_config(built: Built, dtype: str, quantized: bool) -> dict[str, Any]:
             section.pop("quantization", None)
     config.pop("_name_or_path", None)
     assert built.model is not None
-    if "vision_tower" not in getattr(built.model, "model", {}):
-        config.pop("vision_config", None)
+    names = [name for name, _ in tree_flatten(built.model.parameters())]
+    config = without(config, absent_towers(config, names))
     if "quantization" in config:
         config["quantization_config"] = config["quantization"]
     encoded: dict[str, Any] = _encode_tagged_floats(config)

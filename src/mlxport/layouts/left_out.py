@@ -1,0 +1,160 @@
+"""Parts of a model that an output leaves out, such as a vision tower that a runtime has no code for.
+
+A part is a whole subtree of the checkpoint's names of which no output needs a tensor. Buffers beside weights that are
+used, layers that predict further tokens and copies of the embeddings are none: the model computes the same without.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from mlxport.errors import UnsupportedError
+from mlxport.model_config import ModelConfig
+from mlxport.progress import format_bytes
+from mlxport.source.part_names import LAYER, PREDICTION, TOWER, kinds_of_tower
+from mlxport.types import Checkpoint, ModelPart
+
+if TYPE_CHECKING:
+    from mlxport.transform import Program
+
+__all__ = ["PROCESSORS", "absent_towers", "left_out", "parts_in_words", "refuse_left_out", "without"]
+
+PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+"""Files about inputs of a tower: where they lie beside a text model, runtimes take it for the whole."""
+
+_HEAD = re.compile(r"(?:.*\.)?(?:lm_head|embed_out|output_layer)")
+_FLOATS = ("F", "BF")
+
+
+def left_out(checkpoint: Checkpoint, program: Program) -> tuple[ModelPart, ...]:
+    """The parts of a checkpoint that no output of ``program`` needs, the largest first."""
+    unused = _unused(program)
+    used = _modules(checkpoint.tensors.keys() - unused)
+    parts: dict[str, ModelPart] = {}
+    whole: set[str] = set()  # parts with a matrix: more than a buffer
+    for name in checkpoint.tensors:
+        ref = checkpoint.tensors[name]
+        if name not in unused or not ref.dtype.startswith(_FLOATS):
+            continue
+        root = _root(name, used)
+        known = parts.get(root, ModelPart(root, 0, 0))
+        parts[root] = replace(known, tensors=known.tensors + 1, nbytes=known.nbytes + ref.nbytes)
+        if len(ref.shape) > 1:
+            whole.add(root)
+    declared, layers = dict(_declared(checkpoint.config)), checkpoint.model_config.layers
+    found = (
+        replace(part, declared=_declaring(root, declared))
+        for root, part in parts.items()
+        if not _is_extra(root, layers) and (TOWER.search(root) or (declared and root in whole and _is_apart(root)))
+    )
+    return tuple(sorted(found, key=lambda part: -part.nbytes))
+
+
+def refuse_left_out(parts: Collection[ModelPart], where: str) -> None:
+    """Refuse an output that would be a part of a model without a word.
+
+    Raises:
+        UnsupportedError: Names the parts and how to convert without them.
+    """
+    if parts:
+        raise UnsupportedError(
+            f"{where}: the output would be the text model alone, without {parts_in_words(parts)}",
+            hint="add --text-only to convert the text model alone",
+        )
+
+
+def parts_in_words(parts: Collection[ModelPart], most: int = 4) -> str:
+    """Names, what declares them, how many tensors and bytes."""
+    named = [
+        f"{part.name} ({f'{part.declared}, ' if part.declared else ''}"
+        f"{part.tensors} tensor{'s' if part.tensors != 1 else ''}, {format_bytes(part.nbytes)})"
+        for part in parts
+    ]
+    more = f" and {len(named) - most} more" if len(named) > most else ""
+    return ", ".join(named[:most]) + more
+
+
+def absent_towers(config: Mapping[str, Any], names: Iterable[str]) -> tuple[str, ...]:
+    """Where a config describes towers of which tensors of these names hold nothing: keys, joined by dots."""
+    present = {kind for name in names if TOWER.search(name) for kind in kinds_of_tower(name)}
+    return tuple(
+        path for path, key in _declared(config) if TOWER.search(key) and present.isdisjoint(kinds_of_tower(key))
+    )
+
+
+def without(config: Mapping[str, Any], paths: Collection[str]) -> dict[str, Any]:
+    """A config without the parts at ``paths``."""
+    return {
+        key: without(value, [path.removeprefix(f"{key}.") for path in paths if path.startswith(f"{key}.")])
+        if isinstance(value, Mapping)
+        else value
+        for key, value in config.items()
+        if key not in paths
+    }
+
+
+def _unused(program: Program) -> frozenset[str]:
+    """Tensors that no output needs; where the trace could not follow an output, those that names tell apart."""
+    if all(output.value is not None for output in program.outputs.values()):
+        return frozenset(program.unused())
+    if any(TOWER.search(name) for name in program.outputs):
+        return frozenset()
+    return frozenset(name for name in program.refs if TOWER.search(name))
+
+
+def _modules(names: Collection[str]) -> set[str]:
+    """Paths of the modules that tensors are in, outer ones included."""
+    found: set[str] = set()
+    for name in names:
+        while (name := name.rpartition(".")[0]) and name not in found:
+            found.add(name)
+    return found
+
+
+def _root(name: str, used: Collection[str]) -> str:
+    """The outermost module of an unused tensor that holds no used one; the tensor itself where there is none."""
+    path = ""
+    for word in name.split("."):
+        path = f"{path}.{word}" if path else word
+        if path not in used:
+            return path
+    return name
+
+
+def _is_extra(root: str, layers: int | None) -> bool:
+    """Whether a subtree predicts further tokens, or is an output layer that the embeddings stand for."""
+    layer = LAYER.match(root)
+    beyond = layer is not None and layers is not None and int(layer["number"]) >= layers
+    return bool(PREDICTION.search(root) or _HEAD.fullmatch(root)) or (beyond and not TOWER.search(root))
+
+
+def _is_apart(root: str) -> bool:
+    """Whether a subtree lies outside of the layers of the text model, of which a runtime may need fewer tensors."""
+    return not any(word.isdigit() for word in root.split(".")[:-1])
+
+
+def _declared(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Path and key of what describes a model of its own in a config, the text model and what leads there apart."""
+    model = ModelConfig(config)
+    for depth, part in enumerate(model.parts):
+        for key, value in part.items():
+            if not isinstance(value, Mapping) or not value or key in model.path[depth : depth + 1]:
+                continue
+            if TOWER.search(key) or (key.endswith("_config") and _is_name(value.get("model_type"))):
+                yield ".".join((*model.path[:depth], key)), key
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _declaring(root: str, declared: Mapping[str, str]) -> str:
+    """What declares a subtree: the part of the config whose name says the same."""
+    for path, key in declared.items():
+        stem = key.removesuffix("_config")
+        if not kinds_of_tower(stem).isdisjoint(kinds_of_tower(root)) or stem in root.split("."):
+            return path
+    return ""

@@ -1,0 +1,30 @@
+"""What a name, of a tensor or in a config, says of the part of a model that it is about."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+__all__ = ["LAYER", "PREDICTION", "TOWER", "kinds_of_tower"]
+
+# Words of names, by the kind of tower that they speak of; the last kind lies between a tower and the language model.
+_TOWERS: Final = (
+    ("vision", "visual", "image", "images", "img", "video", "vit", "siglip"),
+    ("audio", "speech", "sound", "talker", "code", "codec", "token2wav", "code2wav", "vocoder", "depth"),
+    ("resampler", "qformer", "projector", "connector", "aligner", "perceiver", "multimodal"),
+)
+
+TOWER: Final = re.compile(rf"(?:^|[._])(?:{'|'.join(word for words in _TOWERS for word in words)})(?=[._\d]|$)")
+"""A part that has sizes of its own beside the language model (``decoder`` is not ``code``)."""
+
+PREDICTION: Final = re.compile(r"(?:^|[._])(?:mtp|nextn)(?=[._\d]|$)")
+"""Layers that predict further tokens: nothing needs them to compute the next one."""
+
+LAYER: Final = re.compile(r"(?P<stack>(?:.*?\.)?(?:layers|layer|h|blocks|block))\.(?P<number>\d{1,6})(?:\.|$)")
+"""A layer of a stack, and what is in it."""
+
+
+def kinds_of_tower(name: str) -> frozenset[int]:
+    """The kinds of tower that the words of a name speak of; names that share one are about the same part."""
+    words = set(re.split(r"[._]", name))
+    return frozenset(kind for kind, listed in enumerate(_TOWERS) if not words.isdisjoint(listed))
