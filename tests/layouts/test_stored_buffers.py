@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.utils import _get_classes
 
 import mlxport
 from checkpoints import HEADS, HIDDEN, config, save, weights, write_side_files
 from mlxport.errors import WeightsError
+from mlxport.layouts.mlx_lm.normalize import normalize_config
 from mlxport.layouts.mlx_lm.opening import open_model
 from mlxport.layouts.mlx_lm.stored_buffers import is_buffer
 from mlxport.source import open_checkpoint
@@ -43,46 +49,32 @@ def test_buffers_are_told_from_weights(name: str, array: mx.array, expected: boo
     assert is_buffer(name, array) is expected
 
 
-# mlx-lm's own loader has no place for them, but for those of llama and some others
-@pytest.mark.parametrize("model_type", ["llama", "gemma", "starcoder2", "olmo", "cohere"])
-def test_stored_frequencies_are_dropped_for_every_architecture(model_type: str, tmp_path: Path) -> None:
-    arrays = {name: array for name, array in weights().items() if _has(model_type, name)}
-    if model_type == "starcoder2":
-        arrays = _starcoder2(arrays)
+# mlx-lm's own loader has a place for them in llama and some others only
+@pytest.mark.parametrize(
+    ("model_type", "fields"),
+    [
+        ("llama", {}),
+        ("gemma", {"hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True}),
+        ("starcoder2", {"hidden_act": "gelu_pytorch_tanh", "norm_epsilon": 1e-5, "tie_word_embeddings": True}),
+        ("stablelm", {"partial_rotary_factor": 1.0, "use_qkv_bias": False, "layer_norm_eps": 1e-5}),
+        ("olmo2", {}),
+    ],
+)
+def test_stored_frequencies_are_dropped_for_every_architecture(
+    model_type: str, fields: dict[str, Any], tmp_path: Path
+) -> None:
+    write_side_files(tmp_path, model_type=model_type, **fields)
+    normalized = normalize_config(json.loads((tmp_path / "config.json").read_text())).config
+    model_class, arguments = _get_classes(dict(normalized))
+    arrays = dict(tree_flatten(model_class(arguments.from_dict(normalized)).parameters()))
     add = {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": frequencies(50000.0) for n in range(2)}
-    write_side_files(
-        tmp_path, model_type=model_type, tie_word_embeddings=model_type in ("gemma", "starcoder2", "cohere")
-    )
-    save(tmp_path / "model.safetensors", arrays | {name: _numpy(array) for name, array in add.items()}, "F32")
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), arrays | add, metadata={"format": "pt"})
     plain = open_model(open_checkpoint(tmp_path)).plain
-    assert plain.program.unused() == tuple(add) and not any("inv_freq" in note for note in plain.notes)
+    assert set(plain.program.unused()) == set(add) and set(plain.program.outputs) == set(arrays)
+    assert not any("inv_freq" in note for note in plain.notes)
 
 
-def _has(model_type: str, name: str) -> bool:
-    """Whether an architecture has a tensor of a llama."""
-    if model_type in ("gemma", "starcoder2", "cohere") and name == "lm_head.weight":
-        return False
-    if model_type == "cohere" and "post_attention" in name:
-        return False
-    return not (model_type == "olmo" and ("layernorm" in name or name == "model.norm.weight"))
-
-
-def _starcoder2(arrays: dict) -> dict:
-    """Biases everywhere, layer norms with them, an MLP of two matrices."""
-    out = {}
-    for name, array in arrays.items():
-        if "gate_proj" in name:
-            continue
-        new = name.replace("up_proj", "c_fc").replace("down_proj", "c_proj")
-        out[new] = array
-        if "embed" not in name:
-            out[new.replace("weight", "bias")] = array[..., 0] if array.ndim > 1 else array
-    return out
-
-
-def _numpy(array: mx.array):
-    import numpy as np
-
+def as_numpy(array: mx.array) -> np.ndarray:
     return np.array(array.astype(mx.float32))
 
 
@@ -90,15 +82,13 @@ def _numpy(array: mx.array):
 def test_frequencies_of_another_theta_are_said(theta: float, scaled: bool, said: bool, tmp_path: Path) -> None:
     rope = {"rope_type": "linear", "rope_theta": 50000.0, "factor": 2.0} if scaled else config()["rope_parameters"]
     write_side_files(tmp_path, rope_parameters=rope)
-    add = {"model.layers.0.self_attn.rotary_emb.inv_freq": _numpy(frequencies(theta))}
+    add = {"model.layers.0.self_attn.rotary_emb.inv_freq": as_numpy(frequencies(theta))}
     save(tmp_path / "model.safetensors", weights() | add, "BF16")
     notes = open_model(open_checkpoint(tmp_path)).plain.notes
     assert any("is not of rope_theta 50000" in note for note in notes) is said
 
 
 def test_what_is_no_buffer_is_still_refused(tmp_path: Path) -> None:
-    import numpy as np
-
     write_side_files(tmp_path)
     save(tmp_path / "model.safetensors", weights() | {"model.layers.0.self_attn.gate.bias": np.ones(4)}, "F32")
     with pytest.raises(WeightsError, match="no place for model.layers.0.self_attn.gate.bias"):
