@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
@@ -56,6 +58,16 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_list_is_exact_and_sorted():
     assert mlxport.__all__ == PUBLIC == sorted(PUBLIC)
     assert dir(mlxport) == PUBLIC
+
+
+def test_every_name_that_the_documentation_spells_in_full_is_there_after_a_plain_import():
+    root = Path(__file__).parents[1]
+    pages = "\n".join(page.read_text("utf-8") for page in [root / "README.md", *sorted((root / "docs").glob("*.md"))])
+    named = sorted(set(re.findall(r"\bmlxport(?:\.[A-Za-z_]\w*)+(?=\(|\s*$)", pages, re.MULTILINE)))
+    assert "mlxport.quality.compare" in named
+    code = "import mlxport\n" + "\n".join(named)
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", PUBLIC)

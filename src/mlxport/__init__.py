@@ -52,7 +52,13 @@ _LAZY = {
 __all__ = sorted([*errors.__all__, *_LAZY, "__version__"])
 
 
+# Packages with functions of their own that the documentation names in full: `mlxport.quality.compare`.
+_PACKAGES = frozenset({"quality"})
+
+
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")  # which also sets the attribute
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(_LAZY[name]), name)
