@@ -15,7 +15,10 @@ from checkpoints import save, weights, write_side_files
 from command import environment
 from mlxport.errors import NumericsError, SourceError, TokenizerError, UnsupportedError, UsageError
 from mlxport.model.texts import PROBE_TEXT
+from mlxport.output.record import read_record
 from mlxport.quality import Tally, compare, heldout_text, open_original, open_output, place, read_text, token_windows
+from mlxport.quality.baseline import rounded_to_nearest, rounds_to_nearest
+from mlxport.source import open_checkpoint
 
 TOKENS = 200
 
@@ -224,3 +227,24 @@ def test_from_disk_no_more_than_blocks_is_held(tmp_path, monkeypatch, quantize):
     mx.reset_peak_memory()
     compare(tmp_path / "source", tmp_path / "out", tokens=64, memory_limit=0)
     assert mx.get_peak_memory() - before < parameters / 2  # in memory both together take 8 bytes a weight
+
+
+@pytest.mark.parametrize("limit", [None, 0])
+def test_the_baseline_is_the_original_rounded_to_nearest_at_the_outputs_bits(sources, outputs, limit):
+    """What searching and calibrating are beside: as ``convert --quantizer rtn`` with the same recipe writes it."""
+    source, searched = sources("llama"), outputs("llama", quantize=3, quantizer="search")
+    ids = [np.arange(2, 80)]
+    baseline = rounded_to_nearest(open_checkpoint(source), open_output(searched))
+    original = open_original(source)
+    place(original, baseline, limit)
+    found = compare(original, baseline, ids=ids)
+    wanted = compare(source, outputs("llama", quantize=3, quantizer="rtn"), ids=ids)
+    assert found.kl_mean == pytest.approx(wanted.kl_mean, rel=1e-3) and found.kl_mean > 0.01
+    assert found.top1 == wanted.top1
+    assert rounded_to_nearest(open_checkpoint(source), open_output(outputs("llama"))) is None
+
+
+def test_what_is_rounded_to_nearest_already_needs_no_baseline(outputs):
+    assert rounds_to_nearest(read_record(outputs("llama", quantize=3, quantizer="rtn")))
+    assert not rounds_to_nearest(read_record(outputs("llama", quantize=3, quantizer="search")))
+    assert not rounds_to_nearest({}) and not rounds_to_nearest({"options": {"quantize": 5}})

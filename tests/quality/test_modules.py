@@ -7,7 +7,7 @@ import transformers
 from quality_models import stored
 
 from mlxport.quality import heldout_text, open_original, open_output, place, token_windows
-from mlxport.quality.module_errors import layer_errors, weight_errors
+from mlxport.quality.module_errors import layer_errors, output_errors, weight_errors
 from mlxport.quality.samples import PROMPTS, QUESTION, samples
 
 
@@ -34,6 +34,44 @@ def test_errors_of_weights_are_those_of_plain_arithmetic(sources, outputs, name,
     others = [module for module in quantized if module not in routers]
     assert others and all((m.bits, m.group_size, m.mode) == (bits, 64, "affine") for m in others)
     assert all(m.bits_per_weight == m.bits + 2 * 32 / 64 for m in quantized)  # scales and biases are float32 here
+
+
+@pytest.mark.parametrize("limit", [None, 0])
+@pytest.mark.parametrize("name", ["llama_tied", "qwen3_moe"])
+def test_errors_of_outputs_are_those_of_plain_arithmetic(sources, outputs, name, limit):
+    """Each module's, on what the original gives it, in torch."""
+    source, output = sources(name), outputs(name, quantize=4)
+    ids = np.arange(2, 60)
+    found = output_errors(*opened(source, output, limit), ids)
+    model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float64)
+    packed, expected = stored(output), {}
+
+    def watch(path, module):
+        def seen(_, given, made):
+            other = torch.nn.functional.linear(given[0], torch.from_numpy(packed[f"{path}.weight"]))
+            expected[path] = float((other - made).norm() / made.norm())
+
+        module.register_forward_hook(seen)
+
+    for path, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and f"{path}.weight" in packed:
+            watch(path, module)
+    with torch.no_grad():
+        model(torch.from_numpy(ids)[None])
+    assert len(expected) >= 8 and {path: found[path] for path in expected} == pytest.approx(expected, rel=1e-3)
+    other = {"llama_tied": "model.embed_tokens", "qwen3_moe": "model.layers.0.mlp.switch_mlp.up_proj"}[name]
+    assert 0.03 < found[other] < 0.5
+
+
+def test_a_calibrated_module_is_judged_by_its_outputs(sources, outputs):
+    """Error feedback moves weights away from the original's to keep the outputs: no alarm."""
+    source, output = sources("tiny-llama"), outputs("tiny-llama", quantize=3, calibrate="default")
+    pair = opened(source, output)
+    (ids, *_), _ = token_windows(source, heldout_text(), vocabulary=2048, tokens=256)
+    modules = weight_errors(*pair, output_errors(*pair, ids))
+    assert all(module.output_error is not None for module in modules if module.group_size)
+    worst = max(modules, key=lambda module: module.error)
+    assert worst.shown == worst.output_error < worst.error
 
 
 def test_what_is_not_quantized_is_listed_with_its_dtype(sources, outputs):

@@ -46,6 +46,7 @@ def large(report):
         modules.append(ModuleError(path, kind, layer, 10**8, bits, 64, "affine", bits + 0.5, draw.random() / bits))
     return replace(
         report,
+        folder="out",
         name="an-organisation/A-Model-With-A-Very-Long-Name-That-Has-To-Break-Somewhere-671B-Instruct-4bit",
         source="/a/path/" + "without-a-place-to-break" * 8,
         parameters=671 * 10**9,
@@ -65,6 +66,7 @@ def hostile(report):
     return replace(
         report,
         name=odd,
+        folder=odd,
         source=odd,
         modules=tuple(replace(m, path=odd, kind=odd, mode=odd) for m in report.modules),
         layers=tuple(LayerError(odd, layer.relative) for layer in report.layers),

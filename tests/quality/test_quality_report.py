@@ -83,7 +83,9 @@ def test_convert_puts_the_report_into_the_output(mlxport, sources, tmp_path):
     assert result.code == 0, result
     assert f"report: {output / 'report.html'}" in result.out
     data = json.loads((output / "report.json").read_text())
-    assert (data["name"], data["predicted"]["machine"]) == ("out", "M4 16GB")
+    # the title is the model's, whatever the folder is called
+    assert (data["name"], data["folder"], data["predicted"]["machine"]) == (sources("llama").name, "out", "M4 16GB")
+    assert f'<h1 dir="auto">{sources("llama").name}</h1>' in (output / "report.html").read_text()
     assert str(tmp_path / "out.partial") not in (output / "report.html").read_text()
     again = mlxport("report", output, "--json", "--tokens", "4096")
     for figure in ("kl_mean", "kl_p99", "top1", "perplexity", "tokens"):

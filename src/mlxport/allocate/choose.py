@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlxport.allocate.allocation_report import AllocationReport, Choice, recipe_text
 from mlxport.allocate.budget import Budget, make_budget, tensor_bytes
 from mlxport.allocate.candidates import Candidate, find_candidates, reachable
+from mlxport.allocate.judging import Verdict, gains
 from mlxport.allocate.limits import Target
 from mlxport.allocate.measure import Damages, Subject, measure
 from mlxport.allocate.written_tokens import Tokens
@@ -25,6 +26,8 @@ __all__ = ["Chosen", "find_allocation"]
 
 _SCALES = 0.5  # bits of scale and bias for each weight, in groups of 64
 _ROUNDS = 8
+_SIMILAR = 0.95  # of a choice's bytes, that one setting for all must take to be compared with it
+_USUAL_GROUP = 64
 _NEAR = 1e-4  # of the limit: what else would fit in is not worth another count
 
 
@@ -88,7 +91,6 @@ def find_allocation(
     max_shard_size: str | int,
     shard_by: str,
     progress: Progress,
-    tokens: Tokens | None = None,
 ) -> Chosen:
     """Choose bits and group size of every module such that the predicted damage is least within the limit.
 
@@ -101,7 +103,6 @@ def find_allocation(
         max_shard_size: As of ``convert``; headers count.
         shard_by: As of ``convert``.
         progress: What to report to.
-        tokens: What damage is measured on, instead of what the model writes by itself.
 
     Raises:
         QuantizationError: Nothing is small enough (says the least possible), or the checkpoint is quantized already.
@@ -126,27 +127,64 @@ def find_allocation(
     search = _Search(model, target, budget, candidates)
     overhead = _least(search)
     subject = Subject(checkpoint, measured, conversion.program, candidates, calls, target.quantizer, progress)
-    predictions, predictor = measure(subject, search.usual_bits(), tokens)
-    divergence, predictor = _best(search, subject, predictions, predictor, overhead)
+    predictions, predictor, judging = measure(subject, search.usual_bits())
+    verdict = _judged(search, subject, predictions, overhead, judging)
+    divergence = predictions[verdict.least]
+    if verdict.uniform is not None:
+        return _found(search, verdict.uniform, divergence, f"{predictor}; {verdict.words}", False, notes)
     best = _solved(search, search.options(divergence), overhead)
-    chosen = {path: option.spec for path, option in best.chosen.items()}
+    chosen = _specs(best)
+    predictor = "; ".join(filter(None, (predictor, verdict.words)))
     return _found(search, chosen, divergence, predictor, best.exact, notes)
 
 
-def _best(
-    search: _Search, subject: Subject, predictions: list[Damages], predictor: str, overhead: int
-) -> tuple[Damages, str]:
-    """Of several predictions the one whose choice, all of it rounded, is measured to diverge least."""
-    if len(predictions) == 1:
-        return predictions[0], predictor
+def _judged(search: _Search, subject: Subject, predictions: list[Damages], overhead: int, tokens: Tokens) -> Verdict:
+    """Measure whole choices, all of them rounded, on tokens that none of them was made with."""
     room = search.budget.limit - overhead
-    changes = []
-    for prediction in predictions:
-        chosen = allocate(search.options(prediction), room).chosen
-        changes.append({path: option.spec for path, option in chosen.items() if option.spec is not None})
-    measured = subject.divergences(changes)
-    least = measured.index(min(measured))
-    return predictions[least], f"{predictor}; the whole choice then measured {measured[least]:.3g}"
+    choices = [_specs(allocate(search.options(prediction), room)) for prediction in predictions]
+    uniform = _uniform(search, overhead, search.nbytes(choices[0]))
+    if uniform is None and len(choices) == 1:
+        return Verdict(0)
+    judged = [*choices, uniform] if uniform is not None else choices
+    changes = [{path: spec for path, spec in choice.items() if spec is not None} for choice in judged]
+    found = subject.divergences(changes, tokens, "comparing whole choices")
+    means = [float(divergence.mean()) for divergence in found]
+    least = means.index(min(means[: len(choices)]))
+    words = f"the whole choice then measured {means[least]:.3g} on {tokens.ids.size} others"
+    if uniform is None:
+        return Verdict(least, None, words)
+    each = gains(found[-1], found[least], tokens.kinds)
+    if all(gain > error for gain, error in each):
+        return Verdict(least, None, f"{words}, one setting for all {means[-1]:.3g}")
+    differ = " and ".join(f"{gain:.2g} ± {error:.1g}" for gain, error in each)
+    why = f"one setting for all kept: bits by module gained {differ} nats on {tokens.ids.size} others {tokens.origin}"
+    return Verdict(least, uniform, why)
+
+
+def _uniform(search: _Search, overhead: int, nbytes: int) -> dict[str, QuantSpec | None] | None:
+    """One setting for all modules that takes about as many bytes as a choice, and fits; the largest such.
+
+    Modules whose columns its groups do not divide get as many bits in the largest groups that do.
+    """
+    found: list[tuple[int, bool, int, dict[str, QuantSpec | None]]] = []
+    for spec in dict.fromkeys(spec for given in search.candidates.values() for spec in given.specs):
+        chosen = {path: _nearest(given.specs, spec) for path, given in search.candidates.items()}
+        used = search.nbytes(chosen)
+        if _SIMILAR * nbytes <= used <= search.budget.limit - overhead:
+            found.append((used, spec.group_size == _USUAL_GROUP, len(found), chosen))
+    for *_, chosen in sorted(found, key=lambda entry: entry[:3], reverse=True):
+        if search.budget.count(*search.output(chosen)) <= search.budget.limit:
+            return chosen
+    return None
+
+
+def _nearest(specs: Sequence[QuantSpec], wanted: QuantSpec) -> QuantSpec | None:
+    same = [spec for spec in specs if spec.bits == wanted.bits and spec.mode == wanted.mode]
+    return min(same, key=lambda spec: (spec.group_size != wanted.group_size, -spec.group_size), default=None)
+
+
+def _specs(found: Allocation) -> dict[str, QuantSpec | None]:
+    return {path: option.spec for path, option in found.chosen.items()}
 
 
 def _least(search: _Search) -> int:
@@ -175,7 +213,7 @@ def _solved(search: _Search, options: Mapping[str, list[SizedSetting]], overhead
             found = allocate(options, room)
         except QuantizationError:
             break
-        chosen = {path: option.spec for path, option in found.chosen.items()}
+        chosen = _specs(found)
         used = search.budget.count(*search.output(chosen))
         if used <= limit and (best is None or found.damage < best.damage):
             best = found

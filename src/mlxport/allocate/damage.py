@@ -21,7 +21,9 @@ from mlxport.allocate.probe import Probe, probed, rounded
 from mlxport.model.tensors import Tensor
 from mlxport.types import QuantSpec
 
-__all__ = ["ProbeBatch", "Measurement", "damages", "measure_divergence", "weight_errors"]
+__all__ = ["Array", "Measurement", "ProbeBatch", "damages", "measure_divergence", "token_divergences", "weight_errors"]
+
+Array = np.ndarray[Any, Any]
 
 # Weights of a module that its errors are measured on, in rows spread evenly over it: their error is within about 2% of
 # that of all.
@@ -109,7 +111,7 @@ def _sample(weight: Tensor) -> Iterator[mx.array]:
     yield mx.concatenate([weight.rows(start, start + most) for start in starts])
 
 
-def measure_divergence(
+def token_divergences(
     model: nn.Module,
     modules: Mapping[str, Any],
     weights: Mapping[str, Tensor],
@@ -117,8 +119,8 @@ def measure_divergence(
     changes: Sequence[Mapping[str, QuantSpec]],
     quantizer: str,
     advance: Callable[[Mapping[str, QuantSpec]], None] = lambda change: None,
-) -> list[float]:
-    """The divergence that each of several sets of roundings brings, nats per token.
+) -> list[Array]:
+    """What each of several sets of roundings brings at every token that is compared, nats.
 
     Args:
         model: mlx-lm's model in float32; the weights of ``modules`` are not used.
@@ -128,8 +130,11 @@ def measure_divergence(
         changes: Module path to setting; what rounds one module each comes in the order in which modules are called.
         quantizer: How weights are rounded.
         advance: Called with each set when it was measured.
+
+    Returns:
+        For each set the divergence from the original, float64 [sequences, compared tokens].
     """
-    found: list[float] = []
+    found: list[Array] = []
     room = max(1, batch.parts - 1)
     for first in range(0, len(changes), room):
         here = changes[first : first + room]
@@ -151,13 +156,26 @@ def measure_divergence(
     return found
 
 
-def _divergences(logits: mx.array, sequences: int) -> Iterator[float]:
-    """KL to the first part of the batch, of every other part: mean over tokens, at least 0."""
+def measure_divergence(
+    model: nn.Module,
+    modules: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    batch: ProbeBatch,
+    changes: Sequence[Mapping[str, QuantSpec]],
+    quantizer: str,
+    advance: Callable[[Mapping[str, QuantSpec]], None] = lambda change: None,
+) -> list[float]:
+    """The same, of each set the mean over all tokens, at least 0; arguments as of ``token_divergences``."""
+    found = token_divergences(model, modules, weights, batch, changes, quantizer, advance)
+    return [max(float(divergence.mean()), 0.0) for divergence in found]
+
+
+def _divergences(logits: mx.array, sequences: int) -> Iterator[Array]:
+    """KL to the first part of the batch, of every other part, by token."""
     original = nn.log_softmax(logits[:sequences].astype(mx.float32), axis=-1)
     for start in range(sequences, logits.shape[0], sequences):
         other = nn.log_softmax(logits[start : start + sequences].astype(mx.float32), axis=-1)
-        mean = (mx.exp(original) * (original - other)).sum(axis=-1).mean()
-        yield max(float(mean.item()), 0.0)
+        yield np.array((mx.exp(original) * (original - other)).sum(axis=-1), np.float64)
 
 
 def damages(measured: Measurement) -> dict[str, dict[QuantSpec, float]]:

@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxport.allocate.candidates import Candidate, not_running
-from mlxport.allocate.damage import Measurement, ProbeBatch, damages, measure_divergence, weight_errors
+from mlxport.allocate.damage import Array, Measurement, ProbeBatch, damages, token_divergences, weight_errors
 from mlxport.allocate.probe import Calls, candidate_weights
 from mlxport.allocate.written_tokens import Tokens, make_tokens
 from mlxport.errors import MlxportError
@@ -28,8 +28,6 @@ Damages = Mapping[str, Mapping[QuantSpec, float]]
 # Settings of each module that are measured, on how many tokens, where that takes at most so many operations; at
 # least the last. A module's others follow from the measured ones, and 64 tokens rank modules nearly as 2,048 do.
 _LEVELS = ((3, 512, 1e11), (1, 512, 1e12), (1, 256, 1e12), (1, 128, 1e12), (1, 64, math.inf))
-# Errors add up along a sequence: modules that early tokens hardly need matter later.
-_LENGTH = 256
 _PART_BYTES = 768 << 20  # of the widest activations of all parts of a batch, and of copies of them
 _COPIES = 3
 _STRIDES = (1, 2, 4)
@@ -58,7 +56,6 @@ class Subject:
     calls: Calls
     quantizer: str
     progress: Progress
-    _batch: ProbeBatch | None = None
 
     def __post_init__(self) -> None:
         self._weights = candidate_weights(self.program, self.candidates)
@@ -74,61 +71,63 @@ class Subject:
             self.progress.advance(given.nbytes(None))
         return errors, energy
 
-    def read(self, count: int, tokens: Tokens | None) -> Tokens:
-        """Set what the model reads: ``tokens``, or about ``count`` that it writes by itself."""
-        config, shapes = self.checkpoint.config, {name: o.shape for name, o in self.program.outputs.items()}
-        vocabulary = embedding_rows(config, shapes) or 2
-        if tokens is None:
-            length = max(2, min(_LENGTH, self.checkpoint.model_config.context_length or _LENGTH, count))
-            self.progress.stage("writing tokens to measure on", 0)
-            sequences = max(1, count // length)
-            tokens = make_tokens(self.checkpoint, self.model, self.program, vocabulary, sequences, length)
+    def read(self, count: int) -> tuple[Tokens, Tokens]:
+        """About ``count`` tokens to measure on, and others to judge on; then the model is ready to be measured."""
+        self.progress.stage("writing tokens to measure on", 0)
+        found = make_tokens(self.checkpoint, self.model, self.program, self._vocabulary, count)
         prepare(self.model, self.program, self.candidates)
-        self._batch = _batch(self.candidates, tokens.ids, vocabulary, self.calls.last)
-        return tokens
+        return found
 
-    def divergences(self, changes: Sequence[Mapping[str, QuantSpec]]) -> list[float]:
-        """The divergence that each of several sets of roundings brings.
+    @property
+    def _vocabulary(self) -> int:
+        shapes = {name: output.shape for name, output in self.program.outputs.items()}
+        return embedding_rows(self.checkpoint.config, shapes) or 2
+
+    def divergences(self, changes: Sequence[Mapping[str, QuantSpec]], tokens: Tokens, stage: str) -> list[Array]:
+        """What each of several sets of roundings brings at every token, nats [sequences, compared tokens].
+
+        Args:
+            changes: Module path to setting.
+            tokens: What is read.
+            stage: What to call it where progress is shown.
 
         Raises:
             NumericsError: The original's activations are not finite; names the module.
             UnsupportedError: mlx-lm cannot run the model here.
         """
-        assert self._batch is not None
 
         def advance(change: Mapping[str, QuantSpec]) -> None:
             self.progress.advance(sum(self.candidates[path].nbytes(None) for path in change))
 
         total = sum(self.candidates[path].nbytes(None) for change in changes for path in change)
-        self.progress.stage("measuring what rounding does to the output", total)
+        self.progress.stage(stage, total)
+        batch = _batch(self.candidates, tokens.ids, self._vocabulary, self.calls.last, len(changes) + 1)
         try:
-            return measure_divergence(
-                self.model, self._modules, self._weights, self._batch, changes, self.quantizer, advance
-            )
+            return token_divergences(self.model, self._modules, self._weights, batch, changes, self.quantizer, advance)
         except MlxportError:
             raise
         except Exception as error:  # third-party model code
             raise not_running(error) from error
 
 
-def measure(subject: Subject, usual_bits: float, tokens: Tokens | None = None) -> tuple[list[Damages], str]:
-    """The damage of every setting of every module, as predicted in one or several ways, and how.
+def measure(subject: Subject, usual_bits: float) -> tuple[list[Damages], str, Tokens]:
+    """The damage of every setting of every module, as predicted in one or several ways; how; and tokens to judge on.
 
     Args:
         subject: The model.
         usual_bits: About the bits that modules will get: there is measured.
-        tokens: What to measure on; None lets the model write.
     """
     candidates = subject.candidates
     errors, energy = subject.errors()
     settings, count = _level(candidates)
-    tokens = subject.read(count, tokens)
+    tokens, judging = subject.read(count)
     wanted = [
         (path, spec) for path in subject.calls.order for spec in _references(candidates[path], settings, usual_bits)
     ]
     divergence: dict[str, dict[QuantSpec, float]] = {}
-    for (path, spec), value in zip(wanted, subject.divergences([{p: s} for p, s in wanted]), strict=True):
-        divergence.setdefault(path, {})[spec] = value
+    found_here = subject.divergences([{p: s} for p, s in wanted], tokens, "measuring what rounding does to the output")
+    for (path, spec), value in zip(wanted, found_here, strict=True):
+        divergence.setdefault(path, {})[spec] = max(float(value.mean()), 0.0)
     several = f"{settings} settings" if settings > 1 else "1 setting"
     predictor = (
         f"divergence (KL) of the output when one module is rounded, measured at {several} a module on "
@@ -139,7 +138,7 @@ def measure(subject: Subject, usual_bits: float, tokens: Tokens | None = None) -
         for place in range(settings):
             one = {p: dict([list(given.items())[min(place, len(given) - 1)]]) for p, given in divergence.items()}
             found.append(damages(Measurement(errors, one, energy)))
-    return found, predictor
+    return found, predictor, judging
 
 
 def _level(candidates: Mapping[str, Candidate]) -> tuple[int, int]:
@@ -152,15 +151,15 @@ def _level(candidates: Mapping[str, Candidate]) -> tuple[int, int]:
     return next((settings, tokens) for settings, tokens, most in _LEVELS if work * settings * tokens <= most)
 
 
-def _batch(candidates: Mapping[str, Candidate], ids: mx.array, vocabulary: int, last: str) -> ProbeBatch:
-    """As many parts at once as memory holds; of a large vocabulary, logits of fewer tokens before too few parts."""
+def _batch(candidates: Mapping[str, Candidate], ids: mx.array, vocabulary: int, last: str, wanted: int) -> ProbeBatch:
+    """As many parts at once as memory holds and are wanted; of a large vocabulary rather fewer tokens than parts."""
     head = last if last in candidates and candidates[last].shape[0] == vocabulary else ""
     shapes = [given.shape for path, given in candidates.items() if given.shape[0] != vocabulary]
     widest = max((shape[1] * _ROUTED if len(shape) > 2 else shape[0] for shape in shapes), default=1)
     for stride in _STRIDES if head else (1,):
         entries = ids.size * max(widest, vocabulary // stride)
-        parts = min(_MOST_PARTS, _PART_BYTES // (_COPIES * 4 * entries))
-        if parts >= _MOST_PARTS // 2:
+        parts = min(wanted, _MOST_PARTS, _PART_BYTES // (_COPIES * 4 * entries))
+        if parts >= min(wanted, _MOST_PARTS // 2):
             break
     return ProbeBatch(ids, max(2, parts), head, stride)
 

@@ -31,7 +31,7 @@ from mlxport.quality.opened import Opened, open_original, open_output, place
 from mlxport.quality.text_windows import token_windows
 from mlxport.types import Checkpoint
 
-__all__ = ["Quality", "Tally", "compare", "default_tokens"]
+__all__ = ["Quality", "Tally", "compare", "compare_each", "default_tokens"]
 
 Array = np.ndarray[Any, Any]
 WINDOW = 512
@@ -202,22 +202,35 @@ def compare(
     else:
         _check_ids(ids, min(one.vocabulary, two.vocabulary))
     place(one, two, memory_limit)
-    tally = Tally()
+    (quality,) = compare_each(one, [two], ids, say)
+    return replace(quality, notes=(*notes, *quality.notes))
+
+
+def compare_each(
+    original: Opened, outputs: Sequence[Opened], ids: Sequence[Array], say: Callable[[str], None]
+) -> list[Quality]:
+    """The figures of several outputs of one original, all of them placed; arguments and errors as of ``compare``."""
+    tallies = [Tally() for _ in outputs]
     for number, piece in enumerate(ids):
         say(f"comparing predictions, part {number + 1} of {len(ids)}")
-        theirs, ours = one.logits(piece), two.logits(piece)
-        if theirs.shape != ours.shape:
-            raise UsageError(
-                f"{two.folder} predicts {ours.shape[-1]} tokens, its original {theirs.shape[-1]}",
-                hint="give the checkpoint that it was converted from",
-            )
-        tally.add(theirs[:-1], ours[:-1], np.asarray(piece)[1:])
-    return replace(
-        tally.result(),
-        original_placed=one.placed,
-        output_placed=two.placed,
-        notes=(*notes, *dict.fromkeys([*one.remarks, *two.remarks])),
-    )
+        theirs = original.logits(piece)
+        for output, tally in zip(outputs, tallies, strict=True):
+            ours = output.logits(piece)
+            if theirs.shape != ours.shape:
+                raise UsageError(
+                    f"{output.folder} predicts {ours.shape[-1]} tokens, its original {theirs.shape[-1]}",
+                    hint="give the checkpoint that it was converted from",
+                )
+            tally.add(theirs[:-1], ours[:-1], np.asarray(piece)[1:])
+    return [
+        replace(
+            tally.result(),
+            original_placed=original.placed,
+            output_placed=output.placed,
+            notes=tuple(dict.fromkeys([*original.remarks, *output.remarks])),
+        )
+        for output, tally in zip(outputs, tallies, strict=True)
+    ]
 
 
 def _check_ids(ids: Sequence[Array], vocabulary: int) -> None:

@@ -21,9 +21,10 @@ from mlxport.model.memory import available_memory
 from mlxport.model.texts import heldout_text
 from mlxport.output.record import read_record, versions
 from mlxport.progress import make_progress
-from mlxport.quality.divergence import compare, windows_for
-from mlxport.quality.module_errors import ModuleError, layer_errors, weight_errors
-from mlxport.quality.opened import open_original, open_output, place
+from mlxport.quality.baseline import rounded_to_nearest, rounds_to_nearest
+from mlxport.quality.divergence import Quality, compare_each, windows_for
+from mlxport.quality.module_errors import ModuleError, layer_errors, output_errors, weight_errors
+from mlxport.quality.opened import Opened, open_original, open_output, place
 from mlxport.quality.original import find_original
 from mlxport.quality.quality_report import QualityReport
 from mlxport.quality.report_files import write_report
@@ -123,7 +124,7 @@ def make_report(
         output: A folder that mlx-lm loads.
         original: A folder, a hub id or an opened checkpoint; by default what the output's record names, if its
             weights are still those that were converted.
-        name: What to call the output; by default its folder's name.
+        name: What to call the output's folder; by default its name.
         source: What to call the original; by default its repository, or its folder's path.
         same: The original is known to be what was converted; otherwise its files are hashed.
         machine: A Mac to predict for.
@@ -146,13 +147,14 @@ def make_report(
     one = open_original(checkpoint)
     ids, remarks = windows_for(one, two, text, tokens)
     place(one, two, memory_limit)
-    quality = compare(one, two, ids=ids, on_progress=say)
+    quality, baseline = _figures(one, two, checkpoint, ids, memory_limit, say)
     say("comparing hidden states")
     layers = layer_errors(one, two, ids[0])
+    outputs = output_errors(one, two, ids[0])
     say("comparing what both write")
     written, left_out = samples(one, two, text)
     say("comparing weights")
-    modules = weight_errors(one, two)
+    modules = weight_errors(one, two, outputs)
     parameters = sum(math.prod(shape) for shape in two.weights.values())
     context = min((side.context for side in (one, two) if side.context), default=None)
     folder, tensors = two.folder, two.stored_nbytes
@@ -163,13 +165,15 @@ def make_report(
     foretold, unknown = _predicted(folder, machine, context, say)
     measured_text = heldout_text() if text is None else text
     return QualityReport(
-        name=name or folder.resolve().name,
+        name=checkpoint.name,
+        folder=name or folder.resolve().name,
         source=source or checkpoint.location,
         parameters=parameters,
         nbytes=tensors,
         source_nbytes=checkpoint.nbytes,
         quantization=_settings(modules),
         quality=quality,
+        baseline=baseline,
         layers=layers,
         modules=modules,
         samples=written,
@@ -184,6 +188,23 @@ def make_report(
         notes=tuple(dict.fromkeys([*notes, *remarks, *quality.notes, *left_out, *slow, *unknown])),
         created=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     )
+
+
+def _figures(
+    original: Opened,
+    output: Opened,
+    checkpoint: Checkpoint,
+    ids: list[Any],
+    memory_limit: int | None,
+    say: Callable[[str], None],
+) -> tuple[Quality, Quality | None]:
+    """Of the output, and of the original rounded to nearest at the output's bits where that is something else."""
+    rounded = None if rounds_to_nearest(read_record(output.folder)) else rounded_to_nearest(checkpoint, output)
+    if rounded is None:
+        return compare_each(original, [output], ids, say)[0], None
+    place(original, rounded, memory_limit)
+    quality, baseline = compare_each(original, [output, rounded], ids, say)
+    return quality, baseline
 
 
 def _settings(modules: tuple[ModuleError, ...]) -> tuple[tuple[str, int], ...]:

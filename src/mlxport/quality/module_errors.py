@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import mlx.core as mx
@@ -20,7 +21,7 @@ from mlxport.quality.opened import Opened
 from mlxport.transform import st_dtype
 from mlxport.types import DTYPE_BITS
 
-__all__ = ["ModuleError", "layer_errors", "weight_errors"]
+__all__ = ["ModuleError", "layer_errors", "output_errors", "weight_errors"]
 
 Array = np.ndarray[Any, Any]
 _HIDDEN_BYTES = 128 << 20  # of the original's hidden states that are kept
@@ -41,6 +42,7 @@ class ModuleError:
         mode: Of the quantization, or the dtype.
         bits_per_weight: Stored bits divided by weights, scales and biases included.
         error: RMS of the difference over RMS of the original's weights.
+        output_error: The same of what the module makes of the original's own inputs; None where it was not called.
     """
 
     path: str
@@ -52,13 +54,59 @@ class ModuleError:
     mode: str
     bits_per_weight: float
     error: float
+    output_error: float | None = None
+
+    @property
+    def shown(self) -> float:
+        """The error to judge by: of the outputs, where they were compared.
+
+        A quantizer that looks at inputs moves weights away from the original's where no input reaches: no loss.
+        """
+        return self.error if self.output_error is None else self.output_error
 
     def to_json(self) -> dict[str, Any]:
         """Plain values only."""
         return asdict(self)
 
 
-def weight_errors(original: Opened, output: Opened) -> tuple[ModuleError, ...]:
+def output_errors(original: Opened, output: Opened, ids: Array) -> dict[str, float]:
+    """The relative error of what each linear layer, expert or table makes of the original's inputs, by module path.
+
+    The original reads a text, and each of its layers' inputs is given to the output's layer too. A table of embeddings
+    that is also the head is compared as the head.
+
+    Args:
+        original: Placed (``quality.place``).
+        output: Placed.
+        ids: Token ids of one sequence, of which at most 256 are read.
+    """
+    matrices = {name.removesuffix(".weight") for name, tensor in original.tensors.items() if len(tensor.shape) > 1}
+    ours = dict(output.model.named_modules())
+    lost: dict[str, list[float]] = {}
+
+    def compare(path: str, _: str, given: Any, result: Any) -> None:
+        path, head = path.removesuffix(".as_linear"), path.endswith(".as_linear")
+        if path not in ours or not isinstance(result, mx.array):
+            return
+        args, kwargs = given
+        other = (ours[path].as_linear if head else ours[path])(*args, **kwargs)
+        if other.shape != result.shape:
+            return
+        sums = [mx.square(x.astype(mx.float32)).sum(axis=-1) for x in (other - result, result)]
+        mx.eval(sums)
+        found = [float(np.array(value).sum(dtype=np.float64)) for value in sums]
+        if head:
+            lost[path] = [0.0, 0.0]
+        lost[path] = [before + now for before, now in zip(lost.get(path, [0.0, 0.0]), found, strict=True)]
+
+    with watching(original.model, matrices.__contains__, compare), output.bounded():
+        original.logits(ids[: _TOKENS[1]])
+    return {path: (error / power) ** 0.5 for path, (error, power) in lost.items() if power > 0}
+
+
+def weight_errors(
+    original: Opened, output: Opened, outputs: Mapping[str, float] = MappingProxyType({})
+) -> tuple[ModuleError, ...]:
     """The relative error of every matrix that the output stores, in the order of the model.
 
     Weights are read and compared a block of rows at a time, on both sides from disk.
@@ -66,6 +114,7 @@ def weight_errors(original: Opened, output: Opened) -> tuple[ModuleError, ...]:
     Args:
         original: Opened by ``open_original``.
         output: Opened by ``open_output``.
+        outputs: What ``output_errors`` found.
     """
     theirs, ours = _Matrices(original), _Matrices(output)
     main = next((_list_of(name) for name in theirs.names() if block_of(name)), "")
@@ -88,6 +137,7 @@ def weight_errors(original: Opened, output: Opened) -> tuple[ModuleError, ...]:
                 str(how["mode"]) if how else dtype,
                 8 * sum(tensor.nbytes for tensor in stored) / max(parameters, 1),
                 _relative(theirs, ours, name),
+                outputs.get(path),
             )
         )
     return tuple(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -18,7 +18,7 @@ from mlxport.model import loaded as out
 from mlxport.model.hooks import first_array, watching
 from mlxport.model.memory import available_memory
 from mlxport.model.streaming import stream
-from mlxport.model.tensors import Tensor, computed_tensors, stored_tensors
+from mlxport.model.tensors import Tensor, computed_tensors, stored_tensors, whole
 from mlxport.model_config import ModelConfig
 from mlxport.run.load import resolve
 from mlxport.source import open_checkpoint, refuse_remote_code
@@ -53,6 +53,7 @@ class Opened:
         trust_remote_code: Whether code of its folder may run (its tokenizer's).
         placed: ``memory``, ``disk``, or empty before ``place``.
         remarks: What a reader must know.
+        change: What its weights are taken for instead, by name; of an original only.
     """
 
     label: str
@@ -65,6 +66,7 @@ class Opened:
     trust_remote_code: bool = False
     placed: str = ""
     remarks: list[str] = field(default_factory=list)
+    change: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -80,7 +82,10 @@ class Opened:
     @property
     def tensors(self) -> dict[str, Tensor]:
         """Its parameters by name, as they are stored or computed."""
-        return stored_tensors(self.folder) if self.program is None else computed_tensors(self.program)
+        if self.program is None:
+            return stored_tensors(self.folder)
+        found = computed_tensors(self.program)
+        return {**found, **{name: change(found[name]) for name, change in self.change.items()}}
 
     @property
     def stored_nbytes(self) -> int:
@@ -117,6 +122,9 @@ class Opened:
         """Read its weights, one after the other; ``unpack`` dequantizes them."""
         if self.program is not None:
             self.model.load_weights(list(lazy_outputs(self.program).items()))
+        if self.change:
+            tensors = self.tensors
+            self.model.load_weights([(name, whole(tensors[name])) for name in self.change], strict=False)
         out.upcast(self.model)
         if unpack:
             from mlx_lm.utils import dequantize_model

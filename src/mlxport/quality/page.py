@@ -42,7 +42,7 @@ def render(report: QualityReport) -> str:
         number=_number,
     )
     source = files("mlxport.quality").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    worst = sorted(report.modules, key=lambda module: -_sortable(module.error))[:_WORST]
+    worst = sorted(report.modules, key=lambda module: -_sortable(module.shown))[:_WORST]
     return environment.from_string(source).render(report=report, worst=worst, charts=_charts(report))
 
 
@@ -55,19 +55,22 @@ def _fit(value: Any) -> Any:
 
 def _charts(report: QualityReport) -> dict[str, Any]:
     """Name to plot (of grids also their least and largest value), None where there is nothing to show."""
-    charts: dict[str, Any] = dict.fromkeys(("layers", "bits", "kl", "weights", "settings"))
+    charts: dict[str, Any] = dict.fromkeys(("layers", "bits", "kl", "errors", "settings"))
     if len(report.layers) > 1:
         points = [
             (number, layer.relative, f"block {number} ({layer.module}): {_percent(layer.relative)}")
             for number, layer in enumerate(report.layers)
         ]
-        charts["layers"] = plots.line("Error of the hidden state after each block", points, "block")
+        charts["layers"] = plots.line("Error of the hidden state after each block", points, "block", "error")
     blocks = sorted({module.layer for module in report.modules if module.layer is not None})
-    inside = [module for module in report.modules if module.layer is not None]
+    every, inside = report.modules, [module for module in report.modules if module.layer is not None]
     if len(blocks) > 1:
         shares = [(number, _mean_bits([m for m in inside if m.layer == number])) for number in blocks]
         charts["bits"] = plots.bars(
-            "Bits per weight of each block", [(n, bits, f"block {n}: {bits:.2f} bits") for n, bits in shares], "block"
+            "Bits per weight of each block",
+            [(n, bits, f"block {n}: {bits:.2f} bits") for n, bits in shares],
+            "block",
+            "bits",
         )
     if any(value > 0 for _, value in report.quality.kl_levels):
         charts["kl"] = plots.curve(
@@ -77,26 +80,34 @@ def _charts(report: QualityReport) -> dict[str, Any]:
                 for share, kl in report.quality.kl_levels
             ],
             "share of tokens below",
+            "error",
         )
-    if inside and any(module.error > 0 for module in inside):
-        charts["weights"] = _grid("Error of the weights by module and block", inside, blocks, lambda m: m.error)
-    if len({round(module.bits_per_weight, 2) for module in inside}) > 1:
-        charts["settings"] = _grid("Bits of each module by block", inside, blocks, lambda m: m.bits_per_weight)
+    if inside and any(module.shown > 0 for module in every):
+        charts["errors"] = _grid("Error of each module by block", every, blocks, lambda m: m.shown, "error")
+    if inside and len({round(module.bits_per_weight, 2) for module in every}) > 1:
+        charts["settings"] = _grid("Bits of each module by block", every, blocks, lambda m: m.bits_per_weight, "bits")
     return charts
 
 
 def _grid(
-    name: str, modules: Sequence[ModuleError], blocks: Sequence[int], value: Callable[[ModuleError], float]
+    name: str,
+    modules: Sequence[ModuleError],
+    blocks: Sequence[int],
+    value: Callable[[ModuleError], float],
+    meaning: plots.Meaning,
 ) -> tuple[Markup, float, float]:
-    """A heatmap of modules by blocks, with its least and its largest value."""
-    cells = {
-        (m.kind, m.layer): (value(m), f"{m.path}: error {_percent(m.error)}, {m.bits_per_weight:.2f} bits per weight")
-        for m in modules
-        if m.layer is not None
-    }
+    """A heatmap of modules by blocks, others in a column of their own, with its least and its largest value."""
+    cells = {(m.kind, m.layer): (value(m), _tooltip(m)) for m in modules}
     rows = list(dict.fromkeys(module.kind for module in modules))
+    outside: list[int | None] = [None] if any(module.layer is None for module in modules) else []
     finite = [found for found, _ in cells.values() if math.isfinite(found)] or [0.0]
-    return plots.heatmap(name, rows, blocks, cells), min(finite), max(finite)
+    return plots.heatmap(name, rows, [*outside, *blocks], cells, meaning), min(finite), max(finite)
+
+
+def _tooltip(module: ModuleError) -> str:
+    outputs = "" if module.output_error is None else f"error of its outputs {_percent(module.output_error)}, "
+    weights = f"of its weights {_percent(module.error)}"
+    return f"{module.path}: {outputs}{weights}, {module.bits_per_weight:.2f} bits per weight"
 
 
 def _visible(text: str) -> str:

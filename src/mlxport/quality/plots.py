@@ -1,13 +1,19 @@
-"""Plots as SVG: colours by CSS variables, so that they follow the page's light or dark scheme; figures as tooltips."""
+"""Plots as SVG: colours by CSS variables, so that they follow the page's light or dark scheme; figures as tooltips.
+
+One colour stands for one meaning: errors, of which more is worse, have one, bits another.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import ceil, floor, isfinite, log10
+from typing import Literal
 
 from markupsafe import Markup
 
-__all__ = ["bars", "curve", "heatmap", "line"]
+__all__ = ["Meaning", "bars", "curve", "heatmap", "line"]
+
+Meaning = Literal["error", "bits"]
 
 WIDTH, HEIGHT = 340, 210
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 20, 12, 40
@@ -35,8 +41,9 @@ class _Frame:
         x_ticks: Sequence[tuple[float, str]],
         y_ticks: Sequence[tuple[float, str]],
         inside: Markup,
+        meaning: Meaning,
     ) -> Markup:
-        parts = [_svg_open(name, WIDTH, HEIGHT)]
+        parts = [_svg_open(name, WIDTH, HEIGHT, meaning)]
         for value, label in y_ticks:
             at = self.down(value)
             parts.append(
@@ -51,13 +58,14 @@ class _Frame:
         return Markup("").join([*parts, inside, Markup("</svg>")])
 
 
-def line(name: str, points: Sequence[tuple[float, float, str]], x_label: str) -> Markup:
+def line(name: str, points: Sequence[tuple[float, float, str]], x_label: str, meaning: Meaning) -> Markup:
     """Values over whole numbers.
 
     Args:
         name: What the plot shows, for those who do not see it.
         points: x, y (from 0 up) and tooltip of each.
         x_label: Under the axis.
+        meaning: What the colour stands for.
     """
     finite = [point for point in points if isfinite(point[1])]
     ticks = _ticks(max((y for _, y, _ in finite), default=0.0))
@@ -72,10 +80,10 @@ def line(name: str, points: Sequence[tuple[float, float, str]], x_label: str) ->
                 frame.across(x), frame.down(y), radius, title
             )
         )
-    return frame.draw(name, x_label, _whole(xs), ticks, Markup("").join(parts))
+    return frame.draw(name, x_label, _whole(xs), ticks, Markup("").join(parts), meaning)
 
 
-def bars(name: str, points: Sequence[tuple[float, float, str]], x_label: str) -> Markup:
+def bars(name: str, points: Sequence[tuple[float, float, str]], x_label: str, meaning: Meaning) -> Markup:
     """Values over whole numbers as bars; arguments as of ``line``."""
     ticks = _ticks(max((y for _, y, _ in points), default=0.0))
     xs = [x for x, _, _ in points]
@@ -89,10 +97,10 @@ def bars(name: str, points: Sequence[tuple[float, float, str]], x_label: str) ->
                 '<rect class="bar" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"><title>{}</title></rect>'
             ).format(frame.across(x) - width / 2, top, width, max(HEIGHT - _BOTTOM - top, 0.5), title)
         )
-    return frame.draw(name, x_label, _whole(xs), ticks, Markup("").join(parts))
+    return frame.draw(name, x_label, _whole(xs), ticks, Markup("").join(parts), meaning)
 
 
-def curve(name: str, points: Sequence[tuple[float, float, str]], x_label: str) -> Markup:
+def curve(name: str, points: Sequence[tuple[float, float, str]], x_label: str, meaning: Meaning) -> Markup:
     """Positive values over percentages, on a logarithmic axis; arguments as of ``line``."""
     finite = [(x, max(y, 1e-9), title) for x, y, title in points if isfinite(y)]
     logs = [log10(y) for _, y, _ in finite]
@@ -110,19 +118,24 @@ def curve(name: str, points: Sequence[tuple[float, float, str]], x_label: str) -
     y_ticks = [(float(power), _figure(10.0**power)) for power in range(low, high + 1, step)]
     x_ticks = [(float(share), f"{share}%") for share in (0, 25, 50, 75, 100)]
     inside = Markup('<polyline class="stroke" points="{}"/>').format(path) + Markup("").join(dots)
-    return frame.draw(name, x_label, x_ticks, y_ticks, inside)
+    return frame.draw(name, x_label, x_ticks, y_ticks, inside, meaning)
 
 
 def heatmap(
-    name: str, rows: Sequence[str], columns: Sequence[int], cells: dict[tuple[str, int], tuple[float, str]]
+    name: str,
+    rows: Sequence[str],
+    columns: Sequence[int | None],
+    cells: dict[tuple[str, int | None], tuple[float, str]],
+    meaning: Meaning,
 ) -> Markup:
     """A grid of values, stronger for larger; it keeps its size, for a container that scrolls.
 
     Args:
         name: What it shows.
         rows: Their labels.
-        columns: Their numbers.
+        columns: Their numbers; None first, where there is what belongs to none.
         cells: Value and tooltip by row and column.
+        meaning: What the colour stands for.
     """
     label = 8 + 7.4 * max((len(row) for row in rows), default=1)
     width = min(32.0, max(14.0, 640 / max(len(columns), 1)))
@@ -130,7 +143,7 @@ def heatmap(
     finite = [value for value, _ in cells.values() if isfinite(value)]
     least, most = min(finite, default=0.0), max(finite, default=0.0)
     whole = (ceil(label + width * len(columns) + 8), ceil(top + height * len(rows) + 40))
-    parts = [_svg_open(name, *whole, fixed=True)]
+    parts = [_svg_open(name, *whole, meaning, fixed=True)]
     for place, row in enumerate(rows):
         parts.append(_text(label - 8, top + height * place + 16, row, "end"))
         for position, column in enumerate(columns):
@@ -148,16 +161,21 @@ def heatmap(
                 )
             )  # fmt: skip
     below = top + height * len(rows)
-    for value, shown in _whole(list(columns), max(2, int(width * len(columns) / 26))):
+    for value, shown in _whole([n for n in columns if n is not None], max(2, int(width * len(columns) / 26))):
         position = list(columns).index(int(value))
         parts.append(_text(label + width * (position + 0.5), below + 17, shown, "middle"))
-    parts.append(_text(label + width * len(columns) / 2, below + 35, "block", "middle", "axis"))
+    named = "block"
+    if None in columns:
+        parts.append(_text(label + width / 2, below + 17, "–", "middle"))
+        named = "block (–: outside of blocks)"
+    parts.append(_text(max(label + width * len(columns) / 2, 90), below + 35, named, "middle", "axis"))
     return Markup("").join([*parts, Markup("</svg>")])
 
 
-def _svg_open(name: str, width: int, height: int, fixed: bool = False) -> Markup:
+def _svg_open(name: str, width: int, height: int, meaning: Meaning, fixed: bool = False) -> Markup:
     size = Markup(' width="{}" height="{}"').format(width, height) if fixed else Markup("")
-    return Markup('<svg role="img" aria-label="{}" viewBox="0 0 {} {}"{}>').format(name, width, height, size)
+    head = Markup('<svg class="{}" role="img" aria-label="{}" viewBox="0 0 {} {}"{}>')
+    return head.format(meaning, name, width, height, size)
 
 
 def _text(x: float, y: float, text: str, anchor: str, kind: str = "tick") -> Markup:

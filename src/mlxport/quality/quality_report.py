@@ -33,13 +33,15 @@ class QualityReport:
     """What is known of an output.
 
     Attributes:
-        name: Of the output.
+        name: Of the model: the original's.
+        folder: Name of the output's folder.
         source: Of the original.
         parameters: Weights of the model.
         nbytes: Bytes of the output's tensors.
         source_nbytes: Bytes of the original's tensors.
         quantization: How many modules are stored how.
         quality: Predictions of both on a text.
+        baseline: The same of the original rounded to nearest at the output's own bits, None where that is what it is.
         layers: Error of the hidden state after each block.
         modules: Error and bits of each matrix.
         samples: What both write.
@@ -54,12 +56,14 @@ class QualityReport:
     """
 
     name: str
+    folder: str
     source: str
     parameters: int
     nbytes: int
     source_nbytes: int
     quantization: tuple[tuple[str, int], ...]
     quality: Quality
+    baseline: Quality | None
     layers: tuple[LayerError, ...]
     modules: tuple[ModuleError, ...]
     samples: tuple[Sample, ...]
@@ -97,6 +101,7 @@ class QualityReport:
         return {
             "verdict": self.verdict,
             "name": self.name,
+            "folder": self.folder,
             "source": self.source,
             "created": self.created,
             "parameters": self.parameters,
@@ -105,6 +110,7 @@ class QualityReport:
             "bits_per_weight": round(self.bits_per_weight, 4),
             "quantization": [{"setting": setting, "modules": count} for setting, count in self.quantization],
             "quality": self.quality.to_json(),
+            "baseline": {"method": "round to nearest", **self.baseline.to_json()} if self.baseline else None,
             "layers": [{"module": layer.module, "error": _finite(layer.relative)} for layer in self.layers],
             "modules": [{**module.to_json(), "error": _finite(module.error)} for module in self.modules],
             "samples": [sample.to_json() for sample in self.samples],

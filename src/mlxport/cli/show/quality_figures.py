@@ -21,6 +21,8 @@ def show_quality(report: QualityReport, console: Console | None = None, page: Pa
     out = console or standard_console()
     out.print(escape(report.verdict))
     out.print(escape(report.quality.summary()))
+    if report.baseline is not None:
+        out.print(f"rounded to nearest at the same size: {escape(report.baseline.summary())}")
     if report.speed is not None:
         out.print(f"{report.speed.tps:.3g} tokens per second on {escape(report.speed.device)}")
     if report.predicted is not None:
