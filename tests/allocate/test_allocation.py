@@ -18,6 +18,7 @@ from mlxport.errors import QuantizationError
 from mlxport.fit import Machine
 from mlxport.layouts.mlx_lm.opening import open_model
 from mlxport.progress import make_progress
+from mlxport.quality import compare
 from mlxport.source import open_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -246,3 +247,19 @@ def test_alone_it_is_for_this_machine(arguments, tiny, tmp_path, mlxport):
         assert result.code == 2 and "no Mac with Apple silicon" in result.err and '--fit "M2 8GB"' in result.err
     else:
         assert result.code == 0
+
+
+def test_what_calibration_leaves_is_recorded_not_what_was_predicted_before_it(tmp_path):
+    """The record's damage is that of the output, as ``compare`` measures it on other text."""
+    source = ROOT / "examples/tiny-llama"
+    report = convert(source, tmp_path / "out", target_bpw=3.5, calibrate="default", verify="none")
+    searched = convert(source, tmp_path / "other", target_bpw=3.5, dry_run=True).allocation
+    assert report.allocation is not None and searched is not None
+    recorded = json.loads((tmp_path / "out/mlxport.json").read_text())["allocation"]
+    assert recorded["predicted_damage"] == pytest.approx(report.allocation.damage, rel=1e-3)
+    assert "calibrated, the output measures" in recorded["predictor"]
+    assert report.allocation.damage < 0.85 * searched.damage
+    total = sum(module["predicted_damage"] for module in recorded["modules"].values())
+    assert total == pytest.approx(report.allocation.damage, rel=1e-2)
+    measured = compare(source, tmp_path / "out", tokens=1024).kl_mean
+    assert 0.7 < measured / report.allocation.damage < 1.4

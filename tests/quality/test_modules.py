@@ -43,12 +43,12 @@ def test_errors_of_outputs_are_those_of_plain_arithmetic(sources, outputs, name,
     source, output = sources(name), outputs(name, quantize=4)
     ids = np.arange(2, 60)
     found = output_errors(*opened(source, output, limit), ids)
-    model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float64)
+    model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     packed, expected = stored(output), {}
 
     def watch(path, module):
         def seen(_, given, made):
-            other = torch.nn.functional.linear(given[0], torch.from_numpy(packed[f"{path}.weight"]))
+            other = torch.nn.functional.linear(given[0], torch.from_numpy(packed[f"{path}.weight"]).float())
             expected[path] = float((other - made).norm() / made.norm())
 
         module.register_forward_hook(seen)

@@ -207,10 +207,39 @@ def test_what_does_not_fit_is_reached_by_the_keyboard(browser, made, tmp_path):
         "['auto', 'scroll'].includes(getComputedStyle(e).overflowX))"
         ".map(e => [e.tabIndex, e.getAttribute('aria-label')])"
     )
-    assert len(scrolled) >= 3 and all(index == 0 and label for index, label in scrolled)
+    assert len(scrolled) >= 2 and all(index == 0 and label for index, label in scrolled)
     headings = page.evaluate("[...document.querySelectorAll('h1, h2, h3, h4')].map(h => Number(h.tagName[1]))")
     assert headings[0] == 1 and all(after - before <= 1 for before, after in itertools.pairwise(headings))
     assert page.evaluate("[...document.querySelectorAll('svg')].every(s => s.getAttribute('aria-label'))")
+    page.context.close()
+
+
+def test_the_columns_of_bits_are_seen_on_a_phone(browser, made, tmp_path):
+    """Error, setting and bits per weight of every module, without scrolling sideways."""
+    path, _ = write_report(large(made), tmp_path)
+    page, _ = looked_at(browser, path, 400, "light")
+    heads = page.evaluate(
+        "() => [...document.querySelectorAll('section table')].map(t => [...t.querySelectorAll('th')].filter(h => "
+        "h.getBoundingClientRect().width && h.getBoundingClientRect().right <= innerWidth).map(h => h.textContent))"
+    )
+    assert heads and all(names == ["Module", "Error", "Stored as", "Bits per weight"] for names in heads), heads
+    page.context.close()
+
+
+def test_one_colour_has_one_meaning_and_no_module_is_left_out_of_the_maps(browser, made, tmp_path):
+    """Errors have one colour and bits another, in lines, bars and maps; embeddings and heads are in the maps, too."""
+    report = large(made)
+    path, _ = write_report(replace(report, modules=(*made.modules, *report.modules)), tmp_path)
+    page, _ = looked_at(browser, path, 1400, "light")
+    fills = page.evaluate(
+        "() => Object.fromEntries(['error', 'bits'].map(kind => [kind, [...new Set([...document.querySelectorAll("
+        "`svg.${kind} .dot, svg.${kind} .bar, svg.${kind} .cell`)].map(e => getComputedStyle(e).fill))]]))"
+    )
+    assert len(fills["error"]) == len(fills["bits"]) == 1 and fills["error"] != fills["bits"]
+    assert page.evaluate("document.querySelectorAll('svg:not(.error):not(.bits)').length") == 0
+    for kind in ("error", "bits"):
+        cells = page.evaluate(f"[...document.querySelectorAll('svg.{kind} .cell title')].map(t => t.textContent)")
+        assert {text.split(":")[0] for text in cells} >= {"lm_head", "model.embed_tokens"}
     page.context.close()
 
 
@@ -220,5 +249,7 @@ def test_marks_of_the_plots_say_their_figures(browser, made, tmp_path):
     titles = page.evaluate("[...document.querySelectorAll('svg .dot title, svg .cell title')].map(t => t.textContent)")
     assert f"block 5 (model.layers.5): {100 * made.layers[5].relative:.1f}%" in titles
     one = next(module for module in made.modules if module.path == "model.layers.3.self_attn.v_proj")
-    assert f"{one.path}: error {100 * one.error:.1f}%, 4.50 bits per weight" in titles
+    assert one.output_error is not None and one.output_error != one.error
+    figures = f"error of its outputs {100 * one.output_error:.1f}%, of its weights {100 * one.error:.1f}%"
+    assert f"{one.path}: {figures}, 4.50 bits per weight" in titles
     page.context.close()

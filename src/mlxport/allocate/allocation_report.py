@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mlxport.types import QuantSpec
@@ -60,6 +60,7 @@ class AllocationReport:
         quantizer: How scales and biases are chosen.
         memory: For a machine: its name, the context, and bytes of weights, cache, workspace and of what it has.
         notes: Remarks.
+        judging: Tokens that no bits were chosen with, int32 [sequences, length]; None where nothing was chosen.
     """
 
     target: str
@@ -74,6 +75,18 @@ class AllocationReport:
     quantizer: str
     memory: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    judging: Any = field(default=None, repr=False, compare=False)
+
+    def measured(self, damage: float, words: str) -> AllocationReport:
+        """The same with what the whole output does as it was written: what follows choosing bits changes it.
+
+        Args:
+            damage: Divergence of the output, nats per token; modules keep their shares of it.
+            words: What was done, and measured.
+        """
+        share = damage / self.damage if self.damage else 0.0
+        choices = tuple(replace(choice, damage=choice.damage * share) for choice in self.choices)
+        return replace(self, damage=damage, choices=choices, predictor=f"{self.predictor}; {words}")
 
     def recipe(self) -> str:
         """The choice as a file that ``--recipe`` takes; empty where nothing is quantized."""

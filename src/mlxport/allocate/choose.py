@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlxport.allocate.allocation_report import AllocationReport, Choice, recipe_text
@@ -131,11 +131,17 @@ def find_allocation(
     verdict = _judged(search, subject, predictions, overhead, judging)
     divergence = predictions[verdict.least]
     if verdict.uniform is not None:
-        return _found(search, verdict.uniform, divergence, f"{predictor}; {verdict.words}", False, notes)
+        found = _found(search, verdict.uniform, divergence, f"{predictor}; {verdict.words}", False, notes)
+        return _with(found, judging)
     best = _solved(search, search.options(divergence), overhead)
     chosen = _specs(best)
     predictor = "; ".join(filter(None, (predictor, verdict.words)))
-    return _found(search, chosen, divergence, predictor, best.exact, notes)
+    return _with(_found(search, chosen, divergence, predictor, best.exact, notes), judging)
+
+
+def _with(found: Chosen, judging: Tokens) -> Chosen:
+    """The choice with the tokens that the finished output can be measured on."""
+    return replace(found, report=replace(found.report, judging=judging.ids))
 
 
 def _judged(search: _Search, subject: Subject, predictions: list[Damages], overhead: int, tokens: Tokens) -> Verdict:

@@ -200,6 +200,20 @@ def distill(state: State) -> None:
     state.reported(distilled=distilled)
 
 
+def measure_damage(state: State) -> None:
+    """What calibrating or training left of the damage that was predicted when bits were chosen."""
+    allocation, options = state.options.allocation, state.options
+    done = [word for word, asked in (("calibrated", options.calibration), ("distilled", options.training)) if asked]
+    if allocation is None or allocation.judging is None or not done:
+        return
+    from mlxport.convert.measured_damage import remeasured
+
+    state.progress.stage("measuring the output", 0)
+    found = remeasured(allocation, state.checkpoint, state.folder, " and ".join(done))
+    state.options = replace(options, allocation=found)
+    state.reported(allocation=found)
+
+
 def hash_source(state: State) -> None:
     """Wait for the hashes of the source."""
     state.progress.stage("hashing the source", 0)
@@ -324,6 +338,7 @@ STEPS: tuple[Callable[[State], None], ...] = (
     check_findings,
     write_side_files,
     distill,
+    measure_damage,
     hash_source,
     check_activations,
     verify,

@@ -1,6 +1,6 @@
 """What a conversion lost: the output against its original, on text, in MLX alone (torch is not needed).
 
-Imports: errors, types, model_config, progress, source, transform, layouts, output, model, run, parity, fit.
+Imports: errors, types, model_config, progress, quant, source, transform, layouts, output, model, run, parity, fit.
 """
 
 from mlxport.model.texts import heldout_text

@@ -31,7 +31,7 @@ from mlxport.quality.opened import Opened, open_original, open_output, place
 from mlxport.quality.text_windows import token_windows
 from mlxport.types import Checkpoint
 
-__all__ = ["Quality", "Tally", "compare", "compare_each", "default_tokens"]
+__all__ = ["Quality", "Tally", "compare", "compare_each", "default_tokens", "windows_for"]
 
 Array = np.ndarray[Any, Any]
 WINDOW = 512
@@ -257,12 +257,11 @@ def windows_for(
         max(_LOGITS_BYTES // (4 * vocabulary), 16),
         *(s.context for s in (original, output) if s.context),
     ]
-    parameters = sum(int(np.prod(shape)) for shape in original.weights.values())
     return token_windows(
         original.folder,
         heldout_text() if text is None else text,
         vocabulary=vocabulary,
-        tokens=tokens or default_tokens(parameters),
+        tokens=tokens or default_tokens(original.parameters),
         window=max(2, min(longest)),
         trust_remote_code=original.trust_remote_code,
     )

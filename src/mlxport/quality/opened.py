@@ -114,6 +114,11 @@ class Opened:
         return found
 
     @property
+    def parameters(self) -> int:
+        """Number of its weights."""
+        return sum(prod(shape) for shape in self.weights.values())
+
+    @property
     def vocabulary(self) -> int:
         """Rows of the embedding, as many as there can be where nothing tells."""
         return embedding_rows(self.config, self.weights) or _NO_LIMIT

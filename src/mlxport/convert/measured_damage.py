@@ -1,0 +1,41 @@
+"""What an output whose bits were chosen, and which was calibrated or trained afterwards, does to the predictions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mlxport.errors import TokenizerError, UsageError
+from mlxport.quality import open_original, open_output, place
+from mlxport.quality.divergence import compare_each, default_tokens, windows_for
+
+if TYPE_CHECKING:
+    from mlxport.allocate import AllocationReport
+    from mlxport.types import Checkpoint
+
+__all__ = ["remeasured"]
+
+_MOST_TOKENS = 2048
+
+
+def remeasured(allocation: AllocationReport, checkpoint: Checkpoint, folder: Path, done: str) -> AllocationReport:
+    """The allocation with the damage of what was written, in place of that of weights that were only rounded.
+
+    Args:
+        allocation: What was chosen.
+        checkpoint: Of the original.
+        folder: Of the output, its weights and config written.
+        done: What was done to it after bits were chosen.
+    """
+    original, output = open_original(checkpoint), open_output(folder)
+    try:
+        ids, _ = windows_for(original, output, None, min(default_tokens(original.parameters), _MOST_TOKENS))
+        where = "of the text that reports measure on"
+    except (TokenizerError, UsageError):  # no tokenizer, or one that makes too little of the text
+        ids, where = list(np.array(allocation.judging).astype(np.int64)), "others"
+    place(original, output)
+    (quality,) = compare_each(original, [output], ids, lambda _: None)
+    words = f"{done}, the output measures {quality.kl_mean:.3g} on {quality.tokens} tokens {where}"
+    return allocation.measured(quality.kl_mean, words)
