@@ -153,8 +153,8 @@ def _excerpt(text: str) -> str:
     return "".join(text[start : start + size] for start in range(0, len(text) - size, len(text) // _PIECES))
 
 
-def _refusal(location: str) -> Callable[[Exception], TokenizerError]:
-    def refusal(error: Exception) -> TokenizerError:
+def _refusal(location: str) -> Callable[[BaseException], TokenizerError]:
+    def refusal(error: BaseException) -> TokenizerError:
         reason = " ".join(str(error).split())[:200]
         return TokenizerError(
             f"{location} has no tokenizer that loads, and --calibrate needs one: {reason}",

@@ -9,14 +9,14 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxport.errors import TokenizerError
+from mlxport.errors import SourceError, TokenizerError
 from mlxport.model.texts import PROBE_TEXT
 from mlxport.model_config import ModelConfig
+from mlxport.source import tokenizer_loading
 
 __all__ = ["any_token", "first_tokens", "load_tokenizer", "probe_ids", "text_ids", "token_ids", "within"]
 
-_THIRD_PARTY = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError)
-Refusal = Callable[[Exception], TokenizerError]
+Refusal = Callable[[BaseException], TokenizerError]
 
 
 def load_tokenizer(folder: Path, refusal: Refusal, *, trust_remote_code: bool = False) -> Any:
@@ -27,21 +27,17 @@ def load_tokenizer(folder: Path, refusal: Refusal, *, trust_remote_code: bool = 
         refusal: Makes the error that is raised where there is none that loads.
         trust_remote_code: Whether it may run code of the folder.
     """
-    from transformers import AutoTokenizer
-
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    except _THIRD_PARTY as error:
+        return tokenizer_loading.load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    except SourceError as error:
         raise refusal(error) from error
 
 
 def token_ids(folder: Path, text: str, refusal: Refusal, *, trust_remote_code: bool = False) -> list[int]:
     """Token ids of a text by the folder's own tokenizer; arguments as of ``load_tokenizer``."""
     tokenizer = load_tokenizer(folder, refusal, trust_remote_code=trust_remote_code)
-    try:
+    with tokenizer_loading.refusing(refusal):
         return [int(token) for token in tokenizer(text, verbose=False)["input_ids"]]
-    except _THIRD_PARTY as error:
-        raise refusal(error) from error
 
 
 def text_ids(folder: Path, text: str, *, trust_remote_code: bool = False) -> list[int] | None:

@@ -7,14 +7,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxport.errors import ConfigError, TokenizerError
+from mlxport.errors import MlxportError, TokenizerError
 from mlxport.model.texts import PROBE_TEXT, TRICKY_TEXT
+from mlxport.source.tokenizer_loading import (
+    check_decoder,
+    encoded,
+    load_tokenizer,
+    reason,
+    refusing,
+    rendered,
+    words_come_back,
+)
 from mlxport.types import Checkpoint
 
 __all__ = ["TokenizerReport", "check_tokenizer"]
 
 _VOCABULARIES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "*.tiktoken", "tokenizer_config.json")
 _HINT = "copy the tokenizer files of the original model beside its config.json"
+_NONE = (None, None)
+_Encoded = tuple[list[int], str | None]
 _CHAT = ({"role": "user", "content": "Hello, how are you?"},)
 
 
@@ -50,20 +61,10 @@ class TokenizerReport:
 
 
 def _load(folder: Path, trust: bool) -> Any:
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoTokenizer
-
     # Without files some classes build an empty tokenizer instead of failing.
     if not any(True for pattern in _VOCABULARIES for _ in folder.glob(pattern)):
         raise TokenizerError(f"{folder} has no tokenizer (looked for {', '.join(_VOCABULARIES)})", hint=_HINT)
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
-    except StrictDataclassError as error:
-        message = f"{folder / 'config.json'}: {' '.join(str(error).split())[:300]}"
-        raise ConfigError(message, hint="get config.json again from where the weights are from") from error
-    except Exception as error:  # third-party parsers on a user's files: whatever they raise is about that input
-        message = f"the tokenizer in {folder} does not load: {type(error).__name__}: {str(error).splitlines()[0][:300]}"
-        raise TokenizerError(message, hint=_HINT) from error
+    return load_tokenizer(folder, trust_remote_code=trust)
 
 
 def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
@@ -98,37 +99,39 @@ def _check_ids(tokenizer: Any, ids: Sequence[int], rows: int | None, source: str
     return []
 
 
-def _template(tokenizer: Any) -> str | None:
-    """A rendered conversation, None without a template; a template that refuses it gives its complaint."""
-    if getattr(tokenizer, "chat_template", None) is None:
-        return None
-    from jinja2.exceptions import TemplateError
-
+def _encoded(tokenizer: Any, text: str, **options: Any) -> _Encoded:
+    """The ids of a text and None; of a vocabulary that cannot write it, none and the complaint."""
     try:
-        return str(tokenizer.apply_chat_template(list(_CHAT), tokenize=False, add_generation_prompt=True))
-    except (
-        TemplateError,
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        RecursionError,
-        TypeError,
-        ValueError,
-    ) as error:
-        return f"{type(error).__name__}: {error}"
+        return encoded(tokenizer, text, **options), None
+    except TokenizerError as error:
+        return [], error.message
 
 
-def _streamed(folder: Path, ids: Sequence[int], trust: bool) -> tuple[list[int], str]:
+def _template(tokenizer: Any) -> tuple[str | None, str | None]:
+    """A rendered conversation and None; of a template that fails, None and the complaint; without one, twice None."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        return _NONE
+    try:
+        return rendered(tokenizer, _CHAT), None
+    except MlxportError as error:
+        return None, error.message
+
+
+def _streamed(folder: Path, ids: Sequence[int], trust: bool) -> tuple[_Encoded, str]:
     """Ids and text as mlx-lm makes them, the text token by token."""
     from mlx_lm.tokenizer_utils import load
 
-    wrapper = load(folder, {"trust_remote_code": trust, "local_files_only": True})
-    detokenizer = wrapper.detokenizer
-    detokenizer.reset()
-    for token in ids:
-        detokenizer.add_token(int(token))
-    detokenizer.finalize()
-    return [int(i) for i in wrapper.encode(TRICKY_TEXT)], str(detokenizer.text)
+    def refusal(error: BaseException) -> TokenizerError:
+        return TokenizerError(f"mlx-lm cannot use the tokenizer in {folder}: {reason(error)}", hint=_HINT)
+
+    with refusing(refusal):
+        wrapper = load(folder, {"trust_remote_code": trust, "local_files_only": True})
+        detokenizer = wrapper.detokenizer
+        detokenizer.reset()
+        for token in ids:
+            detokenizer.add_token(int(token))
+        detokenizer.finalize()
+        return _encoded(wrapper, TRICKY_TEXT), str(detokenizer.text)
 
 
 def _embedding_rows(checkpoint: Checkpoint) -> int | None:
@@ -150,19 +153,26 @@ def check_tokenizer(folder: Path, checkpoint: Checkpoint) -> TokenizerReport:
     trust = checkpoint.trust_remote_code
     source, output = _load(checkpoint.root, trust), _load(Path(folder), trust)
     rows = _embedding_rows(checkpoint)
+    back = check_decoder(source, checkpoint.root)
     ids: list[int] = []
     for text in (TRICKY_TEXT, PROBE_TEXT):
-        ids = [int(i) for i in source.encode(text)]
-        _same(f"of {text[:30]!r} it makes", ids, [int(i) for i in output.encode(text)])
+        ids, complaint = _encoded(source, text)
+        _same(f"of {text[:30]!r} it makes", (ids, complaint), _encoded(output, text))
         _same("it decodes to", _decode(source, ids), _decode(output, ids))
     notes = _check_ids(output, ids, rows, checkpoint.location)
-    ids = [int(i) for i in source.encode(TRICKY_TEXT, add_special_tokens=False)]
+    ids, complaint = _encoded(source, TRICKY_TEXT, add_special_tokens=False)
     _same("its special tokens are", source.special_tokens_map, output.special_tokens_map)
-    rendered = _template(source)
-    _same("its chat template gives", rendered, _template(output))
-    encoded, streamed = _streamed(Path(folder), ids, trust)
-    _same("mlx-lm makes", [int(i) for i in source.encode(TRICKY_TEXT)], encoded)
+    template = _template(source)
+    _same("its chat template gives", template, _template(output))
+    made, streamed = _streamed(Path(folder), ids, trust)
+    _same("mlx-lm makes", _encoded(source, TRICKY_TEXT), made)
     decoded = _decode(source, ids)
     if streamed.lstrip(" ") != decoded.lstrip(" "):
         notes.append("mlx-lm's streaming detokenizer gives another text than decoding at once")
-    return TokenizerReport(len(output), rows, len(ids), decoded == TRICKY_TEXT, rendered is not None, tuple(notes))
+    if complaint is not None:
+        notes.append(complaint)
+    elif back is not None and not words_come_back(back):
+        notes.append(f"decoding does not give back the words of a text, in the original as here: {back[:80]!r}")
+    if template[1] is not None:
+        notes.append(f"chat will not work: {template[1]}")
+    return TokenizerReport(len(output), rows, len(ids), decoded == TRICKY_TEXT, template != _NONE, tuple(notes))

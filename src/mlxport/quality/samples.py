@@ -9,9 +9,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlxport.errors import MlxportError
 from mlxport.model.loaded import next_logits
 from mlxport.quality.opened import Opened
 from mlxport.quality.text_windows import load_tokenizer
+from mlxport.source.tokenizer_loading import encoded, rendered
 
 __all__ = ["PROMPTS", "QUESTION", "Sample", "samples"]
 
@@ -117,13 +119,10 @@ def _prompts(tokenizer: Any, text: str | None) -> list[tuple[str, str, list[int]
 
 def _chat(tokenizer: Any) -> list[int]:
     """Ids of a question in the model's chat format, none where its template refuses."""
-    from jinja2 import TemplateError
-
-    messages = [{"role": "user", "content": QUESTION}]
     try:
-        shown = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return [int(i) for i in tokenizer(shown, add_special_tokens=False)["input_ids"]]
-    except (TemplateError, ValueError, TypeError, KeyError, AttributeError):
+        shown = rendered(tokenizer, [{"role": "user", "content": QUESTION}])
+        return encoded(tokenizer, shown, add_special_tokens=False)
+    except MlxportError:
         return []
 
 

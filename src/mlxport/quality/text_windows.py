@@ -35,7 +35,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
         TokenizerError: It has none that loads.
     """
 
-    def refusal(error: Exception) -> TokenizerError:
+    def refusal(error: BaseException) -> TokenizerError:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
         return TokenizerError(
             f"{folder} has no tokenizer that loads, so no text can be given to the model ({first})",

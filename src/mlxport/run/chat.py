@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from mlxport.errors import UsageError
-from mlxport.run.generate import GenerationResult, apply_template, reset_peak_memory, stream, usable_kv
+from mlxport.run.generate import GenerationResult, reset_peak_memory, stream, usable_kv
 from mlxport.run.kv import KVQuant, prompt_cache
 from mlxport.run.load import LoadedModel, load
 from mlxport.run.sampling import Sampling
+from mlxport.source.tokenizer_loading import encoded, rendered
 
 __all__ = ["ChatSession", "chat"]
 
@@ -57,8 +58,8 @@ class ChatSession:
             UsageError: The chat template refuses the conversation; it stays as it was.
         """
         messages = [*self.messages, {"role": "user", "content": text}]
-        templated = apply_template(self.loaded.tokenizer, messages)
-        tokens = list(self.loaded.tokenizer.encode(templated, add_special_tokens=False))
+        templated = rendered(self.loaded.tokenizer, messages)
+        tokens = encoded(self.loaded.tokenizer, templated, add_special_tokens=False)
         reused = self._reuse(tokens)
         sampling = self.sampling if self._turns == 0 else self._unseeded()
         result = stream(

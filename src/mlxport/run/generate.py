@@ -15,6 +15,7 @@ from mlxport.model_config import ModelConfig
 from mlxport.run.kv import KVQuant, check_model, chosen_kv, prompt_cache
 from mlxport.run.load import LoadedModel, check_ids, load
 from mlxport.run.sampling import Sampling
+from mlxport.source.tokenizer_loading import encoded, rendered
 
 __all__ = ["GenerationResult", "generate", "read_prompt", "stream"]
 
@@ -168,6 +169,9 @@ def stream(
     import mlx.core as mx
     from mlx_lm import stream_generate
 
+    if not tokens:
+        hint = "give another prompt, or check chat template and tokenizer of the model's folder"
+        raise UsageError("the prompt makes no tokens", hint=hint)
     check_ids(tokens, loaded.config)
     sampling.seed_random()
     sampler = sampling.sampler(ModelConfig(loaded.config).vocabulary)
@@ -223,27 +227,12 @@ def _encode(tokenizer: Any, prompt: str, system_prompt: str | None, ignore_chat_
     templated = tokenizer.has_chat_template and not ignore_chat_template
     if templated:
         messages = [{"role": "system", "content": system_prompt}] if system_prompt is not None else []
-        prompt = apply_template(tokenizer, [*messages, {"role": "user", "content": prompt}])
+        prompt = rendered(tokenizer, [*messages, {"role": "user", "content": prompt}])
     elif system_prompt is not None:
         why = "--ignore-chat-template was given" if tokenizer.has_chat_template else "the tokenizer has none"
         hint = "put the instructions into the prompt"
         raise UsageError(f"a system prompt needs a chat template, and {why}", hint=hint)
-    return list(tokenizer.encode(prompt, add_special_tokens=not templated))
-
-
-def apply_template(tokenizer: Any, messages: list[dict[str, str]]) -> str:
-    """Return the text of `messages`, ready for the model's answer.
-
-    Raises:
-        UsageError: The template refuses these messages (some know no system prompt).
-    """
-    from jinja2 import TemplateError
-
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except TemplateError as error:
-        hint = "leave out --system-prompt, or pass --ignore-chat-template to mlxport generate"
-        raise UsageError(f"the model's chat template refuses the messages: {error}", hint=hint) from error
+    return encoded(tokenizer, prompt, add_special_tokens=not templated)
 
 
 def _warn(message: str) -> None:

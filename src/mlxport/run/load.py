@@ -15,6 +15,7 @@ from mlxport.errors import ConfigError, SourceError, TokenizerError, UnsafeError
 from mlxport.model_config import ModelConfig
 from mlxport.run.detokenizer import StreamedText
 from mlxport.run.kv import KVQuant, recorded_kv
+from mlxport.source.tokenizer_loading import check_decoder, check_settings, checked_ends, reason, refusing
 from mlxport.source.written_code import refuse_foreign_source, refuse_model_file
 
 __all__ = ["LoadedModel", "check_ids", "is_mlx_format", "load", "load_model", "resolve"]
@@ -203,15 +204,19 @@ def _load_tokenizer(folder: Path, config: dict[str, Any], trust_remote_code: boo
     from mlx_lm.utils import load_tokenizer
 
     options = {"trust_remote_code": trust_remote_code}
-    try:
-        wrapper = load_tokenizer(folder, options, eos_token_ids=config.get("eos_token_id"))
-    except (ValueError, OSError, KeyError, TypeError) as error:
+
+    def refusal(error: BaseException) -> SourceError:
         if "trust_remote_code" in str(error):
             hint = "read that code, then pass --trust-remote-code"
-            raise UnsafeError(f"{folder}: the tokenizer needs code of the folder, not run", hint=hint) from error
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            return UnsafeError(f"{folder}: the tokenizer needs code of the folder, not run", hint=hint)
         hint = "copy tokenizer.json and tokenizer_config.json of the original model into the folder"
-        raise TokenizerError(f"{folder}: no tokenizer could be loaded ({first})", hint=hint) from error
+        return TokenizerError(f"{folder}: no tokenizer could be loaded ({reason(error)})", hint=hint)
+
+    check_settings(folder)
+    ends = checked_ends(config.get("eos_token_id"), f"{folder}: config.json or generation_config.json")
+    with refusing(refusal):
+        wrapper = load_tokenizer(folder, options, eos_token_ids=ends)
+    check_decoder(wrapper, folder)
     # mlx-lm chooses the detokenizer by the decoder's shape and has no way to give another.
     wrapper._detokenizer = StreamedText(wrapper._tokenizer)
     return wrapper

@@ -10,16 +10,18 @@ from contextlib import contextmanager
 from hashlib import sha256
 from math import prod
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from mlxport.errors import SourceError, WeightsError
 from mlxport.source.safe_files import open_regular, opened
 from mlxport.types import DTYPE_BITS, TensorRef
 
-_Bytes = npt.NDArray[np.uint8]
+if TYPE_CHECKING:  # who only looks at a folder does not wait for NumPy
+    import numpy as np
+    import numpy.typing as npt
+
+    _Bytes = npt.NDArray[np.uint8]
+
 _HASH_BLOCK = 4 << 20
 # Linux and macOS both stop a single read short of 2 GiB.
 _READ_LIMIT = 1 << 30
@@ -101,6 +103,8 @@ def read_rows(ref: TensorRef, start: int = 0, stop: int | None = None, scratch: 
     Raises:
         WeightsError: The file is gone, or has shrunk since it was opened.
     """
+    import numpy as np
+
     rows = ref.shape[0] if ref.shape else 1
     stop = rows if stop is None else stop
     if not 0 <= start <= stop <= rows:
@@ -143,6 +147,8 @@ def _fill(fd: int, buffer: _Bytes, offset: int, ref: TensorRef) -> None:
 
 def _gather(fd: int, offset: int, strides: tuple[int, ...], out: npt.NDArray[Any], ref: TensorRef) -> None:
     """Fill ``out`` from elements that lie ``strides`` apart, in pieces along the axis with the largest stride."""
+    import numpy as np
+
     item = out.dtype.itemsize
     span = (1 + sum((n - 1) * step for n, step in zip(out.shape, strides, strict=True))) * item
     if span <= _PAGE or out.size == 1 or span <= min(_GATHER_LIMIT, 4 * out.nbytes):

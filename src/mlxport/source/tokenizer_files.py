@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mlxport.errors import TokenizerError
+from mlxport.errors import ConfigError, TokenizerError
 from mlxport.model_config import ModelConfig
 from mlxport.source.jsonfile import MAX_JSON_BYTES, read_object
 from mlxport.source.safe_files import opened, read_exactly
+from mlxport.source.tokenizer_loading import check_settings, checked_ends
 from mlxport.types import Checkpoint
 
 _VOCABULARIES = (
@@ -59,7 +60,10 @@ def check_tokenizer_files(checkpoint: Checkpoint, rows: int | None) -> tuple[str
         message = f"{checkpoint.name} has no tokenizer (looked for {', '.join(_VOCABULARIES)}, *.tiktoken)"
         raise TokenizerError(message, hint=_HINT)
     if "tokenizer_config.json" in names:
-        read_object(names["tokenizer_config.json"], TokenizerError, unique=False)
+        check_settings(names["tokenizer_config.json"].parent)
+    if "generation_config.json" in names:
+        path = names["generation_config.json"]
+        checked_ends(read_object(path, ConfigError, unique=False).get("eos_token_id"), str(path))
     sizes, loose = _json_sizes(names, rows)
     slow = _slow_sizes(names)
     remarks = []
