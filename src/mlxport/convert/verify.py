@@ -129,7 +129,8 @@ def _written_outputs(work: Verifying) -> Verified:
 
 def _passed(report: Any, folder: Path, what: str) -> Any:
     if not report.passed:
-        hint = f"the output is left in {folder} for inspection; please report this {what}"
+        advice = getattr(report, "hint", "") or f"please report this {what}"
+        hint = f"the output is left in {folder} for inspection; {advice}"
         raise VerificationError(report.failure_message(), hint=hint)
     return report
 

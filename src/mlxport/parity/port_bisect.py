@@ -46,7 +46,7 @@ def first_divergence(
         expected: What the port's weights should be, by path, where that is known.
     """
     limit = diverging(tight=False) if quantized else PORTED.get(dtype, PORTED["float32"]).module
-    given = example.to(torch.float32)
+    given = example.copied(torch.float32)
     with recording_torch(reference, lambda _: True) as theirs, torch.no_grad():
         reference(*given.args, **given.kwargs)
     with recording_mlx(ported, lambda _: True) as ours:
@@ -151,7 +151,7 @@ def _inputs_of(reference: Any, module: torch.nn.Module, example: Example) -> tup
     def hook(_: Any, args: Any, kwargs: Any) -> None:
         calls.append((args, kwargs))
 
-    given = example.to(torch.float32)
+    given = example.copied(torch.float32)
     handle = module.register_forward_pre_hook(hook, with_kwargs=True)
     try:
         with torch.no_grad():

@@ -38,10 +38,10 @@ def compare_port(
         expected: What its weights should be, by path, where that is known.
         on_outputs: Called with its outputs of each input set.
     """
-    reference, example = _reference(conversion), conversion.example
+    fresh, example = _reference(conversion), conversion.example
     report = verify_port(
         model,
-        reference,
+        fresh,
         [example],
         dtype=dtype,
         bits=bits,
@@ -50,13 +50,14 @@ def compare_port(
     )
     if report.passed:
         return report
-    divergence = first_divergence(model, reference, example, dtype=dtype, quantized=bits is not None, expected=expected)
+    divergence = first_divergence(model, fresh(), example, dtype=dtype, quantized=bits is not None, expected=expected)
     return replace(report, divergence=divergence)
 
 
-def _reference(conversion: GeneratedConversion) -> Any:
-    """The original, computing in float32."""
+def _reference(conversion: GeneratedConversion) -> Callable[[], Any]:
+    """What gives the original, computing in float32, as it is before its first call."""
     original = conversion.original()
     if conversion.weights_of is not None:
-        return lazy_parameters(original, conversion.weights_of)
-    return in_float32(original, conversion.example)
+        lazy = lazy_parameters(original, conversion.weights_of)
+        return lambda: lazy
+    return lambda: in_float32(original, conversion.example, conversion.port.captured.written())

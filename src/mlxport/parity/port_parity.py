@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,13 +11,16 @@ import mlx.core as mx
 import mlx.nn as nn
 import torch
 
-from mlxport.graph.capture.examples import Example, output_arrays, output_leaves
-from mlxport.graph.write.port_weights import from_torch, to_mlx
+from mlxport.graph.capture.examples import Example
+from mlxport.graph.write.port_weights import from_torch
+from mlxport.layouts.generated.random_states import random_states_kept
 from mlxport.parity.parity_report import Divergence
+from mlxport.parity.port_calls import CallResult, call_original, call_port
 from mlxport.quant.tolerances import PORTED, PORTED_COSINE
 
 __all__ = ["OutputComparison", "PortParity", "compare", "verify_port"]
 
+_NOTHING = "the original gives nothing but NaN, so nothing was compared"
 _SMALLEST = 1e-6  # scale of an output below which its numbers are taken for rounding
 
 
@@ -75,6 +78,17 @@ class PortParity:
         """Whether every output is within its bound."""
         return all(item.passed for item in self.comparisons) and not self.problems
 
+    @property
+    def nothing_compared(self) -> bool:
+        """Whether it failed, and only since the original gives no number to compare with."""
+        failed = [item for item in self.comparisons if not item.passed]
+        return bool(failed) and not self.problems and all(item.failure == _NOTHING for item in failed)
+
+    @property
+    def hint(self) -> str:
+        """What to do about a failure; empty where it is a fault of the port."""
+        return "give an example for which the original computes numbers" if self.nothing_compared else ""
+
     def to_json(self) -> dict[str, Any]:
         """Plain values only, for the record; figures that are not finite become null."""
         rows = [
@@ -112,7 +126,12 @@ class PortParity:
         if self.passed:
             return ""
         failures = [f"{c.inputs}, {c.name}: {c.failure}" for c in self.comparisons if not c.passed]
-        lines = ["the port does not compute what the original computes", *failures[:8], *self.problems]
+        first = (
+            "the port is not verified"
+            if self.nothing_compared
+            else "the port does not compute what the original computes"
+        )
+        lines = [first, *failures[:8], *self.problems]
         if self.divergence is not None:
             lines.append(self.divergence.summary())
         return "\n  ".join(lines)
@@ -150,6 +169,8 @@ def compare(ours: mx.array, theirs: torch.Tensor, dtype: str, bits: int | None) 
         return Figures.none(f"dtype {ours.dtype}, the original's is {reference.dtype}")
     if reference.size == 0:
         return Figures(0.0, 0.0, 0.0, 1.0)
+    if bool(mx.isnan(reference).all()):
+        return Figures.none(_NOTHING)
     if not floating:
         differing = int((ours.astype(reference.dtype) != reference).sum())
         if not differing:
@@ -169,6 +190,9 @@ def _floating(a: mx.array, b: mx.array, dtype: str, bits: int | None) -> Figures
         lost = lost & ~(mx.isfinite(b) & (mx.abs(b) > 65504))
     if count := int(lost.sum()):
         return Figures.none(f"{count} of {a.size} values are finite on one side only")
+    other = ~mx.isfinite(a) & ~mx.isfinite(b) & (a != b) & ~(mx.isnan(a) & mx.isnan(b))
+    if count := int(other.sum()):
+        return Figures.none(f"{count} of {a.size} values are infinities of another sign, or NaN on one side only")
     usable = mx.isfinite(a) & mx.isfinite(b)
     a, b = mx.where(usable, a, 0), mx.where(usable, b, 0)
     difference = mx.abs(a - b)
@@ -192,6 +216,8 @@ def _floating(a: mx.array, b: mx.array, dtype: str, bits: int | None) -> Figures
 
 def _weak(wanted: torch.Tensor) -> list[str]:
     """Why a comparison with these numbers says little."""
+    if not wanted.is_floating_point() or not wanted.numel():
+        return []
     finite = wanted[torch.isfinite(wanted)]
     if not finite.numel():
         return ["no finite number to compare"]
@@ -201,7 +227,7 @@ def _weak(wanted: torch.Tensor) -> list[str]:
 
 def verify_port(
     ported: nn.Module,
-    reference: Callable[..., Any],
+    fresh: Callable[[], Callable[..., Any]],
     examples: Sequence[Example],
     *,
     dtype: str,
@@ -209,12 +235,12 @@ def verify_port(
     others: Callable[[], Any] | None = None,
     on_outputs: Callable[[Example, Mapping[str, mx.array]], None] | None = None,
 ) -> PortParity:
-    """Run both on every example and compare every output.
+    """Run both on every example and compare every output; each call finds both as they were made.
 
     Args:
-        ported: The port with its weights.
-        reference: The original, computing in float32.
-        examples: Input sets that must pass.
+        ported: The port with its weights; they are at the end as they were, also where it writes some of them.
+        fresh: Gives the original, computing in float32, as it is before its first call.
+        examples: Input sets that must pass; they are copied for each call.
         dtype: Main dtype of the port.
         bits: Fewest bits of a quantized module, or None.
         others: Candidates for one more input set: the first that the original takes is used.
@@ -226,57 +252,57 @@ def verify_port(
     problems: list[str] = []
 
     def run(example: Example) -> bool:
-        given = example.to(torch.float32)
         try:
-            with torch.no_grad():
-                wanted = reference(*given.args, **given.kwargs)
+            wanted = call_original(fresh, example)
         except Exception as error:  # the original's own limits on its inputs, in its own words
             if example in examples:
                 raise
             refused.append(f"{example.name} not compared: the original raises {type(error).__name__}")
             return False
-        comparisons.extend(_compared(ported, example, wanted, dtype, bits, problems, notes, on_outputs))
+        if example not in examples and any(map(_only_nan, wanted.outputs.values())):
+            refused.append(f"{example.name} not compared: the original gives nothing but NaN")
+            return False
+        if not wanted.outputs and not wanted.written:
+            problems.append(f"{example.name}: the original returns no tensor, so nothing was compared")
+            return True
+        try:
+            ours = call_port(ported, example, wanted.written)
+        except Exception as error:  # emitted code: whatever it raises is a fault of the port
+            problems.append(f"{example.name}: the port raises {type(error).__name__}: {error}")
+            return True
+        if on_outputs is not None:
+            on_outputs(example, ours.outputs)
+        if len(wanted.outputs) != len(ours.outputs):
+            counts = f"{len(ours.outputs)} arrays, the original {len(wanted.outputs)}"
+            problems.append(f"{example.name}: the port gives {counts}")
+            return True
+        for name, got, expected in _pairs(ours, wanted):
+            notes.extend(f"{example.name}, {name}: the original gives {weak}" for weak in _weak(expected))
+            found = compare(got, expected, dtype, bits)
+            row = OutputComparison(example.name, name, tuple(got.shape), **found._asdict(), passed=not found.failure)
+            comparisons.append(row)
         return True
 
-    for example in examples:
-        run(example)
-    for candidate in others() if others is not None else ():
-        if run(candidate):
-            refused.clear()
-            break
+    with random_states_kept():
+        for example in examples:
+            run(example)
+        for candidate in others() if others is not None else ():
+            if run(candidate):
+                refused.clear()
+                break
     notes += refused
     return PortParity(dtype, bits, tuple(comparisons), notes=tuple(dict.fromkeys(notes)), problems=tuple(problems))
 
 
-def _compared(
-    ported: nn.Module,
-    example: Example,
-    wanted: Any,
-    dtype: str,
-    bits: int | None,
-    problems: list[str],
-    notes: list[str],
-    on_outputs: Callable[[Example, Mapping[str, mx.array]], None] | None,
-) -> list[OutputComparison]:
-    try:
-        arrays = output_arrays(ported(*to_mlx(example.args), **to_mlx(example.kwargs)))
-        mx.eval(arrays)
-    except Exception as error:  # emitted code: whatever it raises is a fault of the port
-        problems.append(f"{example.name}: the port raises {type(error).__name__}: {error}")
-        return []
-    if on_outputs is not None:
-        on_outputs(example, arrays)
-    theirs = output_leaves(wanted)
-    tensors = {name: leaf for name, leaf in theirs.items() if isinstance(leaf, torch.Tensor)}
-    if len(tensors) != len(arrays):
-        problems.append(f"{example.name}: the port gives {len(arrays)} arrays, the original {len(tensors)}")
-        return []
-    rows = []
-    for (name, theirs_), ours in zip(tensors.items(), arrays.values(), strict=True):
-        if theirs_.is_floating_point() and theirs_.numel():
-            notes += [f"{example.name}, {name}: the original gives {weak}" for weak in _weak(theirs_)]
-        found = compare(ours, theirs_, dtype, bits)
-        rows.append(
-            OutputComparison(example.name, name, tuple(ours.shape), **found._asdict(), passed=not found.failure)
-        )
-    return rows
+def _only_nan(tensor: torch.Tensor) -> bool:
+    return tensor.numel() > 0 and bool(torch.isnan(tensor).all())
+
+
+def _pairs(
+    ours: CallResult[mx.array], theirs: CallResult[torch.Tensor]
+) -> Iterator[tuple[str, mx.array, torch.Tensor]]:
+    """What is compared: the outputs in order, and the inputs that the call has written."""
+    for (name, wanted), got in zip(theirs.outputs.items(), ours.outputs.values(), strict=True):
+        yield name, got, wanted
+    for index, wanted in theirs.written.items():
+        yield f"input {index} after the call", ours.written[index], wanted

@@ -22,7 +22,7 @@ __all__ = ["port"]
 
 def port(
     module: torch.nn.Module,
-    args: tuple[Any, ...] = (),
+    args: Any = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
     dynamic: bool | Any = True,
@@ -32,9 +32,10 @@ def port(
     """An ``mlx.nn.Module`` that computes what ``module`` computes, weights in it, called as the original is.
 
     Args:
-        module: The PyTorch module, in eval mode; its weights are copied.
-        args: Example positional inputs: torch tensors, nested structures of them, None, numbers and flags. What is not
-            a tensor is fixed in the port.
+        module: The PyTorch module, in eval mode; its weights are copied, and it is left as it is.
+        args: Example inputs. A tuple or list holds the positional ones: torch tensors, nested structures of them, None,
+            numbers and flags; what is not a tensor is fixed in the port. A tensor is the one argument, a dict holds
+            keyword inputs (an argument that is itself a dict goes into a tuple).
         kwargs: Example keyword inputs.
         dynamic: True: sizes of the inputs may change wherever torch.export proves that they can; False: the example's
             sizes only; otherwise ``dynamic_shapes`` as ``torch.export.export`` takes them.
@@ -51,20 +52,24 @@ def port(
         VerificationError: if an output differs from the original's.
     """
     try:
-        import torch
+        import torch  # noqa: F401
     except ImportError as error:
         raise UsageError("port needs PyTorch, which is not installed", hint="pip install 'mlxport[torch]'") from error
 
     from mlxport.graph.capture.examples import Example
+    from mlxport.graph.capture.unwrapping import check_module, unwrapped
     from mlxport.layouts.generated.emitting import emit
+    from mlxport.layouts.generated.random_states import random_states_kept
+    from mlxport.layouts.generated.reference_module import hollow_copy
 
-    if not isinstance(module, torch.nn.Module):
-        raise UsageError(f"port: expected a torch.nn.Module, got {type(module).__name__}")
-    example = Example("example", tuple(args), dict(kwargs or {}))
-    result = emit(module, example, dynamic=dynamic, fold_batchnorm=fold_batchnorm)
-    ported = _instance(result)
-    if verify:
-        _verify(module, ported, result, example)
+    check_module(module, "port")
+    example = Example.given(*(args, kwargs) if kwargs is not None else (args,))
+    with random_states_kept():
+        original = unwrapped(hollow_copy(module))
+        result = emit(hollow_copy(original), example, dynamic=dynamic, fold_batchnorm=fold_batchnorm)
+        ported = _instance(result)
+        if verify:
+            _verify(original, ported, result, example)
     return ported
 
 
@@ -98,12 +103,11 @@ def _verify(module: torch.nn.Module, ported: nn.Module, result: Port, example: E
 
     report = verify_port(
         ported,
-        in_float32(module, example),
+        lambda: in_float32(module, example, result.captured.written()),
         [example],
         dtype=main_dtype(module, example),
         others=lambda: other_sizes(result.captured),
     )
     if not report.passed:
-        raise VerificationError(
-            report.failure_message(), hint="please report it with the module; verify=False gives the port as it is"
-        )
+        advice = report.hint or "please report it with the module"
+        raise VerificationError(report.failure_message(), hint=f"{advice}; verify=False gives the port as it is")

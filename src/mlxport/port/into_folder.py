@@ -44,18 +44,20 @@ def port_folder(factory: str | Callable[[], Any], destination: str | Path, optio
         raise UsageError(f"port needs PyTorch: {reason}", hint="pip install 'mlxport[torch]'")
     from mlxport.layouts.generated.held_tensors import content_hash
     from mlxport.layouts.generated.own_module import load_factory, open_module
+    from mlxport.layouts.generated.random_states import random_states_kept
 
     asked = resolve_port(options)
     target = absolute(destination)
     what = factory if isinstance(factory, str) else getattr(factory, "__qualname__", "the factory")
     check_destination(target, what.rpartition(":")[0] if isinstance(factory, str) else "", asked.overwrite)
     made = load_factory(factory) if isinstance(factory, str) else factory
-    ported, checkpoint = open_module(made, asked, what=what)
-    options.on_port(ported)
-    if not asked.dry_run:
-        checkpoint = replace(checkpoint, revision=content_hash(checkpoint))
-    with Hashes(checkpoint, start=not asked.dry_run) as hashes:
-        return carry_out(ported, what, checkpoint, target, named(asked.layout), asked, hashes)
+    with random_states_kept():
+        ported, checkpoint = open_module(made, asked, what=what)
+        options.on_port(ported)
+        if not asked.dry_run:
+            checkpoint = replace(checkpoint, revision=content_hash(checkpoint))
+        with Hashes(checkpoint, start=not asked.dry_run) as hashes:
+            return carry_out(ported, what, checkpoint, target, named(asked.layout), asked, hashes)
 
 
 def load(path: str | Path, *, trust_remote_code: bool = False) -> nn.Module:

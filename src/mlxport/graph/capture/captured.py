@@ -49,3 +49,8 @@ class Captured:
     mutations: list[tuple[str | Node, Node]] = field(default_factory=list)
     aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    def written(self) -> frozenset[str]:
+        """All names of the parameters and buffers that the module writes while it runs."""
+        names = [name for name, _ in self.mutations if isinstance(name, str)]
+        return frozenset(other for name in names for other in self.aliases.get(name, (name,)))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-__all__ = ["Attribute", "known_dataclasses"]
+__all__ = ["Attribute", "known_dataclasses", "register_dataclasses"]
 
 
 class Attribute(str):
@@ -23,22 +23,23 @@ def known_dataclasses(module: torch.nn.Module, inputs: Any) -> Iterator[None]:
 
     torch keeps them registered.
     """
-    _register(inputs)
-    hook = module.register_forward_hook(lambda module, args, output: _register(output))
+    register_dataclasses(inputs)
+    hook = module.register_forward_hook(lambda module, args, output: register_dataclasses(output))
     try:
         yield
     finally:
         hook.remove()
 
 
-def _register(value: Any) -> None:
+def register_dataclasses(value: Any) -> None:
+    """Let pytree see into the dataclasses in ``value``."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         if type(value) not in pytree.SUPPORTED_NODES:
             torch.export.register_dataclass(type(value))
         for field in dataclasses.fields(value):
-            _register(getattr(value, field.name))
+            register_dataclasses(getattr(value, field.name))
     elif isinstance(value, dict):
-        _register(list(value.values()))
+        register_dataclasses(list(value.values()))
     elif isinstance(value, list | tuple):
         for item in value:
-            _register(item)
+            register_dataclasses(item)

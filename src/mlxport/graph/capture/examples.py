@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import sympy
 import torch
 from torch.utils import _pytree as pytree
 
+from mlxport.errors import UsageError
 from mlxport.graph.capture.captured import Captured
+from mlxport.graph.capture.dataclass_inputs import register_dataclasses
 from mlxport.graph.capture.guards import size_rules
 
 __all__ = ["Example", "leaf_names", "other_sizes", "output_arrays", "output_leaves"]
@@ -44,14 +48,60 @@ class Example:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
 
-    def to(self, dtype: torch.dtype) -> Example:
-        """The same inputs with their floating-point tensors in ``dtype``."""
+    @classmethod
+    def given(cls, *inputs: Any) -> Example:
+        """The example of what a user gives: a tuple or list of arguments, a dict of keyword arguments, one argument.
 
-        def cast(value: Any) -> Any:
-            floating = isinstance(value, torch.Tensor) and value.is_floating_point()
-            return value.to(dtype) if floating else value
+        Raises:
+            UsageError: There are two of a kind, or it holds arrays that are not torch's.
+        """
+        args: tuple[Any, ...] | None = None
+        kwargs: dict[str, Any] | None = None
+        for item in inputs:
+            if isinstance(item, Mapping):
+                _once(kwargs, "keyword arguments (a dict)")
+                kwargs = dict(item)
+            else:
+                _once(args, "positional arguments")
+                args = tuple(item) if isinstance(item, tuple | list) else (item,)
+        example = cls("example", args or (), kwargs or {})
+        register_dataclasses((example.args, example.kwargs))
+        _check_leaves(example)
+        return example.copied()
 
-        return Example(self.name, *pytree.tree_map(cast, (self.args, self.kwargs)))
+    def copied(self, dtype: torch.dtype | None = None) -> Example:
+        """The same inputs in tensors and containers of their own, floating-point ones in ``dtype``."""
+
+        def own(value: Any) -> Any:
+            if not isinstance(value, torch.Tensor):
+                return copy.deepcopy(value)
+            value = value.detach().clone()
+            return value.to(dtype) if dtype is not None and value.is_floating_point() else value
+
+        return Example(self.name, *pytree.tree_map(own, (self.args, self.kwargs)))
+
+
+def _once(given: Any, what: str) -> None:
+    if given is not None:
+        raise UsageError(
+            f"the example has {what} twice", hint="give (args, kwargs): a tuple of inputs and a dict of named ones"
+        )
+
+
+def _check_leaves(example: Example) -> None:
+    """Refuse keys that are no names, and arrays that torch.export would take for constants."""
+    if strange := [key for key in example.kwargs if not isinstance(key, str)]:
+        raise UsageError(
+            f"the example's keyword arguments have {strange[0]!r} for a name",
+            hint="give a dict argument in a tuple: (inputs,)",
+        )
+    for leaf in pytree.tree_leaves((example.args, example.kwargs)):
+        if isinstance(leaf, mx.array | np.ndarray):
+            kind = "an mx.array" if isinstance(leaf, mx.array) else "a NumPy array"
+            raise UsageError(
+                f"the example holds {kind} of shape {leaf.shape}, expected torch tensors",
+                hint="torch.from_numpy(numpy.array(x)) makes a tensor of it",
+            )
 
 
 def leaf_names(signature: inspect.Signature, example: Example) -> dict[str, Any]:

@@ -153,10 +153,10 @@ def capture(
         wanted = ", ".join(map(str, signature.parameters.values()))
         raise CaptureError(
             f"the example inputs do not fit {name}.forward({wanted}): {error}",
-            "give its arguments as the example: (args, kwargs)",
+            "give its arguments as the example: (args, kwargs); one that is a dict goes into a tuple: ({...},)",
             usage=True,
         ) from error
-    problem: Exception | None = None
+    problem: BaseException | None = None
     inside = hides_members(module)
     exported = Inside(module) if inside else module
     known = known_dataclasses(exported, (args, kwargs))
@@ -170,7 +170,7 @@ def capture(
             try:
                 program = export(exported, args, kwargs, shapes)
                 break
-            except Exception as error:  # the user's code under torch.export: whatever it raises is about that code
+            except (Exception, SystemExit) as error:  # the user's code: whatever it raises is about that code
                 problem = problem or error
         else:
             assert problem is not None
@@ -201,7 +201,7 @@ def _distinct(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any,
     return distinct
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
     frames = traceback.extract_tb(error.__traceback__)
@@ -209,10 +209,23 @@ def _first_line(error: Exception) -> str:
     return f"{text} (at {own[-1].filename}:{own[-1].lineno})" if own else text
 
 
-def _hint(error: Exception) -> str:
+def _hint(error: BaseException) -> str:
+    if _of_packed_sequences(error):
+        return (
+            "packed sequences (pack_padded_sequence) depend on the values of the lengths, which no export can follow; "
+            "give the recurrent layer the padded batch, and mask what lies beyond each length"
+        )
     if "DataDependent" in type(error).__name__ or "data-dependent" in str(error):
         return "its control flow depends on values; use torch.where or torch.cond there, or port the part around it"
     return "see https://docs.pytorch.org/docs/stable/export.html for what can be captured; -v shows where it stops"
+
+
+def _of_packed_sequences(error: BaseException) -> bool:
+    """Whether it was raised by packing or unpacking, or by a recurrent layer that was given a packed sequence."""
+    frames = [(Path(frame.f_code.co_filename), frame.f_locals) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    files = {file.parts[-3:]: variables for file, variables in frames}
+    layer = files.get(("nn", "modules", "rnn.py"), {})
+    return ("nn", "utils", "rnn.py") in files or layer.get("batch_sizes") is not None
 
 
 @contextmanager

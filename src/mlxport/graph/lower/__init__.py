@@ -1,4 +1,4 @@
 """What an ATen op is in MLX: the table of ops, their kinds, expressions and helpers; it stands before all passes.
 
-Imports: nothing.
+Imports: errors.
 """

@@ -13,12 +13,13 @@ import mlx.core as mx
 import torch
 from torch.fx import Node
 
+from mlxport.errors import UsageError
 from mlxport.graph.lower import ops as _ops  # noqa: F401  (fills the table)
 from mlxport.graph.lower import symbolic_sizes
 from mlxport.graph.lower.data_dependent import example_sizes
 from mlxport.graph.lower.expr import Expr, to_ast, value_of
 from mlxport.graph.lower.layer_specs import LayerSpec, layer
-from mlxport.graph.lower.registry import CHANNELS_LAST, LOWERINGS, UNBACKED, UnsupportedOp, bind
+from mlxport.graph.lower.registry import CHANNELS_LAST, LOWERINGS, REGISTERED, UNBACKED, UnsupportedOp, bind, registered
 from mlxport.graph.lower.traits import traits_of
 
 __all__ = ["Missing", "hint", "is_read", "lower_node", "mx_dtype", "reference", "symbolic"]
@@ -169,7 +170,15 @@ def lower_node(node: Node, resolve: Callable[[Node], Any] = reference) -> Any:
         if function.__module__.endswith(".linalg"):
             bound = {name: _wide(item) for name, item in bound.items()}
         result = function(**bound)
-        return _checked(node, result, node.meta.get("val"))
+        try:
+            return _checked(node, result, node.meta.get("val"))
+        except (AssertionError, TypeError, ValueError) as error:
+            if key not in REGISTERED:
+                raise
+            raise UsageError(
+                f"{registered(key)} does not give what torch gives: {error}",
+                hint="it returns what the op returns: mx.arrays of the same shapes, a tuple where there are several",
+            ) from error
     function = LOWERINGS.get(getattr(node.target, "__name__", str(node.target)))
     if function is None:
         raise UnsupportedOp("")
@@ -216,7 +225,8 @@ def _checked(node: Node, result: Any, wanted: Any) -> Any:
     if not isinstance(wanted, torch.Tensor):
         return result
     if not isinstance(result, Expr) or not isinstance(result.value, mx.array):
-        raise TypeError(f"the lowering of {node.target} gave {result!r}, not an array")
+        given = type(result.value if isinstance(result, Expr) else result).__name__
+        raise TypeError(f"the lowering of {node.target} gave {given}, not an array")
     sizes = tuple(map(hint, wanted.shape))
     if tuple(result.value.shape) != sizes and not _data_dependent(wanted.shape):
         raise AssertionError(f"the lowering of {node.target} gives shape {result.value.shape}, torch gives {sizes}")

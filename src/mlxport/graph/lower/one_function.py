@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import copy
 import dis
 import inspect
@@ -17,10 +18,13 @@ import mlx.core as mx
 import mlx.nn as nn
 from torch.fx import Graph, Node
 
+from mlxport.errors import UsageError
 from mlxport.graph.lower.expr import Expr, to_ast
 from mlxport.graph.lower.lowering import Missing, lower_node
-from mlxport.graph.lower.registry import HELPERS, UnsupportedOp
+from mlxport.graph.lower.registry import HELPERS, REGISTERED, UnsupportedOp, registered
 from mlxport.graph.lower.traits import traits_of
+
+_KNOWN = ("mx", "nn", "math")  # what a port imports
 
 __all__ = ["Gaps", "MissingOps", "compile_source", "flat_source", "helper_sources", "lower_all"]
 
@@ -134,17 +138,21 @@ def text(item: Any) -> str:
 def helper_sources(names: Iterable[str]) -> dict[str, str]:
     """Sources of the named helpers and of the helpers that they call, callees first."""
     found: dict[str, str] = {}
+    visited: set[str] = set()
 
     def visit(function: Callable[..., Any]) -> None:
-        if function.__name__ in found:
+        if function.__name__ in visited:
             return
+        visited.add(function.__name__)
         code = inspect.unwrap(function)
         for part in filter(inspect.isfunction, vars(code).values()) if inspect.isclass(code) else (code,):
             for called in _names(part.__code__):
                 inner: Any = part.__globals__.get(called)
                 own = inspect.isclass(inner) and inner.__module__ == part.__module__
-                if (inspect.isfunction(inner) or own) and inner is not function:
+                if inspect.isfunction(inner) or own:
                     visit(inner)
+                elif called not in _KNOWN and not hasattr(builtins, called):
+                    raise _unknown(function, called)
         lines = textwrap.dedent(inspect.getsource(code)).splitlines(keepends=True)
         while not lines[0].startswith(("def ", "class ")):  # decorators
             lines.pop(0)
@@ -153,6 +161,16 @@ def helper_sources(names: Iterable[str]) -> dict[str, str]:
     for name in names:
         visit(HELPERS[name])
     return found
+
+
+def _unknown(function: Callable[..., Any], name: str) -> UsageError:
+    """The error for a global that a port does not have."""
+    keys = [key for key, own in REGISTERED.items() if own is function]
+    what = registered(keys[0]) if keys else f"{function.__name__}, which a registered function calls,"
+    return UsageError(
+        f"{what} uses {name}, which the port does not have",
+        hint="its source goes into the port: let it use mx, nn, math and functions of its own file only",
+    )
 
 
 def _names(code: Any) -> list[str]:

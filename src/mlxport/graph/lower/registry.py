@@ -15,12 +15,14 @@ from typing import Any
 
 import torch
 
+from mlxport.errors import UsageError
 from mlxport.graph.lower.expr import Expr, MLXCallable
 
 __all__ = [
     "CHANNELS_LAST",
     "HELPERS",
     "LOWERINGS",
+    "REGISTERED",
     "UNBACKED",
     "UnsupportedOp",
     "bind",
@@ -32,6 +34,7 @@ __all__ = [
     "overload",
     "refuse",
     "register_op",
+    "registered",
 ]
 
 Lowering = Callable[..., Any]
@@ -40,6 +43,7 @@ UNBACKED = 3  # the size that an axis has in shadows if it depends on data
 
 LOWERINGS: dict[str, Lowering] = {}
 HELPERS: dict[str, Callable[..., Any]] = {}
+REGISTERED: dict[str, Callable[..., Any]] = {}  # the users' functions among them, by op
 
 # Arguments that say where a tensor lies and not what it holds: they mean nothing in MLX.
 _PLACEMENT = frozenset({"layout", "device", "pin_memory", "memory_format", "non_blocking", "generator"})
@@ -245,6 +249,12 @@ def register_op(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
                 f"the function for {key} needs a name and a def of its own: its source is written into the port"
             )
         try:
+            inspect.getsource(function)
+        except (OSError, TypeError) as error:
+            raise ValueError(
+                f"{function.__name__} for {key} has no source, which is written into the port: {error}"
+            ) from error
+        try:
             inspect.signature(function).bind(*arguments)
         except TypeError as error:
             raise ValueError(
@@ -252,10 +262,32 @@ def register_op(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
             ) from error
 
         def lower(**bound: Any) -> Any:
-            return helper(function)(*(bound[argument] for argument in arguments))
+            try:
+                return helper(function)(*(bound[argument] for argument in arguments))
+            except (Exception, SystemExit) as error:  # the user's function: whatever it raises is about it
+                given = ", ".join(f"{name}: {_described(item)}" for name, item in bound.items())
+                raise UsageError(
+                    f"{registered(key)} raises {type(error).__name__}: {error}", hint=f"it is called with {given}"
+                ) from error
 
         HELPERS[function.__name__] = function
         LOWERINGS[key] = lower
+        REGISTERED[key] = function
         return function
 
     return register
+
+
+def registered(key: str) -> str:
+    """What to call the user's function for an op in an error about it."""
+    function = REGISTERED[key]
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    place = f"{function.__name__}, {code.co_filename}:{code.co_firstlineno}" if code else function.__name__
+    return f"the function registered for {key} ({place})"
+
+
+def _described(item: Any) -> str:
+    """An argument as the user's function sees it."""
+    if isinstance(item, Expr) and hasattr(item.value, "shape"):
+        return f"an mx.array of shape {item.value.shape} and {item.value.dtype}"
+    return repr(item.value if isinstance(item, Expr) else item)

@@ -45,9 +45,10 @@ def place(captured: Captured, units: ScopeParts, named: set[Node]) -> dict[int, 
 
 
 def _written(captured: Captured, units: ScopeParts) -> set[str]:
-    """Buffers that the scope writes: they are read before."""
-    names = {unit.meta["store"] for unit in units.all if isinstance(unit, Node) and unit.target is store}
-    return {"%" + node.name for node, name in captured.weights.items() if name in names} if names else set()
+    """Buffers and inputs that the scope writes: they are read before."""
+    places = {unit.meta["store"] for unit in units.all if isinstance(unit, Node) and unit.target is store}
+    nodes = [node for node, name in captured.weights.items() if name in places] if places else []
+    return {"%" + node.name for node in [*nodes, *(place for place in places if isinstance(place, Node))]}
 
 
 def _target(captured: Captured, units: ScopeParts, index: int, unit: Node | Scope, named: set[Node]) -> int | None:

@@ -91,7 +91,9 @@ class ScopeParts:
         self.all = [unit for unit in scope.items if isinstance(unit, Scope) or self._emits(unit)]
         self.trees = [self._syntax(unit) for unit in self.all]
         self.result = result if result is not None else self._outputs()
-        self.references = [_references(tree) for tree in self.trees]
+        self.references = [
+            [*_references(tree), *_stored_in(unit)] for unit, tree in zip(self.all, self.trees, strict=True)
+        ]
         self.result_references = _references(self.result)
         self.statements: list[Statement | None] = [self._statement(unit) for unit in self.all]
         self.producer = {node: index for index, unit in enumerate(self.all) for node in self.results(unit)}
@@ -186,3 +188,9 @@ class ScopeParts:
 
 def _references(tree: ast.expr) -> list[str]:
     return [node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id[:1] in "%$@"]
+
+
+def _stored_in(unit: Node | Scope) -> list[str]:
+    """The input that a unit writes: its name is needed until then."""
+    place = unit.meta["store"] if isinstance(unit, Node) and unit.target is store else None
+    return [f"%{place.name}"] if isinstance(place, Node) else []

@@ -4,69 +4,27 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, is_dataclass
-from dataclasses import fields as dataclass_fields
+from collections.abc import Collection, Mapping, Sequence
 from keyword import iskeyword
 from typing import Any
 
 import torch
 from torch.fx import Node
-from torch.utils import _pytree as pytree
 
 from mlxport.graph.capture.captured import Captured
-from mlxport.graph.capture.dataclass_inputs import Attribute
 from mlxport.graph.capture.guards import relations, size_rules
 from mlxport.graph.lower import symbolic_sizes
 from mlxport.graph.lower.helpers import inputs as input_helpers
 from mlxport.graph.lower.registry import helper
+from mlxport.graph.write.input_structure import Input, access, inputs_of, structure_checks
 
 __all__ = ["call_signature", "input_names"]
-
-
-def _input_leaves(captured: Captured) -> list[tuple[str, tuple[Any, ...], Any]]:
-    """For each leaf of the example inputs: the parameter, the path within its value, and the leaf (node or value)."""
-    found = []
-    placeholder = [_Leaf(index) for index in range(len(captured.values))]
-    args, kwargs = pytree.tree_unflatten(placeholder, captured.in_spec)
-    bound = captured.signature.bind(*args, **kwargs)
-    for name, value in bound.arguments.items():
-        kind = captured.signature.parameters[name].kind
-        if kind is inspect.Parameter.VAR_KEYWORD:
-            for key, inner in value.items():
-                found += _leaves(captured, key, (), inner)
-        else:
-            found += _leaves(captured, name, (), value)
-    return found
-
-
-@dataclass(frozen=True)
-class _Leaf:
-    """Stands for one leaf of the inputs."""
-
-    index: int
-
-
-def _leaves(captured: Captured, name: str, path: tuple[Any, ...], value: Any) -> list[tuple[str, tuple[Any, ...], Any]]:
-    if isinstance(value, _Leaf):
-        node = captured.inputs[value.index] if value.index < len(captured.inputs) else None
-        return [(name, path, node if node is not None else captured.values[value.index])]
-    if isinstance(value, dict):
-        return [leaf for key, inner in value.items() for leaf in _leaves(captured, name, (*path, key), inner)]
-    if isinstance(value, list | tuple):
-        return [leaf for index, inner in enumerate(value) for leaf in _leaves(captured, name, (*path, index), inner)]
-    if is_dataclass(value) and not isinstance(value, type):
-        parts = {item.name: getattr(value, item.name) for item in dataclass_fields(value)}
-        return [
-            leaf for key, inner in parts.items() for leaf in _leaves(captured, name, (*path, Attribute(key)), inner)
-        ]
-    return [(name, path, value)]
 
 
 def input_names(captured: Captured) -> dict[Node, str]:
     """What each tensor of the inputs is called in the root's ``__call__``."""
     names: dict[Node, str] = {}
-    for name, path, leaf in _input_leaves(captured):
+    for name, path, leaf in ((item.name, *found) for item in inputs_of(captured) for found in item.leaves):
         if isinstance(leaf, Node):
             last = [str(part) for part in path if isinstance(part, str)]
             names[leaf] = last[-1] if last else "_".join([name, *map(str, path)])
@@ -84,38 +42,61 @@ def _identifier(key: str) -> str:
 
 def call_signature(captured: Captured, names: Mapping[Node, str]) -> tuple[str, list[str]]:
     """The root's ``__call__``: the original's parameters, checks of what was fixed, and the parts of nested inputs."""
-    leaves = _input_leaves(captured)
-    given: dict[str, list[tuple[tuple[Any, ...], Any]]] = {}
-    for name, path, leaf in leaves:
-        given.setdefault(name, []).append((path, leaf))
-    order = [name for name in captured.signature.parameters if name in given]
-    order += [name for name in given if name not in order]
-    parts, optional = ["self"], False
-    before: list[str] = []
-    fixed: list[str] = []
-    for name in order:
-        parameter = captured.signature.parameters.get(name)
-        items = given[name]
-        kind = parameter.kind if parameter is not None else inspect.Parameter.KEYWORD_ONLY
-        if kind is inspect.Parameter.VAR_POSITIONAL:
-            parts.append(f"*{name}")
-        elif len(items) == 1 and not items[0][0] and not isinstance(items[0][1], Node):
-            parts.append(f"{name}={items[0][1]!r}")
-            fixed.append(f"{name}=({name}, {items[0][1]!r})")
-            optional = True
-        else:
-            parts.append(f"{name}=None" if optional else name)
-        for path, leaf in items:
-            access = name + "".join(f".{part}" if isinstance(part, Attribute) else f"[{part!r}]" for part in path)
-            if path and isinstance(leaf, Node):
-                before.append(f"{names[leaf]} = {access}")
-            elif path and isinstance(leaf, bool | int | float | str | None):
-                fixed.append(f"{_identifier('_'.join(map(str, (name, *path))))}=({access}, {leaf!r})")
+    inputs = inputs_of(captured)
+    structure: list[str] = []
+    parts: list[str] = []
+    fixed: dict[str, str] = {}
+    defaults: dict[str, str] = {}
+    for item in inputs:
+        structure += structure_checks(item)
+        for path, leaf in item.leaves:
+            place = access(item.name, path)
+            if isinstance(leaf, Node):
+                parts += [f"{names[leaf]} = {place}"] if path else []
+            elif not path:
+                defaults[item.name] = fixed[place] = repr(leaf)
+            elif isinstance(leaf, bool | int | float | str | None):
+                fixed[place] = repr(leaf)
     checks = _shape_check(captured, names)
     if fixed:
-        checks.append(f"check_fixed({', '.join(fixed)})")
+        words = {place: _identifier("_".join(re.findall(r"\w+", place))) for place in fixed}
+        checks.append(f"check_fixed({', '.join(f'{words[place]}=({place}, {fixed[place]})' for place in fixed)})")
         helper(input_helpers.check_fixed)
-    return ", ".join(parts), [*before, *checks]
+    return _parameters(captured.signature, inputs, defaults), [*structure, *parts, *checks]
+
+
+def _parameters(signature: inspect.Signature, inputs: Sequence[Input], defaults: Mapping[str, str]) -> str:
+    """The parameters, given as the original's are: what the example left out is none, and nothing takes its place."""
+    kinds = inspect.Parameter
+    given = {item.name for item in inputs}
+    texts, starred, optional = ["self"], False, False
+    last_by_place = max((i for i, item in enumerate(inputs) if item.kind is kinds.POSITIONAL_ONLY), default=-1)
+    moved = _moved(signature, given)
+    for index, item in enumerate(inputs):
+        if item.kind is kinds.VAR_POSITIONAL:
+            texts.append(f"*{item.name}")
+            starred = True
+            continue
+        if not starred and (item.kind is kinds.KEYWORD_ONLY or item.name in moved):
+            texts.append("*")
+            starred = True
+        optional = optional or item.name in defaults
+        default = defaults.get(item.name, "None" if optional and not starred else None)
+        texts.append(item.name if default is None else f"{item.name}={default}")
+        if index == last_by_place:
+            texts.append("/")
+    return ", ".join(texts)
+
+
+def _moved(signature: inspect.Signature, given: Collection[str]) -> set[str]:
+    """The parameters that have another place than in the original, since the example left out one before them."""
+    by_place = [
+        name
+        for name, parameter in signature.parameters.items()
+        if parameter.kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    first = next((index for index, name in enumerate(by_place) if name not in given), len(by_place))
+    return set(by_place[first:])
 
 
 def _shape_check(captured: Captured, names: Mapping[Node, str]) -> list[str]:

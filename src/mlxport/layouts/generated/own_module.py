@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import importlib.util
+import re
 import sys
-from collections.abc import Callable, Mapping
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +17,11 @@ import torch
 
 from mlxport.errors import SourceError, UsageError
 from mlxport.graph.capture.examples import Example
+from mlxport.graph.capture.unwrapping import check_module, unwrapped
 from mlxport.layouts.base import LayoutOptions
 from mlxport.layouts.generated.emitting import emit
 from mlxport.layouts.generated.held_tensors import held_checkpoint
-from mlxport.layouts.generated.reference_module import copied, main_dtype
+from mlxport.layouts.generated.reference_module import copied, hollow_copy, main_dtype
 from mlxport.layouts.generated.weights_trace import TORCH_DTYPES, GeneratedConversion, assemble
 from mlxport.types import Checkpoint
 
@@ -40,53 +46,91 @@ def load_factory(spec: str) -> Factory:
     file, colon, name = spec.rpartition(":")
     if not colon or not file.endswith(".py") or not name.isidentifier():
         raise UsageError(
-            f"{spec!r} is not of the form FILE.py:FACTORY",
-            hint="FACTORY is a function in FILE.py that returns (module, example inputs)",
+            f"{spec!r} is not of the form FILE.py:FACTORY", hint=_form_hint(Path(file or spec).expanduser())
         )
     path = Path(file).expanduser()
     if not path.is_file():
         raise SourceError(f"{path}: no such file", hint="FILE.py holds the function that returns the module")
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert module_spec is not None and module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    sys.path.insert(0, str(path.resolve().parent))
-    sys.modules[module_spec.name] = module
-    try:
-        module_spec.loader.exec_module(module)
-    except Exception as error:  # the user's file: whatever it raises is about that file
-        raise SourceError(
-            f"{path} does not run: {type(error).__name__}: {error}", hint="run it with python to see where (or add -v)"
-        ) from error
+    module = _run(path)
     factory = getattr(module, name, None)
     if not callable(factory):
         found = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
         raise UsageError(
             f"{path} has no function {name}", hint=f"it has {', '.join(found[:8])}" if found else "it defines none"
         )
-    result: Factory = factory
-    return result
+
+    @functools.wraps(factory)
+    def made() -> Any:
+        with _beside(path):
+            return factory()
+
+    return made
+
+
+def _form_hint(path: Path) -> str:
+    """What to give instead of a file alone: the functions in it that could be the factory, found without running it."""
+    expected = "FACTORY is a function in FILE.py that returns (module, example inputs)"
+    if path.suffix != ".py" or not path.is_file():
+        return expected
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return expected
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    found = [node.name for node in functions if len(node.args.args) == len(node.args.defaults)]
+    return f"{expected}: {' or '.join(f'{path}:{name}' for name in found[:4])}" if found else expected
+
+
+def _run(path: Path) -> types.ModuleType:
+    """The module of the user's file, under a name that no other module has, whatever the file is called."""
+    name = f"mlxport_factory_{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        with _beside(path):
+            spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # the user's file: whatever it raises is about that file
+        hint = "run it with python to see where (or add -v)"
+        raise SourceError(f"{path} does not run: {_told(error)}", hint=hint) from error
+    return module
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[None]:
+    """What stands beside the file is imported first, as by ``python FILE.py``; later, if nothing else has its name."""
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        if folder in sys.path:
+            sys.path.remove(folder)
+        if folder not in sys.path:
+            sys.path.append(folder)
+
+
+def _told(error: BaseException) -> str:
+    """What the user's code raised, in one line."""
+    if isinstance(error, SystemExit):
+        return f"it calls sys.exit({'' if error.code is None else repr(error.code)})"
+    return f"{type(error).__name__}: {error}"
 
 
 def _made(factory: Factory, what: str) -> tuple[torch.nn.Module, Example]:
     try:
         made = factory()
-    except Exception as error:  # the user's function
-        raise SourceError(
-            f"{what} raises {type(error).__name__}: {error}", hint="add -v to see where in your code"
-        ) from error
+    except (Exception, SystemExit) as error:  # the user's function
+        said = _told(error) if isinstance(error, SystemExit) else f"raises {_told(error)}"
+        raise SourceError(f"{what} {said.removeprefix('it ')}", hint="add -v to see where in your code") from error
     form = "(module, args), (module, kwargs) or (module, args, kwargs)"
-    if not isinstance(made, tuple) or len(made) not in (2, 3) or not isinstance(made[0], torch.nn.Module):
+    if not isinstance(made, tuple) or len(made) not in (2, 3):
         got = f"a tuple of {len(made)}" if isinstance(made, tuple) else type(made).__name__
         raise UsageError(f"{what} returns {got}, expected {form}", hint="args is a tuple of example inputs")
     module, *inputs = made
-    args: Any = ()
-    kwargs: dict[str, Any] = {}
-    for item in inputs:
-        if isinstance(item, Mapping):
-            kwargs = dict(item)
-        else:
-            args = tuple(item) if isinstance(item, tuple | list) else (item,)
-    return module, Example("example", args, kwargs)
+    check_module(module, f"{what} returns as its module")
+    return module, Example.given(*inputs)
 
 
 def open_module(
@@ -102,13 +146,14 @@ def open_module(
         options: Dtype, quantization, and those of ``port``.
         what: What to call the factory in an error.
     """
-    original, example = _made(factory, what)
-    training = [name or type(original).__name__ for name, part in original.named_modules() if part.training]
+    made, example = _made(factory, what)
+    original = unwrapped(hollow_copy(made))
+    training = any(part.training for part in original.modules())
     original.eval()
-    module, dtype = original, main_dtype(original, example)
-    if options.dtype != "auto":  # the user's own module is left as it is
+    module, dtype = hollow_copy(original), main_dtype(original, example)
+    if options.dtype != "auto":
         dtype, wanted = options.dtype, TORCH_DTYPES[options.dtype]
-        module, example = copied(original).to(wanted), example.to(wanted)
+        module, example = copied(original).to(wanted), example.copied(wanted)
     port = emit(module, example, dynamic=options.dynamic, fold_batchnorm=options.fold_batchnorm)
     if training:
         port.notes.append("the module was in training mode; it is ported as in eval()")

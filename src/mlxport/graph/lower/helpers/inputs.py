@@ -35,6 +35,22 @@ def check_inputs(sizes, limits=None, /, **arrays):
             )
 
 
+def check_parts(name, value, parts):
+    """Raise TypeError or ValueError for a list of another length or a dict of other keys; ``...`` may be anything."""
+    if parts is ...:
+        return
+    keyed = isinstance(parts, dict)
+    if not (hasattr(value, "keys") if keyed else isinstance(value, list | tuple)):
+        kind = "dict" if keyed else "list or tuple"
+        raise TypeError(f"{name} must be a {kind}, as this port was made with, not {type(value).__name__}")
+    given, wanted = (list(value), list(parts)) if keyed else (len(value), len(parts))
+    if set(given) != set(wanted) if keyed else given != wanted:
+        what = "the keys" if keyed else "the length"
+        raise ValueError(f"{name} has {what} {given}: this port was made with {wanted}; make another one")
+    for key in parts if keyed else range(len(parts)):
+        check_parts(f"{name}[{key!r}]", value[key], parts[key])
+
+
 def check_fixed(**values):
     """Raise ValueError for an argument that has another value than the port was made with."""
     for name, (value, made_with) in values.items():
