@@ -161,6 +161,10 @@ def test_attention_factor_becomes_a_scale() -> None:
         (new_style("starcoder2", {"rope_type": "linear", "factor": 2.0}, sliding_window=None), "'linear'"),
         (new_style("glm", {"partial_rotary_factor": 0.5}), "partial_rotary_factor"),
         (new_style("cohere", tie_word_embeddings=False), "tie_word_embeddings"),
+        (
+            dict(model_type="qwen", **SIZES, kv_channels=16, rotary_emb_base=1e6),
+            "rotary_emb_base 10000; the config says",
+        ),
         (new_style("olmo"), "ai2-olmo"),
         (new_style("minimax"), "MiniMax-M2"),
         (new_style("jamba", num_experts=4, num_hidden_layers=8), "num_experts"),
@@ -184,6 +188,23 @@ def test_ignored_windows_limit_the_length() -> None:
     assert done.exact_tokens == 16 and "16" in done.warnings[0]
     assert normalize_config(new_style("mistral", sliding_window=None)).exact_tokens is None
     assert normalize_config(new_style("mistral", sliding_window=256)).exact_tokens is None
+
+
+QWEN = dict(model_type="qwen", **SIZES, kv_channels=16, layer_norm_epsilon=1e-6, no_bias=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "exact", "said"),
+    [
+        (dict(seq_length=64), 64, "use_dynamic_ntk and use_logn_attn"),
+        (dict(seq_length=64, use_dynamic_ntk=False), 64, "use_logn_attn"),
+        (dict(use_logn_attn=False), 8192, "use_dynamic_ntk"),
+        (dict(seq_length=64, use_dynamic_ntk=False, use_logn_attn=False), None, ""),
+    ],
+)
+def test_attention_that_changes_with_the_length_limits_it(fields: dict[str, Any], exact: int | None, said: str) -> None:
+    done = normalize_config({**QWEN, **fields})
+    assert done.exact_tokens == exact and [said in warning for warning in done.warnings] == [True] * bool(said)
 
 
 def test_longrope_takes_the_factors_of_the_asked_length() -> None:

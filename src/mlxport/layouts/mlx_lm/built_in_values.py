@@ -107,6 +107,7 @@ ONLY: Final[Mapping[str, Mapping[str, tuple[Any, ...]]]] = MappingProxyType(
         "olmoe": {"clip_qkv": (None,)},
         "phi": {"qk_layernorm": _NO},
         "phimoe": {"attention_bias": _YES, "lm_head_bias": _YES},
+        "qwen": {"rotary_emb_base": (10000,), "rotary_pct": (1,)},
         "qwen2_moe": {
             "decoder_sparse_step": (1,),
             "norm_topk_prob": _NO,
@@ -157,6 +158,12 @@ IGNORES_WINDOW: Final = frozenset(
 
 SPARSE: Final[Mapping[str, str]] = MappingProxyType({"deepseek_v32": "index_topk", "glm_moe_dsa": "index_topk"})
 """field -> the number of tokens up to which attention is dense; of more, mlx-lm chooses others than transformers."""
+
+GROWS: Final[Mapping[str, tuple[tuple[str, ...], str, int]]] = MappingProxyType(
+    {"qwen": (("use_dynamic_ntk", "use_logn_attn"), "seq_length", 8192)}
+)
+"""Switches of what the original changes in its attention beyond a length, and mlx-lm does not -> the field of that
+length and its default. The switches are on where the config leaves them out (Qwen's own code, of 2023)."""
 
 
 def _plain_heads(view: ConfigSection) -> bool:

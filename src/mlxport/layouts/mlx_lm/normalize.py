@@ -235,6 +235,11 @@ class _Section:
             if (tokens := view.get(field)) and tokens < longest:
                 why = f"mlx-lm's {kind} takes other tokens than transformers beyond {field}: exact to {tokens} tokens"
                 work.limit(tokens, why)
+        for switches, field, default in (limits.GROWS[name] for name in self.names if name in limits.GROWS):
+            if left_out := [switch for switch in switches if view.get(switch, True)]:
+                tokens = view.get(field) or default
+                without = " and ".join(left_out)
+                work.limit(tokens, f"mlx-lm's {kind} is without {without}: exact up to {tokens} tokens ({field})")
         if (rope := read_rope(view)) is not None:
             self._limit_rope(rope.main, view, longest, arguments, work)
         for field, exact in ((f, e) for name in self.names for f, e in limits.NEAR.get(name, {}).items()):
