@@ -226,6 +226,9 @@ def _parity(parity: Mapping[str, Any] | None) -> str:
     if isinstance(weights, Mapping):
         worst = f"relative difference at most {_figure(weights.get('relative'))} ({_cell(weights.get('worst'))})"
         remarks.append(f"- stored weights, {weights.get('tensors')} tensors: {worst}")
+    positions = parity.get("positions")
+    if isinstance(positions, Mapping):
+        remarks.append(f"- proven up to position {positions.get('proven')} of {positions.get('end')}")
     remarks += [f"- {_cell(note)}" for note in _list(parity.get("notes"))]
     return "\n".join([*lines, "", *remarks] if remarks else lines)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from mlxport.model.memory import available_memory
 from mlxport.model.tokens import probe_ids
 from mlxport.model_config import ModelConfig
 from mlxport.parity import reference as ref
+from mlxport.parity.far_positions import growth_note
 from mlxport.parity.fp8 import source_weights
 from mlxport.parity.inverse import Invert, own_inverse
 from mlxport.parity.parity_report import ParityReport
@@ -94,6 +96,19 @@ def execute(
         trained=trained,
         notes=[*notes, *more],
     )
+    report = _compared(run, mode)
+    if not report.passed:  # what is wrong on the first tokens is not looked for on later ones
+        return report
+    from mlxport.parity.far_probe import probe_positions
+
+    settings, context = config.to_dict(), checkpoint.model_config.context_length
+    context = context or ModelConfig(settings).context_length
+    positions = probe_positions(run, settings, context, exact_tokens, max(len(ids) for ids in run.ids))
+    said = (*report.notes, *filter(None, [growth_note(settings, context)]))
+    return replace(report, positions=positions, notes=said, passed=not positions.failures)
+
+
+def _compared(run: Run, mode: str) -> ParityReport:
     if mode == "full":
         from mlxport.parity.full import verify_full
 

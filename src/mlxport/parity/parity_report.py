@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Comparison", "Divergence", "LayerError", "ParityReport", "WeightCheck"]
+__all__ = ["Comparison", "Divergence", "FarAttention", "LayerError", "ParityReport", "Positions", "WeightCheck"]
 
 
 def _figure(value: float | None) -> str:
@@ -145,6 +145,64 @@ class Divergence:
 
 
 @dataclass(frozen=True)
+class FarAttention:
+    """One kind of attention at far positions, by the block that stands for it.
+
+    Attributes:
+        module: Path in the MLX model.
+        reference_block: Path of the block in the torch model.
+        proven: Up to which position it gives what the original gives.
+        wrong_at: The first position at which it gives something else, None where there is none.
+        error: How far it is off there: norm of the difference over norm of the original's.
+        allowed: How far it might be.
+        reason: Why nothing is proven beyond, where it is not for an error.
+    """
+
+    module: str
+    reference_block: str
+    proven: int
+    wrong_at: int | None = None
+    error: float = 0.0
+    allowed: float = 0.0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Up to which position an output computes what its original does.
+
+    Attributes:
+        proven: Up to here, counted from 1.
+        end: Up to where the output should: the length of its context, or less where the target is known to differ.
+        kinds: One attention of each kind.
+        reason: Why not all of it was probed.
+    """
+
+    proven: int
+    end: int
+    kinds: tuple[FarAttention, ...] = ()
+    reason: str = ""
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """One sentence for each kind of attention that is wrong somewhere."""
+        return tuple(
+            f"position {kind.wrong_at}: {kind.module} gives something else than in the original's "
+            f"{kind.reference_block} (relative error {_figure(kind.error)}, {_figure(kind.allowed)} allowed): "
+            "look at the rope settings and windows in config.json"
+            for kind in self.kinds
+            if kind.wrong_at is not None
+        )
+
+    def summary(self) -> str:
+        """One line for a terminal."""
+        reasons = dict.fromkeys((self.reason, *(kind.reason for kind in self.kinds)))
+        short = f" of {self.end}" if self.proven < self.end else ""
+        why = "".join(f"; {reason}" for reason in reasons if reason)
+        return f"proven up to position {self.proven}{short}{why}"
+
+
+@dataclass(frozen=True)
 class ParityReport:
     """The result of one verification.
 
@@ -158,6 +216,7 @@ class ParityReport:
         weights: Stored tensors against the checkpoint's, where the layout can be inverted.
         layers: Hidden-state errors, in execution order (``layerwise`` only).
         divergence: Where a failing output goes wrong.
+        positions: Up to which position the output is proven, None where nothing was probed.
         notes: What a reader must know: how inputs were chosen, what was not covered.
         problems: What is wrong besides the model: files that changed since, another tokenizer.
         seconds: Wall time.
@@ -172,6 +231,7 @@ class ParityReport:
     weights: WeightCheck | None = None
     layers: tuple[LayerError, ...] = ()
     divergence: Divergence | None = None
+    positions: Positions | None = None
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     seconds: float = field(default=0.0, compare=False)
@@ -194,6 +254,8 @@ class ParityReport:
         if self.divergence is not None:
             lines.append(self.divergence.summary())
         lines += [f"wrong: {line}" for line in self.problems]
+        if self.positions is not None:
+            lines.append(self.positions.summary())
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
     def failure_message(self) -> str:
@@ -201,12 +263,15 @@ class ParityReport:
         if self.passed:
             return ""
         computes = all(c.passed for c in self.comparisons) and (self.weights is None or self.weights.passed)
+        computes = computes and not (self.positions and self.positions.failures)
         lines = [
             "the output is not the original's" if computes else "the output does not compute what the original computes"
         ]
         lines += [f"{c.name}: {failure}" for c in self.comparisons for failure in c.failures]
         if self.weights is not None:
             lines += self.weights.failures
+        if self.positions is not None:
+            lines += self.positions.failures
         if self.divergence is not None:
             lines.append(self.divergence.summary())
         lines += self.problems

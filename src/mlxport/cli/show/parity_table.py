@@ -47,3 +47,5 @@ def show_parity(report: ParityReport, console: Console | None = None) -> None:
     warnings, notes = (f"warning: {w}" for w in report.warnings), (f"note: {n}" for n in report.notes)
     for line in (*(f"wrong: {p}" for p in report.problems), *warnings, *notes):
         console.print(escape(line))
+    if report.positions is not None:
+        console.print(escape(report.positions.summary()))
