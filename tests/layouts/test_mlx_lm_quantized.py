@@ -371,7 +371,9 @@ def test_mxfp4_experts_of_gpt_oss_are_kept_packed(tmp_path: Path):
     ],
 )
 def test_other_methods_are_refused_by_name(block: Any, message: str, llama: Path, tmp_path: Path):
-    source = copy_with(llama, tmp_path / "q", read_weights(llama), quantization_config=block)
+    weights = read_weights(llama)
+    packed = {next(iter(weights)): mx.zeros((96, 32), mx.uint8)}  # plain weights would make the block a leftover
+    source = copy_with(llama, tmp_path / "q", {**weights, **packed}, quantization_config=block)
     with pytest.raises(MlxportError, match=message):
         open_target(open_checkpoint(source))
 

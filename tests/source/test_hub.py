@@ -191,3 +191,14 @@ def test_open_checkpoint_as_a_user_calls_it(hub: HubServer, tmp_path: Path) -> N
     hub_of_ours = environment(HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "home"))
     done = finish(start(REPO, code=program, env=hub_of_ours, cwd=tmp_path))
     assert done.out.split() == [REPO, COMMIT, "6", "True"], done.err
+
+
+def test_of_a_quantized_config_the_headers_decide_before_any_weights(hub: HubServer, tmp_path: Path) -> None:
+    path = hub.folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
+    seen: list[Any] = []
+    opened = open_tiny(hub, tmp_path, check_config=lambda config: seen.append((config, hub.fetched())))
+    config, fetched = seen[0]
+    assert "quantization_config" not in {**opened.config, **config}
+    assert sorted(fetched) == sorted(["config.json", "model.safetensors.index.json", *SHARDS])  # of these, the headers

@@ -48,7 +48,15 @@ def state_dict() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s, "optimizer": {"lr": 0.1}}]
+    "wrap",
+    [
+        lambda s: s,
+        lambda s: {"state_dict": s, "epoch": 3},
+        lambda s: {"model": s, "optimizer": {"lr": 0.1}},
+        lambda s: {"model": s, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}, "best_loss": torch.tensor(1.0)},
+        lambda s: {"net": s, "optim_states": {"exp_avg": torch.ones(2)}},
+        lambda s: {"checkpoint": {"params_ema": s, "epoch": 3}},
+    ],
 )
 def test_every_tensor_reads_as_torch_has_it(tmp_path: Path, wrap: Callable[[Any], Any]) -> None:
     weights = state_dict()

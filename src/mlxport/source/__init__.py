@@ -41,7 +41,8 @@ def open_checkpoint(
         revision: Branch, tag or commit of the repository; None is its main branch.
         trust_remote_code: Fetch a repository's Python files too, and check those of a folder. They are never run here;
             the checkpoint carries it to where they are.
-        check_config: Called with the config before any weights are fetched or opened; what it raises goes through.
+        check_config: Called with the config before any weights are fetched or opened (where it names a quantization, as
+            the headers have it); what it raises goes through.
         headers_only: Of a repository's weights fetch the headers only: shapes and dtypes are known, reading fails.
 
     Raises:

@@ -8,8 +8,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mlxport.errors import DiskError, MlxportError, SourceError, UnsupportedError, WeightsError
+from mlxport.source.leftover_quantization import names_quantization, without_leftover_quantization
 from mlxport.source.local_folder import CheckConfig, load_config, open_folder
 from mlxport.source.safetensors_file import header_length, parse_header
 from mlxport.source.weight_files import WeightFiles, choose_weight_files, explain_no_config, read_index, side_names
@@ -58,8 +60,10 @@ def open_repository(
     if "config.json" not in listed:
         raise explain_no_config(listed, repo_id)
     root = repository.fetch_config()
-    load_config(root, listed, check_config)
+    config, _ = load_config(root, listed, check_config)
     layout, weights = _needed_weights(repository, listed)
+    if check_config is not None and names_quantization(config):
+        check_config(_by_the_headers(repository, config, weights) if layout.kind == "safetensors" else config)
     side = [name for name in side_names(listed) if trust_remote_code or not name.endswith(".py")]
     if headers_only and layout.kind != "safetensors":
         raise UnsupportedError(
@@ -78,6 +82,12 @@ def open_repository(
         names=["config.json", *side, *weights, *([layout.index] if layout.index else [])],
         read_file=repository.read_header if headers_only else None,
     )
+
+
+def _by_the_headers(repository: _Repository, config: dict[str, Any], weights: list[str]) -> dict[str, Any]:
+    """The config without a quantization that the weights, as their headers have them, do not have."""
+    tensors = [repository.read_header(repository.root / name)[0] for name in weights]
+    return without_leftover_quantization(config, {name: ref for held in tensors for name, ref in held.items()})[0]
 
 
 def _needed_weights(repository: _Repository, listed: Mapping[str, int]) -> tuple[WeightFiles, list[str]]:

@@ -11,6 +11,7 @@ from typing import Any
 from mlxport.errors import SourceError, TokenizerError, UnsafeError, WeightsError
 from mlxport.source.config_file import check_consistency, read_config
 from mlxport.source.file_state import state_of, states_of
+from mlxport.source.leftover_quantization import names_quantization, without_leftover_quantization
 from mlxport.source.safe_files import inside, opened, read_exactly, refuse_placeholder
 from mlxport.source.safetensors_file import read_safetensors
 from mlxport.source.weight_files import (
@@ -61,6 +62,11 @@ def open_folder(
     counted = present if names is None else sorted(names)
     layout = choose_weight_files(counted, str(root))
     tensors, files, found = _read_weights(root, layout, _noting(states, read_file or _reader(layout)))
+    if names_quantization(config):
+        config, leftover = without_leftover_quantization(config, tensors)
+        problems += leftover
+        if check_config is not None:
+            check_config(config)
     named = {file.name for file in files}
     strays = [n for n in counted if n.endswith(".safetensors") and "/" not in n and n not in named]
     found += [f"{name} is not part of the checkpoint and is ignored" for name in strays]
@@ -111,7 +117,10 @@ def _counts(root: Path, name: str) -> bool:
 def load_config(
     root: Path, present: Iterable[str], check_config: CheckConfig | None
 ) -> tuple[dict[str, Any], list[str]]:
-    """The config of a folder, checked by the caller's function too, and what is odd in it."""
+    """The config of a folder, checked by the caller's function too, and what is odd in it.
+
+    One that names a quantization is left for the caller to check, once the headers have said whether there is one.
+    """
     present = set(present)
     if "config.json" not in present:
         raise explain_no_config(_entries(root), str(root))
@@ -120,7 +129,7 @@ def load_config(
         name.endswith((".safetensors", ".bin")) and not name.startswith("adapter_model.") for name in present
     ):
         raise explain_no_config(present, str(root))
-    if check_config is not None:
+    if check_config is not None and not names_quantization(config):
         check_config(config)
     return config, problems
 

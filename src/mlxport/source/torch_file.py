@@ -8,6 +8,7 @@ archive's own directory before it is believed.
 from __future__ import annotations
 
 import io
+import re
 import struct
 import warnings
 import zipfile
@@ -40,8 +41,9 @@ DTYPES = {  # of torch, to those of safetensors
     "float8_e5m2": "F8_E5M2",
     "float8_e8m0fnu": "F8_E8M0",
 }
-# Where training scripts put the state dict.
+# Where training scripts put the state dict, and what they put beside it that holds tensors too.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+_TRAINING = re.compile(r"opt(?:im|_|$)|sched|scaler|rng|callbacks|loops|metric", re.IGNORECASE)
 _MAX_PICKLE_BYTES = 1 << 28
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 _AGAIN = "get the file again, or save the model again with save_pretrained"
@@ -201,12 +203,14 @@ def _state_dict(loaded: Any, path: Path) -> tuple[list[tuple[str, Any]], list[st
                 f"{path} holds a {type(loaded).__name__.removeprefix('Fake')}, not a state dict",
                 hint="give the file that torch.save(model.state_dict()) wrote",
             )
-        inner = [key for key in _WRAPPERS if isinstance(loaded.get(key), Mapping) and _holds_tensors(loaded[key])]
+        inner = _inner_dicts(loaded)
         if not inner:
             break
-        if len(inner) > 1 or any(isinstance(value, torch.Tensor) for value in loaded.values()):
+        # A number beside it (the best loss, a step) is no weight.
+        beside = [str(key) for key, value in loaded.items() if isinstance(value, torch.Tensor) and value.ndim]
+        if len(inner) > 1 or beside:
             raise WeightsError(
-                f"{path} holds more than one state dict ({', '.join(inner)}, or tensors beside it)",
+                f"{path} holds more than one state dict, or tensors beside it: {', '.join([*inner, *beside])[:200]}",
                 hint="save the one that counts into a file of its own",
             )
         others = [str(key) for key in loaded if key != inner[0]]
@@ -217,6 +221,13 @@ def _state_dict(loaded: Any, path: Path) -> tuple[list[tuple[str, Any]], list[st
         if not isinstance(name, str) or not name.isprintable():
             raise WeightsError(f"{path}: {str(name)[:80]!r} is not a tensor's name", hint=_AGAIN)
     return list(loaded.items()), problems
+
+
+def _inner_dicts(loaded: Mapping[Any, Any]) -> list[str]:
+    """Under which names a dict may hold the state dict: the usual ones, else any that is not of the training."""
+    found = [key for key, value in loaded.items() if isinstance(value, Mapping) and _holds_tensors(value)]
+    usual = [key for key in _WRAPPERS if key in found]
+    return usual or [key for key in found if isinstance(key, str) and not _TRAINING.search(key)]
 
 
 def _holds_tensors(value: Mapping[Any, Any], depth: int = 3) -> bool:

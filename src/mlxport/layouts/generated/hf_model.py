@@ -47,6 +47,9 @@ def read_config(checkpoint: Checkpoint) -> Any:
     ):
         if hasattr(part, "use_cache"):
             part.use_cache = False
+        # Weights are given as the checkpoint holds them: a block that it was opened without is none of theirs.
+        if getattr(part, "quantization_config", None) is not None:
+            del part.quantization_config
     return config
 
 
