@@ -16,7 +16,6 @@ from mlxport.model_config import ModelConfig
 from mlxport.run.detokenizer import StreamedText
 from mlxport.run.kv import KVQuant, recorded_kv
 from mlxport.source.tokenizer_loading import check_decoder, check_settings, checked_ends, reason, refusing
-from mlxport.source.written_code import refuse_foreign_source, refuse_model_file
 
 __all__ = ["LoadedModel", "check_ids", "is_mlx_format", "load", "load_model", "resolve"]
 
@@ -162,6 +161,7 @@ def load_model(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any, d
 
     from mlxport.layouts.table import layout_of
     from mlxport.output.record import read_record
+    from mlxport.source.written_code import refuse_foreign_source, refuse_model_file
 
     config = _read_config(folder, str(folder))
     if (record := read_record(folder)) and (refusal := layout_of(config, record).not_generating) is not None:
