@@ -20,6 +20,8 @@ An error says what happened, where, what was expected and what was found; ``hint
 
 from __future__ import annotations
 
+from mlxport.printable import printable
+
 __all__ = [
     "ConfigError",
     "DestinationError",
@@ -39,14 +41,17 @@ __all__ = [
 
 
 class MlxportError(Exception):
-    """The base of the tree: ``message`` for what and where, ``hint`` for the next step."""
+    """The base of the tree: ``message`` for what and where, ``hint`` for the next step.
+
+    Both name what others wrote, and both are printed: they hold no escape sequence and are of a length to be read.
+    """
 
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = printable(message)
+        self.hint = printable(hint)
+        super().__init__(self.message)
 
 
 class UsageError(MlxportError):

@@ -13,6 +13,8 @@ import time
 from types import TracebackType
 from typing import IO, Any, Protocol, Self
 
+from mlxport.printable import printable
+
 __all__ = ["Progress", "format_bytes", "format_seconds", "make_progress"]
 
 # A line is worth its place when a tenth more is done and some seconds have passed, or after a minute in any case.
@@ -143,7 +145,7 @@ class _Lines:
             self._print(f"{self._label}: {format_bytes(self._done)} in {format_seconds(seconds)}, {rate}/s")
 
     def _print(self, text: str) -> None:
-        print(text, file=self._out, flush=True)
+        print(printable(text), file=self._out, flush=True)
 
 
 class _Bar:
@@ -166,14 +168,14 @@ class _Bar:
         self._task = self._add(label, total)
 
     def _add(self, label: str, total: int) -> Any:
-        return self._bar.add_task(label, total=total if total > 0 else None)
+        return self._bar.add_task(printable(label), total=total if total > 0 else None)
 
     def advance(self, nbytes: int) -> None:
         with self._lock:
             self._bar.advance(self._task, nbytes)
 
     def message(self, text: str) -> None:
-        self._bar.console.print(text, markup=False, highlight=False)
+        self._bar.console.print(printable(text), markup=False, highlight=False)
 
     def stage(self, label: str, total: int) -> None:
         with self._lock:

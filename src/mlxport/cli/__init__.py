@@ -1,4 +1,4 @@
 """The command line: parse, call, print.
 
-Imports: errors, types, progress, _version, convert, port, run, fit, quality, inspect, parity, allocate.
+Imports: errors, types, progress, printable, _version, convert, port, run, fit, quality, inspect, parity, allocate.
 """

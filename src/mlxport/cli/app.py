@@ -17,6 +17,7 @@ from mlxport.cli.generation_commands import chat, generate
 from mlxport.cli.json_output import print_json
 from mlxport.convert.options import ConvertOptions
 from mlxport.errors import Interrupted, MlxportError, UsageError
+from mlxport.printable import printable
 
 app = typer.Typer(
     name="mlxport",
@@ -27,6 +28,7 @@ app = typer.Typer(
 # Typer carries its own copy of click, or uses the installed one, by version; what it raises is found from its API.
 _CLICK_ERROR: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 _INTERRUPTED = Interrupted.exit_code
+_TRACEBACK = 100_000  # characters: it was asked for
 _state = {"verbose": False, "json": False}
 
 
@@ -61,7 +63,7 @@ def _fail(error: MlxportError) -> NoReturn:
     if _state["verbose"]:
         import traceback
 
-        traceback.print_exception(error)
+        typer.echo(printable("".join(traceback.format_exception(error)), whole=_TRACEBACK), err=True)
     if _state["json"]:
         detail = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
         print_json({"error": detail})
@@ -69,6 +71,20 @@ def _fail(error: MlxportError) -> NoReturn:
     if error.hint:
         typer.echo(f"hint: {error.hint}", err=True)
     raise SystemExit(error.exit_code)
+
+
+def _printable_logs() -> None:
+    """What libraries log and warn of quotes files, too."""
+    import logging
+    import warnings
+
+    class Record(logging.LogRecord):
+        def getMessage(self) -> str:
+            return printable(super().getMessage())
+
+    logging.setLogRecordFactory(Record)
+    plain = warnings.formatwarning
+    warnings.formatwarning = lambda *given, **more: printable(plain(*given, **more))  # type: ignore[assignment]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -81,6 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
         from mlxport.convert.without_torch import own_process
 
         own_process()
+        _printable_logs()
     try:
         code = app(with_bare_flags(given, ConvertOptions), prog_name="mlxport", standalone_mode=False)
         if code == _INTERRUPTED:  # Typer's answer to Ctrl-C

@@ -12,8 +12,11 @@ from mlxport.cli.json_output import print_json
 from mlxport.convert.options import ConvertOptions
 from mlxport.errors import UsageError
 from mlxport.port.port_options import PortOptions
+from mlxport.printable import printable
 
 __all__ = ["convert", "port"]
+
+_EXPLAINED = 1_000_000  # characters of --explain: it was asked for
 
 
 @flags_for(ConvertOptions)
@@ -65,7 +68,7 @@ def port(
     if destination is None:
         options |= {"overwrite": True, "dry_run": True}
     if explain:
-        options["on_port"] = lambda ported: typer.echo(explained(ported), err=as_json)
+        options["on_port"] = lambda ported: typer.echo(printable(explained(ported), whole=_EXPLAINED), err=as_json)
     report = port_folder(factory, destination or "port", **options)
     if as_json:
         return print_json(report.to_json())

@@ -9,18 +9,19 @@ from typing import Any
 
 import typer
 
+from mlxport.printable import printable, write_generated
+
 __all__ = ["print_json", "stream", "warn"]
 
 
 def stream(text: str) -> None:
-    """Write text to standard output at once."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    """Write what a model generates to standard output at once."""
+    write_generated(text, sys.stdout)
 
 
 def warn(message: str) -> None:
     """A line on standard error."""
-    typer.echo(f"warning: {message}", err=True)
+    typer.echo(f"warning: {printable(message)}", err=True)
 
 
 def print_json(data: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from mlxport.output.record import read_record
 from mlxport.output.workspace import absolute
 from mlxport.progress import Progress, make_progress
 from mlxport.source.jsonfile import read_object
+from mlxport.source.safe_files import refuse_special_files
 from mlxport.source.written_code import refuse_model_file
 from mlxport.types import Checkpoint
 
@@ -202,6 +203,7 @@ def verify(
     if mode not in parity.MODES:
         raise UsageError(f"--mode {mode!r} does not exist", hint=f"choose one of {', '.join(parity.MODES)}")
     folder = absolute(output)
+    refuse_special_files(folder)
     if not (folder / "config.json").is_file():
         raise SourceError(
             f"{output} is not a converted model (no config.json)", hint="give the folder that convert wrote"

@@ -7,12 +7,13 @@ of the memory of a conversion without verification.
 from __future__ import annotations
 
 import gc
-import json
 import sys
 from pathlib import Path
 
+from mlxport.errors import SourceError
 from mlxport.layouts.base import Layout
 from mlxport.layouts.table import AUTO, layouts, named
+from mlxport.source.jsonfile import read_object
 
 _TORCH_FILES = (".bin", ".pt", ".pth")
 _owned = False
@@ -45,8 +46,8 @@ def _layout(folder: Path, name: str) -> Layout | None:
     if name != AUTO:
         return named(name)
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_object(folder / "config.json", SourceError, unique=False)
         str(config["model_type"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (SourceError, KeyError):
         return layouts()[0]  # what is wrong with it is said by the conversion
     return next((layout for layout in layouts() if layout.glance(config)), None)

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from mlxport.errors import ConfigError, VerificationError
 from mlxport.model.hooks import swap_classes
 from mlxport.source.jsonfile import read_object
+from mlxport.source.safe_files import refuse_special_files
 from mlxport.source.written_code import refuse_model_file
 
 __all__ = [
@@ -41,6 +42,7 @@ def load_output(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """
     from mlx_lm.utils import load_model
 
+    refuse_special_files(Path(folder))
     refuse_model_file(
         Path(folder), read_object(Path(folder) / "config.json", ConfigError, unique=False), trust_remote_code
     )

@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from mlxport.errors import UsageError
+from mlxport.source.safe_files import opened_by_user
 
 __all__ = ["PROBE_TEXT", "TRICKY_TEXT", "WRITES_UP_TO", "calibration_text", "heldout_text", "read_text"]
 
@@ -109,7 +110,7 @@ def read_text(path: str | Path, what: str, hint: str, most: int | None = None) -
         UsageError: It cannot be read, is empty, or is not text in UTF-8.
     """
     try:
-        with open(Path(path).expanduser(), "rb") as file:
+        with opened_by_user(Path(path).expanduser()) as file:
             data = file.read() if most is None else file.read(most + 1)
         if most is not None and len(data) > most:
             data = data[:most].decode("utf-8", "ignore").encode()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mlxport._version import __version__
+from mlxport.errors import SourceError
 from mlxport.output.blocks import Findings
 from mlxport.output.shards import Written
+from mlxport.source.jsonfile import read_object
 from mlxport.types import Checkpoint, Plan
 
 _PACKAGES = ("mlx", "mlx-lm", "transformers", "safetensors", "numpy", "torch")
@@ -106,10 +108,10 @@ def make_record(
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The record of an output folder, empty where it has none."""
+    """The record of an output folder, empty where it has none.
+
+    Raises:
+        SourceError: It cannot be read, or is no record.
+    """
     path = folder / "mlxport.json"
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return data if isinstance(data, dict) else {}
+    return read_object(path, SourceError) if os.path.lexists(path) else {}

@@ -20,12 +20,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mlxport.errors import DestinationError, DiskError, disk_full
+from mlxport.errors import DestinationError, DiskError, SourceError, disk_full
 from mlxport.layouts.table import layouts
 from mlxport.output.atomic_files import replace_json, sync
 from mlxport.output.blocks import Findings
 from mlxport.output.fingerprint import other_parts
 from mlxport.output.shards import Written
+from mlxport.source.jsonfile import read_object
 from mlxport.source.weight_files import SIDE_PATTERNS, matches
 
 _STATE = ".mlxport-state.json"
@@ -114,10 +115,10 @@ def _check_existing(destination: Path, overwrite: bool) -> None:
 def _is_model(folder: Path) -> bool:
     """Whether the folder is what a conversion, or a library that saves models, leaves; others have configs too."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        config = read_object(folder / "config.json", SourceError, unique=False)
+    except SourceError:
         return False
-    named = isinstance(config, dict) and ("model_type" in config or "architectures" in config)
+    named = "model_type" in config or "architectures" in config
     return named and any(path.suffix in (".safetensors", ".bin", ".npz") for path in folder.iterdir())
 
 
@@ -246,8 +247,8 @@ def _finish(destination: Path) -> None:
 def _made_for(folder: Path) -> str | None:
     """The name of the destination that the state in ``folder`` is about, None where there is no such state."""
     try:
-        name = json.loads((folder / _STATE).read_text(encoding="utf-8"))["destination"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        name = read_object(folder / _STATE, SourceError)["destination"]
+    except (SourceError, KeyError):
         return None
     return name if isinstance(name, str) else None
 

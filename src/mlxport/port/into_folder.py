@@ -19,6 +19,7 @@ from mlxport.output.record import read_record
 from mlxport.output.workspace import absolute, check_destination
 from mlxport.port.port_options import PortOptions
 from mlxport.source.jsonfile import read_object
+from mlxport.source.safe_files import refuse_special_files
 
 if TYPE_CHECKING:
     import mlx.nn as nn
@@ -73,6 +74,7 @@ def load(path: str | Path, *, trust_remote_code: bool = False) -> nn.Module:
         UnsafeError: The folder has source that this installation did not write, and ``trust_remote_code`` is not given.
     """
     folder = Path(path).expanduser()
+    refuse_special_files(folder)
     if not (folder / "config.json").is_file():
         raise SourceError(f"{path} is not a converted model (no config.json)", hint="give the folder that port wrote")
     if layout_of(read_object(folder / "config.json", SourceError), read_record(folder)).verification == "outputs":

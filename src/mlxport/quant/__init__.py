@@ -1,6 +1,6 @@
 """Quantization: modes, and recipes that give each module one.
 
-Imports: errors, types.
+Imports: errors, types, source.
 """
 
 from mlxport.quant.modes import (

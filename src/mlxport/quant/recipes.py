@@ -140,8 +140,11 @@ def read_recipe(path: Path) -> QuantRequest:
     Raises:
         QuantizationError: The file is absent, not TOML, or has a setting that does not exist.
     """
+    from mlxport.source.safe_files import opened_by_user  # not above: that room imports more than a recipe needs
+
     try:
-        text = path.read_text(encoding="utf-8")
+        with opened_by_user(path) as file:
+            text = file.read().decode()
     except (OSError, UnicodeDecodeError) as error:
         hint = f"give a TOML file, or one of {', '.join(MIXED)}"
         raise QuantizationError(f"cannot read the recipe {path}: {error}", hint=hint) from error

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from mlxport.errors import UsageError
+from mlxport.printable import printable, write_generated
 from mlxport.run.generate import GenerationResult, reset_peak_memory, stream, usable_kv
 from mlxport.run.kv import KVQuant, prompt_cache
 from mlxport.run.load import LoadedModel, load
@@ -144,7 +145,11 @@ def chat(
     source, out, err = stdin or sys.stdin, stdout or sys.stdout, stderr or sys.stderr
     reset_peak_memory()
     loaded = path if isinstance(path, LoadedModel) else load(path, trust_remote_code=trust_remote_code)
-    kv = usable_kv(loaded, kv_bits, kv_group_size, quantized_kv_start, lambda line: print(f"warning: {line}", file=err))
+
+    def warn(line: str) -> None:
+        print(f"warning: {printable(line)}", file=err)
+
+    kv = usable_kv(loaded, kv_bits, kv_group_size, quantized_kv_start, warn)
     session = ChatSession(loaded, sampling, system_prompt, kv)
     interactive = source.isatty()
     if interactive:
@@ -194,8 +199,7 @@ def _turn(session: ChatSession, line: str, out: IO[str], err: IO[str], interacti
         return True
 
     def show(piece: str) -> None:
-        out.write(piece)
-        out.flush()
+        write_generated(piece, out)
 
     result = session.ask(line, show)
     out.write("\n")

@@ -12,7 +12,7 @@ from mlxport.errors import SourceError, TokenizerError, UnsafeError, WeightsErro
 from mlxport.source.config_file import check_consistency, read_config
 from mlxport.source.file_state import state_of, states_of
 from mlxport.source.leftover_quantization import names_quantization, without_leftover_quantization
-from mlxport.source.safe_files import inside, opened, read_exactly, refuse_placeholder
+from mlxport.source.safe_files import inside, opened, read_exactly, refuse_placeholder, refuse_special_files
 from mlxport.source.safetensors_file import read_safetensors
 from mlxport.source.weight_files import (
     WeightFiles,
@@ -72,6 +72,7 @@ def open_folder(
     found += [f"{name} is not part of the checkpoint and is ignored" for name in strays]
     problems += found + check_consistency(config, tensors)
     side_files = _side_files(root, counted, trust_remote_code)
+    refuse_special_files(root)  # what only libraries read of it
     parts = {root / "config.json", *([root / layout.index] if layout.index else []), *files, *side_files}
     return Checkpoint(
         root=root,

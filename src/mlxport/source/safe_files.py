@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from mlxport.errors import SourceError, UnsafeError, WeightsError
 
 LFS_MAGIC = b"version https://git-lfs"
+_NO_DATA = (".py", ".md")
+_HANDED = re.compile(r"/dev/(fd/\d+|stdin)|/proc/(self|\d+)/fd/\d+")
 
 
 def inside(root: Path, name: str, *, named_by: str = "") -> Path:
@@ -84,6 +89,47 @@ def open_regular(path: Path, error: type[SourceError] = WeightsError) -> int:
     if fd < 0:
         raise error(f"{path} is not a regular file", hint="put the file itself in its place")
     return fd
+
+
+def refuse_special_files(folder: Path) -> None:
+    """Refuse a folder with a pipe, device or socket where a file is expected: libraries would wait for it, or fill up.
+
+    What they open is theirs to decide, so all that may hold data counts, one level below too; code and cards do not.
+
+    Raises:
+        SourceError: Names the first of them.
+    """
+    for parent in (folder, *_subfolders(folder)):
+        for name in _names(parent):
+            path = parent / name
+            if not (name.endswith(_NO_DATA) or os.path.isfile(path) or os.path.isdir(path)) and os.path.exists(path):
+                raise SourceError(f"{path} is not a regular file", hint="put the file itself in its place")
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return [folder / name for name in _names(folder) if os.path.isdir(folder / name)]
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    except OSError:
+        return []
+
+
+@contextmanager
+def opened_by_user(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that the user names: a regular one, or what the shell hands over as one (``<(command)``, /dev/stdin).
+
+    Raises:
+        OSError: It cannot be opened, or is something that may never end.
+    """
+    handed = _HANDED.match(os.path.abspath(path)) is not None
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or handed and not stat.S_ISBLK(mode)):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    with open(path, "rb") as file:
+        yield file
 
 
 def read_exactly(fd: int, size: int, offset: int, path: Path) -> bytes:

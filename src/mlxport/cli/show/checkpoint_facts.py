@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
+from mlxport.cli.show.console import standard_console
+from mlxport.printable import printable
 from mlxport.progress import format_bytes
 
 if TYPE_CHECKING:
@@ -18,18 +20,14 @@ __all__ = ["show_inspection"]
 
 def show_inspection(inspection: Inspection, console: Console | None = None) -> None:
     """Print for people, to stdout unless `console` is given; names are printed as they are, never as markup."""
-    out = console or Console(highlight=False)
+    out = console or standard_console()
     for label, value in _rows(inspection):
-        out.print(Text(f"{label:<17}", style="bold") + Text(_printable(value)), soft_wrap=True)
+        out.print(Text(f"{label:<17}", style="bold") + Text(printable(value)), soft_wrap=True)
     out.print()
     if not inspection.problems:
         out.print(Text("nothing is wrong with it", style="green"))
     for problem in inspection.problems:
-        out.print(Text(f"! {_printable(problem)}", style="yellow"), soft_wrap=True)
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
+        out.print(Text(f"! {printable(problem)}", style="yellow"), soft_wrap=True)
 
 
 def _rows(it: Inspection) -> Iterator[tuple[str, str]]:

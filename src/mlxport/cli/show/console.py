@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.console import Console
+from rich.text import Text
 
-__all__ = ["standard_console"]
+from mlxport.printable import printable
+
+__all__ = ["PrintableConsole", "standard_console"]
 
 
-def standard_console() -> Console:
-    """Standard output: lines are left as long as they are, and nothing is coloured by itself."""
-    return Console(soft_wrap=True, highlight=False)
+class PrintableConsole(Console):
+    """Every string that is printed, cells of tables included, is made printable before rich looks for markup in it."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As rich's, of what is left of ``text``."""
+        return super().render_str(printable(text), **options)
+
+
+def standard_console(**options: Any) -> Console:
+    """Standard output: lines are left as long as they are, and nothing is coloured, or made a picture, by itself."""
+    return PrintableConsole(**{"soft_wrap": True, "highlight": False, "emoji": False, **options})

@@ -8,6 +8,7 @@ import mlx.nn as nn
 
 from mlxport.errors import SourceError
 from mlxport.graph.write.execute_source import execute
+from mlxport.source.safe_files import refuse_special_files
 from mlxport.source.written_code import source_to_run
 
 __all__ = ["check_source", "load_port"]
@@ -22,6 +23,7 @@ def check_source(folder: Path, trust_remote_code: bool) -> bytes:
     """
     if not (folder / "model.py").exists():
         raise SourceError(f"{folder} has no model.py, which its config names", hint="port it again")
+    refuse_special_files(folder)
     return source_to_run(folder / "model.py", trust_remote_code)
 
 
