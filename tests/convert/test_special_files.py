@@ -91,11 +91,11 @@ def test_what_holds_no_data_is_left_alone(folder):
     refuse_special_files(folder)
 
 
-@pytest.mark.parametrize("flag", ["--calibrate", "--recipe"])
-def test_files_that_the_user_names(flag, source, tmp_path, mlxport):
+@pytest.mark.parametrize("flags", [("-q", "4", "--calibrate"), ("--recipe",)])
+def test_files_that_the_user_names(flags, source, tmp_path, mlxport):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", "/dev/zero"):
-        result = mlxport("convert", source, tmp_path / "out", "-q", "4", flag, path, "--verify", "none")
+        result = mlxport("convert", source, tmp_path / "out", *flags, path, "--verify", "none")
         assert result.code == 2 and "not a regular file" in result.err, result
 
 
