@@ -11,7 +11,7 @@ from mlx_lm.models import switch_layers
 from sensitive_models import KINDS, save
 
 from mlxport.allocate.candidates import find_candidates, reachable
-from mlxport.allocate.damage import ProbeBatch, measure_divergence, weight_errors
+from mlxport.allocate.damage import ProbeBatch, token_divergences, weight_errors
 from mlxport.allocate.measure import prepare
 from mlxport.allocate.probe import candidate_weights, rounded
 from mlxport.errors import NumericsError
@@ -43,7 +43,8 @@ def test_equal_to_rounding_one_module_at_a_time(kind: str, parts: int, stride: i
     kinds, sort = [type(module) for module in modules.values()], switch_layers._gather_sort
     batch, changes = ProbeBatch(ids, parts, calls.last, stride), [{path: spec} for path, spec in wanted]
     together = {path: next(spec for at, spec in wanted if at == path) for path in calls.order}
-    measured = measure_divergence(model, modules, weights, batch, [*changes, together], "rtn")
+    each = token_divergences(model, modules, weights, batch, [*changes, together], "rtn")
+    measured = [max(float(divergence.mean()), 0.0) for divergence in each]
     found = dict(zip(wanted, measured, strict=False))
     assert [type(module) for module in modules.values()] == kinds and switch_layers._gather_sort is sort
 
@@ -83,7 +84,7 @@ def test_activations_that_are_not_finite_are_named(tmp_path: Path):
     modules = {path: given.module for path, given in candidates.items()}
     ids, changes = mx.zeros((1, 4), mx.int32), [{calls.order[0]: SPECS[0]}]
     with pytest.raises(NumericsError, match=r"model\.layers\.1\.mlp\.up_proj"):
-        measure_divergence(model, modules, candidate_weights(program, candidates), ProbeBatch(ids, 4), changes, "rtn")
+        token_divergences(model, modules, candidate_weights(program, candidates), ProbeBatch(ids, 4), changes, "rtn")
 
 
 @pytest.mark.parametrize("kind", ["llama", "experts"])

@@ -21,7 +21,7 @@ from mlxport.allocate.probe import Probe, probed, rounded
 from mlxport.model.tensors import Tensor
 from mlxport.types import QuantSpec
 
-__all__ = ["Array", "Measurement", "ProbeBatch", "damages", "measure_divergence", "token_divergences", "weight_errors"]
+__all__ = ["Array", "Measurement", "ProbeBatch", "damages", "token_divergences", "weight_errors"]
 
 Array = np.ndarray[Any, Any]
 
@@ -154,20 +154,6 @@ def token_divergences(
         del output, logits
         mx.clear_cache()
     return found
-
-
-def measure_divergence(
-    model: nn.Module,
-    modules: Mapping[str, Any],
-    weights: Mapping[str, Tensor],
-    batch: ProbeBatch,
-    changes: Sequence[Mapping[str, QuantSpec]],
-    quantizer: str,
-    advance: Callable[[Mapping[str, QuantSpec]], None] = lambda change: None,
-) -> list[float]:
-    """The same, of each set the mean over all tokens, at least 0; arguments as of ``token_divergences``."""
-    found = token_divergences(model, modules, weights, batch, changes, quantizer, advance)
-    return [max(float(divergence.mean()), 0.0) for divergence in found]
 
 
 def _divergences(logits: mx.array, sequences: int) -> Iterator[Array]:
