@@ -137,7 +137,7 @@ def evil_code(folder: Path) -> None:
     for name in ("modeling_evil.py", "configuration_evil.py", "tokenization_evil.py"):
         (folder / name).write_text(code)
     auto = {"AutoConfig": "configuration_evil.C", "AutoModelForCausalLM": "modeling_evil.M"}
-    change_config(auto_map=auto)(folder)
+    change_config(auto_map=auto, model_type="evil")(folder)
 
 
 def evil_tokenizer(folder: Path) -> None:

@@ -201,7 +201,7 @@ WRONG = [
     ),
     Case(
         "code",
-        lambda folder: (folder / "config.json").write_text('{"model_type": "llama", "auto_map": {"AutoModel": "a.B"}}'),
+        lambda folder: (folder / "config.json").write_text('{"model_type": "zzz", "auto_map": {"AutoModel": "a.B"}}'),
         ("names code of its own", "--trust-remote-code"),
         ("--device", DEVICE),
     ),

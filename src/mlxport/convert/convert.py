@@ -73,6 +73,9 @@ def opened(checkpoint: Checkpoint, layout: Layout, options: ResolvedOptions) -> 
         _check_report_tokenizer(checkpoint, options)
     notes = (*conversion.notes, *_notes_on_parts(checkpoint, parts, options))
     conversion = replace(conversion, left_out=parts, notes=notes)
+    if not checkpoint.trust_remote_code and "auto_map" in conversion.config:  # of code that is not carried
+        config = {key: value for key, value in conversion.config.items() if key != "auto_map"}
+        conversion = replace(conversion, config=config)
     if options.kv is not None and conversion.model is not None:
         model = conversion.model
         remarks = check_model(model.skeleton(), options.kv, str(model.config.get("model_type")))

@@ -9,8 +9,8 @@ from typing import Any
 
 from mlxport.convert.resolved_options import ResolvedOptions
 from mlxport.errors import UsageError
-from mlxport.layouts.table import chosen
-from mlxport.source import open_checkpoint, refuse_remote_code
+from mlxport.layouts.table import chosen, refuse_unknown_code
+from mlxport.source import open_checkpoint
 from mlxport.types import Checkpoint
 
 __all__ = ["need_reference", "open_source"]
@@ -25,7 +25,7 @@ def open_source(source: str, options: ResolvedOptions) -> Checkpoint:
 
     def check(config: Mapping[str, Any]) -> None:
         if not options.trust_remote_code:
-            refuse_remote_code(config, source)
+            refuse_unknown_code(config, source)
         if options.limit is not None:
             options.limit.check(config)
         if not os.path.isdir(os.path.expanduser(source)):  # of a folder, the layout checks it when it is opened

@@ -14,10 +14,11 @@ from mlxport.fit.footprint import Footprint
 from mlxport.fit.hardware import Machine, decode_efficiency, known_machines, named_machine, this_machine
 from mlxport.fit.liveness import METAL
 from mlxport.fit.quant_settings import Setting, SettingWeights, measure, settings
+from mlxport.layouts.table import refuse_unknown_code
 from mlxport.model_config import ModelConfig
 from mlxport.quant import make_spec, plain_bits
 from mlxport.run.kv import KVQuant
-from mlxport.source import open_checkpoint, refuse_remote_code
+from mlxport.source import open_checkpoint
 from mlxport.types import CalibrationPlan, Checkpoint
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def plan_for(
         from mlxport.layouts.mlx_lm.opening import check_supported
 
         if not trust_remote_code:
-            refuse_remote_code(config, str(source))
+            refuse_unknown_code(config, str(source))
         check_supported(config, f"{source}/config.json")
         chosen_context(context, ModelConfig(config).context_length)
 

@@ -9,8 +9,9 @@ from mlxport.errors import UsageError
 from mlxport.layouts.base import Layout
 from mlxport.layouts.generated.layout import GENERATED
 from mlxport.layouts.mlx_lm.layout import MLX_LM
+from mlxport.source import needs_remote_code, refuse_remote_code
 
-__all__ = ["AUTO", "chosen", "in_words", "layout_of", "layouts", "named", "names", "register"]
+__all__ = ["AUTO", "chosen", "in_words", "layout_of", "layouts", "named", "names", "refuse_unknown_code", "register"]
 
 AUTO = "auto"
 _BUILT_IN = (MLX_LM, GENERATED)
@@ -76,6 +77,18 @@ def chosen(asked: str, config: Mapping[str, Any], tensors: Collection[str] = ())
     if asked != AUTO:
         return named(asked)
     return next((layout for layout in layouts() if layout.claims(config, tensors)), layouts()[0])
+
+
+def refuse_unknown_code(config: Mapping[str, Any], source: str) -> None:
+    """Refuse a checkpoint that only its own code can make a model of.
+
+    Code that lies beside a model which mlx-lm or transformers has is never run, and so asks for no trust.
+
+    Raises:
+        UnsafeError: Neither of them has its model type, and config.json names code that has.
+    """
+    if needs_remote_code(config) and not any(layout.claims(config, ()) for layout in layouts()):
+        refuse_remote_code(config, source)
 
 
 def layout_of(config: Mapping[str, Any], record: Mapping[str, Any]) -> Layout:

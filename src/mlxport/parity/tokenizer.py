@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mlxport.errors import MlxportError, TokenizerError
+from mlxport.errors import MlxportError, SourceError, TokenizerError
 from mlxport.model.texts import PROBE_TEXT, TRICKY_TEXT
+from mlxport.source.jsonfile import read_object
 from mlxport.source.tokenizer_loading import (
     check_decoder,
     encoded,
@@ -72,12 +74,28 @@ def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
     return str(text)
 
 
-def _same(what: str, source: Any, output: Any) -> None:
+def _same(what: str, source: Any, output: Any, why: tuple[str, str]) -> None:
     if source != output:
+        cause, hint = why
         raise TokenizerError(
-            f"the tokenizer of the output differs from the source's: {what} {output!r:.200}, expected {source!r:.200}",
-            hint="convert again; files beside the weights were changed",
+            f"the tokenizer of the output differs from the source's: {what} {output!r:.200}, "
+            f"expected {source!r:.200}{cause}",
+            hint=hint,
         )
+
+
+def _cause(source: Any, output: Any, folder: Path, original: Mapping[str, Any]) -> tuple[str, str]:
+    """Why two tokenizers from the same files may differ, for the end of an error, and what to do."""
+    kinds = original.get("model_type"), read_object(folder / "config.json", SourceError, unique=False).get("model_type")
+    classes = type(source).__name__, type(output).__name__
+    if kinds[0] == kinds[1] or classes[0] == classes[1]:
+        return "", "convert again; files beside the weights were changed"
+    return (
+        f": mlx-lm runs {kinds[0]} as {kinds[1]}, whose tokenizer is of class {classes[1]} for transformers, "
+        f"and the source's is a {classes[0]}",
+        f'if a {classes[1]} is right for this model, set "tokenizer_class": "{classes[1]}" in the source\'s '
+        "tokenizer_config.json",
+    )
 
 
 def _check_ids(tokenizer: Any, ids: Sequence[int], rows: int | None, source: str) -> list[str]:
@@ -152,20 +170,21 @@ def check_tokenizer(folder: Path, checkpoint: Checkpoint) -> TokenizerReport:
     """
     trust = checkpoint.trust_remote_code
     source, output = _load(checkpoint.root, trust), _load(Path(folder), trust)
+    same = partial(_same, why=_cause(source, output, Path(folder), checkpoint.config))
     rows = _embedding_rows(checkpoint)
     back = check_decoder(source, checkpoint.root)
     ids: list[int] = []
     for text in (TRICKY_TEXT, PROBE_TEXT):
         ids, complaint = _encoded(source, text)
-        _same(f"of {text[:30]!r} it makes", (ids, complaint), _encoded(output, text))
-        _same("it decodes to", _decode(source, ids), _decode(output, ids))
+        same(f"of {text[:30]!r} it makes", (ids, complaint), _encoded(output, text))
+        same("it decodes to", _decode(source, ids), _decode(output, ids))
     notes = _check_ids(output, ids, rows, checkpoint.location)
     ids, complaint = _encoded(source, TRICKY_TEXT, add_special_tokens=False)
-    _same("its special tokens are", source.special_tokens_map, output.special_tokens_map)
+    same("its special tokens are", source.special_tokens_map, output.special_tokens_map)
     template = _template(source)
-    _same("its chat template gives", template, _template(output))
+    same("its chat template gives", template, _template(output))
     made, streamed = _streamed(Path(folder), ids, trust)
-    _same("mlx-lm makes", _encoded(source, TRICKY_TEXT), made)
+    same("mlx-lm makes", _encoded(source, TRICKY_TEXT), made)
     decoded = _decode(source, ids)
     if streamed.lstrip(" ") != decoded.lstrip(" "):
         notes.append("mlx-lm's streaming detokenizer gives another text than decoding at once")

@@ -14,6 +14,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlxport.errors import ConfigError, MlxportError, NumericsError, UnsupportedError, UsageError, VerificationError
+from mlxport.layouts.table import refuse_unknown_code
 from mlxport.model import loaded as out
 from mlxport.model.hooks import first_array, watching
 from mlxport.model.memory import available_memory
@@ -21,7 +22,7 @@ from mlxport.model.streaming import stream
 from mlxport.model.tensors import Tensor, computed_tensors, stored_tensors, whole
 from mlxport.model_config import ModelConfig
 from mlxport.run.load import resolve
-from mlxport.source import open_checkpoint, refuse_remote_code
+from mlxport.source import open_checkpoint
 from mlxport.source.jsonfile import read_object
 from mlxport.source.tokenizer_files import embedding_rows
 from mlxport.source.written_code import refuse_foreign_source
@@ -209,7 +210,7 @@ def open_original(source: str | Path | Checkpoint, *, trust_remote_code: bool = 
 
     def check(config: Mapping[str, Any]) -> None:
         if not trust_remote_code:
-            refuse_remote_code(config, str(source))
+            refuse_unknown_code(config, str(source))
 
     if not isinstance(source, Checkpoint):
         source = open_checkpoint(source, trust_remote_code=trust_remote_code, check_config=check)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mlxport.errors import SourceError, UsageError
+from mlxport.layouts.table import refuse_unknown_code
 from mlxport.output.record import read_record, weight_name
-from mlxport.source import hash_file, open_checkpoint, refuse_remote_code
+from mlxport.source import hash_file, open_checkpoint
 from mlxport.types import Checkpoint
 
 __all__ = ["find_original"]
@@ -65,7 +66,7 @@ def _recorded(folder: Path) -> tuple[str, str | None]:
 def _open(given: str | Path, revision: str | None, trust: bool, recorded: bool) -> Checkpoint:
     def check(config: Mapping[str, Any]) -> None:
         if not trust:
-            refuse_remote_code(config, str(given))
+            refuse_unknown_code(config, str(given))
 
     try:
         return open_checkpoint(given, revision=revision, trust_remote_code=trust, check_config=check)

@@ -32,6 +32,7 @@ from mlxport.layouts.mlx_lm.rope_settings import (
     rope_fields,
     yarn_rounding,
 )
+from mlxport.layouts.mlx_lm.text_models import as_inner_model, composite_of
 from mlxport.model_config import ModelConfig
 
 __all__ = ["ConfigRefused", "NormalizedConfig", "mlx_lm_architecture", "normalize_config"]
@@ -89,9 +90,13 @@ def normalize_config(config: Mapping[str, Any], *, long_context: bool = False) -
 
 def _normalized(config: Mapping[str, Any], long_context: bool) -> NormalizedConfig:
     _check_counts(config)
-    out = copy.deepcopy(dict(config))
-    module = mlx_lm_architecture(out)
     work = _Work([], [], None, False, long_context)
+    if (whole := composite_of(str(config.get("model_type")), _has_module)) is not None:
+        work.changes.append(f"model_type {whole} with this text_config: mlx-lm runs {config['model_type']} as that")
+        out = as_inner_model(config, whole)
+    else:
+        out = copy.deepcopy(dict(config))
+    module = mlx_lm_architecture(out)
     inner = rules.inner_arguments(module, out)
     reference = _reference(out, _arguments(*(inner or (module, "ModelArgs"))), work)
     text = None if reference is None else reference.get_text_config()
@@ -138,10 +143,21 @@ def mlx_lm_architecture(config: Mapping[str, Any]) -> str:
     for name in names if isinstance(names, list) else [names]:
         if isinstance(name, str) and (model_type, name) in by_class:
             return by_class[model_type, name]
-    module = str(utils.MODEL_REMAPPING.get(model_type, model_type))
-    if not module.replace("_", "").replace("-", "").isalnum() or not _is_architecture(module):
+    kind = composite_of(model_type, _has_module) or model_type
+    if not _has_module(kind):
         raise ConfigRefused(f"mlx-lm has no architecture {model_type!r}")
-    return module
+    return _module(kind)
+
+
+def _module(model_type: str) -> str:
+    from mlx_lm.utils import MODEL_REMAPPING
+
+    return str(MODEL_REMAPPING.get(model_type, model_type))
+
+
+def _has_module(model_type: str) -> bool:
+    module = _module(model_type)
+    return module.replace("_", "").replace("-", "").isalnum() and _is_architecture(module)
 
 
 @dataclass
