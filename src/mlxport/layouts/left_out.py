@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mlxport.errors import UnsupportedError
 from mlxport.model_config import ModelConfig
 from mlxport.progress import format_bytes
-from mlxport.source.part_names import LAYER, PREDICTION, TOWER, kinds_of_tower
+from mlxport.source.part_names import TOWER, kinds_of_tower, predicts_further
 from mlxport.types import Checkpoint, ModelPart
 
 if TYPE_CHECKING:
@@ -126,9 +126,7 @@ def _root(name: str, used: Collection[str]) -> str:
 
 def _is_extra(root: str, layers: int | None) -> bool:
     """Whether a subtree predicts further tokens, or is an output layer that the embeddings stand for."""
-    layer = LAYER.match(root)
-    beyond = layer is not None and layers is not None and int(layer["number"]) >= layers
-    return bool(PREDICTION.search(root) or _HEAD.fullmatch(root)) or (beyond and not TOWER.search(root))
+    return predicts_further(root, layers) or bool(_HEAD.fullmatch(root))
 
 
 def _is_apart(root: str) -> bool:

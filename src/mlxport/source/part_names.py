@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["LAYER", "PREDICTION", "TOWER", "kinds_of_tower"]
+__all__ = ["LAYER", "PREDICTION", "TOWER", "kinds_of_tower", "predicts_further"]
 
 # Words of names, by the kind of tower that they speak of; the last kind lies between a tower and the language model.
 _TOWERS: Final = (
@@ -22,6 +22,13 @@ PREDICTION: Final = re.compile(r"(?:^|[._])(?:mtp|nextn)(?=[._\d]|$)")
 
 LAYER: Final = re.compile(r"(?P<stack>(?:.*?\.)?(?:layers|layer|h|blocks|block))\.(?P<number>\d{1,6})(?:\.|$)")
 """A layer of a stack, and what is in it."""
+
+
+def predicts_further(name: str, layers: int | None) -> bool:
+    """Whether a name is of layers that predict further tokens: called so, or beyond the number of layers."""
+    layer = LAYER.match(name)
+    beyond = layer is not None and layers is not None and int(layer["number"]) >= layers
+    return bool(PREDICTION.search(name)) or (beyond and not TOWER.search(name))
 
 
 def kinds_of_tower(name: str) -> frozenset[int]:

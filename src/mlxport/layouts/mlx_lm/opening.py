@@ -35,7 +35,7 @@ from mlxport.layouts.name_changes import NameChange, likely_changes
 from mlxport.layouts.quantizing import Built, count_parameters, quantize
 from mlxport.quant import QuantRequest
 from mlxport.source import read_rows
-from mlxport.source.part_names import TOWER
+from mlxport.source.part_names import TOWER, predicts_further
 from mlxport.transform import Pipeline, Program, trace
 from mlxport.types import Checkpoint
 
@@ -246,7 +246,7 @@ def _load(
 
             def load_weights(self, items: list[tuple[str, mx.array]], strict: bool = True) -> nn.Module:
                 expected = dict(tree_flatten(self.parameters()))
-                items = [item for item in items if item[0] in expected or not _may_be_left(*item)]
+                items = [item for item in items if item[0] in expected or not _may_be_left(*item, further)]
                 if normalized.tied:  # a copy of the embeddings: open_model refuses another one
                     items = [item for item in items if item[0] in expected or not is_head(item[0])]
                 if wanted:
@@ -259,6 +259,7 @@ def _load(
         return Model, args_class
 
     wanted, source, config = strict, checkpoint.location, normalized.config
+    further = _layers_before_further_ones(checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config))
         model, loaded = load_model(Path(folder), lazy=True, strict=False, get_model_classes=classes)
@@ -266,9 +267,15 @@ def _load(
     return model, loaded
 
 
-def _may_be_left(name: str, array: mx.array) -> bool:
+def _may_be_left(name: str, array: mx.array, layers: int | None) -> bool:
     """Whether a tensor that mlx-lm has no place for leaves the text model what it is; ``left_out`` names towers."""
-    return bool(TOWER.search(name)) or is_buffer(name, array)
+    return bool(TOWER.search(name)) or is_buffer(name, array) or predicts_further(name, layers)
+
+
+def _layers_before_further_ones(checkpoint: Checkpoint) -> int | None:
+    """How many layers come before those that predict further tokens; None where the config tells of none such."""
+    model = checkpoint.model_config
+    return model.layers if model.count("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_layers") else None
 
 
 def _shortened(text: str, most: int = 400) -> str:
