@@ -63,6 +63,22 @@ MAMBA = {
 }
 
 
+MIXTURE = {
+    "model_type": "mixtral",
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "eos_token_id": 256,
+}
+
+
 def write_tokenizer(folder: Path, template: str | None = TEMPLATE) -> None:
     """Bytes as tokens, the special ones after them; nothing is trained."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -83,7 +99,9 @@ def write_tokenizer(folder: Path, template: str | None = TEMPLATE) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def write_model(folder: Path, config: dict, template: str | None = TEMPLATE, tokenizer: bool = True) -> Path:
+def write_model(
+    folder: Path, config: dict, template: str | None = TEMPLATE, tokenizer: bool = True, dtype: str = "float32"
+) -> Path:
     """A random model as mlx-lm saves it."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
@@ -96,7 +114,7 @@ def write_model(folder: Path, config: dict, template: str | None = TEMPLATE, tok
     weights = {}
     for name, value in tree_flatten(model.parameters()):
         random = mx.random.normal(value.shape) * 0.4
-        weights[name] = random if value.ndim > 1 and "A_log" not in name else value
+        weights[name] = (random if value.ndim > 1 and "A_log" not in name else value).astype(getattr(mx, dtype))
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
     (folder / "config.json").write_text(json.dumps(config))
     if tokenizer:

@@ -166,6 +166,40 @@ def test_a_template_that_refuses_is_an_error_with_a_hint(llama, tmp_path):
     assert "--system-prompt" in caught.value.hint
 
 
+def test_a_mixture_of_experts_in_half_precision_writes_on_the_cpu(tmp_path, monkeypatch):
+    from conftest import MIXTURE, write_model
+    from mlxport.transform import cpu_experts
+
+    monkeypatch.setitem(cpu_experts._state, "said", 0)
+    loaded = load(write_model(tmp_path / "half", MIXTURE, dtype="bfloat16"))
+    said: list[str] = []
+    with mx.stream(mx.cpu):
+        result = generate(loaded, "hi there", max_tokens=6, on_warning=said.append)
+        logits = loaded.model(mx.array([[1, 2, 3]]))
+        loaded.model.set_dtype(mx.float32)
+        expected = loaded.model(mx.array([[1, 2, 3]]))
+    assert result.generation_tokens >= 1 and logits.dtype == mx.bfloat16
+    error = mx.abs(logits.astype(mx.float32) - expected).max().item()
+    assert error < 0.05 * mx.abs(expected).max().item()
+    assert mx.default_device() != mx.Device(mx.cpu) or [line for line in said if "float32" in line] == said != []
+    assert generate(loaded, "hi", max_tokens=2, on_warning=said.append) and len(said) <= 1
+
+
+def test_a_prompt_without_tokens_is_refused(llama, tmp_path):
+    folder = shutil.copytree(llama, tmp_path / "model")
+    (folder / "chat_template.jinja").write_text("{# nothing #}")
+    with pytest.raises(UsageError, match="makes no tokens"):
+        generate(folder, "hi")
+
+
+def test_the_first_spaces_stay(trained):
+    """Of code most of all: what is printed is what decode gives of the tokens."""
+    pieces: list[str] = []
+    result = generate(trained, "class Stack:\n", max_tokens=12, ignore_chat_template=True, on_text=pieces.append)
+    assert result.text == load(trained).tokenizer.decode(list(result.tokens)) == "".join(pieces)
+    assert result.text.startswith("    ")
+
+
 def test_prompt_from_stdin_and_escapes():
     assert read_prompt("-", io.StringIO("a\\nb\n")) == "a\\nb\n"
     assert read_prompt("a\\nb\\tc") == "a\nb\tc"

@@ -17,6 +17,7 @@ from mlxport.layouts.generated.random_states import random_states_kept
 from mlxport.parity.parity_report import Divergence
 from mlxport.parity.port_calls import CallResult, call_original, call_port
 from mlxport.quant.tolerances import PORTED, PORTED_COSINE
+from mlxport.transform.cpu_experts import half_precision_experts, products, unsaid_remark
 
 __all__ = ["OutputComparison", "PortParity", "compare", "verify_port"]
 
@@ -246,6 +247,8 @@ def verify_port(
         others: Candidates for one more input set: the first that the original takes is used.
         on_outputs: Called with the port's outputs of each example.
     """
+    half_precision_experts()
+    before = products()
     comparisons: list[OutputComparison] = []
     notes: list[str] = []
     refused: list[str] = []
@@ -290,7 +293,7 @@ def verify_port(
             if run(candidate):
                 refused.clear()
                 break
-    notes += refused
+    notes += [*refused, *filter(None, [unsaid_remark(before)])]
     return PortParity(dtype, bits, tuple(comparisons), notes=tuple(dict.fromkeys(notes)), problems=tuple(problems))
 
 

@@ -76,7 +76,9 @@ def port(
 def _instance(result: Port) -> nn.Module:
     """Execute the source and fill the model with weights made from the captured module's tensors."""
     from mlxport.graph.write.execute_source import execute
+    from mlxport.transform.cpu_experts import half_precision_experts
 
+    half_precision_experts()
     namespace = execute(result.source)
     model: nn.Module = namespace.Model(namespace.ModelArgs())
     weights = make_weights(result)

@@ -125,6 +125,8 @@ class MlxCausalLM:
         """
         import numpy as np
 
+        from mlxport.transform.cpu_experts import products, unsaid_remark
+
         del token_type_ids
         ids = _ids(input_ids)
         kv = chosen_kv(self.kv, kv_bits, kv_group_size, quantized_kv_start)
@@ -141,7 +143,10 @@ class MlxCausalLM:
             if len(prompts) != 1:
                 raise UsageError(f"a streamer takes one row, got {len(prompts)}")
             streamer.put(ids)
+        before = products()
         rows = [self._row(prompt, sampling, ends, index, streamer, kv) for index, prompt in enumerate(prompts)]
+        if remark := unsaid_remark(before):
+            warnings.warn(remark, UserWarning, stacklevel=2)
         if streamer is not None:
             streamer.end()
         return np.concatenate([ids, _padded(rows, ends, pad)], axis=1)

@@ -165,6 +165,7 @@ def load_model(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any, d
     from mlxport.layouts.table import layout_of
     from mlxport.output.record import read_record
     from mlxport.source.written_code import refuse_foreign_source, refuse_model_file
+    from mlxport.transform.cpu_experts import half_precision_experts
 
     config = _read_config(folder, str(folder))
     if (record := read_record(folder)) and (refusal := layout_of(config, record).not_generating) is not None:
@@ -172,6 +173,7 @@ def load_model(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any, d
         what, hint = refusal
         raise UnsupportedError(f"{folder} is {what}", hint=hint)
     refuse_model_file(folder, config, trust_remote_code)
+    half_precision_experts()
     try:
         model, loaded = mlx_lm_load_model(folder, trust_remote_code=trust_remote_code)
     except ValueError as error:

@@ -179,7 +179,8 @@ def encoded(tokenizer: Any, text: str, **options: Any) -> list[int]:
         return TokenizerError(f"the tokenizer cannot encode {text[:40]!r}: {reason(error)}", hint=_HINT)
 
     with refusing(refusal):
-        return [int(token) for token in tokenizer.encode(text, **options)]
+        # Not verbose: transformers would say that long texts give indexing errors, which is not so of these models.
+        return [int(token) for token in tokenizer.encode(text, verbose=False, **options)]
 
 
 def rendered(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> str:

@@ -10,6 +10,7 @@ from mlxport.errors import SourceError
 from mlxport.graph.write.execute_source import execute
 from mlxport.source.safe_files import refuse_special_files
 from mlxport.source.written_code import source_to_run
+from mlxport.transform.cpu_experts import half_precision_experts
 
 __all__ = ["check_source", "load_port"]
 
@@ -35,6 +36,7 @@ def load_port(folder: Path, *, trust_remote_code: bool = False) -> nn.Module:
         SourceError: It has no source, or does not load.
     """
     source = check_source(folder, trust_remote_code)
+    half_precision_experts()
     try:
         model: nn.Module = execute(source.decode(), str(folder / "model.py")).load(folder)
         return model
