@@ -11,7 +11,7 @@ import time
 import pytest
 
 import mlxport.progress as module
-from mlxport.progress import format_bytes, make_progress
+from mlxport.progress import format_bytes, make_progress, roughly
 
 
 def test_quiet_writes_nothing(capsys):
@@ -125,7 +125,46 @@ def test_importing_it_does_not_import_rich():
 
 
 @pytest.mark.parametrize(
-    ("nbytes", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2.472e9, "2.47 GB"), (5e15, "5000 TB")]
+    ("nbytes", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1500, "1.5 kB"),
+        (999_400, "999 kB"),
+        (999_500, "1 MB"),
+        (999_999, "1 MB"),
+        (1_000_000, "1 MB"),
+        (999_960_000, "1 GB"),
+        (2.472e9, "2.47 GB"),
+        (5e15, "5000 TB"),
+    ],
 )
 def test_format_bytes(nbytes, text):
     assert format_bytes(nbytes) == text
+
+
+def test_no_size_is_told_in_powers():
+    for exponent in range(1, 60):
+        for factor in (0.9994, 0.9996, 0.99999, 1.0, 1.0004, 1.3):
+            assert "e+" not in format_bytes(factor * 2**exponent) + format_bytes(factor * 10 ** (exponent // 4))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "1 second"),
+        (17, "17 seconds"),
+        (42.4, "40 seconds"),
+        (89, "90 seconds"),
+        (100, "2 minutes"),
+        (49_759, "14 hours"),
+        (45_000, "12 hours"),
+        (93_600, "25 hours"),
+        (900_000, "10 days"),
+        (5.3e7, "20 months"),
+        (9e7, "3 years"),
+        (1e12, "31,690 years"),
+    ],
+)
+def test_forecasts_are_rough(seconds, text):
+    assert roughly(seconds) == text

@@ -15,7 +15,7 @@ from typing import IO, Any, Protocol, Self
 
 from mlxport.printable import printable
 
-__all__ = ["Progress", "format_bytes", "format_seconds", "make_progress"]
+__all__ = ["Progress", "format_bytes", "format_seconds", "make_progress", "roughly", "three_digits"]
 
 # A line is worth its place when a tenth more is done and some seconds have passed, or after a minute in any case.
 _LINE_SECONDS = 5.0
@@ -55,8 +55,8 @@ def make_progress(total: int, label: str, quiet: bool = False, stream: IO[str] |
 def format_bytes(nbytes: float) -> str:
     """Return decimal units, as disks are sold: ``2.47 GB``."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if nbytes >= size:
-            return f"{nbytes / size:.3g} {unit}" if nbytes / size < 1000 else f"{nbytes / size:.0f} {unit}"
+        if nbytes >= 0.9995 * size:  # what three digits would round to 1000 of the unit below
+            return f"{three_digits(nbytes / size)} {unit}"
     return f"{nbytes:.0f} B"
 
 
@@ -66,6 +66,30 @@ def format_seconds(seconds: float) -> str:
     if whole >= 3600:
         return f"{whole // 3600}:{whole % 3600 // 60:02}:{whole % 60:02}"
     return f"{whole // 60}:{whole % 60:02}" if whole >= 60 else f"{seconds:.1f} s"
+
+
+# What a forecast is told in: unit, its seconds, and from how many seconds on.
+_ROUGHLY = (
+    ("year", 31_557_600, 63_115_200),
+    ("month", 2_629_800, 5_184_000),
+    ("day", 86_400, 172_800),
+    ("hour", 3600, 5400),
+    ("minute", 60, 90),
+    ("second", 1, 0),
+)
+
+
+def roughly(seconds: float) -> str:
+    """What a forecast of a duration is good for, in words: ``12 hours``, ``40 seconds``, ``2 years``."""
+    unit, length = next((unit, length) for unit, length, least in _ROUGHLY if seconds >= least)
+    count = max(seconds / length, 1)
+    whole = round(count) if count < 20 else 5 * round(count / 5)
+    return f"{whole:,} {unit}{'s' if whole != 1 else ''}"
+
+
+def three_digits(value: float) -> str:
+    """A figure in three digits; from 1,000 on whole, never as ``1e+03``."""
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"
 
 
 class _Quiet:

@@ -10,7 +10,7 @@ import pytest
 from mlxport.errors import UsageError
 from mlxport.fit.hardware import (
     GIB,
-    decode_efficiency,
+    decoding,
     described_machine,
     gpu_bytes,
     known_machines,
@@ -100,5 +100,9 @@ def test_this_machine():
     assert "--device" in caught.value.hint
 
 
-def test_the_range_of_speeds():
-    assert decode_efficiency() == (0.55, 0.85)
+@pytest.mark.parametrize("chip", ["M1", "M3 Max 16c/40g", "M9", "M2 Ultra"])
+def test_the_range_of_speeds(chip):
+    costs = decoding(chip)
+    assert costs.bandwidth_factor == (1.05, 1.1, 1.32)
+    assert list(costs.operation_seconds) == sorted(costs.operation_seconds)
+    assert costs.operation_seconds[1] == pytest.approx(4.2e-6 if chip == "M2 Ultra" else 3.2e-6)

@@ -15,7 +15,7 @@ from stored import assert_rows, assert_same, assert_traced, real, store, store_r
 from mlxport.errors import UnsupportedError, UsageError
 from mlxport.output.plan import make_shards
 from mlxport.output.shards import write_shard
-from mlxport.transform import Evaluator, mx_dtype, st_dtype, to_bytes, trace
+from mlxport.transform import Evaluator, mx_dtype, st_dtype, to_bytes, trace, trace_shapes
 from mlxport.types import DTYPE_BITS, OutTensor, QuantSpec, TensorRef
 
 READABLE = [dtype for dtype in DTYPE_BITS if dtype != "F8_E5M2"]
@@ -288,3 +288,29 @@ def test_bytes_of_arrays_that_are_not_contiguous():
     array = mx.arange(12, dtype=mx.uint16).reshape(3, 4).T
     assert to_bytes(array).tobytes() == np.arange(12, dtype=np.uint16).reshape(3, 4).T.tobytes()
     assert to_bytes(mx.array(1 + 2j)).tobytes() == np.complex64(1 + 2j).tobytes()
+
+
+def test_shapes_alone_are_those_of_a_trace():
+    refs = {
+        f"{name}.{number}": TensorRef(f"{name}.{number}", dtype, shape, Path("none"), 0)
+        for name, dtype, shape in (("w", "F8_E4M3", (6, 8)), ("s", "F32", (6, 1)), ("b", "BF16", (3,)))
+        for number in range(4)
+    }
+
+    def pipeline(t: dict[str, mx.array]) -> dict[str, mx.array]:
+        weights = [(mx.from_fp8(t[f"w.{n}"]) * t[f"s.{n}"]).astype(mx.float16) for n in range(4)]
+        return {"w": mx.stack(weights), "b": mx.concatenate([t["b.0"], t["b.1"]]), "c": mx.contiguous(t["b.2"])}
+
+    traced, shapes = trace(pipeline, refs), trace_shapes(pipeline, refs)
+    described = [{o.name: (o.shape, o.dtype) for o in p.outputs.values()} for p in (traced, shapes)]
+    assert described[0] == described[1] and described[1]["w"] == ((4, 6, 8), mx.float16)
+    assert all(output.value is None for output in shapes.outputs.values())
+
+
+def test_what_looks_at_values_has_no_shapes_alone(tmp_path: Path):
+    refs = store(tmp_path / "a.safetensors", {"a": ("F32", np.array([3, 4], np.float32))})
+
+    def pipeline(t: dict[str, mx.array]) -> dict[str, mx.array]:
+        return {"a": mx.zeros((int(t["a"][0].item()),))}
+
+    assert trace_shapes(pipeline, refs).outputs["a"].shape == (3,)

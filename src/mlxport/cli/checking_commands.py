@@ -110,8 +110,10 @@ def plan(
     verbose: Verbose = False,
 ) -> None:
     """Say what of a model fits a Mac, with what context and how fast; nothing is downloaded but headers."""
+    from mlxport.convert.without_torch import leave_torch_out
     from mlxport.fit import plan_for
 
+    leave_torch_out(source, "mlx-lm")  # a plan is for its layout alone
     report = plan_for(
         source,
         device=device,

@@ -6,14 +6,17 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mlxport.fit.hardware import Machine
+from mlxport.progress import three_digits
 from mlxport.types import CalibrationPlan
 
-__all__ = ["FitReport", "FitRow", "rate_in_words", "recommended"]
+__all__ = ["HEADROOM", "FitReport", "FitRow", "rate_in_words", "recommended"]
 
 # Tokens a second at the least that feel immediate: a person reads five to ten.
 COMFORTABLE = 20.0
 # Below four bits, scales included, models lose much of what they know.
 _GOOD_BITS = 4.2
+# What published runs took beyond what is planned, and what else draws on the screen: a fit that leaves less is tight.
+HEADROOM = 300_000_000
 # Speeds this close to the fastest are as good.
 _AS_FAST = 0.9
 
@@ -61,9 +64,14 @@ class FitRow:
         """Whether the GPU's memory is enough."""
         return not self.problem and self.spare_bytes >= 0
 
+    @property
+    def tight(self) -> bool:
+        """Whether it fits with less to spare than a plan may be wrong by."""
+        return self.fits and self.spare_bytes < HEADROOM
+
     def to_json(self) -> dict[str, Any]:
         """Plain values only."""
-        return {**asdict(self), "memory_bytes": self.memory_bytes, "fits": self.fits}
+        return {**asdict(self), "memory_bytes": self.memory_bytes, "fits": self.fits, "tight": self.tight}
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,7 @@ def rate_in_words(tokens_per_second: tuple[float, float] | None) -> str:
     # then it is no longer the memory's bandwidth that bounds it
     if low >= 1000:
         return "over 1,000"
-    return f"{low:.3g}–{high:.3g}" if high < 1000 else f"{low:.0f}–{high:.0f}"
+    return f"{three_digits(low)}–{three_digits(high)}"
 
 
 def recommended(report: FitReport) -> FitReport:

@@ -61,6 +61,7 @@ class Footprint:
     kv_group_size: int = 64
     prefill_step: int = PREFILL_STEP
     _needs: dict[int, Need] = field(default_factory=dict)
+    _step: tuple[int, Graph] | None = None
 
     def __post_init__(self) -> None:
         self._names = [name for name, _ in tree_flatten(self.model.parameters())]
@@ -78,14 +79,27 @@ class Footprint:
             self._needs[context] = Need(cache, max([peak, *(self._reading(*piece) for piece in self._pieces(context))]))
         return self._needs[context]
 
+    def cache_at(self, context: int) -> int:
+        """Bytes of the caches once the context is full; of ``at`` the part that takes no prompt to be read."""
+        return self._needs[context].cache if context in self._needs else self._decoding(context)[0]
+
     def read_shares(self, context: int) -> dict[str, float]:
         """Parameter name to the share of it that one token reads: of experts and embeddings not all."""
-        graph = self._record(self._at(context - 1), 1, True)
+        graph = self._decode_step(context)
         readers = _readers(graph)
         return {
             name: min(1.0, _bytes_read(graph, readers, key) / max(graph.nbytes(key), 1))
             for name, key in zip(self._names, graph.inputs[1:], strict=False)
         }
+
+    def operations(self, context: int) -> int:
+        """Operations of the step that fills the context, those that only make a view apart."""
+        return sum(node.op not in VIEWS for node in self._decode_step(context).nodes)
+
+    def _decode_step(self, context: int) -> Graph:
+        if self._step is None or self._step[0] != context:  # the last one only: a large model's takes megabytes
+            self._step = (context, self._record(self._at(context - 1), 1, True))
+        return self._step[1]
 
     def _pieces(self, context: int) -> list[tuple[int, int]]:
         """Offset and length of the pieces of a prompt that can need the most: the last, and the last unquantized."""
@@ -106,8 +120,7 @@ class Footprint:
 
     def _decoding(self, context: int) -> tuple[int, int]:
         """Bytes of the caches after, and the peak of, the step that fills the context."""
-        caches = self._at(context - 1)
-        graph = self._record(caches, 1, True)
+        graph = self._decode_step(context)
         return sum(graph.nbytes(key) for key in graph.outputs[1:]), self._peak(graph)
 
     def _peak(self, graph: Graph) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import os
 import platform
 import re
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 
 from mlxport.errors import UsageError
 
-__all__ = ["Machine", "decode_efficiency", "known_machines", "named_machine", "this_machine"]
+__all__ = ["Decoding", "Machine", "decoding", "known_machines", "named_machine", "running_on", "this_machine"]
 
 GIB = 2**30
 # "M3 Max 16c/40g" is a variant of "M3 Max", which its memory size tells apart from the others.
@@ -50,10 +51,25 @@ def _table() -> dict[str, Any]:
     return data
 
 
-def decode_efficiency() -> tuple[float, float]:
-    """The least and the most of the bandwidth that generating tokens has been seen to use."""
-    found = _table()["decode_efficiency"]
-    return found["low"], found["high"]
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """What generating a token costs a chip, as published runs have it: best, usual and worst.
+
+    Attributes:
+        bandwidth_factor: Time to read the weights, in units of their bytes divided by the bandwidth.
+        operation_seconds: Time of each operation of a step besides.
+    """
+
+    bandwidth_factor: tuple[float, float, float]
+    operation_seconds: tuple[float, float, float]
+
+
+def decoding(chip: str) -> Decoding:
+    """What generating costs on a chip; those made of two dies take longer for each operation."""
+    data = _table()["decoding"]
+    kind = next((name for name in data["operation_us"] if name in chip.split()), "other")
+    least, usual, most = data["operation_us"][kind]
+    return Decoding(tuple(data["bandwidth_factor"]), (least * 1e-6, usual * 1e-6, most * 1e-6))
 
 
 def known_machines(macos: int | None = None) -> tuple[Machine, ...]:
@@ -152,6 +168,15 @@ def this_machine() -> Machine:
     macos = int(platform.mac_ver()[0].split(".")[0] or 0) or None
     limit = mx.device_info().get("max_recommended_working_set_size")
     return described_machine(brand, memory_gb, macos, int(limit) if limit else None)
+
+
+def running_on() -> str:
+    """What MLX computes on where this runs, in a few words: ``Apple M2``, ``Linux, 2 cores``."""
+    import mlx.core as mx
+
+    if mx.default_device() == mx.gpu:
+        return str(mx.device_info().get("device_name", "its GPU"))
+    return f"{platform.system()}, {os.cpu_count()} cores"
 
 
 def described_machine(brand: str, memory_gb: int, macos: int | None, limit: int | None) -> Machine:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,18 +12,19 @@ from mlxport.errors import UsageError
 from mlxport.fit.caches import PREFILL_STEP, quantized_from
 from mlxport.fit.fit_report import FitReport, FitRow, recommended
 from mlxport.fit.footprint import Footprint
-from mlxport.fit.hardware import Machine, decode_efficiency, known_machines, named_machine, this_machine
+from mlxport.fit.generation_rate import tokens_per_second
+from mlxport.fit.hardware import Machine, known_machines, named_machine, this_machine
 from mlxport.fit.liveness import METAL
 from mlxport.fit.quant_settings import Setting, SettingWeights, measure, settings
 from mlxport.layouts.table import refuse_unknown_code
 from mlxport.model_config import ModelConfig
-from mlxport.quant import make_spec, plain_bits
+from mlxport.quant import is_linear, make_spec, plain_bits
 from mlxport.run.kv import KVQuant
 from mlxport.source import open_checkpoint
 from mlxport.types import CalibrationPlan, Checkpoint
 
 if TYPE_CHECKING:
-    from mlxport.layouts.conversion import Conversion
+    from mlxport.layouts.conversion import Conversion, TracedModel
 
 __all__ = ["chosen_context", "plan_for", "planned_dtype"]
 
@@ -31,6 +33,10 @@ DEFAULT_CONTEXT = 4096
 _FAR = 1 << 20
 _NEAR = 64
 _SIXTEEN = ("bfloat16", "float16")
+_PACKED = "4"
+# From this many tensors on (experts that are stored one by one) the graph of their conversion, which a plan needs only
+# to refuse what convert refuses too, would take gigabytes.
+_MANY_TENSORS = 20_000
 
 
 def plan_for(
@@ -77,17 +83,18 @@ def plan_for(
         chosen_context(context, ModelConfig(config).context_length)
 
     checkpoint = open_checkpoint(source, revision=revision, check_config=check, headers_only=True)
-    model, conversion, asked, notes = _open(checkpoint, dtype)
-    name, parameters = conversion.dtype if asked == dtype else asked, conversion.parameters
+    opened, conversion, asked, notes = _open(checkpoint, dtype)
     limit = checkpoint.model_config.context_length
     tokens = chosen_context(context, limit)
-    footprint = Footprint(model, METAL, kv_bits, kv_group_size)
+    footprint = Footprint(_packed(opened, _PACKED), METAL, kv_bits, kv_group_size)
     shares = footprint.read_shares(tokens)
-    rows, calibration = [], None
+    name = conversion.dtype if asked == dtype else asked
+    case = _Case(machine, name, conversion.parameters, tokens, limit, footprint, opened)
+    model, rows, calibration = opened.skeleton(), [], None
     for setting in settings():
         weights = measure(model, setting, shares)
-        rows.append(_row(setting, weights, name, parameters, machine, footprint, tokens, limit))
-        if setting.quantize == "4":
+        rows.append(_row(setting, weights, case))
+        if setting.quantize == _PACKED:
             calibration = _calibration(checkpoint, conversion, weights, limit)
     report = FitReport(
         str(source),
@@ -138,18 +145,37 @@ def _calibration(
     return estimate_default(checkpoint, conversion.program, dict.fromkeys(paths, make_spec(bits=4)), limit)
 
 
-def _open(checkpoint: Checkpoint, dtype: str) -> tuple[Any, Conversion, str, tuple[str, ...]]:
-    """mlx-lm's model on placeholders, how it is converted, --dtype, and remarks."""
+def _packed(opened: TracedModel, quantize: str | None) -> Any:
+    """The model as a setting has it, or as it is where the setting does not apply.
+
+    What Metal holds at once is that of packed weights: its batches of work end at a number of elements, of which those
+    have few. Published runs take as much with other bits, and without quantization.
+    """
+    from mlxport.layouts.quantizing import Built
+    from mlxport.layouts.quantizing import quantize as pack
+
+    model, request = opened.skeleton(), Setting(quantize).request()
+    try:
+        if request is not None:
+            pack(model, {}, request, Built({}))
+    except Exception:  # an architecture's own rules; the row of that setting tells what they say
+        return opened.skeleton()
+    return model
+
+
+def _open(checkpoint: Checkpoint, dtype: str) -> tuple[TracedModel, Conversion, str, tuple[str, ...]]:
+    """mlx-lm's model in the dtype that is planned for, how it is converted, --dtype, and remarks."""
     from mlxport.layouts.mlx_lm.opening import open_model
 
     here = all(path.is_file() for path in checkpoint.weight_files)
-    model = open_model(checkpoint, dtype=dtype, headers_only=not here)
+    many = len(checkpoint.tensors) > _MANY_TENSORS
+    model = open_model(checkpoint, dtype=dtype, headers_only=not here, shapes_only=many)
     conversion = model.plain
     asked = planned_dtype(dtype, conversion)
     notes = (*checkpoint.problems, *conversion.notes)
     if asked != dtype:
         notes = (*notes, f"the checkpoint holds {conversion.dtype}: planned with --dtype {asked}")
-    return model.at(asked).skeleton(), conversion, asked, notes
+    return model.at(asked), conversion, asked, notes
 
 
 def planned_dtype(dtype: str, conversion: Conversion) -> str:
@@ -158,38 +184,50 @@ def planned_dtype(dtype: str, conversion: Conversion) -> str:
     return _SIXTEEN[0] if dtype == "auto" and wide else dtype
 
 
-def _row(
-    setting: Setting,
-    weights: SettingWeights,
-    dtype: str,
-    parameters: int,
-    machine: Machine,
-    footprint: Footprint,
-    context: int,
-    limit: int | None,
-) -> FitRow:
-    name = setting.name(dtype)
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """What all rows have in common."""
+
+    machine: Machine
+    dtype: str
+    parameters: int
+    context: int
+    limit: int | None
+    footprint: Footprint
+    opened: TracedModel
+    _operations: dict[str | None, int] = field(default_factory=dict)
+
+    def operations(self, setting: Setting) -> int:
+        """Operations of a step under a setting: they differ by how the table of embeddings is read, not by bits."""
+        request = setting.request()
+        kind = None if request is None else _PACKED if is_linear(request.spec.mode) else request.spec.mode
+        if not self._operations:
+            self._operations[_PACKED] = self.footprint.operations(self.context)
+        if kind not in self._operations:
+            footprint = self.footprint
+            other = Footprint(_packed(self.opened, kind), METAL, footprint.kv_bits, footprint.kv_group_size)
+            self._operations[kind] = other.operations(self.context)
+        return self._operations[kind]
+
+
+def _row(setting: Setting, weights: SettingWeights, case: _Case) -> FitRow:
+    name, context = setting.name(case.dtype), case.context
     if weights.problem:
         return FitRow(name, setting.quantize, problem=weights.problem)
-    need = footprint.at(context)
-    budget = machine.gpu_bytes - weights.nbytes
-    longest = longest_context(footprint, budget, limit)
-    speed = None
-    if machine.bandwidth_gb_s is not None:
-        moved = weights.read + need.cache
-        low, high = (share * machine.bandwidth_gb_s * 1e9 / moved for share in decode_efficiency())
-        speed = (low, high)
+    need = case.footprint.at(context)
+    budget = case.machine.gpu_bytes - weights.nbytes
+    longest = longest_context(case.footprint, budget, case.limit)
     return FitRow(
         name,
         setting.quantize,
-        bits_per_weight=weights.nbytes * 8 / max(parameters, 1),
+        bits_per_weight=weights.nbytes * 8 / max(case.parameters, 1),
         disk_bytes=weights.nbytes,
         cache_bytes=need.cache,
         workspace_bytes=need.peak - need.cache,
         spare_bytes=budget - need.peak,
         # between two computed lengths: never against what was computed at this very context
         longest_context=max(longest, context) if need.peak <= budget else min(longest, context - 1),
-        tokens_per_second=speed,
+        tokens_per_second=tokens_per_second(case.machine, weights.read + need.cache, case.operations(setting)),
     )
 
 
@@ -197,20 +235,23 @@ def longest_context(footprint: Footprint, budget: int, limit: int | None) -> int
     """The most tokens whose needs stay within ``budget`` bytes, 0 where not even a short prompt does.
 
     Needs are computed at some lengths, from one piece of a prompt on at those that double, and taken to grow evenly
-    between two of them.
+    between two of them; which two is found by halving, because computing them takes its time.
     """
-    last = limit or _FAR
-    low = min(_NEAR, last)
-    if footprint.at(low).peak > budget:
-        return 0
-    while low < last:
-        high = min(2 * low if low >= PREFILL_STEP else 8 * low if low < _NEAR * 8 else PREFILL_STEP, last)
-        before, after = footprint.at(low).peak, footprint.at(high).peak
-        if after > budget:
-            found = low + (high - low) * (budget - before) // max(after - before, 1)
-            return found // _NEAR * _NEAR
-        low = high
-    return last
+    lengths = _lengths(limit or _FAR)
+    fits = bisect.bisect_left(lengths, True, key=lambda length: footprint.at(length).peak > budget)
+    if fits in (0, len(lengths)):
+        return lengths[-1] if fits else 0
+    low, high = lengths[fits - 1], lengths[fits]
+    before, after = footprint.at(low).peak, footprint.at(high).peak
+    return (low + (high - low) * (budget - before) // max(after - before, 1)) // _NEAR * _NEAR
+
+
+def _lengths(last: int) -> list[int]:
+    """Contexts at which needs are computed, up to ``last``."""
+    lengths = [_NEAR, 8 * _NEAR]
+    while lengths[-1] < last:
+        lengths.append(max(2 * lengths[-1], PREFILL_STEP))
+    return [*(length for length in lengths if length < last), last]
 
 
 def _kv_notes(kv_bits: int | None, context: int) -> tuple[str, ...]:

@@ -15,7 +15,8 @@ from mlxport.errors import UnsupportedError, VerificationError
 from mlxport.fit.caches import PREFILL_STEP
 from mlxport.fit.fit_report import rate_in_words
 from mlxport.fit.footprint import Footprint
-from mlxport.fit.hardware import Machine, decode_efficiency
+from mlxport.fit.generation_rate import tokens_per_second
+from mlxport.fit.hardware import Machine
 from mlxport.fit.liveness import METAL
 from mlxport.fit.planning import DEFAULT_CONTEXT, longest_context
 from mlxport.model.loaded import load_output
@@ -148,10 +149,7 @@ def predicted(
     need, shares = footprint.at(tokens), footprint.read_shares(tokens)
     sizes = {name: int(value.nbytes) for name, value in tree_flatten(model.parameters())}
     weights = sum(sizes.values())
-    speed = None
-    if machine.bandwidth_gb_s is not None:
-        moved = sum(size * shares.get(name, 1.0) for name, size in sizes.items()) + need.cache
-        low, high = (share * machine.bandwidth_gb_s * 1e9 / moved for share in decode_efficiency())
-        speed = (low, high)
+    moved = sum(size * shares.get(name, 1.0) for name, size in sizes.items()) + need.cache
+    speed = tokens_per_second(machine, moved, footprint.operations(tokens))
     longest = longest_context(footprint, machine.gpu_bytes - weights, limit)
     return Predicted(machine.name, tokens, weights + need.peak, machine.gpu_bytes, longest, speed)

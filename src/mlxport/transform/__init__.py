@@ -15,7 +15,7 @@ from mlxport.transform.invert import NotInvertible, invert
 from mlxport.transform.program import Output, Pipeline, Program, Value
 from mlxport.transform.program_digest import program_digest
 from mlxport.transform.replacing import replacing
-from mlxport.transform.trace import lazy_outputs, trace
+from mlxport.transform.trace import lazy_outputs, trace, trace_shapes
 
 __all__ = [
     "BLOCK_BYTES",
@@ -39,5 +39,6 @@ __all__ = [
     "to_bytes",
     "to_mx",
     "trace",
+    "trace_shapes",
     "working_bytes",
 ]

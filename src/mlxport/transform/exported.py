@@ -52,12 +52,11 @@ def export(function: Callable[..., list[mx.array]], arguments: Sequence[mx.array
     Raises:
         ValueError: It looks at values, or uses a primitive that MLX cannot export.
     """
-    records: list[dict[str, Any]] = []
-    mx.export_function(records.append, function, *arguments)
     ends: dict[str, tuple[Slot, ...]] = {}
     constants: dict[str, mx.array] = {}
     primitives: list[Primitive] = []
-    for record in records:
+
+    def receive(record: dict[str, Any]) -> None:  # as they come: kept as dictionaries they take twice the memory
         kind = record["type"]
         if kind in ("inputs", "outputs"):
             ends[kind] = _slots(record[kind])
@@ -66,6 +65,8 @@ def export(function: Callable[..., list[mx.array]], arguments: Sequence[mx.array
         elif kind == "primitive":
             reads = tuple(key for key, _, _ in record["inputs"])
             primitives.append(Primitive(record["name"], reads, _slots(record["outputs"]), tuple(record["arguments"])))
+
+    mx.export_function(receive, function, *arguments)
     return Exported(ends["inputs"], constants, tuple(primitives), ends["outputs"])
 
 

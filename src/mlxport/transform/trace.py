@@ -41,6 +41,37 @@ def trace(pipeline: Pipeline, refs: Mapping[str, TensorRef]) -> Program:
     return Program(dict(refs), outputs, pipeline)
 
 
+def trace_shapes(pipeline: Pipeline, refs: Mapping[str, TensorRef]) -> Program:
+    """Run ``pipeline`` like ``trace``, for what it makes and not for how: names, shapes and dtypes of the outputs.
+
+    Of a checkpoint with very many tensors the graph is what takes the memory. Tensors that are alike are the same
+    placeholder here, nothing is recorded, and every output has ``value=None``. A pipeline that looks at values is
+    traced.
+    """
+    kinds: dict[tuple[tuple[int, ...], mx.Dtype], int] = {}
+    places = {name: kinds.setdefault((ref.shape, mx_dtype(ref)), len(kinds)) for name, ref in refs.items()}
+    results: dict[str, mx.array] = {}
+
+    def run(*placeholders: mx.array) -> list[mx.array]:
+        results.update(pipeline({name: placeholders[place] for name, place in places.items()}))
+        return [mx.zeros(1)]  # that nothing else is asked for keeps MLX from walking the graph
+
+    decoded: dict[tuple[tuple[int, ...], mx.Dtype], mx.array] = {}
+
+    def from_fp8(x: mx.array, dtype: mx.Dtype = mx.bfloat16, **_: Any) -> mx.array:
+        return decoded.setdefault((x.shape, dtype), mx.zeros(x.shape, dtype))
+
+    try:
+        with recording(), replacing([(mx, "from_fp8", from_fp8)]):
+            export(run, [mx.zeros(shape, dtype) for shape, dtype in kinds])
+    except ValueError as error:
+        if _EVALUATED not in str(error):
+            raise
+        return trace(pipeline, refs)
+    outputs = {name: Output(name, tuple(array.shape), array.dtype, None) for name, array in results.items()}
+    return Program(dict(refs), outputs, pipeline)
+
+
 def lazy_outputs(program: Program) -> dict[str, mx.array]:
     """Every output as the pipeline itself makes it, lazily, of the stored tensors and with the program's quantizer."""
 
@@ -145,10 +176,13 @@ def recording() -> Iterator[dict[int, tuple[mx.array, QuantSpec, str]]]:
     def contiguous(x: mx.array, *_: Any, **__: Any) -> mx.array:
         return x
 
+    tables: dict[mx.Dtype, mx.array] = {}
+
     def from_fp8(x: mx.array, dtype: mx.Dtype = mx.bfloat16, **_: Any) -> mx.array:
-        table = originals["from_fp8"](mx.arange(256, dtype=mx.uint8), dtype=dtype)
-        mx.eval(table)  # a constant; its primitive could not be exported
-        return mx.take(table, x.astype(mx.uint32))
+        if dtype not in tables:
+            tables[dtype] = originals["from_fp8"](mx.arange(256, dtype=mx.uint8), dtype=dtype)
+            mx.eval(tables[dtype])  # a constant; its primitive could not be exported
+        return mx.take(tables[dtype], x.astype(mx.uint32))
 
     stand_ins: list[tuple[Any, str, Callable[..., Any]]]
     stand_ins = [(mx, "contiguous", contiguous), (mx, "from_fp8", from_fp8), (mx, "quantize", quantize)]

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mlxport.progress import format_bytes, format_seconds
+from mlxport.fit.hardware import running_on
+from mlxport.progress import format_bytes, roughly
 
 if TYPE_CHECKING:
     from mlxport.convert.convert_report import ConvertReport
@@ -59,4 +60,5 @@ def _calibration_row(plan: Plan) -> list[tuple[str, str]]:
     if found is None:
         return []
     where = f"{found.tokens:,} tokens of {escape(found.text)}"
-    return [("calibration", f"{where}: about {format_seconds(found.seconds)}, {format_bytes(found.peak_bytes)}")]
+    taken = f"about {roughly(found.seconds)} on this machine ({running_on()}), {format_bytes(found.peak_bytes)}"
+    return [("calibration", f"{where}: {taken}")]

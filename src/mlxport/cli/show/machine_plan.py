@@ -11,8 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from mlxport.cli.show.console import standard_console
-from mlxport.fit.fit_report import rate_in_words
-from mlxport.progress import format_bytes, format_seconds
+from mlxport.fit.fit_report import HEADROOM, rate_in_words
+from mlxport.fit.hardware import running_on
+from mlxport.progress import format_bytes, roughly
 
 if TYPE_CHECKING:
     from mlxport.fit import FitReport, FitRow
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 _COLUMNS = ("", "bits", "disk", "memory", "GPU memory", "longest\ncontext", "tokens/s")
 
 _WIDEST = 200
+# From so many bits a weight on, scales included, there is little left to lose.
+_MANY_BITS = 5.0
 
 
 def show_fit(report: FitReport, console: Console | None = None) -> None:
@@ -41,6 +44,8 @@ def show_fit(report: FitReport, console: Console | None = None) -> None:
     out.print(table)
     out.print("memory: the peak of MLX; tokens/s: of generating (reading a prompt is bound by computing)")
     notes = (f"note: {note}" for note in report.notes)
+    if any(row.tight for row in usable):
+        out.print(f"tight: less than {format_bytes(HEADROOM)} left, and a run may take more than is planned")
     for line in (*_calibrating(report), *_problems(report), *notes, *_advice(report)):
         out.print(escape(line))
 
@@ -49,13 +54,14 @@ def _calibrating(report: FitReport) -> list[str]:
     found = report.calibration
     if found is None:
         return []
-    taken = f"about {format_seconds(found.seconds)} on this machine, {format_bytes(found.peak_bytes)} of memory"
-    return [f"calibrating (-q 4 --calibrate default): {taken}"]
+    taken = f"about {roughly(found.seconds)} and {format_bytes(found.peak_bytes)} of memory"
+    return [f"calibrating (-q 4 --calibrate default): {taken} on this machine ({running_on()})"]
 
 
 def _cells(row: FitRow) -> tuple[str, ...]:
     spare = format_bytes(abs(row.spare_bytes))
-    room = f"[green]{spare} left[/]" if row.fits else f"[red]{spare} short[/]"
+    room = f"[yellow]{spare} left, tight[/]" if row.tight else f"[green]{spare} left[/]"
+    room = room if row.fits else f"[red]{spare} short[/]"
     longest = f"{row.longest_context:,}" if row.longest_context else "none"
     speed = rate_in_words(row.tokens_per_second)
     memory = format_bytes(row.memory_bytes)
@@ -70,14 +76,30 @@ def _problems(report: FitReport) -> list[str]:
     return [f"not {', '.join(listed)}: {problem}" for problem, listed in names.items()]
 
 
+def _command(report: FitReport, how: str) -> str:
+    dtype = f" --dtype {report.dtype}" if report.dtype else ""
+    return f"mlxport convert {shlex.quote(report.source)} DST{how}{dtype}"
+
+
+def _better(report: FitReport) -> list[str]:
+    """Where few bits are left: bits by module and calibration lose less in the same memory."""
+    best, machine = report.rows[0], report.machine
+    if best.quantize is None or best.bits_per_weight >= _MANY_BITS or report.kv_bits is not None:
+        return []  # --fit plans without a quantized cache
+    name = f' "{machine.name}"' if machine.bandwidth_gb_s is not None else ""  # else it is only known as the one here
+    calibrated = report.calibration is not None
+    calibrate = " --calibrate default" if calibrated else ""
+    command = _command(report, f" --fit{name} --context {report.context}{calibrate}")
+    return [f"to lose less, with bits chosen by module{' and calibrated' * calibrated}: {command}"]
+
+
 def _advice(report: FitReport) -> list[str]:
     if report.recommended:
         best = report.rows[0]
         quantize = f" -q {best.quantize}" if best.quantize else ""
-        dtype = f" --dtype {report.dtype}" if report.dtype else ""
         few = [] if best.keeps_four_bits else ["what fits keeps less than four bits a weight: expect it to lose much"]
-        command = f"mlxport convert {shlex.quote(report.source)} DST{quantize}{dtype}"
-        return [*few, f"recommended: {best.name}", f"to convert: {command}"]
+        command = f"to convert: {_command(report, quantize)}"
+        return [*few, f"recommended: {best.name}", command, *_better(report)]
     lines = [f"nothing fits {report.machine.name} with {report.context:,} tokens of context"]
     if report.shorter_setting:
         lines.append(f"what would: {report.shorter_setting} with up to {report.shorter_context:,} tokens of context")

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from mlxport.cli.show.console import standard_console
+from mlxport.progress import three_digits
 
 if TYPE_CHECKING:
     from mlxport.quality.quality_report import QualityReport
@@ -24,7 +25,7 @@ def show_quality(report: QualityReport, console: Console | None = None, page: Pa
     if report.baseline is not None:
         out.print(f"rounded to nearest at the same size: {escape(report.baseline.summary())}")
     if report.speed is not None:
-        out.print(f"{report.speed.tps:.3g} tokens per second on {escape(report.speed.device)}")
+        out.print(f"{three_digits(report.speed.tps)} tokens per second on {escape(report.speed.device)}")
     if report.predicted is not None:
         out.print(f"predicted for {escape(report.predicted.machine)}: {report.predicted.answer}")
     for note in report.notes:

@@ -36,7 +36,7 @@ from mlxport.layouts.quantizing import Built, count_parameters, quantize
 from mlxport.quant import QuantRequest
 from mlxport.source import read_rows
 from mlxport.source.part_names import TOWER, predicts_further
-from mlxport.transform import Pipeline, Program, trace
+from mlxport.transform import Pipeline, Program, trace, trace_shapes
 from mlxport.types import Checkpoint
 
 Tensor = TypeVar("Tensor")
@@ -74,7 +74,12 @@ def has_architecture(config: Mapping[str, Any]) -> bool:
 
 
 def open_model(
-    checkpoint: Checkpoint, *, dtype: str = "auto", strict: bool = True, headers_only: bool = False
+    checkpoint: Checkpoint,
+    *,
+    dtype: str = "auto",
+    strict: bool = True,
+    headers_only: bool = False,
+    shapes_only: bool = False,
 ) -> TracedModel:
     """Trace mlx-lm's conversion of ``checkpoint``.
 
@@ -83,6 +88,7 @@ def open_model(
         dtype: ``auto`` follows mlx-lm: config's ``torch_dtype`` where there is one, else each tensor's own.
         strict: Refuse missing and unexpected tensors.
         headers_only: The weights are not here: refuse nothing for its values.
+        shapes_only: What is written is asked for, not how it is computed; the rest is as with ``headers_only``.
 
     Raises:
         UnsupportedError: The architecture or the checkpoint's own quantization is not one that mlx-lm computes right.
@@ -90,7 +96,7 @@ def open_model(
     """
     where = f"{checkpoint.location}/config.json"
     method, normalized = _source_method(checkpoint.config, where), _normalized(checkpoint.config, where)
-    opening = _Opening(checkpoint, dtype, strict, headers_only, method, normalized)
+    opening = _Opening(checkpoint, dtype, strict, headers_only or shapes_only, shapes_only, method, normalized)
     try:
         return opening.traced()
     except (NamesDiffer, NotLoaded) as error:
@@ -134,6 +140,7 @@ class _Opening:
     dtype: str
     strict: bool
     headers_only: bool
+    shapes_only: bool
     method: str
     normalized: NormalizedConfig
     change: NameChange | None = None
@@ -142,7 +149,8 @@ class _Opening:
         """The model, run once on placeholders."""
         checkpoint, built = self.checkpoint, Built({})
         with self.blamed():
-            program = trace(self._pipeline(None, built), checkpoint.tensors)
+            run = trace_shapes if self.shapes_only else trace
+            program = run(self._pipeline(None, built), checkpoint.tensors)
         self._refuse_unused(program)
         model, config = built.model, built.config
         assert model is not None
