@@ -57,11 +57,14 @@ def test_a_plan(llama, without_weights):
 
 
 def test_the_rate_is_that_of_the_bytes_that_are_read_and_of_the_operations(llama):
-    """Everything but the table of embeddings, of which one row is looked up; and 2 layers of 19 operations."""
+    """Everything but the table of embeddings, of which one row is looked up.
+
+    Of operations 21 a layer: heads of 16 have no kernel of their own for attention.
+    """
     report = plan_for(llama, device=DEVICE)
     row = report.rows[0]
     read = (row.disk_bytes - 319 * 64 * 2 + row.cache_bytes) / 100e9
-    operations = 2 * 19 + 3
+    operations = 2 * 21 + 3
     slow, fast = (factor * read + operations * each for factor, each in ((1.32, 4.4e-6), (1.05, 1.6e-6)))
     assert row.tokens_per_second == pytest.approx((1 / slow, 1 / fast), rel=1e-3)
 
@@ -240,14 +243,15 @@ def test_of_a_repository_only_headers_are_fetched(llama, tmp_path):
 
 
 def test_of_very_many_tensors_the_shapes_are_enough(monkeypatch, tmp_path):
-    """DeepSeek-V3's checkpoint, smaller: fp8 blocks, experts one by one, a layer that mlx-lm drops."""
+    """DeepSeek-V3's checkpoint, smaller: fp8 blocks, experts one by one."""
     sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
     import plan_tensors
     from mlxport.fit import planning
 
-    sizes = dict(num_hidden_layers=3, first_k_dense_replace=1, hidden_size=256, intermediate_size=256, vocab_size=320,
-                 n_routed_experts=8, num_experts_per_tok=2, n_group=2, topk_group=1, moe_intermediate_size=128,
-                 num_attention_heads=4, num_key_value_heads=4, kv_lora_rank=128, q_lora_rank=128)  # fmt: skip
+    sizes = dict(num_hidden_layers=3, num_nextn_predict_layers=0, first_k_dense_replace=1, hidden_size=256,
+                 intermediate_size=256, vocab_size=320, n_routed_experts=8, num_experts_per_tok=2, n_group=2,
+                 topk_group=1, moe_intermediate_size=128, num_attention_heads=4, num_key_value_heads=4,
+                 kv_lora_rank=128, q_lora_rank=128)  # fmt: skip
     config = {**plan_tensors.CONFIG, **sizes}
     count, shards, nbytes = plan_tensors.write_hollow(tmp_path, config, shard_bytes=1 << 20)
     assert count > 150 and shards > 2 and nbytes < 10_000_000
