@@ -248,3 +248,23 @@ def test_without_torch_what_needs_it_is_refused(source, tmp_path):
     result = finish(start("convert", source, tmp_path / "out", "--verify", "full", code=WITHOUT_TORCH))
     assert result.code == 2 and "torch" in result.err and "hint: " in result.err
     assert leftovers(tmp_path) == [] and not (tmp_path / "out").exists()
+
+
+def test_modules_that_run_after_the_model_are_carried(source, tmp_path, mlxport):
+    modules = {
+        "modules.json": b'[{"idx": 1, "name": "1", "path": "1_Pooling", "type": "models.Pooling"}]',
+        "config_sentence_transformers.json": b"{}",
+        "sentence_bert_config.json": b'{"max_seq_length": 8}',
+        "1_Pooling/config.json": b'{"pooling_mode_mean_tokens": true}',
+        "2_Dense/config.json": b"{}",
+        "2_Dense/model.safetensors": (source / "model-00001-of-00003.safetensors").read_bytes(),
+    }
+    strays = {"onnx/model.json": b"{}", "1_Pooling/run.py": b"", "original/params.json": b"{}"}
+    for name, content in (modules | strays).items():
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_bytes(content)
+    out = tmp_path / "out"
+    for again in ((), ("--overwrite",)):
+        assert mlxport("convert", source, out, *PLAIN, *again).code == 0
+        assert {name: (out / name).read_bytes() for name in modules} == modules
+        assert not any((out / name).exists() for name in strays)

@@ -12,7 +12,9 @@ import pytest
 
 import mlxport
 from checkpoints import HEADS, HIDDEN, config, save, weights, write_side_files
+from mlxport.convert.convert import surprise
 from mlxport.errors import UnsupportedError
+from mlxport.layouts.table import chosen
 
 BIASED = {"q": HIDDEN, "k": HIDDEN // 2, "v": HIDDEN // 2}
 NORMED = ("q", "k")
@@ -144,3 +146,27 @@ def test_the_last_line_says_so(mlxport: Callable[..., Any], tmp_path):
         lines = result.out.splitlines()
         (line,) = (number for number, text in enumerate(lines) if text.startswith(last))
         assert "the text model alone, without vision_tower" in " ".join(lines[line:])
+
+
+def test_inspect_and_plan_say_the_same(mlxport: Callable[..., Any], tmp_path):
+    source = write(tmp_path / "in", "mistral3")
+    refused = mlxport("convert", source, tmp_path / "out", "--verify", "none").err
+    looked, planned = mlxport("inspect", source).out, mlxport("plan", source, "--device", "M2 8GB").out
+    part = "vision_tower (vision_config, 2 tensors, 80 B)"
+    assert all(part in " ".join(text.split()) for text in (refused, looked, planned))
+    assert "--text-only" in looked
+    assert planned.rstrip().endswith("--text-only")
+    assert json.loads(mlxport("inspect", source, "--json").out)["left_out"][0]["declared"] == "vision_config"
+
+
+def test_a_text_model_has_nothing_to_say(mlxport: Callable[..., Any], source):
+    assert "--text-only" not in mlxport("inspect", source).out + mlxport("plan", source, "--device", "M2 8GB").out
+
+
+def test_auto_says_that_it_makes_what_does_not_generate(tmp_path):
+    bert = {"architectures": ["BertModel"], "model_type": "bert", "hidden_size": 32, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 320}  # fmt: skip
+    layout = chosen("auto", bert)
+    (said,) = surprise(layout, bert, "auto")
+    assert all(word in said for word in ("'bert'", "'generated'", "mlxport.load(DST)", "generate and chat cannot"))
+    assert surprise(layout, bert, "generated") == () == surprise(chosen("auto", config()), config(), "auto")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlxport.convert.convert_report import MARGIN_BYTES, ConvertReport
 from mlxport.convert.keywords import with_keywords
@@ -18,7 +19,7 @@ from mlxport.convert.without_torch import leave_torch_out
 from mlxport.errors import DiskError, Interrupted, disk_full
 from mlxport.layouts.base import Layout
 from mlxport.layouts.left_out import absent_towers, left_out, refuse_left_out
-from mlxport.layouts.table import chosen
+from mlxport.layouts.table import AUTO, chosen
 from mlxport.output.fingerprint import fingerprint
 from mlxport.output.plan import make_plan, parse_size
 from mlxport.output.workspace import absolute, check_destination, check_space, free_space, open_workspace, space_taken
@@ -54,10 +55,22 @@ def convert(source: str | Path, destination: str | Path, options: ConvertOptions
         leave_torch_out(str(source), asked.layout)
     checkpoint = open_source(str(source), asked)
     layout = chosen(asked.layout, checkpoint.config, checkpoint.tensors)
+    said = surprise(layout, checkpoint.config, asked.layout)
     asked = replace(asked, layout=layout.name)
     with Hashes(checkpoint, start=not asked.dry_run) as hashes:
         conversion, asked = opened(checkpoint, layout, asked)
+        conversion = replace(conversion, notes=(*said, *conversion.notes))
         return carry_out(conversion, str(source), checkpoint, target, layout, asked, hashes)
+
+
+def surprise(layout: Layout, config: Mapping[str, Any], asked: str) -> tuple[str, ...]:
+    """What to say where ``auto`` means a layout that generates no text."""
+    if asked != AUTO or layout.not_generating is None:
+        return ()
+    kind = config.get("model_type")
+    what, _ = layout.not_generating
+    can = "call it with mlxport.load(DST)(...); mlxport generate and chat cannot run it"
+    return (f"mlx-lm has no architecture {kind!r}, so the layout is {layout.name!r}, {what}: {can}",)
 
 
 def opened(checkpoint: Checkpoint, layout: Layout, options: ResolvedOptions) -> tuple[Conversion, ResolvedOptions]:
@@ -153,7 +166,9 @@ def carry_out(
     remarks = check_tokenizer_files(checkpoint, rows) if layout.tokenizer else ()
     chosen = options.allocation.notes if options.allocation else ()
     notes = (*checkpoint.problems, *conversion.notes, *chosen, *remarks)
-    report = ConvertReport(target, plan, notes, dry_run=options.dry_run, allocation=options.allocation)
+    report = ConvertReport(
+        target, plan, notes, dry_run=options.dry_run, allocation=options.allocation, layout=layout.name
+    )
     if options.dry_run:
         return replace(report, free_bytes=free_space(target))
     free = check_space(target, _disk_bytes(plan, checkpoint, options), space_taken(target))

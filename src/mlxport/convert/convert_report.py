@@ -40,6 +40,7 @@ class ConvertReport:
         dry_run: Whether nothing was written.
         allocation: What was chosen for each module, where a limit was asked for.
         quality: The quality report, None where none was asked for.
+        layout: Name of the output's layout.
     """
 
     destination: Path
@@ -56,6 +57,7 @@ class ConvertReport:
     dry_run: bool = False
     allocation: AllocationReport | None = None
     quality: QualityReport | None = None
+    layout: str = ""
 
     @property
     def left_out(self) -> str:
@@ -68,6 +70,7 @@ class ConvertReport:
         return {
             "destination": str(self.destination),
             "dry_run": self.dry_run,
+            "layout": self.layout,
             "plan": {
                 "shards": [{"file": s.filename, "bytes": s.nbytes, "tensors": len(s.tensors)} for s in plan.shards],
                 "bytes": plan.nbytes,

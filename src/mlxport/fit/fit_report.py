@@ -7,7 +7,7 @@ from typing import Any
 
 from mlxport.fit.hardware import Machine
 from mlxport.progress import three_digits
-from mlxport.types import CalibrationPlan
+from mlxport.types import CalibrationPlan, ModelPart
 
 __all__ = ["HEADROOM", "FitReport", "FitRow", "rate_in_words", "recommended"]
 
@@ -93,6 +93,7 @@ class FitReport:
         shorter_context: Where nothing fits: the longest context that does, with ``shorter_setting``.
         shorter_setting: Empty where no context fits.
         calibration: What ``convert -q 4 --calibrate default`` takes here; None where nothing is to be quantized.
+        left_out: Parts of the model that the output would not hold; ``convert`` asks for ``--text-only`` then.
     """
 
     source: str
@@ -109,6 +110,7 @@ class FitReport:
     shorter_context: int = 0
     shorter_setting: str = ""
     calibration: CalibrationPlan | None = None
+    left_out: tuple[ModelPart, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values only, for ``--json``."""

@@ -16,6 +16,7 @@ from mlxport.fit.generation_rate import tokens_per_second
 from mlxport.fit.hardware import Machine, known_machines, named_machine, this_machine
 from mlxport.fit.liveness import METAL
 from mlxport.fit.quant_settings import Setting, SettingWeights, measure, settings
+from mlxport.layouts.left_out import left_out, said_before
 from mlxport.layouts.table import refuse_unknown_code
 from mlxport.model_config import ModelConfig
 from mlxport.quant import is_linear, make_spec, plain_bits
@@ -84,6 +85,7 @@ def plan_for(
 
     checkpoint = open_checkpoint(source, revision=revision, check_config=check, headers_only=True)
     opened, conversion, asked, notes = _open(checkpoint, dtype)
+    parts = left_out(checkpoint, conversion.program)
     limit = checkpoint.model_config.context_length
     tokens = chosen_context(context, limit)
     footprint = Footprint(_packed(opened, _PACKED), METAL, kv_bits, kv_group_size)
@@ -104,7 +106,8 @@ def plan_for(
         kv_bits,
         "" if asked == "auto" else asked,
         tuple(rows),
-        notes=(*notes, *_kv_notes(kv_bits, tokens)),
+        notes=(*said_before(parts), *notes, *_kv_notes(kv_bits, tokens)),
+        left_out=parts,
         calibration=calibration,
     )
     ordered = recommended(report)

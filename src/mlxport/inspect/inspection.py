@@ -10,15 +10,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxport.errors import SourceError, TokenizerError
+from mlxport.errors import MlxportError, SourceError
 from mlxport.inspect.code_seen import code_seen
 from mlxport.inspect.dtype_counts import DtypeCount, count_by_dtype, count_parameters, describe_quantization
+from mlxport.layouts.left_out import left_out, said_before
 from mlxport.model_config import ModelConfig
 from mlxport.output.card import read_source_card
 from mlxport.run.load import is_mlx_format
 from mlxport.source.jsonfile import read_object
+from mlxport.source.part_names import TOWER
 from mlxport.source.tokenizer_files import check_tokenizer_files, embedding_rows
-from mlxport.types import Checkpoint, TensorRef
+from mlxport.types import Checkpoint, ModelPart, TensorRef
 
 if TYPE_CHECKING:
     pass
@@ -87,6 +89,7 @@ class Inspection:
         license: What the model card states.
         code: What code it brings, and when that would run; nothing of it has been run.
         config_changes: What mlx-lm by itself would read otherwise than transformers; ``convert`` puts it right.
+        left_out: Parts of the model that mlx-lm has no code for: ``convert`` leaves them out with ``--text-only``.
         problems: What is wrong with the checkpoint.
     """
 
@@ -111,6 +114,7 @@ class Inspection:
     license: str | None
     code: tuple[str, ...] = ()
     config_changes: tuple[str, ...] = ()
+    left_out: tuple[ModelPart, ...] = ()
     problems: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -132,12 +136,13 @@ def inspect(path: str | Path, *, revision: str | None = None) -> Inspection:
 def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     """Look into an opened checkpoint; what is wrong becomes a line of ``problems``, not an error."""
     config, tensors = checkpoint.model_config, checkpoint.tensors
-    side = {path.name: path for path in checkpoint.side_files}
+    side = {path.name: path for path in checkpoint.side_files if path.parent == checkpoint.root}
     quantization = describe_quantization(config, tensors)
     mlx_format = _mlx_format(checkpoint)
     support, changes, problems = _runtime(checkpoint.config, mlx_format)
     tokenizer, tokenizer_problems = _tokenizer(checkpoint, side)
-    problems = [*checkpoint.problems, *problems, *tokenizer_problems]
+    parts = _left_out(checkpoint) if support else ()
+    problems = [*checkpoint.problems, *problems, *said_before(parts), *tokenizer_problems]
     problems += _weight_problems(config, tensors, quantization)
     problems += _generation_problems(side.get("generation_config.json"), config)
     card = read_source_card(checkpoint.root).data
@@ -167,8 +172,22 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         license=card.get("license_name") or card.get("license"),
         code=tuple(code_seen(checkpoint)),
         config_changes=changes,
+        left_out=parts,
         problems=tuple(dict.fromkeys(problems)),
     )
+
+
+def _left_out(checkpoint: Checkpoint) -> tuple[ModelPart, ...]:
+    """Parts that mlx-lm's conversion leaves out; traced only where names or the config tell of any."""
+    if not any(TOWER.search(name) for name in checkpoint.tensors):
+        return ()
+    from mlxport.layouts.mlx_lm.opening import open_model
+
+    try:
+        program = open_model(checkpoint, headers_only=True).plain.program
+    except MlxportError:
+        return ()  # said by convert: what stands in the way of the text model comes first
+    return left_out(checkpoint, program)
 
 
 def _mlx_format(checkpoint: Checkpoint) -> bool | None:
@@ -224,7 +243,7 @@ def _tokenizer(checkpoint: Checkpoint, side: Mapping[str, Path]) -> tuple[Tokeni
     problems: list[str] = []
     try:
         problems += check_tokenizer_files(checkpoint, _vocabulary(checkpoint))
-    except TokenizerError as error:
+    except SourceError as error:
         problems.append(error.message)
     if not any("token" in name or name.startswith(("vocab", "spiece", "tekken")) for name in side):
         return None, problems

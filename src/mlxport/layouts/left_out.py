@@ -20,7 +20,7 @@ from mlxport.types import Checkpoint, ModelPart
 if TYPE_CHECKING:
     from mlxport.transform import Program
 
-__all__ = ["PROCESSORS", "absent_towers", "left_out", "parts_in_words", "refuse_left_out", "without"]
+__all__ = ["PROCESSORS", "absent_towers", "left_out", "parts_in_words", "refuse_left_out", "said_before", "without"]
 
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 """Files about inputs of a tower: where they lie beside a text model, runtimes take it for the whole."""
@@ -64,6 +64,12 @@ def refuse_left_out(parts: Collection[ModelPart], where: str) -> None:
             f"{where}: the output would be the text model alone, without {parts_in_words(parts)}",
             hint="add --text-only to convert the text model alone",
         )
+
+
+def said_before(parts: Collection[ModelPart]) -> tuple[str, ...]:
+    """What is said of parts before anything is converted; nothing where there are none."""
+    words = f"the output would be the text model alone, without {parts_in_words(parts)}: convert needs --text-only"
+    return (words,) if parts else ()
 
 
 def parts_in_words(parts: Collection[ModelPart], most: int = 4) -> str:

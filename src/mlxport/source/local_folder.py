@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mlxport.source.leftover_quantization import names_quantization, without_lef
 from mlxport.source.safe_files import inside, opened, read_exactly, refuse_placeholder, refuse_special_files
 from mlxport.source.safetensors_file import read_safetensors
 from mlxport.source.weight_files import (
+    SIDE_FOLDERS,
     WeightFiles,
     choose_weight_files,
     explain_no_config,
@@ -89,11 +91,10 @@ def open_folder(
 
 
 def list_folder(root: Path) -> list[str]:
-    """Names of the files in ``root`` and, for chat templates, one level below; sorted."""
+    """Names of the files in ``root`` and, where side files lie there, one level below; sorted."""
     names = _entries(root)
-    templates = root / "additional_chat_templates"
-    if templates.is_dir():
-        names += [f"{templates.name}/{name}" for name in _entries(templates)]
+    folders = [name for name in names if any(fnmatchcase(name, pattern) for pattern in SIDE_FOLDERS)]
+    names += [f"{folder}/{name}" for folder in folders if (root / folder).is_dir() for name in _entries(root / folder)]
     return sorted(name for name in names if _counts(root, name))
 
 

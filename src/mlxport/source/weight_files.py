@@ -26,6 +26,9 @@ _CANONICAL: tuple[tuple[Kind, str], ...] = (
 )
 _SUFFIXES: tuple[tuple[Kind, str], ...] = (("safetensors", ".safetensors"), ("torch", ".bin"))
 
+# Modules that sentence-transformers runs after the model, each in a folder with its number: pooling, a dense layer.
+_MODULES = "[0-9]_*"
+_AFTER_THE_MODEL = tuple(f"{_MODULES}/*.{suffix}" for suffix in ("json", "txt", "model", "safetensors", "bin"))
 # What is worth carrying to the output besides weights and config.json.
 SIDE_PATTERNS = (
     "tokenizer*.json",
@@ -47,12 +50,18 @@ SIDE_PATTERNS = (
     "processor_config.json",
     "video_preprocessor_config.json",
     "generation_config.json",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_*_config.json",
+    *_AFTER_THE_MODEL,
     "LICENSE*",
     "NOTICE*",
     "USE_POLICY*",
     "README.md",
     "*.py",
 )
+SIDE_FOLDERS = tuple(dict.fromkeys(pattern.partition("/")[0] for pattern in SIDE_PATTERNS if "/" in pattern))
+"""Patterns of the folders in which some of them lie."""
 _NOT_SIDE = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".npz", ".onnx", ".h5", ".msgpack")
 _TRAINER_FILES = re.compile(r"(optimizer|scheduler|scaler|rng_state\w*|training_args|random_states\w*)\.(pt|pth|bin)")
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.safetensors|\.bin)")
@@ -205,7 +214,7 @@ def side_names(names: Iterable[str]) -> list[str]:
         for name in names
         if name != "config.json"
         and not is_hidden(name)
-        and not name.endswith(_NOT_SIDE)
+        and not (name.endswith(_NOT_SIDE) and "/" not in name)
         and any(matches(name, pattern) for pattern in SIDE_PATTERNS)
     )
 

@@ -30,6 +30,7 @@ def show_plan(report: ConvertReport, console: Console) -> None:
     console.print(table)
     settings = Counter(f"{s.mode} {s.bits} bits, group size {s.group_size}" for s in plan.quantized.values())
     rows: list[tuple[str, Any]] = [
+        *([("layout", report.layout)] if report.layout else []),
         ("parameters", f"{plan.parameters:,}"),
         ("dtype", plan.dtype),
         ("bits per weight", f"{plan.bits_per_weight:.3f}"),

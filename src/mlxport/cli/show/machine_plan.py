@@ -78,7 +78,8 @@ def _problems(report: FitReport) -> list[str]:
 
 def _command(report: FitReport, how: str) -> str:
     dtype = f" --dtype {report.dtype}" if report.dtype else ""
-    return f"mlxport convert {shlex.quote(report.source)} DST{how}{dtype}"
+    alone = " --text-only" if report.left_out else ""
+    return f"mlxport convert {shlex.quote(report.source)} DST{how}{dtype}{alone}"
 
 
 def _better(report: FitReport) -> list[str]:
