@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from checkpoints import INDEX, config, hash_tree, read_raw, weights, write_llama, write_raw
+from checkpoints import INDEX, bounded_memory, config, hash_tree, read_raw, weights, write_llama, write_raw
 from mlxport import MlxportError, convert
 
 
@@ -60,17 +58,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def bounded() -> Iterator[None]:
-    """A number in a config must not take the machine's memory: 4 GB more than now, then MemoryError."""
-    if not sys.platform.startswith("linux"):
-        yield
-        return
     import mlxport.layouts.mlx_lm.opening  # noqa: F401  what is mapped by imports does not count
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (mapped + (4 << 30), hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    with bounded_memory():
+        yield
 
 
 @pytest.fixture

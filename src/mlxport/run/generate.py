@@ -6,16 +6,16 @@ import os
 import resource
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
-from mlxport.errors import UsageError
+from mlxport.errors import UsageError, WeightsError
 from mlxport.model_config import ModelConfig
 from mlxport.run.kv import KVQuant, check_model, chosen_kv, prompt_cache
 from mlxport.run.load import LoadedModel, check_ids, load
 from mlxport.run.sampling import Sampling
-from mlxport.source.tokenizer_loading import encoded, rendered
+from mlxport.source.tokenizer_loading import encoded, reason, refusing, rendered
 
 __all__ = ["GenerationResult", "generate", "read_prompt", "stream"]
 
@@ -188,7 +188,7 @@ def stream(
     try:
         options = {"max_tokens": sampling.max_tokens, "sampler": sampler, **(kv.options() if kv is not None else {})}
         options["prompt_cache"] = prompt_cache(loaded.model, kv) if cache is None else cache
-        for last in stream_generate(loaded.model, loaded.tokenizer, list(tokens), **options):
+        for last in _running(loaded, stream_generate(loaded.model, loaded.tokenizer, list(tokens), **options)):
             if last.finish_reason != "stop":
                 generated.append(int(last.token))
             pieces.append(last.text)
@@ -214,6 +214,21 @@ def stream(
         finish_reason=reason,
         end_token=int(last.token) if reason == "stop" else None,
     )
+
+
+def _running(loaded: LoadedModel, responses: Iterator[Any]) -> Iterator[Any]:
+    """The same responses; where the model cannot be run, an error that says so. What is done with them is not in it."""
+
+    def refusal(error: BaseException) -> WeightsError:
+        message = f"{loaded.path}: mlx-lm cannot generate with it: {reason(error)}"
+        return WeightsError(message, hint="convert or fetch the model again")
+
+    while True:
+        with refusing(refusal):
+            response = next(responses, None)
+        if response is None:
+            return
+        yield response
 
 
 def reset_peak_memory() -> None:

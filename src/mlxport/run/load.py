@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxport.errors import ConfigError, SourceError, TokenizerError, UnsafeError, UnsupportedError, WeightsError
+from mlxport.errors import (
+    ConfigError,
+    MlxportError,
+    SourceError,
+    TokenizerError,
+    UnsafeError,
+    UnsupportedError,
+    WeightsError,
+)
 from mlxport.model_config import ModelConfig
 from mlxport.run.detokenizer import StreamedText
 from mlxport.run.kv import KVQuant, recorded_kv
@@ -174,15 +182,17 @@ def load_model(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any, d
         raise UnsupportedError(f"{folder} is {what}", hint=hint)
     refuse_model_file(folder, config, trust_remote_code)
     half_precision_experts()
-    try:
-        model, loaded = mlx_lm_load_model(folder, trust_remote_code=trust_remote_code)
-    except ValueError as error:
-        if "not supported" in str(error):
+
+    def failed(error: BaseException) -> MlxportError:
+        if isinstance(error, ValueError) and "not supported" in str(error):
             hint = "pip install -U mlx-lm may know it"
-            raise UnsupportedError(f"{folder}: mlx-lm does not know {config['model_type']!r}", hint=hint) from error
-        raise _load_failed(folder, error) from error
-    except (RuntimeError, OSError, KeyError, TypeError) as error:
-        raise _load_failed(folder, error) from error
+            return UnsupportedError(f"{folder}: mlx-lm does not know {config['model_type']!r}", hint=hint)
+        return WeightsError(
+            f"{folder}: mlx-lm cannot load it: {reason(error)}", hint="convert or fetch the model again"
+        )
+
+    with refusing(failed):
+        model, loaded = mlx_lm_load_model(folder, trust_remote_code=trust_remote_code)
     return model, loaded
 
 
@@ -197,12 +207,6 @@ def check_ids(tokens: Iterable[int], config: dict[str, Any]) -> None:
         if token < 0 or (size is not None and token >= size):
             hint = "use the tokenizer of this model"
             raise TokenizerError(f"token id {token} is outside of the vocabulary of {size}", hint=hint)
-
-
-def _load_failed(folder: Path, error: Exception) -> WeightsError:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    reason = lines[0] if len(lines[0]) <= 300 else lines[0][:300] + " …"
-    return WeightsError(f"{folder}: mlx-lm cannot load it: {reason}", hint="convert or fetch the model again")
 
 
 def _load_tokenizer(folder: Path, config: dict[str, Any], trust_remote_code: bool) -> Any:
