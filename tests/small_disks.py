@@ -62,8 +62,17 @@ def mount(folder: Path, size: int, read_only: bool = False) -> SmallDisk:
 
 def heed_permissions() -> Sequence[str]:
     """What runs a command that may not write where the mode of a folder forbids it, whoever runs the tests."""
+    return _without("-dac_override,-dac_read_search")
+
+
+def heed_limits() -> Sequence[str]:
+    """What runs a command that may not raise its own limits, whoever runs the tests."""
+    return _without("-sys_resource")
+
+
+def _without(capabilities: str) -> Sequence[str]:
     if os.geteuid():
         return ()
     if not shutil.which("setpriv"):
-        pytest.skip("root may write everywhere, and setpriv (util-linux), which takes that away, is not here")
-    return ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search")
+        pytest.skip("root may do everything, and setpriv (util-linux), which takes that away, is not here")
+    return ("setpriv", f"--bounding-set={capabilities}", f"--inh-caps={capabilities}")

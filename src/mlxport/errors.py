@@ -20,6 +20,10 @@ An error says what happened, where, what was expected and what was found; ``hint
 
 from __future__ import annotations
 
+import contextlib
+import errno
+from collections.abc import Iterator
+
 from mlxport.printable import printable
 
 __all__ = [
@@ -38,6 +42,9 @@ __all__ = [
     "VerificationError",
     "WeightsError",
 ]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_AGAIN = "mend what the system complains of and run the same command again: finished shards are kept"
 
 
 class MlxportError(Exception):
@@ -116,3 +123,53 @@ def disk_full(where: object) -> DiskError:
     """The error for a disk that filled up while ``where`` was written."""
     hint = "free some space and run the same command again: finished shards are kept"
     return DiskError(f"no space left on the disk while writing {where}", hint=hint)
+
+
+def system_error(error: BaseException, where: object = "") -> MlxportError | None:
+    """What the system refused, as one of our errors; None for an exception that is not the system's.
+
+    Args:
+        error: What was raised.
+        where: What was worked on, where the exception names no file.
+    """
+    if isinstance(error, MlxportError | BrokenPipeError):  # who closes a pipe wants to hear no more
+        return None
+    if isinstance(error, OSError):
+        return _refused(error, error.filename or where or "a file")
+    text = str(error)
+    if isinstance(error, MemoryError) or "bad_alloc" in text or "nable to allocate" in text:
+        return MlxportError("there is not enough memory", hint="close other programs, or raise the limit (ulimit -v)")
+    if "not allowed to raise maximum limit" in text:  # mlx_lm/utils.py does so when it is imported
+        return too_few_files()
+    if "can't start new thread" in text:
+        return MlxportError("the system lets no more threads begin", hint="raise the limit (ulimit -u)")
+    return None
+
+
+def too_few_files() -> MlxportError:
+    """The error for a system in which mlx-lm cannot be imported."""
+    hint = "raise the hard limit (ulimit -Hn 4096), of a container with --ulimit nofile=4096"
+    return MlxportError("mlx-lm asks for 4096 open files, and fewer are allowed here", hint=hint)
+
+
+def _refused(error: OSError, where: object) -> MlxportError:
+    if error.errno in _FULL:
+        return disk_full(where)
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return MlxportError(f"{where}: too many files are open", hint="raise the limit: ulimit -n 4096")
+    if error.errno == errno.EFBIG:
+        return DiskError(
+            f"{where}: larger than a file may be here", hint="raise the limit (ulimit -f), or use another disk"
+        )
+    return DiskError(f"{where}: {error.strerror or error}", hint=_AGAIN)
+
+
+@contextlib.contextmanager
+def system_errors(where: object = "") -> Iterator[None]:
+    """Around work, or on a function: what the system refuses meanwhile becomes one of our errors."""
+    try:
+        yield
+    except Exception as error:
+        if (known := system_error(error, where)) is None:
+            raise
+        raise known from error

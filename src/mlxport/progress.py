@@ -6,6 +6,7 @@ with make_progress(total_bytes, "converting") as progress:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -169,7 +170,8 @@ class _Lines:
             self._print(f"{self._label}: {format_bytes(self._done)} in {format_seconds(seconds)}, {rate}/s")
 
     def _print(self, text: str) -> None:
-        print(printable(text), file=self._out, flush=True)
+        with contextlib.suppress(OSError):  # a full disk under a log is no reason to end the work
+            print(printable(text), file=self._out, flush=True)
 
 
 class _Bar:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import Annotated, Any, NoReturn
@@ -9,14 +10,21 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from mlxport._version import __version__
+from mlxport.cli import signals
 from mlxport.cli.checking_commands import inspect, plan, report, verify
 from mlxport.cli.conversion_commands import convert, port
 from mlxport.cli.derived_flags import with_bare_flags
 from mlxport.cli.flags import Verbose
 from mlxport.cli.generation_commands import chat, generate
-from mlxport.cli.json_output import print_json
+from mlxport.cli.json_output import (
+    escape_what_has_no_letter,
+    finish_stdout,
+    is_about_output,
+    nothing_more_to_stdout,
+    print_json,
+)
 from mlxport.convert.options import ConvertOptions
-from mlxport.errors import Interrupted, MlxportError, UsageError
+from mlxport.errors import DiskError, Interrupted, MlxportError, UsageError, system_error
 from mlxport.printable import printable
 
 app = typer.Typer(
@@ -64,12 +72,14 @@ def _fail(error: MlxportError) -> NoReturn:
         import traceback
 
         typer.echo(printable("".join(traceback.format_exception(error)), whole=_TRACEBACK), err=True)
-    if _state["json"]:
-        detail = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
-        print_json({"error": detail})
-    typer.echo(f"error: {error.message}", err=True)
-    if error.hint:
-        typer.echo(f"hint: {error.hint}", err=True)
+    with contextlib.suppress(OSError, UnicodeError):  # there may be nowhere to say it
+        if _state["json"]:
+            detail = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
+            print_json({"error": detail})
+    with contextlib.suppress(OSError, UnicodeError):
+        typer.echo(f"error: {error.message}", err=True)
+        if error.hint:
+            typer.echo(f"hint: {error.hint}", err=True)
     raise SystemExit(error.exit_code)
 
 
@@ -98,8 +108,17 @@ def main(arguments: list[str] | None = None) -> None:
 
         own_process()
         _printable_logs()
+        with signals.ending_well():
+            _run(given)
+    else:
+        _run(given)
+
+
+def _run(given: list[str]) -> NoReturn:
+    escape_what_has_no_letter()
     try:
         code = app(with_bare_flags(given, ConvertOptions), prog_name="mlxport", standalone_mode=False)
+        finish_stdout()
         if code == _INTERRUPTED:  # Typer's answer to Ctrl-C
             raise KeyboardInterrupt
         raise SystemExit(code if isinstance(code, int) else 0)
@@ -110,10 +129,21 @@ def main(arguments: list[str] | None = None) -> None:
     except (KeyboardInterrupt, typer.Abort):
         _fail(Interrupted("stopped", hint="run the same command again"))
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        nothing_more_to_stdout()
         raise SystemExit(1) from None
-    except Exception as error:  # a bug: shown in one line, in full with -v
+    except Exception as error:
+        _fail(_explained(error))
+
+
+def _explained(error: Exception) -> MlxportError:
+    """What no part of the program expected: the system's doing, or a bug, shown in one line and in full with -v."""
+    known = system_error(error)
+    if isinstance(error, OSError) and is_about_output(error):
+        nothing_more_to_stdout()
+        message = f"what the command prints cannot be written: {error.strerror or error}"
+        known = DiskError(message, hint="send its output elsewhere")
+    if known is None:
         hint = "this is a bug in mlxport; run again with -v and report what it prints"
-        unexpected = MlxportError(f"{type(error).__name__}: {error}", hint=hint)
-        unexpected.__cause__ = error
-        _fail(unexpected)
+        known = MlxportError(f"{type(error).__name__}: {error}", hint=hint)
+    known.__cause__ = error
+    return known

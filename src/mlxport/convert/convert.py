@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +15,13 @@ from mlxport.convert.resolved_options import ResolvedOptions, resolve
 from mlxport.convert.source_hashes import Hashes
 from mlxport.convert.steps import State, run
 from mlxport.convert.without_torch import leave_torch_out
-from mlxport.errors import DiskError, Interrupted, disk_full
+from mlxport.errors import Interrupted, system_errors
 from mlxport.layouts.base import Layout
 from mlxport.layouts.left_out import absent_towers, left_out, refuse_left_out
 from mlxport.layouts.table import AUTO, chosen
 from mlxport.output.fingerprint import fingerprint
 from mlxport.output.plan import make_plan, parse_size
+from mlxport.output.surroundings import check_surroundings
 from mlxport.output.workspace import absolute, check_destination, check_space, free_space, open_workspace, space_taken
 from mlxport.progress import make_progress
 from mlxport.run.kv import check_model
@@ -36,6 +36,7 @@ __all__ = ["ConvertReport", "carry_out", "convert"]
 
 
 @with_keywords(ConvertOptions)
+@system_errors()
 def convert(source: str | Path, destination: str | Path, options: ConvertOptions) -> ConvertReport:
     """Convert a Hugging Face checkpoint to a folder that mlx-lm loads, and prove it against PyTorch.
 
@@ -47,6 +48,7 @@ def convert(source: str | Path, destination: str | Path, options: ConvertOptions
     Raises:
         MlxportError: One of the tree in ``mlxport.errors``; nothing is left under ``destination``.
     """
+    check_surroundings(source, destination)
     asked = resolve(options)
     target = absolute(destination)
     check_destination(target, str(source), asked.overwrite)
@@ -183,16 +185,11 @@ def carry_out(
             program=conversion.program,
         )  # fmt: skip
         try:
-            return run(state)
+            with system_errors(workspace.folder):
+                return run(state)
         except KeyboardInterrupt:
             finished = f"{len(workspace.done)} of {len(plan.shards)} shards are finished in {workspace.folder}"
             raise Interrupted(f"stopped: {finished}", hint="run the same command again to go on") from None
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise disk_full(workspace.folder) from error
-            where = error.filename or workspace.folder
-            hint = "mend what the system complains of and run the same command again: finished shards are kept"
-            raise DiskError(f"{where}: {error.strerror or error}", hint=hint) from error
 
 
 def _calibrating(checkpoint: Checkpoint, conversion: Conversion, options: ResolvedOptions) -> Calibrating | None:

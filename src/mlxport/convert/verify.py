@@ -15,6 +15,7 @@ from mlxport.errors import SourceError, UnsupportedError, UsageError, Verificati
 from mlxport.layouts.base import Layout
 from mlxport.layouts.table import layout_of
 from mlxport.output.record import read_record
+from mlxport.output.surroundings import check_surroundings
 from mlxport.output.workspace import absolute
 from mlxport.progress import Progress, make_progress
 from mlxport.source.jsonfile import read_object
@@ -202,6 +203,7 @@ def verify(
 
     if mode not in parity.MODES:
         raise UsageError(f"--mode {mode!r} does not exist", hint=f"choose one of {', '.join(parity.MODES)}")
+    check_surroundings(output, against)
     folder = absolute(output)
     refuse_special_files(folder)
     if not (folder / "config.json").is_file():

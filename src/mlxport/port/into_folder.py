@@ -13,9 +13,10 @@ from mlxport.convert.convert_report import ConvertReport
 from mlxport.convert.keywords import with_keywords
 from mlxport.convert.resolved_options import resolve_port
 from mlxport.convert.source_hashes import Hashes
-from mlxport.errors import SourceError, UsageError
+from mlxport.errors import SourceError, UsageError, system_errors
 from mlxport.layouts.table import layout_of, named
 from mlxport.output.record import read_record
+from mlxport.output.surroundings import check_surroundings
 from mlxport.output.workspace import absolute, check_destination
 from mlxport.port.port_options import PortOptions
 from mlxport.source.jsonfile import read_object
@@ -30,6 +31,7 @@ __all__ = ["explain", "load", "port_folder"]
 
 
 @with_keywords(PortOptions)
+@system_errors()
 def port_folder(factory: str | Callable[[], Any], destination: str | Path, options: PortOptions) -> ConvertReport:
     """Port a PyTorch module into a folder: ``model.py``, its weights, an example, and what was measured.
 
@@ -47,6 +49,7 @@ def port_folder(factory: str | Callable[[], Any], destination: str | Path, optio
     from mlxport.layouts.generated.own_module import load_factory, open_module
     from mlxport.layouts.generated.random_states import random_states_kept
 
+    check_surroundings(destination)
     asked = resolve_port(options)
     target = absolute(destination)
     what = factory if isinstance(factory, str) else getattr(factory, "__qualname__", "the factory")

@@ -21,6 +21,7 @@ from mlxport.errors import (
     WeightsError,
 )
 from mlxport.model_config import ModelConfig
+from mlxport.output.surroundings import check_surroundings
 from mlxport.run.detokenizer import StreamedText
 from mlxport.run.kv import KVQuant, recorded_kv
 from mlxport.source.tokenizer_loading import check_decoder, check_settings, checked_ends, reason, refusing
@@ -66,6 +67,7 @@ def load(path: str | os.PathLike[str], *, trust_remote_code: bool = False) -> Lo
         UnsupportedError: mlx-lm does not know the architecture.
         UnsafeError: The folder carries code and ``trust_remote_code`` is not given.
     """
+    check_surroundings(os.fspath(path))
     folder = resolve(path)
     model, config = load_model(folder, trust_remote_code=trust_remote_code)
     tokenizer = _load_tokenizer(folder, config, trust_remote_code)
