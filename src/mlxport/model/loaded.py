@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from mlxport.errors import ConfigError, VerificationError
 from mlxport.model.hooks import swap_classes
+from mlxport.model_config import ModelConfig
 from mlxport.source.jsonfile import read_object
 from mlxport.source.safe_files import refuse_special_files
 from mlxport.source.written_code import refuse_model_file
@@ -37,15 +38,16 @@ def load_output(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """The model as mlx-lm builds it, nothing read yet.
 
     Raises:
+        ConfigError: Its config has values that no model can have.
         UnsafeError: The folder has its model built by code of its own, which is not trusted.
         VerificationError: mlx-lm cannot load the folder.
     """
     from mlx_lm.utils import load_model
 
     refuse_special_files(Path(folder))
-    refuse_model_file(
-        Path(folder), read_object(Path(folder) / "config.json", ConfigError, unique=False), trust_remote_code
-    )
+    config = read_object(Path(folder) / "config.json", ConfigError, unique=False)
+    ModelConfig(config).check(Path(folder) / "config.json")
+    refuse_model_file(Path(folder), config, trust_remote_code)
     try:
         return load_model(Path(folder), lazy=True, trust_remote_code=trust_remote_code)[0]
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError) as error:

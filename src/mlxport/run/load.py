@@ -137,6 +137,8 @@ def is_mlx_format(folder: Path, config: Mapping[str, Any], weights: Iterable[Pat
 
 
 def _read_config(folder: Path, shown: str) -> dict[str, Any]:
+    from mlxport.source.jsonfile import nests_deeper
+
     file = folder / "config.json"
     if not file.is_file():
         hint = "give the folder that contains config.json"
@@ -147,8 +149,11 @@ def _read_config(folder: Path, shown: str) -> dict[str, Any]:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: not JSON ({error})", hint="fetch or convert the model again") from error
+    if nests_deeper([config]):
+        raise ConfigError(f"{file}: it nests too deep", hint="fetch or convert the model again")
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ConfigError(f"{file}: expected an object with a model_type", hint="fetch or convert the model again")
+    ModelConfig(config).check(file)
     return config
 
 

@@ -15,13 +15,6 @@ from mlxport.source.jsonfile import read_object
 from mlxport.source.part_names import LAYER, PREDICTION, TOWER
 from mlxport.types import TensorRef
 
-# Of none of these can a language model have less than one; other spellings mean other things in other models.
-_AT_LEAST_ONE = (
-    *("num_hidden_layers", "n_layer"),
-    *("hidden_size", "n_embd"),
-    *("num_attention_heads", "n_head"),
-    "vocab_size",
-)
 _EMBEDDING = re.compile(
     r"(?:.*\.)?(?:embed_tokens|tokens_embed|wte|word_embeddings?|embed_in|embeddings|tok_embeddings|token_embedding|shared)\.weight"
 )
@@ -50,21 +43,8 @@ def read_config(path: Path) -> tuple[dict[str, Any], list[str]]:
         raise ConfigError(
             f"{path}: model_type {found}", hint='add the model_type that the model\'s documentation gives, e.g. "llama"'
         )
-    _check_sizes(config, path)
+    ModelConfig(config).check(path)
     return config, [f"config.json gives {key!r} twice; the last value counts" for key in repeated]
-
-
-def _check_sizes(config: Mapping[str, Any], path: Path) -> None:
-    """Refuse sizes of zero or less, whose errors later on would name neither file nor field."""
-    model = ModelConfig(config)
-    for depth, part in enumerate(model.parts):
-        for key in _AT_LEAST_ONE:
-            value = part.get(key)
-            if type(value) is int and value < 1:
-                raise ConfigError(
-                    f"{path}: {'.'.join((*model.path[:depth], key))} is {str(value)[:80]}, expected at least 1",
-                    hint="get config.json again from where the weights are from",
-                )
 
 
 def needs_remote_code(config: Mapping[str, Any]) -> bool:

@@ -11,6 +11,7 @@ from mlxport.source.safe_files import opened, read_exactly, refuse_placeholder
 
 # The largest index seen in the wild is a few MB; what is larger than this is not a config or an index.
 MAX_JSON_BYTES = 100_000_000
+MAX_DEPTH = 100
 
 
 class _Refused(ValueError):
@@ -83,4 +84,18 @@ def read_object(
             raise error(f"{path} has {size} bytes; at most {MAX_JSON_BYTES} are expected of such a file")
         data = read_exactly(fd, size, 0, path)
     refuse_placeholder(data, path, error)
-    return parse_object(data, path, error, unique=unique, repeated=repeated)
+    value = parse_object(data, path, error, unique=unique, repeated=repeated)
+    if nests_deeper(value):
+        _refuse(error, str(path), f"nests deeper than {MAX_DEPTH} levels", None)
+    return value
+
+
+def nests_deeper(value: Any, most: int = MAX_DEPTH) -> bool:
+    """Whether a JSON value nests deeper than anybody means it to: whatever walks it by calling itself would give up."""
+    level = [value]
+    for _ in range(most):
+        within = (inner for one in level for inner in (one.values() if isinstance(one, dict) else one))
+        level = [inner for inner in within if isinstance(inner, dict | list)]
+        if not level:
+            return False
+    return True

@@ -1,0 +1,113 @@
+"""Values that no model can have are one error that names the field, before anything is built from them."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mlxport.errors import ConfigError
+from mlxport.fit import plan_for
+from mlxport.inspect.inspection import inspect
+from mlxport.model.loaded import load_output
+from mlxport.model_config import ModelConfig
+from mlxport.quality.opened import open_output
+from mlxport.run import AutoModelForCausalLM, load
+from mlxport.source import open_checkpoint
+
+WRONG = [
+    ("vocab_size", -1, "at least 1"),
+    ("vocab_size", 10**12, "a whole number from 1 to 100,000,000"),
+    ("hidden_size", 1e12, "a whole number"),
+    ("hidden_size", "64", "a whole number"),
+    ("num_attention_heads", 0, "at least 1"),
+    ("num_key_value_heads", 0, "at least 1"),
+    ("num_hidden_layers", 10**9, "a whole number from 1 to 2,000"),
+    ("num_hidden_layers", True, "a whole number"),
+    ("num_hidden_layers", 2.0, "a whole number"),
+    ("intermediate_size", -8, "at least 0"),
+    ("num_local_experts", 10**9, "a whole number"),
+    ("head_dim", "wide", "a whole number"),
+    ("max_position_embeddings", 10**30, "at most"),
+    ("rope_theta", "10000", "a number"),
+    ("rope_theta", 0, "a number above 0"),
+    ("rope_theta", True, "a number"),
+    ("rms_norm_eps", "1e-5", "a number"),
+]
+USES = {
+    "generate": load,
+    "auto": AutoModelForCausalLM.from_pretrained,
+    "report": open_output,
+    "verify": load_output,
+    "convert": open_checkpoint,
+    "inspect": inspect,
+    "plan": lambda folder: plan_for(folder, device="M2 8GB"),
+}
+
+
+def change(folder: Path, **values) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **values}))
+
+
+@pytest.mark.parametrize(("key", "value", "expected"), WRONG, ids=[f"{key}={value!r}" for key, value, _ in WRONG])
+def test_each_is_named(key, value, expected):
+    for config, where in (({key: value}, key), ({"text_config": {key: value}}, f"text_config.{key}")):
+        with pytest.raises(ConfigError) as caught:
+            ModelConfig({"model_type": "llama", **config}).check("config.json")
+        assert f"config.json: {where} is {value!r}, expected {expected}" in caught.value.message
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize(("key", "value"), [("num_hidden_layers", 10**9), ("hidden_size", 1e12), ("rope_theta", "1")])
+def test_whoever_reads_the_config(use, key, value, converted, tmp_path):
+    folder = Path(shutil.copytree(converted, tmp_path / "out"))
+    change(folder, **{key: value})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ConfigError, match=f"{key} is"):
+        USES[use](folder)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"rope_parameters": {"full_attention": {"rope_theta": "1"}}}, {"rope_scaling": {"factor": "8"}},
+     {"vision_config": {"num_hidden_layers": 10**9}}, {"a": {"b": {"c": {"vocab_size": -1}}}}],
+    ids=str,
+)  # fmt: skip
+def test_parts_within(config):
+    with pytest.raises(ConfigError, match="expected"):
+        ModelConfig(config).check("config.json")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"num_key_value_heads": [1, 2], "intermediate_size": [8, 8]}, {"head_dim": None, "rope_theta": None},
+     {"vision_config": {"num_hidden_layers": 0}}, {"max_position_embeddings": -1}, {"rope_scaling": {"factor": 8}},
+     {"rope_theta": 1e7, "time_step_limit": [0.0, float("inf")]}, {"rope_theta": {"full": 1e6}}, {"n_inner": None}],
+    ids=str,
+)  # fmt: skip
+def test_what_some_model_has_is_left_alone(config):
+    ModelConfig(config).check("config.json")
+
+
+def test_configs_of_many_kinds_pass():
+    """As transformers builds them by default."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    for name in ("llama", "gemma3", "mamba2", "qwen3_moe", "deepseek_v3", "whisper", "t5", "clip", "falcon_h1", "lfm2"):
+        ModelConfig(CONFIG_MAPPING[name]().to_dict()).check(name)
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_config_that_nests_too_deep(use, converted, tmp_path):
+    folder = Path(shutil.copytree(converted, tmp_path / "out"))
+    deep: dict = {}
+    for _ in range(300):
+        deep = {"a": deep}
+    change(folder, rope_scaling=deep)
+    with pytest.raises(ConfigError, match="nests"):
+        USES[use](folder)
