@@ -251,6 +251,9 @@ def _tables(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Mappin
 
 def _expected(key: str, value: Any, at_least_one: bool) -> str:
     """What a field should hold, if it holds something else; lists, tables and nothing have meanings of their own."""
+    if key == "architectures":
+        names = value if isinstance(value, (list, tuple)) else (value,)
+        return "" if value is None or all(isinstance(name, str) for name in names) else "a list of names"
     if value is None or isinstance(value, (list, tuple, Mapping)):
         return ""
     if (most := _COUNTS.get(key)) is not None:

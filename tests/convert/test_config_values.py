@@ -36,6 +36,8 @@ WRONG = [
     ("rope_theta", 0, "a number above 0"),
     ("rope_theta", True, "a number"),
     ("rms_norm_eps", "1e-5", "a number"),
+    ("architectures", True, "a list of names"),
+    ("architectures", [5], "a list of names"),
 ]
 USES = {
     "generate": load,
