@@ -177,6 +177,12 @@ class BertEncoder(nn.Module):
 
 
 class BertModel(nn.Module):
+    """The tables that it looks up limit its inputs.
+
+    Values of input_ids must be below 30522, the rows of embeddings.word_embeddings.weight (not checked).
+    Values of token_type_ids must be below 2, the rows of embeddings.token_type_embeddings.weight (not checked).
+    """
+
     def __init__(self, args: ModelArgs):
         super().__init__()
         self.embeddings = BertEmbeddings(args)

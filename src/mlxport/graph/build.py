@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from mlxport.graph.capture.captured import Captured
+from mlxport.graph.capture.table_limits import SizeLimit, ValueLimit, limit_sizes, value_limits
 from mlxport.graph.lower.layer_specs import Fold, LayerSpec, Weight
 from mlxport.graph.rewrite.batchnorm import fold_batchnorm
 from mlxport.graph.rewrite.channels_last.sinking import channels_last
@@ -20,6 +21,7 @@ from mlxport.graph.rewrite.noops import remove_noops
 from mlxport.graph.rewrite.sharing import find_layers
 from mlxport.graph.write.classes import build_classes
 from mlxport.graph.write.emit import file_source, format_source
+from mlxport.graph.write.limits_told import limits_told
 from mlxport.graph.write.lowered_graph import lower_graph
 from mlxport.graph.write.module_bodies import build_bodies
 from mlxport.graph.write.parameters import port_parameters, weight_shapes
@@ -75,8 +77,9 @@ def build(
         MissingOps: with every op that has no lowering.
     """
     port = Port(captured, notes=[*captured.notes, *_halved(captured)])
+    limits = limit_sizes(captured), value_limits(captured)
     layers = _rewrite(captured, port, fusions, batchnorm)
-    _write(captured, port, layers, title, model_type)
+    _write(captured, port, layers, limits, title, model_type)
     return port
 
 
@@ -98,7 +101,14 @@ def _rewrite(captured: Captured, port: Port, fusions: bool, batchnorm: bool) -> 
     return layers
 
 
-def _write(captured: Captured, port: Port, layers: Mapping[str, LayerSpec], title: str, model_type: str) -> None:
+def _write(
+    captured: Captured,
+    port: Port,
+    layers: Mapping[str, LayerSpec],
+    limits: tuple[list[SizeLimit], list[ValueLimit]],
+    title: str,
+    model_type: str,
+) -> None:
     """The graph lowered to expressions, these put into bodies, and bodies into classes."""
     lowered = lower_graph(captured)
     context = Context(captured, lowered, Paths(dict(captured.modules)), {n.name: n for n in captured.weights})
@@ -110,9 +120,10 @@ def _write(captured: Captured, port: Port, layers: Mapping[str, LayerSpec], titl
     port.fields = {item.name: item.value for item in fields}
     name = type(captured.modules[""]).__name__
     port.model_type = model_type or name.lower()
-    source = file_source(
-        title or f"{name} in MLX.", classes, fields, root_class, call_signature(captured, names), port.model_type
-    )
+    told = limits_told(*limits, names)
+    port.notes += told
+    call = call_signature(captured, names)
+    source = file_source(title or f"{name} in MLX.", classes, fields, root_class, call, port.model_type, told)
     port.source = format_source(source)
 
 

@@ -31,7 +31,8 @@ class Captured:
         aliases: Name of a tensor in ``state`` to all names that the module has for it, tied ones included.
         modules: Path to module, for class names and attributes.
         signature: Signature of the module's forward.
-        ranges: Symbol name to the lowest and highest size that torch.export allows.
+        ranges: Symbol name to the lowest and highest size that torch.export and the tables allow.
+        limits: What else the sizes must satisfy for the tables that are looked up.
     """
 
     graph: Graph
@@ -46,6 +47,7 @@ class Captured:
     modules: Mapping[str, torch.nn.Module]
     signature: inspect.Signature
     ranges: dict[str, tuple[int, int]] = field(default_factory=dict)
+    limits: list[Any] = field(default_factory=list)
     mutations: list[tuple[str | Node, Node]] = field(default_factory=list)
     aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

@@ -134,7 +134,7 @@ def relations(
 ) -> list[str]:
     """Conditions between sizes that do not follow from ``rules``, as Python on ``names``; each is needed."""
     kept: list[tuple[Callable[..., bool], list[sympy.Symbol], str]] = []
-    for expr in _guards(captured, symbols):
+    for expr in [*captured.limits, *_guards(captured, symbols)]:
         involved = sorted(expr.free_symbols, key=str)
         if len(involved) != 2 or not isinstance(expr, sympy.core.relational.Relational):
             continue
@@ -148,7 +148,7 @@ def relations(
             for symbol in involved
         ]
         known = [other for other, others, _ in kept if others == involved]
-        if all(
+        if expr not in captured.limits and all(
             _holds(check, *values)
             for values in itertools.product(*choices)
             if all(_holds(other, *values) for other in known)

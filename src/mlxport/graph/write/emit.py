@@ -46,6 +46,7 @@ def file_source(
     root: ClassDef,
     call: tuple[str, list[str]],
     model_type: str,
+    limits: Sequence[str] = (),
 ) -> str:
     """The whole file.
 
@@ -56,10 +57,11 @@ def file_source(
         root: The class of the whole model, one of ``classes``.
         call: Signature of the root's ``__call__`` and statements that come before its own.
         model_type: Value of ``ModelArgs.model_type``.
+        limits: Sentences on what the root's inputs may hold, for its docstring.
     """
     parts = [_args_source(fields, model_type)]
     for cls in classes:
-        parts.append(_class_source(cls, call if cls is root else None))
+        parts.append(_class_source(cls, call if cls is root else None, limits if cls is root else ()))
     if root.name != "Model":
         parts.append(f"Model = {root.name}")
     body = "\n\n\n".join(parts)
@@ -91,8 +93,11 @@ def _text(tree: ast.expr) -> str:
     return ast.unparse(ast.fix_missing_locations(copy.deepcopy(tree)))
 
 
-def _class_source(cls: ClassDef, call: tuple[str, list[str]] | None) -> str:
+def _class_source(cls: ClassDef, call: tuple[str, list[str]] | None, limits: Sequence[str] = ()) -> str:
     lines = [f"class {cls.name}(nn.Module):"]
+    if limits:
+        text = ['"""The tables that it looks up limit its inputs.', "", *limits, '"""']
+        lines += [*textwrap.indent("\n".join(text), "    ").splitlines(), ""]
     init = _init_lines(cls)
     options = "".join(f", {name}" for name in cls.options)
     if init or call is not None:

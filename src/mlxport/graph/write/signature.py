@@ -17,6 +17,7 @@ from mlxport.graph.lower import symbolic_sizes
 from mlxport.graph.lower.helpers import inputs as input_helpers
 from mlxport.graph.lower.registry import helper
 from mlxport.graph.write.input_structure import Input, access, inputs_of, structure_checks
+from mlxport.graph.write.limits_told import size_places
 
 __all__ = ["call_signature", "input_names"]
 
@@ -118,12 +119,7 @@ def _shape_check(captured: Captured, names: Mapping[Node, str]) -> list[str]:
     limits = {letters[symbol]: rule.as_tuple() for symbol, rule in rules.items() if not rule.trivial}
     extra = f", {limits!r}" if limits else ""
     lines = [f"check_inputs({text}{extra}, {', '.join(f'{name}={name}' for name in wanted)})"]
-    places: dict[Any, str] = {}
-    for node, name in names.items():
-        value = node.meta["val"]
-        for axis, size in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
-            if isinstance(size, torch.SymInt):
-                places.setdefault(size.node.expr, f"{name}.shape[{axis}]")
+    places = size_places(names)
     for condition in relations(captured, symbols, rules, places):
         lines += [f"if not {condition}:", f'    raise ValueError("the sizes of the inputs must satisfy {condition}")']
     return lines
