@@ -172,8 +172,16 @@ def encoded(tokenizer: Any, text: str, **options: Any) -> list[int]:
     """Token ids of a text, by ``tokenizer.encode`` with these options.
 
     Raises:
-        TokenizerError: It raises.
+        UsageError: The text is not valid Unicode.
+        TokenizerError: The tokenizer raises.
     """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        found = (
+            f"the text for the model is not valid Unicode: {ascii(text[max(error.start - 20, 0) : error.start + 20])}"
+        )
+        raise UsageError(found, hint="give prompt and system prompt in UTF-8") from error
 
     def refusal(error: BaseException) -> TokenizerError:
         return TokenizerError(f"the tokenizer cannot encode {text[:40]!r}: {reason(error)}", hint=_HINT)
