@@ -34,6 +34,11 @@ class Recipe:
     convert: Callable[[int | None], torch.Tensor]
     per_row: bool = False
 
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Of the parameter, None where it is only known once it is made."""
+        return None if self.plain is None else tuple(self.plain.shape)
+
 
 @dataclass
 class _Conversion:

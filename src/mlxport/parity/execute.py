@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
-from mlxport.errors import MlxportError
+from mlxport.errors import MlxportError, UnsupportedError
 from mlxport.model import loaded as out
 from mlxport.model.memory import available_memory
 from mlxport.model.tokens import probe_ids
 from mlxport.model_config import ModelConfig
 from mlxport.parity import reference as ref
 from mlxport.parity.far_positions import growth_note
+from mlxport.parity.folder_reference import is_mlx_folder, verify_against_folder
 from mlxport.parity.fp8 import source_weights
 from mlxport.parity.inverse import Invert, own_inverse
 from mlxport.parity.parity_report import ParityReport
-from mlxport.parity.probe_length import affordable_length
+from mlxport.parity.probe_length import affordable_length, probe_length
 from mlxport.parity.setup import Run
 from mlxport.types import Checkpoint
 
@@ -66,19 +67,55 @@ def execute(
     trained: frozenset[str] = frozenset(),
 ) -> ParityReport:
     """Run one verification; see ``mlxport.parity.verify``."""
-    source_weights(checkpoint)  # refuses, before anything is read, what no reference can be made from
-    config = ref.text_config(ref.load_config(checkpoint))
-    parameters = sum(prod(r.shape) for r in checkpoint.tensors.values())
-    vocabulary = ModelConfig(config.to_dict()).needed("vocabulary")
-    length, notes = (tokens, []) if tokens else affordable_length(parameters, checkpoint.model_config, config)
-    exact_tokens, near = _limits(checkpoint)
+    work = _Work(folder, checkpoint, mode, invert, memory_limit, tokens, say, trained)
+    if not is_mlx_folder(checkpoint):
+        return _against_torch(work)
+    # Of many architectures the layouts are one; where they are not, torch refuses it or computes something else.
+    try:
+        report = _against_torch(work)
+        if report.passed:
+            return report
+    except UnsupportedError:
+        pass
+    settings = checkpoint.model_config
+    affordable = probe_length(work.parameters, settings.context_length, settings.sliding_window)
+    run, mode = _run(work, settings.needed("vocabulary"), affordable, None, False)
+    return verify_against_folder(run, streamed=mode == "layerwise")
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What was asked for; see ``execute``."""
+
+    folder: Path
+    checkpoint: Checkpoint
+    mode: str
+    invert: Invert | None
+    memory_limit: int | None
+    tokens: int | None
+    say: Callable[[str], None]
+    trained: frozenset[str]
+
+    @property
+    def parameters(self) -> int:
+        """Of the original."""
+        return sum(prod(ref.shape) for ref in self.checkpoint.tensors.values())
+
+
+def _run(
+    work: _Work, vocabulary: int, affordable: tuple[int, list[str]], exact_tokens: int | None, near: bool
+) -> tuple[Run, str]:
+    """The verification and its mode, on as many tokens as are affordable, and what so many cannot show."""
+    checkpoint, folder, tokens = work.checkpoint, work.folder, work.tokens
+    length, notes = (tokens, []) if tokens else affordable
     if not tokens and exact_tokens is not None and length > exact_tokens:
         length = exact_tokens
         notes.append(f"{length} tokens: beyond, mlx-lm computes another attention than the original")
     ids, more = probe_ids(checkpoint.root, vocabulary, length, trust_remote_code=checkpoint.trust_remote_code)
-    limit = available_memory() // 2 if memory_limit is None else memory_limit
+    limit = available_memory() // 2 if work.memory_limit is None else work.memory_limit
+    mode = work.mode
     if mode == "auto":
-        small = parameters <= FULL_PARAMETERS and full_bytes(checkpoint, length, vocabulary) <= limit
+        small = work.parameters <= FULL_PARAMETERS and full_bytes(checkpoint, length, vocabulary) <= limit
         mode = "full" if small else "layerwise"
     model = out.load_output(folder, trust_remote_code=checkpoint.trust_remote_code)
     floats, dtype = out.float_dtypes(folder)
@@ -87,22 +124,33 @@ def execute(
         checkpoint=checkpoint,
         model=model,
         ids=ids,
-        invert=invert or _default_inverse(checkpoint),
-        say=say,
+        invert=work.invert or _default_inverse(checkpoint),
+        say=work.say,
         packing=out.packings(model),
         floats=floats,
         dtype=dtype,
         near=near,
-        trained=trained,
+        trained=work.trained,
         notes=[*notes, *more],
     )
+    return run, mode
+
+
+def _against_torch(work: _Work) -> ParityReport:
+    checkpoint = work.checkpoint
+    source_weights(checkpoint)  # refuses, before anything is read, what no reference can be made from
+    config = ref.text_config(ref.load_config(checkpoint))
+    settings = config.to_dict()
+    theirs = ModelConfig(settings)
+    context = checkpoint.model_config.context_length or theirs.context_length
+    exact_tokens, near = _limits(checkpoint)
+    affordable = affordable_length(work.parameters, checkpoint.model_config, config)
+    run, mode = _run(work, theirs.needed("vocabulary"), affordable, exact_tokens, near)
     report = _compared(run, mode)
     if not report.passed:  # what is wrong on the first tokens is not looked for on later ones
         return report
     from mlxport.parity.far_probe import probe_positions
 
-    settings, context = config.to_dict(), checkpoint.model_config.context_length
-    context = context or ModelConfig(settings).context_length
     positions = probe_positions(run, settings, context, exact_tokens, max(len(ids) for ids in run.ids))
     said = (*report.notes, *filter(None, [growth_note(settings, context)]))
     return replace(report, positions=positions, notes=said, passed=not positions.failures)

@@ -186,7 +186,7 @@ def lazy_parameters(model: Any, checkpoint: Checkpoint, *, layout: NamedRows | N
     made: dict[int, LazyWeight] = {}
     names = list(model.named_parameters(remove_duplicate=False))
     for name, parameter in names:
-        if name in recipes:
+        if name in recipes and recipes[name].shape in (None, tuple(parameter.shape)):
             made.setdefault(id(parameter), LazyWeight(Source(tuple(parameter.shape), recipes[name])))
     absent = [name for name, parameter in names if id(parameter) not in made]
     if absent:
