@@ -127,6 +127,16 @@ def test_the_command_line_says_what_it_sees(written, tampered, mlxport):
     assert not (tampered / "ran").exists()
 
 
+def test_such_a_folder_is_no_source(source, tmp_path, mlxport):
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "model_file": "evil.py"}))
+    (source / "evil.py").write_text(EVIL)
+    for trust in ((), ("--trust-remote-code",)):
+        result = mlxport("convert", source, tmp_path / "out", "--verify", "none", *trust)
+        assert result.code == 1 and "model_file" in result.err and "delete model_file" in result.err
+    assert not (source / "ran").exists()
+
+
 def test_a_cache_that_cannot_be_written_is_said(tmp_path, monkeypatch, mlxport):
     (tmp_path / "file").touch()
     monkeypatch.setenv("MLXPORT_CACHE", str(tmp_path / "file"))

@@ -231,6 +231,11 @@ def _source_method(config: Mapping[str, Any], where: str) -> str:
 
 
 def _normalized(config: Mapping[str, Any], where: str) -> NormalizedConfig:
+    if config.get("model_file") is not None:
+        raise UnsupportedError(
+            f"{where}: the model is built by code of its own for MLX (model_file), which is not run to convert it",
+            hint="convert the PyTorch original; or delete model_file from config.json, if mlx-lm's own code is meant",
+        )
     try:
         return normalize_config(config)
     except ConfigRefused as error:
