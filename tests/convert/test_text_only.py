@@ -27,7 +27,7 @@ def tower(path: str, *names: str) -> dict[str, np.ndarray]:
 
 
 TENSORS = {"weight": (8, 4), "bias": (8,)}
-SEEN = {"hidden_size": 32, "num_attention_heads": 2}
+SEEN = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16}
 TOWERS = {"llava": "clip_vision_model", "mistral3": "pixtral", "pixtral": "pixtral"}
 
 # model type -> (inner model type, prefix of the text model, tensors of the other parts, their places in config.json,
@@ -130,6 +130,13 @@ def test_an_export_of_the_text_model_is_converted_without_a_word_from_the_user(m
         "vision_config, of which the weights hold nothing" in n for n in report.notes
     )
     assert "vision_config" not in json.loads((tmp_path / "out/config.json").read_text())
+
+
+@pytest.mark.parametrize("mode", ["full", "layerwise"])
+def test_such_an_export_is_verified_though_the_original_class_has_a_tower(mode, tmp_path):
+    source = write(tmp_path / "in", "mistral3", parts=False)
+    report = mlxport.convert(source, tmp_path / "out", verify=mode, dtype="float32")
+    assert report.parity is not None and report.parity.passed and report.parity.mode == mode
 
 
 def test_nothing_to_leave_out_is_said_and_changes_nothing(source, tmp_path):

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 from mlxport.errors import UnsupportedError
 from mlxport.parity.checkpoint_mapping import Recipe, parameter_recipes
 from mlxport.parity.fp8 import source_weights
-from mlxport.parity.reference import empty_model
+from mlxport.parity.reference import empty_model, reached_by_text
 from mlxport.parity.torch_rows import BLOCK_BYTES, on_all_cores, read_block
 from mlxport.types import Checkpoint, TensorRef
 
@@ -188,13 +188,15 @@ def lazy_parameters(model: Any, checkpoint: Checkpoint, *, layout: NamedRows | N
     for name, parameter in names:
         if name in recipes and recipes[name].shape in (None, tuple(parameter.shape)):
             made.setdefault(id(parameter), LazyWeight(Source(tuple(parameter.shape), recipes[name])))
-    absent = [name for name, parameter in names if id(parameter) not in made]
+    absent = reached_by_text(name for name, parameter in names if id(parameter) not in made)
     if absent:
         raise UnsupportedError(
             f"{checkpoint.name} has no weights for {', '.join(absent[:4])}{' …' if len(absent) > 4 else ''}",
             hint="check the checkpoint with: mlxport inspect",
         )
     for name, parameter in names:
+        if id(parameter) not in made:
+            continue
         owner, _, leaf = name.rpartition(".")
         module = model.get_submodule(owner)
         del module._parameters[leaf]
