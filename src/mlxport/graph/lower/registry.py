@@ -49,6 +49,10 @@ REGISTERED: dict[str, Callable[..., Any]] = {}  # the users' functions among the
 _PLACEMENT = frozenset({"layout", "device", "pin_memory", "memory_format", "non_blocking", "generator"})
 
 
+# Ops that a later torch than the lowest that is allowed has no more.
+DROPPED: frozenset[str] = frozenset({"aten.cholesky.default"})  # since 2.14
+
+
 class UnsupportedOp(Exception):
     """An op, or one setting of it, that has no lowering: the only exception that the lowering of a graph collects."""
 
@@ -70,8 +74,18 @@ def overload(key: str) -> torch._ops.OpOverload:
     return found
 
 
+def _exists(key: str) -> bool:
+    try:
+        overload(key)
+    except ValueError:
+        return False
+    return True
+
+
 def op(*keys: str) -> Callable[[Lowering], Lowering]:
     """Register the decorated lowering for ``keys``; registering a key twice raises.
+
+    A key of ``DROPPED`` is passed over where the installed torch has it no more.
 
     Raises:
         ValueError: for an unknown or repeated key, or a lowering that would drop an argument of the op.
@@ -81,6 +95,8 @@ def op(*keys: str) -> Callable[[Lowering], Lowering]:
         for key in keys:
             if key in LOWERINGS:
                 raise ValueError(f"{key} is registered twice")
+            if key in DROPPED and not _exists(key):
+                continue
             _check_arguments(key, function)
             LOWERINGS[key] = function
         return function
