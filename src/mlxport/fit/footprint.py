@@ -7,6 +7,7 @@ evaluating it takes (``liveness``). Nothing is computed, so the weights need not
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -68,9 +69,13 @@ class Footprint:
         self._values = [value for _, value in tree_flatten(self.model.parameters())]
         self._seen = self._caches()
         self._record(self._seen, 1, True)
-        counts = [len(self._record(self._caches(), tokens, False).nodes) for tokens in _PROBES]
         placed(self._seen, iter([mx.zeros(value.shape, value.dtype) for value in arrays(self._seen)]))
-        self._loops = counts[1] > counts[0]
+
+    @functools.cached_property
+    def _loops(self) -> bool:
+        """Whether the graph grows with the number of tokens."""
+        few, more = (len(self._record(self._caches(), tokens, False).nodes) for tokens in _PROBES)
+        return more > few
 
     def at(self, context: int) -> Need:
         """Needs of a prompt of ``context`` tokens, read in pieces, and of the tokens that follow it."""

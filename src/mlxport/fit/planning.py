@@ -201,9 +201,9 @@ class _Case:
     _operations: dict[str | None, int] = field(default_factory=dict)
 
     def operations(self, setting: Setting) -> int:
-        """Operations of a step under a setting: they differ by how the table of embeddings is read, not by bits."""
+        """Operations of a step under a setting: they differ by whether there are biases, not by bits."""
         request = setting.request()
-        kind = None if request is None else _PACKED if is_linear(request.spec.mode) else request.spec.mode
+        kind = None if request is None else _PACKED if is_linear(request.spec.mode) else "mxfp4"
         if not self._operations:
             self._operations[_PACKED] = self.footprint.operations(self.context)
         if kind not in self._operations:
@@ -241,9 +241,15 @@ def longest_context(footprint: Footprint, budget: int, limit: int | None) -> int
     between two of them; which two is found by halving, because computing them takes its time.
     """
     lengths = _lengths(limit or _FAR)
-    fits = bisect.bisect_left(lengths, True, key=lambda length: footprint.at(length).peak > budget)
-    if fits in (0, len(lengths)):
-        return lengths[-1] if fits else 0
+
+    def over(length: int) -> bool:
+        return footprint.at(length).peak > budget
+
+    if over(lengths[0]):  # the ends first: for most settings nothing fits, or everything
+        return 0
+    if not over(lengths[-1]):
+        return lengths[-1]
+    fits = bisect.bisect_left(lengths, True, key=over)
     low, high = lengths[fits - 1], lengths[fits]
     before, after = footprint.at(low).peak, footprint.at(high).peak
     return (low + (high - low) * (budget - before) // max(after - before, 1)) // _NEAR * _NEAR
