@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import re
 
 import mlx.core as mx
 import mlx.nn as mnn
@@ -16,6 +18,7 @@ from torch import nn
 import mlxport
 from mlxport.graph.build import build
 from mlxport.graph.capture.export import capture
+from mlxport.graph.lower.registry import HELPERS, LOWERINGS, REGISTERED
 from mlxport.graph.write.port_weights import from_torch, to_mlx
 
 
@@ -246,3 +249,45 @@ def test_a_missing_op_is_named_with_its_line_and_can_be_added():
     ported = mlxport.port(Custom().eval(), example)
     assert "def twice_plus(x, bias):" in ported.source
     assert np.allclose(ported(from_torch(example[0])), Custom()(*example).numpy(), atol=1e-5)
+
+
+KEY = "mlxport_tests.twice_plus.default"
+
+
+@pytest.mark.parametrize(
+    ("body", "said", "hint"),
+    [
+        (
+            "raise RuntimeError('no')",
+            "raises RuntimeError: no",
+            r"x: an mx.array of shape \(3, 4\) and .*float32, bias: 0.5",
+        ),
+        ("return x.numpy()", "raises AttributeError: 'array' object has no attribute 'numpy'", "it is called with"),
+        ("return x.sum()", r"does not give what torch gives: .* gives shape \(\), torch gives \(3, 4\)", "same shapes"),
+        ("return None", "does not give what torch gives: .* gave NoneType, not an array", "mx.arrays"),
+        ("return float(bias)", "does not give what torch gives: .* gave float, not an array", "mx.arrays"),
+        ("raise SystemExit(0)", "raises SystemExit: 0", "it is called with"),
+        ("return x * SCALE", "uses SCALE, which the port does not have", "its source goes into the port"),
+    ],
+)
+def test_a_registered_function_that_is_at_fault_is_named(body, said, hint, tmp_path, monkeypatch):
+    """With the op that it is for, and where it stands."""
+    monkeypatch.setitem(LOWERINGS, KEY, None)
+    monkeypatch.setitem(REGISTERED, KEY, None)
+    monkeypatch.setitem(HELPERS, "given", None)
+    path = tmp_path / "given.py"
+    path.write_text(f"import mlx.core as mx\nSCALE = 2.0\ndef given(x, bias):\n    {body}\n")
+    spec = importlib.util.spec_from_file_location("given_for_an_op", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    mlxport.register_op("mlxport_tests::twice_plus")(module.given)
+    with pytest.raises(mlxport.UsageError, match=rf"registered for {KEY} \(given, .*given.py:3\) {said}") as caught:
+        mlxport.port(Custom().eval(), (torch.randn(3, 4),))
+    assert re.search(hint, caught.value.hint)
+
+
+def test_a_function_without_source_is_not_registered():
+    namespace = {}
+    exec("def given(x, bias): return x", namespace)
+    with pytest.raises(ValueError, match="has no source, which is written into the port"):
+        mlxport.register_op("mlxport_tests::twice_plus")(namespace["given"])

@@ -177,7 +177,7 @@ class BertEncoder(nn.Module):
 
 
 class BertModel(nn.Module):
-    """The tables that it looks up limit its inputs.
+    """Tables limit the inputs. Values are not checked: MLX reads on where torch raises.
 
     Values of input_ids must be below 30522, the rows of embeddings.word_embeddings.weight (not checked).
     Values of token_type_ids must be below 2, the rows of embeddings.token_type_embeddings.weight (not checked).

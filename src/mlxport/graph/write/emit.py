@@ -96,8 +96,9 @@ def _text(tree: ast.expr) -> str:
 def _class_source(cls: ClassDef, call: tuple[str, list[str]] | None, limits: Sequence[str] = ()) -> str:
     lines = [f"class {cls.name}(nn.Module):"]
     if limits:
-        text = ['"""The tables that it looks up limit its inputs.', "", *limits, '"""']
-        lines += [*textwrap.indent("\n".join(text), "    ").splitlines(), ""]
+        first = '"""Tables limit the inputs. Values are not checked: MLX reads on where torch raises.'
+        told = [textwrap.fill(limit, 112, break_long_words=False, break_on_hyphens=False) for limit in limits]
+        lines += [*textwrap.indent("\n".join([first, "", *told, '"""']), "    ").splitlines(), ""]
     init = _init_lines(cls)
     options = "".join(f", {name}" for name in cls.options)
     if init or call is not None:
