@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlxport.convert.convert_report import MARGIN_BYTES, ConvertReport
 from mlxport.convert.keywords import with_keywords
-from mlxport.convert.open_source import need_reference, open_source
+from mlxport.convert.open_source import need_reference, next_step, open_source
 from mlxport.convert.options import ConvertOptions
 from mlxport.convert.resolved_options import ResolvedOptions, resolve
 from mlxport.convert.source_hashes import Hashes
@@ -59,7 +59,7 @@ def convert(source: str | Path, destination: str | Path, options: ConvertOptions
     layout = chosen(asked.layout, checkpoint.config, checkpoint.tensors)
     said = surprise(layout, checkpoint.config, asked.layout)
     asked = replace(asked, layout=layout.name)
-    with Hashes(checkpoint, start=not asked.dry_run) as hashes:
+    with Hashes(checkpoint, start=not asked.dry_run) as hashes, next_step(checkpoint.config, str(source)):
         conversion, asked = opened(checkpoint, layout, asked)
         conversion = replace(conversion, notes=(*said, *conversion.notes))
         return carry_out(conversion, str(source), checkpoint, target, layout, asked, hashes)

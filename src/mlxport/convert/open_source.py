@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from mlxport.convert.resolved_options import ResolvedOptions
-from mlxport.errors import UsageError
-from mlxport.layouts.table import chosen, refuse_unknown_code
+from mlxport.errors import UnsupportedError, UsageError
+from mlxport.layouts.table import chosen, refuse_unknown_code, way_out
 from mlxport.source import open_checkpoint
 from mlxport.types import Checkpoint
 
-__all__ = ["need_reference", "open_source"]
+__all__ = ["need_reference", "next_step", "open_source"]
 
 
 def open_source(source: str, options: ResolvedOptions) -> Checkpoint:
@@ -31,11 +32,25 @@ def open_source(source: str, options: ResolvedOptions) -> Checkpoint:
         if not os.path.isdir(os.path.expanduser(source)):  # of a folder, the layout checks it when it is opened
             layout = chosen(options.layout, config)
             replace(options, layout=layout.name)  # options that are not of this layout are refused
-            layout.check(config, f"{source}/config.json")
+            with next_step(config, source):
+                layout.check(config, f"{source}/config.json")
 
     return open_checkpoint(
         source, revision=options.revision, trust_remote_code=options.trust_remote_code, check_config=check
     )
+
+
+@contextmanager
+def next_step(config: Mapping[str, Any], source: str) -> Iterator[None]:
+    """Say what else can be done with a model that mlx-lm does not have, or would compute something else with."""
+    try:
+        yield
+    except UnsupportedError as error:
+        from mlxport.layouts.mlx_lm.rope_settings import REFUSED
+
+        if isinstance(error.__cause__, UnsupportedError) and error.hint == error.__cause__.hint == REFUSED:
+            error.hint = way_out(config, source)
+        raise
 
 
 def need_reference(mode: str) -> None:

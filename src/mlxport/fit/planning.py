@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxport.errors import UsageError
+from mlxport.errors import UnsupportedError, UsageError
 from mlxport.fit.caches import PREFILL_STEP, quantized_from
 from mlxport.fit.fit_report import FitReport, FitRow, recommended
 from mlxport.fit.footprint import Footprint
@@ -17,7 +17,7 @@ from mlxport.fit.hardware import Machine, known_machines, named_machine, this_ma
 from mlxport.fit.liveness import METAL
 from mlxport.fit.quant_settings import Setting, SettingWeights, measure, settings
 from mlxport.layouts.left_out import left_out, said_before
-from mlxport.layouts.table import refuse_unknown_code
+from mlxport.layouts.table import refuse_unknown_code, way_out
 from mlxport.model_config import ModelConfig
 from mlxport.quant import is_linear, make_spec, plain_bits
 from mlxport.run.kv import KVQuant
@@ -76,11 +76,18 @@ def plan_for(
     _check_numbers(context, kv_bits, kv_group_size)
 
     def check(config: Mapping[str, Any]) -> None:
+        from mlxport.layouts.mlx_lm.normalize import ConfigRefused
         from mlxport.layouts.mlx_lm.opening import check_supported
 
         if not trust_remote_code:
             refuse_unknown_code(config, str(source))
-        check_supported(config, f"{source}/config.json")
+        try:
+            check_supported(config, f"{source}/config.json")
+        except UnsupportedError as error:
+            if isinstance(error.__cause__, ConfigRefused):
+                message = f"{error.message}: there is no model of mlx-lm to plan for"
+                raise UnsupportedError(message, hint=way_out(config, str(source))) from error
+            raise
         chosen_context(context, ModelConfig(config).context_length)
 
     checkpoint = open_checkpoint(source, revision=revision, check_config=check, headers_only=True)

@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxport.errors import MlxportError, SourceError
+from mlxport.errors import ConfigError, MlxportError, SourceError
 from mlxport.inspect.code_seen import code_seen
 from mlxport.inspect.dtype_counts import DtypeCount, count_by_dtype, count_parameters, describe_quantization
 from mlxport.layouts.left_out import left_out, said_before
+from mlxport.layouts.table import way_out
 from mlxport.model_config import ModelConfig
 from mlxport.output.card import read_source_card
 from mlxport.run.load import is_mlx_format
@@ -71,6 +72,7 @@ class Inspection:
         architecture: Class name in the config, None where it gives none.
         model_type: The config's.
         mlx_lm: Module of mlx-lm that loads it, None where mlx-lm has none.
+        way_out: How it is converted where mlx-lm has none, or would compute something else; else empty.
         mlx_format: Whether the weights are in MLX's layout already (mlxport, mlx-lm); None where that cannot be told
             because the files are not here.
         parameters: Number of weights; packed ones are counted unpacked.
@@ -113,6 +115,7 @@ class Inspection:
     files: Mapping[str, int]
     license: str | None
     code: tuple[str, ...] = ()
+    way_out: str = ""
     config_changes: tuple[str, ...] = ()
     left_out: tuple[ModelPart, ...] = ()
     problems: tuple[str, ...] = ()
@@ -139,7 +142,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     side = {path.name: path for path in checkpoint.side_files if path.parent == checkpoint.root}
     quantization = describe_quantization(config, tensors)
     mlx_format = _mlx_format(checkpoint)
-    support, changes, problems = _runtime(checkpoint.config, mlx_format)
+    support, convertible, changes, problems = _runtime(checkpoint.config, mlx_format)
     tokenizer, tokenizer_problems = _tokenizer(checkpoint, side)
     parts = _left_out(checkpoint) if support else ()
     problems = [*checkpoint.problems, *problems, *said_before(parts), *tokenizer_problems]
@@ -171,6 +174,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         },
         license=card.get("license_name") or card.get("license"),
         code=tuple(code_seen(checkpoint)),
+        way_out="" if convertible else way_out(checkpoint.config, checkpoint.location),
         config_changes=changes,
         left_out=parts,
         problems=tuple(dict.fromkeys(problems)),
@@ -207,9 +211,8 @@ def _rope(text: Mapping[str, Any]) -> dict[str, Any] | None:
     return {key: text[key] for key in keys if text.get(key) is not None} or None
 
 
-def _runtime(config: Mapping[str, Any], mlx_format: bool | None) -> tuple[str | None, tuple[str, ...], list[str]]:
-    """Return mlx-lm's module, what it would misread, and the problems with that."""
-    from mlxport.errors import ConfigError
+def _runtime(config: Mapping[str, Any], mlx_format: bool | None) -> tuple[str | None, bool, tuple[str, ...], list[str]]:
+    """Return mlx-lm's module, whether it computes the same, what it would misread, and the problems with that."""
     from mlxport.layouts.mlx_lm.normalize import ConfigRefused, mlx_lm_architecture, normalize_config
 
     module = None
@@ -217,12 +220,17 @@ def _runtime(config: Mapping[str, Any], mlx_format: bool | None) -> tuple[str | 
         module = mlx_lm_architecture(config)
         changes = normalize_config(config).changes
     except ConfigRefused as refused:
-        return module, (), [f"not convertible for mlx-lm: {refused}" if module else str(refused)]
+        return module, False, (), [f"not convertible for mlx-lm: {refused}" if module else str(refused)]
     except ConfigError as error:
-        return module, (), [f"config.json is {error.message}"]
+        return module, True, (), [f"config.json is {error.message}"]
     if mlx_format and changes:
-        return module, changes, [f"mlx-lm computes something else than the original: it needs {'; '.join(changes)}"]
-    return module, changes, []
+        return (
+            module,
+            True,
+            changes,
+            [f"mlx-lm computes something else than the original: it needs {'; '.join(changes)}"],
+        )
+    return module, True, changes, []
 
 
 def _tied(config: ModelConfig, tensors: Mapping[str, TensorRef]) -> bool | None:

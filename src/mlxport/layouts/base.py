@@ -85,7 +85,8 @@ class Layout:
         verification: What is compared with the original: ``logits`` of a language model, all ``outputs`` of the example
             that the conversion holds, or nothing.
         wrote: Whether a folder without a record is of this layout, by its config.
-        not_generating: Why ``generate`` and ``chat`` cannot run it, and what to do; None if they can.
+        not_generating: Why ``generate`` and ``chat`` cannot run it, and what to do with the folder ``PATH``; None if
+            they can.
     """
 
     name: str

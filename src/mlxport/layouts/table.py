@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from mlxport.errors import UsageError
+from mlxport.errors import MlxportError, UsageError
 from mlxport.layouts.base import Layout
 from mlxport.layouts.generated.layout import GENERATED
 from mlxport.layouts.mlx_lm.layout import MLX_LM
+from mlxport.model_config import ModelConfig
 from mlxport.source import needs_remote_code, refuse_remote_code
 
-__all__ = ["AUTO", "chosen", "in_words", "layout_of", "layouts", "named", "names", "refuse_unknown_code", "register"]
+__all__ = [
+    "AUTO",
+    "chosen",
+    "in_words",
+    "layout_of",
+    "layouts",
+    "named",
+    "names",
+    "refuse_unknown_code",
+    "register",
+    "way_out",
+    "why_not_generating",
+]
 
 AUTO = "auto"
 _BUILT_IN = (MLX_LM, GENERATED)
+_GENERATIVE = ("CausalLM", "LMHead", "ConditionalGeneration")
 _table: dict[str, Layout] = {}
 
 
@@ -89,6 +104,38 @@ def refuse_unknown_code(config: Mapping[str, Any], source: str) -> None:
     """
     if needs_remote_code(config) and not any(layout.claims(config, ()) for layout in layouts()):
         refuse_remote_code(config, source)
+
+
+def way_out(config: Mapping[str, Any], source: str) -> str:
+    """The next step for a checkpoint that mlx-lm has no model for, or would compute something else with."""
+    if GENERATED.claims(config, ()):
+        command = f"mlxport convert {shlex.quote(source)} DST --layout {GENERATED.name}"
+        return f"it converts to a port, MLX source of its own that is verified against PyTorch: {command}"
+    return "a module of your own is ported by: mlxport port FILE.py:FACTORY DST"
+
+
+def why_not_generating(layout: Layout, config: Mapping[str, Any], folder: str) -> tuple[str, str] | None:
+    """Why ``generate`` and ``chat`` cannot run a folder of this layout, and what to do; None if they can.
+
+    Another layout is named only where it takes the model: a language model that is one by its class.
+    """
+    if layout.not_generating is None:
+        return None
+    what, hint = layout.not_generating
+    other = next((it for it in layouts() if it.not_generating is None and _takes(it, config)), None)
+    more = f"; to generate, convert the original with --layout {other.name}" if other is not None else ""
+    return what, hint.replace("PATH", repr(folder)) + more
+
+
+def _takes(layout: Layout, config: Mapping[str, Any]) -> bool:
+    classes = ModelConfig(config).architectures
+    if not any(word in name for name in classes for word in _GENERATIVE) or not layout.claims(config, ()):
+        return False
+    try:
+        layout.check(config, "config.json")
+    except MlxportError:
+        return False
+    return True
 
 
 def layout_of(config: Mapping[str, Any], record: Mapping[str, Any]) -> Layout:

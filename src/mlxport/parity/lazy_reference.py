@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any, Protocol
@@ -192,7 +193,7 @@ def lazy_parameters(model: Any, checkpoint: Checkpoint, *, layout: NamedRows | N
     if absent:
         raise UnsupportedError(
             f"{checkpoint.name} has no weights for {', '.join(absent[:4])}{' …' if len(absent) > 4 else ''}",
-            hint="check the checkpoint with: mlxport inspect",
+            hint=f"look at what it holds: mlxport inspect {shlex.quote(checkpoint.location)}",
         )
     for name, parameter in names:
         if id(parameter) not in made:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -140,7 +141,7 @@ def load_reference(checkpoint: Checkpoint, weights: Mapping[str, torch.Tensor] |
         raise UnsupportedError(
             f"transformers {transformers.__version__} finds no weights for {', '.join(absent[:4])}"
             f"{' …' if len(absent) > 4 else ''} of {checkpoint.name}: the reference would be partly random",
-            hint="check the checkpoint with: mlxport inspect",
+            hint=f"look at what it holds: mlxport inspect {shlex.quote(checkpoint.location)}",
         )
     return model.eval()
 

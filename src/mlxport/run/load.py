@@ -82,7 +82,7 @@ def resolve(path: str | os.PathLike[str]) -> Path:
         _check(folder, text)
         return folder
     if os.path.exists(folder):
-        hint = "give the folder that contains config.json, or convert the file first: mlxport convert"
+        hint = "give the folder that mlxport convert or mlxport port wrote"
         raise SourceError(f"{text} is a file, expected the folder of a model", hint=hint)
     if not _HUB_ID.fullmatch(text):
         hint = "check the path; mlxport convert SOURCE DESTINATION makes one"
@@ -177,13 +177,14 @@ def load_model(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any, d
     """Load weights and config of a checked folder with mlx-lm; a tokenizer is not needed."""
     from mlx_lm.utils import load_model as mlx_lm_load_model
 
-    from mlxport.layouts.table import layout_of
+    from mlxport.layouts.table import layout_of, why_not_generating
     from mlxport.output.record import read_record
     from mlxport.source.written_code import refuse_foreign_source, refuse_model_file
     from mlxport.transform.cpu_experts import half_precision_experts
 
     config = _read_config(folder, str(folder))
-    if (record := read_record(folder)) and (refusal := layout_of(config, record).not_generating) is not None:
+    record = read_record(folder)
+    if record and (refusal := why_not_generating(layout_of(config, record), config, str(folder))) is not None:
         refuse_foreign_source(folder, config, trust_remote_code)  # the hint names a call that would run it
         what, hint = refusal
         raise UnsupportedError(f"{folder} is {what}", hint=hint)

@@ -17,13 +17,14 @@ from mlxport.errors import SourceError, UnsupportedError
 from mlxport.source.config_file import check_consistency, needs_remote_code, refuse_remote_code
 from mlxport.source.local_folder import open_folder
 from mlxport.source.row_reader import hash_file, read_rows
+from mlxport.source.weight_files import OTHER_FRAMEWORKS, PORT, PORT_THE_ORIGINAL
 from mlxport.types import Checkpoint
 
 __all__ = ["check_consistency", "hash_file", "needs_remote_code", "open_checkpoint", "read_rows", "refuse_remote_code"]
 
 # What the hub accepts: https://huggingface.co/docs/huggingface_hub/package_reference/utilities (validate_repo_id)
 _REPO_ID = re.compile(r"(?!.*(?:--|\.\.))(?:[A-Za-z0-9_][\w.-]{0,95}/)?[A-Za-z0-9_](?:[\w.-]{0,94}\w)?", re.ASCII)
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".zip", ".npz", ".ckpt")
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 
 def open_checkpoint(
@@ -83,14 +84,21 @@ def _not_a_folder(path: Path) -> SourceError | UnsupportedError:
     if path.suffix in _WEIGHT_SUFFIXES:
         return SourceError(
             f"{path} is a single weights file, not a checkpoint",
-            hint="give the folder that also holds config.json and the tokenizer",
+            hint="of a Hugging Face model give the folder with its config.json; of a module of your own let a function "
+            f"load this file and return the module with example inputs: {PORT}",
         )
+    if path.suffix in OTHER_FRAMEWORKS:
+        return UnsupportedError(f"{path} is {OTHER_FRAMEWORKS[path.suffix]}", hint=PORT_THE_ORIGINAL)
+    if path.suffix == ".py":
+        return SourceError(f"{path} is a Python file", hint=f"name its function too: mlxport port {path}:FACTORY DST")
     return SourceError(f"{path} is not a folder", hint="give the folder that holds config.json and the weights")
 
 
 def _no_such_folder(source: str) -> SourceError:
     if source.startswith(("http://", "https://", "hf.co/", "huggingface.co/")):
         return SourceError(f"{source} is an address", hint="give the id of the repository alone: org/name")
+    if re.fullmatch(r".+\.py:\w+", source):
+        return SourceError(f"{source} names a function that makes a module", hint=f"mlxport port {source} DST")
     if "/" in source or "\\" in source or source.startswith((".", "~")):
         return SourceError(f"{source}: no such folder", hint="check the path; a hub id has the form org/name")
     return SourceError(

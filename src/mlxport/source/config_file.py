@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlxport.errors import ConfigError, UnsafeError
+from mlxport.errors import ConfigError, UnsafeError, UnsupportedError
 from mlxport.model_config import ModelConfig
 from mlxport.source.jsonfile import read_object
 from mlxport.source.part_names import LAYER, PREDICTION, TOWER
@@ -39,6 +39,12 @@ def read_config(path: Path) -> tuple[dict[str, Any], list[str]]:
         raise ConfigError(f"{path} holds text that is not valid Unicode", hint="get config.json again") from error
     kind = config.get("model_type")
     if not isinstance(kind, str) or not kind.isprintable() or not kind:
+        if isinstance(part := config.get("_class_name"), str):
+            raise UnsupportedError(
+                f"{path} describes {part[:80]!r} of diffusers, which is no model of transformers",
+                hint=f"port it by a function that returns diffusers.{part[:80]}.from_pretrained({str(path.parent)!r}) "
+                "with example inputs: mlxport port FILE.py:FACTORY DST",
+            )
         found = "is missing" if kind is None else f"is not a name but {str(kind)[:80]!r}"
         raise ConfigError(
             f"{path}: model_type {found}", hint='add the model_type that the model\'s documentation gives, e.g. "llama"'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -63,6 +64,14 @@ SIDE_PATTERNS = (
 SIDE_FOLDERS = tuple(dict.fromkeys(pattern.partition("/")[0] for pattern in SIDE_PATTERNS if "/" in pattern))
 """Patterns of the folders in which some of them lie."""
 _NOT_SIDE = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".npz", ".onnx", ".h5", ".msgpack")
+PORT = "mlxport port FILE.py:FACTORY DST"
+PORT_THE_ORIGINAL = f"port the PyTorch module that it was made from, by a function that returns it with inputs: {PORT}"
+OTHER_FRAMEWORKS = {
+    ".onnx": "an ONNX graph, not a PyTorch model",
+    ".npz": "an archive of arrays, without a model",
+    ".h5": "a file of TensorFlow's, not a PyTorch model",
+    ".msgpack": "a file of Flax's, not a PyTorch model",
+}
 _TRAINER_FILES = re.compile(r"(optimizer|scheduler|scaler|rng_state\w*|training_args|random_states\w*)\.(pt|pth|bin)")
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.safetensors|\.bin)")
 _AGAIN = "get the index again from where the checkpoint comes from"
@@ -168,7 +177,7 @@ def _nothing_to_read(present: list[str], where: str) -> SourceError | Unsupporte
             f"{where} holds weights in the original Meta or Mistral format only (consolidated.*)",
             hint="use the Hugging Face version of this model (model.safetensors)",
         )
-    if any(name.endswith((".h5", ".msgpack", ".onnx", ".npz")) for name in present):
+    if any(name.endswith(tuple(OTHER_FRAMEWORKS)) for name in present):
         return UnsupportedError(
             f"{where} holds no PyTorch weights, only those of another framework",
             hint="save the model with save_pretrained from PyTorch",
@@ -190,9 +199,7 @@ def explain_no_config(names: Iterable[str], where: str) -> SourceError | Unsuppo
             hint="merge it first: PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)",
         )
     if "model_index.json" in present:
-        return UnsupportedError(
-            f"{where} is a diffusers pipeline of several models", hint="give the folder of one of its models"
-        )
+        return UnsupportedError(f"{where} is a diffusers pipeline of several models", hint=_parts_of_a_pipeline(where))
     if "params.json" in present or any(name.startswith("consolidated.") for name in present):
         return UnsupportedError(
             f"{where} is in the original Meta or Mistral format (params.json, consolidated.*)",
@@ -202,9 +209,39 @@ def explain_no_config(names: Iterable[str], where: str) -> SourceError | Unsuppo
         return UnsupportedError(
             f"{where} holds GGUF files", hint="convert from the original safetensors checkpoint instead"
         )
+    foreign = next((name for name in sorted(present) if name.endswith(tuple(OTHER_FRAMEWORKS))), None)
+    if foreign is not None:
+        what = OTHER_FRAMEWORKS[Path(foreign).suffix]
+        return UnsupportedError(f"{where} has no config.json, and {foreign} is {what}", hint=PORT_THE_ORIGINAL)
+    if any(name.endswith((".pt", ".pth", ".ckpt", ".bin", ".safetensors")) for name in present):
+        return ConfigError(
+            f"{where} has no config.json, which says what its weights are of",
+            hint="of a Hugging Face model add its config.json; of a module of your own let a function load the weights "
+            f"and return the module with example inputs: {PORT}",
+        )
     return ConfigError(
         f"{where} has no config.json", hint="give the folder that save_pretrained wrote, or add its config.json"
     )
+
+
+def _parts_of_a_pipeline(where: str) -> str:
+    """How the models of a diffusers pipeline are converted: those of transformers by convert, the others by port."""
+    other = f"a part of diffusers (unet, transformer, vae) is ported by a function that returns it: {PORT}"
+    if not Path(where).is_dir():
+        return f"download it and give the folder of its text encoder; {other}"
+    found = sorted(str(path.parent) for path in Path(where).glob("*/config.json") if _names_model_type(path))
+    return (
+        f"convert a part that is of transformers: mlxport convert {shlex.quote(found[0])} DST; {other}"
+        if found
+        else other
+    )
+
+
+def _names_model_type(path: Path) -> bool:
+    try:
+        return "model_type" in read_object(path, ConfigError, unique=False)
+    except ConfigError:
+        return False
 
 
 def side_names(names: Iterable[str]) -> list[str]:

@@ -90,6 +90,6 @@ GENERATED = Layout(
     wrote=lambda config: config.get("model_file") == "model.py",
     not_generating=(
         "a port with code of its own and without a key-value cache: it computes whole sequences",
-        "call it: mlxport.load(PATH)(...); to generate, convert the original with --layout mlx-lm",
+        "call it from Python: mlxport.load(PATH)(...), with inputs such as those in example_inputs.safetensors",
     ),
 )

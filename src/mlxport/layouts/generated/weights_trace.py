@@ -147,7 +147,7 @@ def _original(port: Port, name: str, arrays: Mapping[str, mx.array], maps: Mappi
     if name not in maps:
         if name in port.captured.trainable and maps:
             raise MissingWeights(
-                f"the checkpoint has no tensor for {name}", hint="check the checkpoint with: mlxport inspect"
+                f"the checkpoint has no tensor for {name}", hint="the weights must be those of the class that is ported"
             )
         return from_torch(tensor)
     array = maps[name](arrays)

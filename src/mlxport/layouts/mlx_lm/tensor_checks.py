@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 
 import mlx.core as mx
@@ -51,7 +52,7 @@ def _in_words(
         return (
             f"{source}: {where} has no place for {listed(extra)}",
             "config.json does not describe these weights (or this variant of the architecture): "
-            f"compare them with: mlxport inspect {source}",
+            f"compare them with: mlxport inspect {shlex.quote(source)}",
         )
     many = f" ({len(missing)} of {count} tensors)" if len(missing) > 1 else ""
     most = 4 if extra else 8
