@@ -67,7 +67,7 @@ def execute(
     trained: frozenset[str] = frozenset(),
 ) -> ParityReport:
     """Run one verification; see ``mlxport.parity.verify``."""
-    work = _Work(folder, checkpoint, mode, invert, memory_limit, tokens, say, trained)
+    work = _Sides(folder, checkpoint, mode, invert, memory_limit, tokens, say, trained)
     if not is_mlx_folder(checkpoint):
         return _against_torch(work)
     # Of many architectures the layouts are one; where they are not, torch refuses it or computes something else.
@@ -84,7 +84,7 @@ def execute(
 
 
 @dataclass(frozen=True)
-class _Work:
+class _Sides:
     """What was asked for; see ``execute``."""
 
     folder: Path
@@ -103,7 +103,7 @@ class _Work:
 
 
 def _run(
-    work: _Work, vocabulary: int, affordable: tuple[int, list[str]], exact_tokens: int | None, near: bool
+    work: _Sides, vocabulary: int, affordable: tuple[int, list[str]], exact_tokens: int | None, near: bool
 ) -> tuple[Run, str]:
     """The verification and its mode, on as many tokens as are affordable, and what so many cannot show."""
     checkpoint, folder, tokens = work.checkpoint, work.folder, work.tokens
@@ -136,7 +136,7 @@ def _run(
     return run, mode
 
 
-def _against_torch(work: _Work) -> ParityReport:
+def _against_torch(work: _Sides) -> ParityReport:
     checkpoint = work.checkpoint
     source_weights(checkpoint)  # refuses, before anything is read, what no reference can be made from
     config = ref.text_config(ref.load_config(checkpoint))
