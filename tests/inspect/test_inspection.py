@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models
 
 from mlxport.cli.show.checkpoint_facts import show_inspection
+from mlxport.errors import ConfigError
 from mlxport.inspect.dtype_counts import count_parameters, describe_quantization
 from mlxport.inspect.inspection import Inspection, inspect, inspect_checkpoint
 from mlxport.model_config import ModelConfig
@@ -149,7 +150,6 @@ FAULTS = {
     "untied without head": (lambda f: edit(f / "config.json", tie_word_embeddings=False), "not tied, and the weights"),
     "architecture": (lambda f: edit(f / "config.json", model_type="zzz"), "mlx-lm has no architecture 'zzz'"),
     "refused setting": (lambda f: edit(f / "config.json", hidden_act="gelu"), "not convertible for mlx-lm"),
-    "odd config": (lambda f: edit(f / "config.json", rms_norm_eps="x"), "not what transformers expects of 'llama'"),
     "end of sequence": (lambda f: edit(f / "generation_config.json", eos_token_id=[2, 512]), "eos_token_id 512 is not"),
     "padding": (lambda f: edit(f / "generation_config.json", pad_token_id=-1), "pad_token_id -1 is not an id"),
     "penalty": (lambda f: edit(f / "generation_config.json", repetition_penalty=1.1), "repetition_penalty 1.1"),
@@ -168,6 +168,12 @@ def test_what_is_wrong_is_said(stories, name):
     found = look(stories)
     assert [problem for problem in found.problems if message in problem], found.problems
     json.dumps(found.to_json())
+
+
+def test_a_value_that_no_model_can_have_is_refused(stories):
+    edit(stories / "config.json", rms_norm_eps="x")
+    with pytest.raises(ConfigError, match="rms_norm_eps is 'x', expected a number"):
+        look(stories)
 
 
 def test_no_end_of_sequence_is_said(stories):

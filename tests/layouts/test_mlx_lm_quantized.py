@@ -20,7 +20,7 @@ from tiny_models import (
     save_model,
 )
 
-from mlxport.errors import MlxportError, QuantizationError, UnsupportedError
+from mlxport.errors import ConfigError, MlxportError, QuantizationError, UnsupportedError
 from mlxport.layouts.mlx_lm.quantized_sources import source_quantization
 from mlxport.quant import make_request
 from mlxport.source import open_checkpoint
@@ -384,3 +384,35 @@ def test_where_a_method_is_found():
     assert source_quantization({"quantization": {"bits": 4}}) == "MLX"
     assert source_quantization({"quantization_config": None}) == ""
     assert source_quantization({}) == ""
+
+
+@pytest.mark.parametrize("module", ["model.layers.0.self_attn.q_proj", "model.layers.1.input_layernorm"])
+def test_an_entry_for_a_module_that_is_not_quantized_is_named(llama: Path, tmp_path: Path, module: str):
+    quantized = entry_added(llama, tmp_path, module)
+    weights = read_weights(quantized)
+    if f"{module}.scales" in weights:
+        plain = dense(quantized, module, group_size=32, bits=4)
+        kept = {name: value for name, value in weights.items() if not name.startswith(f"{module}.")}
+        (quantized / "model.safetensors.index.json").unlink()
+        mx.save_safetensors(str(quantized / "model.safetensors"), {**kept, f"{module}.weight": mx.array(plain)})
+    with pytest.raises(ConfigError, match=f"an entry for {module}, whose weights are not quantized") as error:
+        open_target(open_checkpoint(quantized))
+    assert "delete the entry" in str(error.value.hint)
+
+
+def test_an_entry_for_a_module_that_is_not_there_is_a_note(llama: Path, tmp_path: Path):
+    quantized = entry_added(llama, tmp_path, "model.layers.9.mlp.up_proj")
+    notes = open_target(open_checkpoint(quantized)).notes
+    assert [note for note in notes if "an entry for model.layers.9.mlp.up_proj, which the checkpoint does not" in note]
+    plain = convert_by_mlx_lm(llama, tmp_path / "as it was", quantize=True, q_bits=4, q_group_size=32)
+    assert not [note for note in open_target(open_checkpoint(plain)).notes if "an entry for" in note]
+
+
+def entry_added(source: Path, folder: Path, module: str) -> Path:
+    """A folder that mlx-lm has quantized, its config with an entry for one more module."""
+    out = convert_by_mlx_lm(source, folder / "quantized", quantize=True, q_bits=4, q_group_size=32)
+    config = json.loads((out / "config.json").read_text())
+    for block in ("quantization", "quantization_config"):
+        config[block][module] = {"group_size": 32, "bits": 4}
+    (out / "config.json").write_text(json.dumps(config))
+    return out

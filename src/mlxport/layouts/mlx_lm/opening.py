@@ -26,7 +26,7 @@ from mlxport.layouts.left_out import absent_towers, without
 from mlxport.layouts.mlx_lm.config_view import text_section
 from mlxport.layouts.mlx_lm.normalize import ConfigRefused, NormalizedConfig, normalize_config
 from mlxport.layouts.mlx_lm.output_heads import is_head, refuse_other_heads
-from mlxport.layouts.mlx_lm.quantized_sources import UNQUANTIZED, refuse_raw_fp8, source_quantization
+from mlxport.layouts.mlx_lm.quantized_sources import UNQUANTIZED, check_entries, refuse_raw_fp8, source_quantization
 from mlxport.layouts.mlx_lm.rope_settings import REFUSED
 from mlxport.layouts.mlx_lm.stored_buffers import is_buffer, stored_rope_note
 from mlxport.layouts.mlx_lm.tensor_checks import NamesDiffer, check_dtypes, check_names, check_shapes
@@ -148,6 +148,8 @@ class _Opening:
     def traced(self) -> TracedModel:
         """The model, run once on placeholders."""
         checkpoint, built = self.checkpoint, Built({})
+        where = f"{checkpoint.location}/config.json"
+        remarks = check_entries(checkpoint.config, self._renamed(checkpoint.tensors), where)
         with self.blamed():
             run = trace_shapes if self.shapes_only else trace
             program = run(self._pipeline(None, built), checkpoint.tensors)
@@ -159,7 +161,7 @@ class _Opening:
         program = replace(program, pipeline=again)
         source = ModelSource(
             pipeline=self._pipeline,
-            notes=self._notes(program),
+            notes=(*self._notes(program), *remarks),
             final_config=_final_config,
             blamed=self.blamed,
             reopen=lambda other: replace(self, dtype=other).traced(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -38,6 +38,38 @@ def source_quantization(config: Mapping[str, Any]) -> str:
     if reason := _unlike_mlx_lm(name, settings):
         raise UnsupportedError(f"the checkpoint is quantized with {method}: {reason}", hint=UNQUANTIZED)
     return method
+
+
+def check_entries(config: Mapping[str, Any], names: Iterable[str], where: str) -> tuple[str, ...]:
+    """Hold the entries of MLX's quantization block for single modules against what the checkpoint stores of these.
+
+    Args:
+        config: The checkpoint's.
+        names: Of its tensors.
+        where: Of the config, for the error.
+
+    Returns:
+        Remarks on entries for modules that are not there at all: nothing reads them.
+
+    Raises:
+        ConfigError: An entry for a module whose weights are stored unquantized: mlx-lm would look for its scales.
+    """
+    stored = set(names)
+    modules = {name.rpartition(".")[0] for name in stored} - {""}
+    entries = [path for path, entry in ModelConfig(config).mlx_quantization.items() if isinstance(entry, Mapping)]
+    plain = [path for path in entries if f"{path}.weight" in stored and f"{path}.scales" not in stored]
+    if plain:
+        more = f" and {len(plain) - 1} more" if len(plain) > 1 else ""
+        raise ConfigError(
+            f"{where}: quantization has an entry for {plain[0]}{more}, whose weights are not quantized: the checkpoint "
+            f"has {plain[0]}.weight without scales",
+            hint="delete the entry from quantization and quantization_config, or get config.json and weights again",
+        )
+    absent = [p for p in entries if not any(m == p or m.endswith(f".{p}") or p.endswith(f".{m}") for m in modules)]
+    if not absent:
+        return ()
+    more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+    return (f"config.json: quantization has an entry for {absent[0]}{more}, which the checkpoint does not have",)
 
 
 def _unlike_mlx_lm(method: str, block: Mapping[str, Any]) -> str:
