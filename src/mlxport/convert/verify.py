@@ -107,12 +107,14 @@ def _written_logits(work: Verifying) -> Verified:
 
 
 def _written_outputs(work: Verifying) -> Verified:
-    from mlxport.layouts.generated.loading import load_port
+    from mlxport.layouts.generated.loading import load_port, unquantized_port
     from mlxport.model.memory import available_memory
     from mlxport.parity.port_comparison import compare_port
 
     conversion = _generated(work.conversion)
     nbytes = sum(tensor.nbytes for tensor in conversion.tensors())
+    if conversion.quantized:  # it is compared with the same port on two sets of weights that are not packed
+        nbytes += 2 * conversion.parameters * 4
     if nbytes > (limit := available_memory() // 2):
         needed, free = (f"{size / 1e9:.1f} GB" for size in (nbytes, limit))
         raise UnsupportedError(
@@ -124,6 +126,7 @@ def _written_outputs(work: Verifying) -> Verified:
         load_port(work.folder),  # written by this very run, which has noted it
         dtype=conversion.dtype,
         bits=min((spec.bits for spec in conversion.quantized.values()), default=None),
+        unquantized=functools.partial(unquantized_port, work.folder),
         on_outputs=functools.partial(conversion.keep_outputs, work.folder),
     )
     return Verified(_passed(report, work.folder, "model"))
@@ -253,10 +256,9 @@ def _folder_outputs(asked: _Asked) -> PortParity:
 
     if reason := parity.unavailable():
         raise UsageError(f"port needs PyTorch: {reason}", hint="pip install 'mlxport[torch]'")
-    from mlxport.layouts.generated.loading import check_source, load_port
+    from mlxport.layouts.generated.loading import check_source, load_port, unquantized_port
     from mlxport.parity.port_bisect import wrong_weights
     from mlxport.parity.port_comparison import compare_port
-    from mlxport.transform import lazy_arrays
 
     check_source(asked.folder, asked.trust_remote_code)  # before the original is captured, which takes long
     record = read_record(asked.folder)
@@ -272,10 +274,10 @@ def _folder_outputs(asked: _Asked) -> PortParity:
     bits = min((int(spec["bits"]) for spec in written.get("quantized", {}).values()), default=None)
     conversion = _original(asked, options)
     model = load_port(asked.folder, trust_remote_code=asked.trust_remote_code)
-    expected = conversion.program.pipeline(lazy_arrays(conversion.program.refs))
     dtype = str(written.get("dtype", "float32"))
-    report = compare_port(conversion, model, dtype=dtype, bits=bits, expected=expected)
-    wrong = wrong_weights(model, expected) if report.passed else []
+    unquantized = functools.partial(unquantized_port, asked.folder, trust_remote_code=asked.trust_remote_code)
+    report = compare_port(conversion, model, dtype=dtype, bits=bits, unquantized=unquantized)
+    wrong = wrong_weights(model, conversion.unquantized()) if report.passed else []
     problem = f"stored weights differ from the original's: {', '.join(wrong[:8])}"
     return replace(report, problems=(problem,)) if wrong else report
 

@@ -222,10 +222,7 @@ def _parity(parity: Mapping[str, Any] | None) -> str:
     errors = [error for error in layers if isinstance(error, (int, float))]
     if errors:
         remarks.append(f"- hidden states after {len(errors)} modules: relative error at most {_figure(max(errors))}")
-    weights = parity.get("weights")
-    if isinstance(weights, Mapping):
-        worst = f"relative difference at most {_figure(weights.get('relative'))} ({_cell(weights.get('worst'))})"
-        remarks.append(f"- stored weights, {weights.get('tensors')} tensors: {worst}")
+    remarks += _weights(parity)
     positions = parity.get("positions")
     if isinstance(positions, Mapping):
         remarks.append(f"- proven up to position {positions.get('proven')} of {positions.get('end')}")
@@ -239,8 +236,17 @@ def _ported(parity: Mapping[str, Any], verdict: str) -> list[str]:
     lines += ["| inputs | output | max abs | of the scale | cosine |", "|---|---|---|---|---|"]
     for item in _list(parity.get("comparisons")):
         figures = " | ".join(_figure(item.get(key)) for key in ("max_abs", "relative", "cosine"))
-        lines.append(f"| {_cell(item.get('inputs'))} | {_cell(item.get('name'))} | {figures} |")
-    return [*lines, "", *(f"- {_cell(note)}" for note in _list(parity.get("notes")))]
+        inputs = ": ".join(str(item[key]) for key in ("compared", "inputs") if item.get(key))
+        lines.append(f"| {_cell(inputs)} | {_cell(item.get('name'))} | {figures} |")
+    return [*lines, "", *_weights(parity), *(f"- {_cell(note)}" for note in _list(parity.get("notes")))]
+
+
+def _weights(parity: Mapping[str, Any]) -> list[str]:
+    weights = parity.get("weights")
+    if not isinstance(weights, Mapping):
+        return []
+    worst = f"relative difference at most {_figure(weights.get('relative'))} ({_cell(weights.get('worst'))})"
+    return [f"- stored weights, {weights.get('tensors')} tensors: {worst}"]
 
 
 def _comparison(item: Mapping[str, Any]) -> str:

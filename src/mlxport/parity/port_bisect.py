@@ -21,7 +21,7 @@ from mlxport.graph.write.port_weights import from_torch, to_mlx
 from mlxport.parity.metrics import relative_error
 from mlxport.parity.parity_report import Divergence
 from mlxport.parity.recording import Array, Record, recording_mlx, recording_torch
-from mlxport.quant.tolerances import PORTED, diverging
+from mlxport.quant.tolerances import PORTED
 
 __all__ = ["first_divergence", "first_wrong_op", "wrong_weights"]
 
@@ -32,7 +32,6 @@ def first_divergence(
     example: Example,
     *,
     dtype: str,
-    quantized: bool = False,
     expected: Mapping[str, mx.array] | None = None,
 ) -> Divergence | None:
     """The first module whose input agrees and whose output does not, with the op of it that is to blame.
@@ -42,10 +41,9 @@ def first_divergence(
         reference: The original, computing in float32.
         example: Inputs of the call to follow.
         dtype: The port's main dtype.
-        quantized: Whether modules of it are quantized.
         expected: What the port's weights should be, by path, where that is known.
     """
-    limit = diverging(tight=False) if quantized else PORTED.get(dtype, PORTED["float32"]).module
+    limit = PORTED.get(dtype, PORTED["float32"]).module
     given = example.copied(torch.float32)
     with recording_torch(reference, lambda _: True) as theirs, torch.no_grad():
         reference(*given.args, **given.kwargs)

@@ -13,6 +13,7 @@ from mlxport.graph.capture.examples import Example, other_sizes
 from mlxport.layouts.generated.reference_module import in_float32
 from mlxport.layouts.generated.weights_trace import GeneratedConversion
 from mlxport.parity.lazy_reference import lazy_parameters
+from mlxport.parity.plain_ports import plain_ports
 from mlxport.parity.port_bisect import first_divergence
 from mlxport.parity.port_parity import PortParity, verify_port
 
@@ -25,7 +26,7 @@ def compare_port(
     *,
     dtype: str,
     bits: int | None,
-    expected: Mapping[str, mx.array] | None = None,
+    unquantized: Callable[[], nn.Module],
     on_outputs: Callable[[Example, Mapping[str, mx.array]], None] | None = None,
 ) -> PortParity:
     """Verify a port.
@@ -35,22 +36,25 @@ def compare_port(
         model: The port with its weights.
         dtype: Its main dtype.
         bits: Fewest bits of a quantized module, or None.
-        expected: What its weights should be, by path, where that is known.
+        unquantized: Makes the same port with nothing quantized, whatever its weights.
         on_outputs: Called with its outputs of each input set.
     """
     fresh, example = _reference(conversion), conversion.example
+    plain = None if bits is None else plain_ports(model, unquantized, conversion.unquantized())
     report = verify_port(
         model,
         fresh,
         [example],
         dtype=dtype,
         bits=bits,
+        plain=plain,
         others=lambda: other_sizes(conversion.port.captured),
         on_outputs=on_outputs,
     )
-    if report.passed:
-        return report
-    divergence = first_divergence(model, fresh(), example, dtype=dtype, quantized=bits is not None, expected=expected)
+    if report.passed or (report.weights is not None and not report.weights.passed):
+        return report  # a wrong packed weight is named already
+    followed = model if plain is None else plain.original
+    divergence = first_divergence(followed, fresh(), example, dtype=dtype, expected=conversion.unquantized())
     return replace(report, divergence=divergence)
 
 

@@ -1,11 +1,16 @@
-"""A port against the original: every output, on the example inputs and on others, in the port's own dtype."""
+"""A port against the original: every output, on the example inputs and on others, in the port's own dtype.
+
+Of a quantized port, what differs from the original may be noise. That it is right is shown in three steps instead: the
+port with the original's weights computes what the original computes; the packed weights are the original's, within what
+their bits allow; the quantized port computes what it does with the values that they stand for.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -14,13 +19,18 @@ import torch
 from mlxport.graph.capture.examples import Example
 from mlxport.graph.write.port_weights import from_torch
 from mlxport.layouts.generated.random_states import random_states_kept
-from mlxport.parity.parity_report import Divergence
+from mlxport.parity.parity_report import Divergence, WeightCheck
+from mlxport.parity.plain_ports import PlainPorts, in_float32
 from mlxport.parity.port_calls import CallResult, call_original, call_port
 from mlxport.quant.tolerances import PORTED, PORTED_COSINE
 from mlxport.transform.cpu_experts import half_precision_experts, products, unsaid_remark
 
-__all__ = ["OutputComparison", "PortParity", "compare", "verify_port"]
+__all__ = ["DEQUANTIZED", "ORIGINAL_WEIGHTS", "OutputComparison", "PortParity", "compare", "verify_port"]
 
+Array = TypeVar("Array")
+
+ORIGINAL_WEIGHTS = "the same port with the original's weights vs the original"
+DEQUANTIZED = "output vs the same port on dequantized weights"
 _NOTHING = "the original gives nothing but NaN, so nothing was compared"
 _SMALLEST = 1e-6  # scale of an output below which its numbers are taken for rounding
 
@@ -39,6 +49,8 @@ class OutputComparison:
         cosine: Cosine of the two, flattened.
         passed: Whether the bound holds.
         failure: What does not hold.
+        compared: What was compared with what, where it is not the output with the original's.
+        warning: What is less than its bits let expect, where that is no fault.
     """
 
     inputs: str
@@ -50,6 +62,16 @@ class OutputComparison:
     cosine: float
     passed: bool
     failure: str = ""
+    compared: str = ""
+    warning: str = ""
+
+    def summary(self) -> str:
+        """One line for a terminal."""
+        verdict = "FAILED" if not self.passed else f"warning: {self.warning}" if self.warning else "ok"
+        return (
+            f"{self.compared}{': ' if self.compared else ''}{self.inputs}, {self.name} {list(self.shape)}: "
+            f"max {self.max_abs:.2e} ({self.relative:.1e} of the scale), cosine {self.cosine:.7f}, {verdict}"
+        )
 
 
 @dataclass(frozen=True)
@@ -59,11 +81,12 @@ class PortParity:
     Attributes:
         dtype: Main floating dtype of the port.
         bits: Fewest bits of a quantized module, None when nothing is quantized.
-        comparisons: Every output of every input set.
+        comparisons: Every output of every input set; of a quantized port also the worst of each exact comparison.
         divergence: Where a failing port goes wrong.
         notes: What was not covered, and why.
         mode: Distinguishes it from the other reports.
         problems: What is wrong besides values: a call that raises, stored weights that are not the original's.
+        weights: Packed weights against the original's, None when nothing is quantized.
     """
 
     dtype: str
@@ -73,11 +96,13 @@ class PortParity:
     notes: tuple[str, ...] = ()
     mode: str = "ported"
     problems: tuple[str, ...] = ()
+    weights: WeightCheck | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether every output is within its bound."""
-        return all(item.passed for item in self.comparisons) and not self.problems
+        """Whether everything is within its bound."""
+        weights = self.weights is None or self.weights.passed
+        return weights and all(item.passed for item in self.comparisons) and not self.problems
 
     @property
     def nothing_compared(self) -> bool:
@@ -108,15 +133,14 @@ class PortParity:
             "divergence": self.divergence.to_json() if self.divergence else None,
             "notes": list(self.notes),
             "problems": list(self.problems),
+            "weights": self.weights.to_json() if self.weights else None,
         }
 
     def summary(self) -> str:
         """Lines for a terminal."""
-        lines = [
-            f"{item.inputs}, {item.name} {list(item.shape)}: max {item.max_abs:.2e} ({item.relative:.1e} of the "
-            f"scale), cosine {item.cosine:.7f}, {'ok' if item.passed else 'FAILED'}"
-            for item in self.comparisons
-        ]
+        lines = [item.summary() for item in self.comparisons]
+        if self.weights is not None:
+            lines.append(self.weights.summary())
         if self.divergence is not None:
             lines.append(self.divergence.summary())
         lines += [f"wrong: {line}" for line in self.problems]
@@ -126,7 +150,12 @@ class PortParity:
         """What is wrong, for the error's message; empty when the output passed."""
         if self.passed:
             return ""
-        failures = [f"{c.inputs}, {c.name}: {c.failure}" for c in self.comparisons if not c.passed]
+        failures = [
+            f"{c.compared}{': ' if c.compared else ''}{c.inputs}, {c.name}: {c.failure}"
+            for c in self.comparisons
+            if not c.passed
+        ]
+        failures += self.weights.failures if self.weights is not None else ()
         first = (
             "the port is not verified"
             if self.nothing_compared
@@ -162,7 +191,10 @@ def compare(ours: mx.array, theirs: torch.Tensor, dtype: str, bits: int | None) 
         dtype: Main dtype of the port.
         bits: Fewest bits of a quantized module, or None.
     """
-    reference = from_torch(theirs)
+    return _compared(ours, from_torch(theirs), dtype, bits)
+
+
+def _compared(ours: mx.array, reference: mx.array, dtype: str, bits: int | None) -> Figures:
     if ours.shape != reference.shape:
         return Figures.none(f"shape {ours.shape}, the original's is {reference.shape}")
     floating = mx.issubdtype(reference.dtype, mx.inexact)
@@ -233,6 +265,7 @@ def verify_port(
     *,
     dtype: str,
     bits: int | None = None,
+    plain: PlainPorts | None = None,
     others: Callable[[], Any] | None = None,
     on_outputs: Callable[[Example, Mapping[str, mx.array]], None] | None = None,
 ) -> PortParity:
@@ -244,66 +277,130 @@ def verify_port(
         examples: Input sets that must pass; they are copied for each call.
         dtype: Main dtype of the port.
         bits: Fewest bits of a quantized module, or None.
+        plain: Of a quantized port: what shows that it is right. Its outputs against the original's are only reported.
         others: Candidates for one more input set: the first that the original takes is used.
         on_outputs: Called with the port's outputs of each example.
     """
     half_precision_experts()
     before = products()
-    comparisons: list[OutputComparison] = []
-    notes: list[str] = []
+    run = _Run(ported, dtype, bits, plain, on_outputs)
     refused: list[str] = []
-    problems: list[str] = []
-
-    def run(example: Example) -> bool:
-        try:
-            wanted = call_original(fresh, example)
-        except Exception as error:  # the original's own limits on its inputs, in its own words
-            if example in examples:
-                raise
-            refused.append(f"{example.name} not compared: the original raises {type(error).__name__}")
-            return False
-        if example not in examples and any(map(_only_nan, wanted.outputs.values())):
-            refused.append(f"{example.name} not compared: the original gives nothing but NaN")
-            return False
-        if not wanted.outputs and not wanted.written:
-            problems.append(f"{example.name}: the original returns no tensor, so nothing was compared")
-            return True
-        try:
-            ours = call_port(ported, example, wanted.written)
-        except Exception as error:  # emitted code: whatever it raises is a fault of the port
-            problems.append(f"{example.name}: the port raises {type(error).__name__}: {error}")
-            return True
-        if on_outputs is not None:
-            on_outputs(example, ours.outputs)
-        if len(wanted.outputs) != len(ours.outputs):
-            counts = f"{len(ours.outputs)} arrays, the original {len(wanted.outputs)}"
-            problems.append(f"{example.name}: the port gives {counts}")
-            return True
-        for name, got, expected in _pairs(ours, wanted):
-            notes.extend(f"{example.name}, {name}: the original gives {weak}" for weak in _weak(expected))
-            found = compare(got, expected, dtype, bits)
-            row = OutputComparison(example.name, name, tuple(got.shape), **found._asdict(), passed=not found.failure)
-            comparisons.append(row)
-        return True
-
     with random_states_kept():
         for example in examples:
-            run(example)
+            run.compare(example, call_original(fresh, example))
         for candidate in others() if others is not None else ():
-            if run(candidate):
-                refused.clear()
-                break
-    notes += [*refused, *filter(None, [unsaid_remark(before)])]
-    return PortParity(dtype, bits, tuple(comparisons), notes=tuple(dict.fromkeys(notes)), problems=tuple(problems))
+            try:
+                wanted = call_original(fresh, candidate)
+            except Exception as error:  # the original's own limits on its inputs, in its own words
+                refused.append(f"{candidate.name} not compared: the original raises {type(error).__name__}")
+                continue
+            if any(map(_only_nan, wanted.outputs.values())):
+                refused.append(f"{candidate.name} not compared: the original gives nothing but NaN")
+                continue
+            run.compare(candidate, wanted)
+            refused.clear()
+            break
+    notes = [*run.notes, *refused, *filter(None, [unsaid_remark(before)])]
+    return PortParity(
+        dtype,
+        bits,
+        (*run.rows, *(_worst(rows) for rows in run.exact.values())),
+        notes=tuple(dict.fromkeys(notes)),
+        problems=tuple(run.problems),
+        weights=plain.weights if plain is not None else None,
+    )
+
+
+@dataclass
+class _Run:
+    """One verification of a port: arguments as of ``verify_port``, and what it has found so far."""
+
+    ported: nn.Module
+    dtype: str
+    bits: int | None
+    plain: PlainPorts | None
+    on_outputs: Callable[[Example, Mapping[str, mx.array]], None] | None
+    rows: list[OutputComparison] = field(default_factory=list)
+    exact: dict[str, list[OutputComparison]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def compare(self, example: Example, wanted: CallResult[torch.Tensor]) -> None:
+        """Run the port on an example and compare what it gives."""
+        if not wanted.outputs and not wanted.written:
+            self.problems.append(f"{example.name}: the original returns no tensor, so nothing was compared")
+            return
+        try:
+            ours = call_port(self.ported, example, wanted.written)
+            original = None if self.plain is None else call_port(self.plain.original, example, wanted.written)
+        except Exception as error:  # emitted code: whatever it raises is a fault of the port
+            self.problems.append(f"{example.name}: the port raises {type(error).__name__}: {error}")
+            return
+        if self.on_outputs is not None:
+            self.on_outputs(example, ours.outputs)
+        if len(wanted.outputs) != len(ours.outputs):
+            counts = f"{len(ours.outputs)} arrays, the original {len(wanted.outputs)}"
+            self.problems.append(f"{example.name}: the port gives {counts}")
+            return
+        for name, _, expected in _pairs(ours, wanted):
+            self.notes.extend(f"{example.name}, {name}: the original gives {weak}" for weak in _weak(expected))
+        theirs = _in_mlx(wanted)
+        self.rows += self._compared(example, ours, theirs, self.bits)
+        if self.plain is not None and original is not None:
+            rows = self._compared(example, original, theirs, None, ORIGINAL_WEIGHTS)
+            self.exact.setdefault(ORIGINAL_WEIGHTS, []).extend(rows)
+            self._compare_dequantized(self.plain.dequantized, example, wanted.written)
+
+    def _compare_dequantized(self, dequantized: nn.Module, example: Example, written: Mapping[int, Any]) -> None:
+        """The packed weights and the values that they stand for give the same, both in float32."""
+        given = example.copied(torch.float32)
+        try:
+            with in_float32(self.ported) as ported:
+                ours = call_port(ported, given, written)
+            theirs = call_port(dequantized, given, written)
+        except (
+            Exception
+        ) as error:  # in its own dtype it has run: what it computes there is compared with the original's
+            said = f"{type(error).__name__}: {error}"
+            self.notes.append(f"{example.name}: not compared with dequantized weights, in float32 it raises {said}")
+            return
+        rows = self._compared(given, ours, theirs, None, DEQUANTIZED)
+        self.exact.setdefault(DEQUANTIZED, []).extend(rows)
+
+    def _compared(
+        self,
+        example: Example,
+        ours: CallResult[mx.array],
+        theirs: CallResult[mx.array],
+        bits: int | None,
+        compared: str = "",
+    ) -> Iterator[OutputComparison]:
+        for name, got, expected in _pairs(ours, theirs):
+            found = _compared(got, expected, self.dtype, bits)
+            noise = ""
+            # What cannot be compared at all (other shapes, NaN) is no noise.
+            if bits is not None and self.plain is not None and math.isfinite(found.relative):
+                noise, found = found.failure, found._replace(failure="")
+            row = OutputComparison(example.name, name, tuple(got.shape), **found._asdict(), passed=not found.failure)
+            yield replace(row, compared=compared, warning=noise)
+
+
+def _in_mlx(result: CallResult[torch.Tensor]) -> CallResult[mx.array]:
+    outputs = {name: from_torch(tensor) for name, tensor in result.outputs.items()}
+    return CallResult(outputs, {index: from_torch(tensor) for index, tensor in result.written.items()})
+
+
+def _worst(rows: Sequence[OutputComparison]) -> OutputComparison:
+    """The row of those of one exact comparison that says most."""
+    worst = max(rows, key=lambda row: (not row.passed, row.relative))
+    return replace(worst, compared=f"{worst.compared} (worst of {len(rows)})")
 
 
 def _only_nan(tensor: torch.Tensor) -> bool:
     return tensor.numel() > 0 and bool(torch.isnan(tensor).all())
 
 
-def _pairs(
-    ours: CallResult[mx.array], theirs: CallResult[torch.Tensor]
-) -> Iterator[tuple[str, mx.array, torch.Tensor]]:
+def _pairs(ours: CallResult[mx.array], theirs: CallResult[Array]) -> Iterator[tuple[str, mx.array, Array]]:
     """What is compared: the outputs in order, and the inputs that the call has written."""
     for (name, wanted), got in zip(theirs.outputs.items(), ours.outputs.values(), strict=True):
         yield name, got, wanted

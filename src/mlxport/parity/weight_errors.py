@@ -14,7 +14,7 @@ from mlxport.parity.torch_rows import BLOCK_BYTES, on_all_cores, read_block
 from mlxport.quant.tolerances import ROW_FACTOR, STORED_WEIGHT_BOUND, level_name, lossless
 from mlxport.types import Checkpoint, TensorRef
 
-__all__ = ["WeightDifference", "check_weights", "difference", "differences"]
+__all__ = ["WeightDifference", "check_weights", "difference", "differences", "judge"]
 
 _FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
 
@@ -66,19 +66,34 @@ def difference(ref: TensorRef, layout: StoredLayout, dtype: str, trained: Set[st
         sizes[place], gaps[place] = _norms(ref, layout, rows, faith)
 
     on_all_cores(measure, _blocks(ref.shape))
+    least = float(ref.size) if not modules.isdisjoint(trained) and len(ref.shape) == 1 else 0.0
+    # Norms that are stored less 1 may be next to nothing, and training moves them by more.
+    return judge(ref.name, sizes, gaps, bound, rows=len(ref.shape) > 1, least=least)
+
+
+def judge(
+    name: str, sizes: torch.Tensor, gaps: torch.Tensor, bound: float, *, rows: bool, least: float = 0.0
+) -> WeightDifference:
+    """Hold a tensor against its bound, as a whole and row by row.
+
+    Args:
+        name: Of the tensor.
+        sizes: Norm of each row of the original, float64.
+        gaps: Norm of each row of the difference, float64.
+        bound: Relative RMS error that is allowed for the whole.
+        rows: Whether single rows are judged.
+        least: Square of the norm that the original is taken to have at least.
+    """
     if not bool(torch.isfinite(gaps).all()):
-        return WeightDifference(ref.name, infinite, 0, bound, "has NaN or inf in the output or in the original")
+        return WeightDifference(name, float("inf"), 0, bound, "has NaN or inf in the output or in the original")
     scale, error = float(sizes.square().sum()), float(gaps.square().sum())
     by_row = gaps / sizes.clamp(min=1e-3 * (scale / len(sizes)) ** 0.5 + 1e-30)
-    worst_row = (float(by_row.max()), int(by_row.argmax()))
-    if not modules.isdisjoint(trained) and len(ref.shape) == 1:
-        scale = max(scale, float(ref.size))  # norms that are stored less 1 may be next to nothing
-    relative = (error / scale) ** 0.5 if scale > 0 else (0.0 if error == 0 else infinite)
+    share, row = float(by_row.max()), int(by_row.argmax())
+    scale = max(scale, least)
+    relative = (error / scale) ** 0.5 if scale > 0 else (0.0 if error == 0 else float("inf"))
     limit = min(ROW_FACTOR * bound, 1.2)
-    problem = f"differs from the original by {worst_row[0]:.3g} in row {worst_row[1]} (bound {limit:.3g})"
-    return WeightDifference(
-        ref.name, relative, worst_row[1], bound, problem if len(ref.shape) > 1 and worst_row[0] > limit else ""
-    )
+    problem = f"differs from the original by {share:.3g} in row {row} (bound {limit:.3g})"
+    return WeightDifference(name, relative, row, bound, problem if rows and share > limit else "")
 
 
 def _blocks(shape: tuple[int, ...]) -> list[tuple[int, int | None]]:

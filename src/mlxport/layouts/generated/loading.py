@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlx.nn as nn
 
 from mlxport.errors import SourceError
 from mlxport.graph.write.execute_source import execute
+from mlxport.source.jsonfile import read_object
 from mlxport.source.safe_files import refuse_special_files
 from mlxport.source.written_code import source_to_run
 from mlxport.transform.cpu_experts import half_precision_experts
 
-__all__ = ["check_source", "load_port"]
+__all__ = ["check_source", "load_port", "unquantized_port"]
 
 
 def check_source(folder: Path, trust_remote_code: bool) -> bytes:
@@ -35,11 +38,25 @@ def load_port(folder: Path, *, trust_remote_code: bool = False) -> nn.Module:
         UnsafeError: This installation did not write its source, and it is not trusted.
         SourceError: It has no source, or does not load.
     """
+    return _made(folder, trust_remote_code, lambda source: source.load(folder))
+
+
+def unquantized_port(folder: Path, *, trust_remote_code: bool = False) -> nn.Module:
+    """The module of a port's folder as its source makes it: nothing is quantized, and the weights are not the stored.
+
+    Raises:
+        UnsafeError: As of ``load_port``.
+        SourceError: As of ``load_port``.
+    """
+    config = read_object(folder / "config.json", SourceError)
+    return _made(folder, trust_remote_code, lambda source: source.Model(source.ModelArgs.from_dict(config)))
+
+
+def _made(folder: Path, trust_remote_code: bool, make: Callable[[Any], nn.Module]) -> nn.Module:
     source = check_source(folder, trust_remote_code)
     half_precision_experts()
     try:
-        model: nn.Module = execute(source.decode(), str(folder / "model.py")).load(folder)
-        return model
+        return make(execute(source.decode(), str(folder / "model.py")))
     except Exception as error:  # the folder's own code and files, whatever is wrong with them
         raise SourceError(
             f"{folder} does not load: {type(error).__name__}: {error}", hint="port it again, or restore its files"

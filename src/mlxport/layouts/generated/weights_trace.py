@@ -21,7 +21,7 @@ from mlxport.layouts.conversion import Conversion, make_conversion
 from mlxport.layouts.generated.example_files import finish_example, write_inputs, write_outputs
 from mlxport.layouts.quantizing import Built, quantize
 from mlxport.quant import QuantRequest
-from mlxport.transform import trace
+from mlxport.transform import lazy_arrays, trace
 from mlxport.types import Checkpoint, TensorRef
 
 # From the arrays of a checkpoint, by their names there, to one array of the original module.
@@ -46,6 +46,8 @@ class GeneratedConversion(Conversion):
         port: The emitted source and what it was made from.
         example: Inputs that it was captured with.
         original: Makes the original, in eval mode.
+        unquantized: Makes the port's weights, by path, as they are before any is quantized; none is read before it is
+            needed.
         weights_of: What the original's weights are read from where it is made without them.
         mlxfn: Whether ``model.mlxfn`` is to be written.
     """
@@ -53,6 +55,7 @@ class GeneratedConversion(Conversion):
     port: Port = field(kw_only=True)
     example: Example = field(kw_only=True)
     original: Callable[[], Any] = field(kw_only=True, repr=False)
+    unquantized: Callable[[], dict[str, mx.array]] = field(kw_only=True, repr=False)
     weights_of: Checkpoint | None = field(default=None, kw_only=True)
     mlxfn: bool = field(default=False, kw_only=True)
 
@@ -126,8 +129,9 @@ def assemble(
     program = trace(pipeline, refs)
     made = make_conversion(program, built, dtype, quant, list(port.notes), _final_config)
     return GeneratedConversion(
-        **vars(made), port=port, example=example, original=original, weights_of=weights_of, mlxfn=mlxfn
-    )
+        **vars(made), port=port, example=example, original=original,
+        unquantized=lambda: _weights(port, lazy_arrays(refs), maps), weights_of=weights_of, mlxfn=mlxfn,
+    )  # fmt: skip
 
 
 def _weights(port: Port, arrays: Mapping[str, mx.array], maps: Mapping[str, Map]) -> dict[str, mx.array]:

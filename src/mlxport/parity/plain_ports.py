@@ -1,0 +1,106 @@
+"""A quantized port taken apart: its packed weights against the original's, and the port without packed ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import torch
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
+
+from mlxport.parity.parity_report import WeightCheck
+from mlxport.parity.weight_errors import WeightDifference, check_weights, judge
+from mlxport.quant import level
+from mlxport.quant.tolerances import STORED_WEIGHT_BOUND, level_name
+
+__all__ = ["PlainPorts", "in_float32", "plain_ports"]
+
+
+@dataclass(frozen=True)
+class PlainPorts:
+    """What shows that a quantized port is right, however coarse its weights are.
+
+    Attributes:
+        original: The port with the original's weights in place of the packed ones: it must compute what the original
+            does.
+        dequantized: The port in float32, with the values that the packed weights stand for: the quantized one must
+            compute the same, in float32 too, where rounding cannot be taken for a difference.
+        weights: The packed weights against the original's.
+    """
+
+    original: nn.Module
+    dequantized: nn.Module
+    weights: WeightCheck
+
+
+def plain_ports(quantized: nn.Module, empty: Callable[[], nn.Module], wanted: Mapping[str, mx.array]) -> PlainPorts:
+    """Take a quantized port apart.
+
+    Args:
+        quantized: The port with its weights.
+        empty: Makes the same port with nothing quantized; its weights do not matter.
+        wanted: The port's weights before any was quantized, by path.
+    """
+    packed = {f"{path}.weight": module for path, module in quantized.named_modules() if "scales" in module}
+    parts = {f"{name.removesuffix('weight')}{part}" for name in packed for part in ("weight", "scales", "biases")}
+    kept = {name: array for name, array in tree_flatten(quantized.parameters()) if name not in parts}
+    values: dict[str, mx.array] = {}
+    originals: dict[str, mx.array] = {}
+
+    def compared() -> Iterator[WeightDifference]:
+        for name, module in packed.items():
+            original = wanted.get(name)
+            values[name] = _dequantized(module)
+            fits = original is not None and original.shape == values[name].shape
+            originals[name] = original if original is not None and fits else values[name]
+            yield _difference(name, values[name], original, module)
+
+    weights, _ = check_weights(compared())
+    dequantized = {name: widened(array) for name, array in {**kept, **values}.items()}
+    return PlainPorts(_filled(empty(), {**kept, **originals}), _filled(empty(), dequantized), weights)
+
+
+def widened(array: mx.array) -> mx.array:
+    """An array in float32, if it is floating."""
+    return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
+
+
+@contextmanager
+def in_float32(port: nn.Module) -> Iterator[nn.Module]:
+    """The port with float32 in place of its floating parameters, those of packed weights too, while this lasts."""
+    state = port.parameters()
+    try:
+        port.update(tree_map(widened, state))
+        yield port
+    finally:
+        port.update(state)
+
+
+def _filled(model: nn.Module, weights: Mapping[str, mx.array]) -> nn.Module:
+    model.update(tree_unflatten(list(weights.items())))
+    return model.eval()
+
+
+def _dequantized(module: Any) -> mx.array:
+    settings = {"group_size": module.group_size, "bits": module.bits, "mode": module.mode, "dtype": mx.float32}
+    biases = module.get("biases")
+    return mx.dequantize(module.weight, widened(module.scales), None if biases is None else widened(biases), **settings)
+
+
+def _difference(name: str, values: mx.array, original: mx.array | None, module: Any) -> WeightDifference:
+    """One packed weight against the original's, by rows: one that is wrong would vanish among many."""
+    bound = STORED_WEIGHT_BOUND[level_name(level(module.mode, module.bits))]
+    if original is None or original.shape != values.shape:
+        held = "none" if original is None else f"{original.shape}"
+        return WeightDifference(name, float("inf"), 0, bound, f"has shape {values.shape}, in the original {held}")
+    rows, theirs = (array.astype(mx.float32).flatten(0, -2) for array in (values, original))
+    sizes, gaps = (
+        torch.from_numpy(np.array(mx.linalg.norm(block, axis=-1))).to(torch.float64)
+        for block in (theirs, rows - theirs)
+    )
+    return judge(name, sizes, gaps, bound, rows=True)
