@@ -108,7 +108,9 @@ class PortParity:
     def nothing_compared(self) -> bool:
         """Whether it failed, and only since the original gives no number to compare with."""
         failed = [item for item in self.comparisons if not item.passed]
-        return bool(failed) and not self.problems and all(item.failure == _NOTHING for item in failed)
+        if self.problems or not (self.weights is None or self.weights.passed):
+            return False
+        return bool(failed) and all(item.failure == _NOTHING for item in failed)
 
     @property
     def hint(self) -> str:
