@@ -159,7 +159,8 @@ def _refused(error: OSError, where: object) -> MlxportError:
         return MlxportError(f"{where}: too many files are open", hint="raise the limit: ulimit -n 4096")
     if error.errno == errno.EFBIG:
         return DiskError(
-            f"{where}: larger than a file may be here", hint="raise the limit (ulimit -f), or use another disk"
+            f"{where}: {error.strerror}: larger than a file may be here",
+            hint="raise the limit (ulimit -f), or use another disk",
         )
     return DiskError(f"{where}: {error.strerror or error}", hint=_AGAIN)
 

@@ -88,7 +88,7 @@ def test_what_holds_no_data_is_left_alone(folder):
     (folder / "vocab.txt").symlink_to("nowhere")
     (folder / "a folder").mkdir()
     (folder / "linked.json").symlink_to(folder / "config.json")
-    refuse_special_files(folder)
+    assert refuse_special_files(folder) is None
 
 
 @pytest.mark.parametrize("flags", [("-q", "4", "--calibrate"), ("--recipe",)])

@@ -173,3 +173,9 @@ def trained(trained_source, tmp_path_factory) -> Path:
 def stories(tmp_path_factory) -> Path:
     """A model that writes English."""
     return as_mlx(external("stories260K"), tmp_path_factory.mktemp("models") / "stories")
+
+
+@pytest.fixture(scope="session")
+def half_mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mixture of experts in bfloat16."""
+    return write_model(tmp_path_factory.mktemp("models") / "half", MIXTURE, dtype="bfloat16")

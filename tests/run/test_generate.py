@@ -166,12 +166,11 @@ def test_a_template_that_refuses_is_an_error_with_a_hint(llama, tmp_path):
     assert "--system-prompt" in caught.value.hint
 
 
-def test_a_mixture_of_experts_in_half_precision_writes_on_the_cpu(tmp_path, monkeypatch):
-    from conftest import MIXTURE, write_model
+def test_a_mixture_of_experts_in_half_precision_writes_on_the_cpu(half_mixture, monkeypatch):
     from mlxport.transform import cpu_experts
 
     monkeypatch.setitem(cpu_experts._state, "said", 0)
-    loaded = load(write_model(tmp_path / "half", MIXTURE, dtype="bfloat16"))
+    loaded = load(half_mixture)
     said: list[str] = []
     with mx.stream(mx.cpu):
         result = generate(loaded, "hi there", max_tokens=6, on_warning=said.append)

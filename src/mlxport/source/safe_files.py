@@ -126,6 +126,8 @@ def opened_by_user(path: Path) -> Iterator[BinaryIO]:
     """
     handed = _HANDED.match(os.path.abspath(path)) is not None
     mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not (stat.S_ISREG(mode) or handed and not stat.S_ISBLK(mode)):
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     with open(path, "rb") as file:
