@@ -122,7 +122,8 @@ def why_not_generating(layout: Layout, config: Mapping[str, Any], folder: str) -
     if layout.not_generating is None:
         return None
     what, hint = layout.not_generating
-    other = next((it for it in layouts() if it.not_generating is None and _takes(it, config)), None)
+    original = {key: value for key, value in config.items() if key != "model_file"}  # which this layout has added
+    other = next((it for it in layouts() if it.not_generating is None and _takes(it, original)), None)
     more = f"; to generate, convert the original with --layout {other.name}" if other is not None else ""
     return what, hint.replace("PATH", repr(folder)) + more
 
