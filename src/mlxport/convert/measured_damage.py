@@ -8,28 +8,29 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlxport.errors import TokenizerError, UsageError
-from mlxport.quality import open_original, open_output, place
+from mlxport.quality import open_output, place
 from mlxport.quality.divergence import compare_each, default_tokens, windows_for
+from mlxport.quality.opened import original_of
 
 if TYPE_CHECKING:
     from mlxport.allocate import AllocationReport
-    from mlxport.types import Checkpoint
+    from mlxport.layouts.conversion import TracedModel
 
 __all__ = ["remeasured"]
 
 _MOST_TOKENS = 2048
 
 
-def remeasured(allocation: AllocationReport, checkpoint: Checkpoint, folder: Path, done: str) -> AllocationReport:
+def remeasured(allocation: AllocationReport, model: TracedModel, folder: Path, done: str) -> AllocationReport:
     """The allocation with the damage of what was written, in place of that of weights that were only rounded.
 
     Args:
         allocation: What was chosen.
-        checkpoint: Of the original.
+        model: The original's, as it was opened for the conversion.
         folder: Of the output, its weights and config written.
         done: What was done to it after bits were chosen.
     """
-    original, output = open_original(checkpoint), open_output(folder)
+    original, output = original_of(model), open_output(folder)
     try:
         ids, _ = windows_for(original, output, None, min(default_tokens(original.parameters), _MOST_TOKENS))
         where = "of the text that reports measure on"

@@ -209,7 +209,8 @@ def measure_damage(state: State) -> None:
     from mlxport.convert.measured_damage import remeasured
 
     state.progress.stage("measuring the output", 0)
-    found = remeasured(allocation, state.checkpoint, state.folder, " and ".join(done))
+    assert state.conversion.model is not None, "a layout without a model to measure refuses a limit"
+    found = remeasured(allocation, state.conversion.model, state.folder, " and ".join(done))
     state.options = replace(options, allocation=found)
     state.reported(allocation=found)
 

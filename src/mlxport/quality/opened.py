@@ -14,6 +14,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlxport.errors import ConfigError, MlxportError, NumericsError, UnsupportedError, UsageError, VerificationError
+from mlxport.layouts.conversion import TracedModel
 from mlxport.layouts.table import refuse_unknown_code
 from mlxport.model import loaded as out
 from mlxport.model.hooks import first_array, watching
@@ -29,7 +30,7 @@ from mlxport.source.written_code import refuse_foreign_source
 from mlxport.transform import Program, lazy_outputs
 from mlxport.types import Checkpoint
 
-__all__ = ["Opened", "open_original", "open_output", "place"]
+__all__ = ["Opened", "open_original", "open_output", "original_of", "place"]
 
 Array = np.ndarray[Any, Any]
 _NO_LIMIT = 1 << 31
@@ -219,15 +220,20 @@ def open_original(source: str | Path | Checkpoint, *, trust_remote_code: bool = 
     except UnsupportedError as error:
         hint = "quality is measured with mlx-lm's model of the original; mlxport verify compares with torch's"
         raise UnsupportedError(f"no original to measure against: {error.message}", hint=hint) from error
-    model, limit = opened.skeleton(), text_limit(source.config)
+    return original_of(opened)
+
+
+def original_of(traced: TracedModel) -> Opened:
+    """The same of a checkpoint that is opened already, its values in the dtype that it was opened in."""
+    source, model = traced.checkpoint, traced.skeleton()
     return Opened(
         "the original",
         source.root,
         source.config,
         model,
-        opened.plain.program,
+        traced.plain.program,
         out.packings(model),
-        limit,
+        text_limit(source.config),
         source.trust_remote_code,
     )
 
