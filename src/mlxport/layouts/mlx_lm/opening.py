@@ -21,7 +21,7 @@ from mlx.utils import tree_flatten, tree_map_with_path
 
 from mlxport.errors import ConfigError, MlxportError, UnsupportedError
 from mlxport.layouts.conversion import DTYPES, ModelSource, TracedModel, empty, make_conversion
-from mlxport.layouts.foreign_parts import refuse_adapters, refuse_heads
+from mlxport.layouts.foreign_parts import listed, refuse_adapters, refuse_heads
 from mlxport.layouts.left_out import absent_towers, without
 from mlxport.layouts.mlx_lm.config_view import text_section
 from mlxport.layouts.mlx_lm.normalize import ConfigRefused, NormalizedConfig, normalize_config
@@ -30,6 +30,7 @@ from mlxport.layouts.mlx_lm.quantized_sources import UNQUANTIZED, check_entries,
 from mlxport.layouts.mlx_lm.rope_settings import REFUSED
 from mlxport.layouts.mlx_lm.stored_buffers import is_buffer, stored_rope_note
 from mlxport.layouts.mlx_lm.tensor_checks import NamesDiffer, check_dtypes, check_names, check_shapes
+from mlxport.layouts.mlx_lm.unsaid_sizes import null_fields, unsaid_sizes
 from mlxport.layouts.mlx_lm.weight_repairs import ignored_weights, prepare_weights
 from mlxport.layouts.name_changes import NameChange, likely_changes
 from mlxport.layouts.quantizing import Built, count_parameters, quantize
@@ -107,7 +108,9 @@ def open_model(
 def _under_other_names(opening: _Opening, error: NamesDiffer | NotLoaded) -> TracedModel:
     """The model of a checkpoint all of whose names a wrapper has changed; else the error that says most."""
     nearest = error
-    for change in likely_changes(opening.checkpoint.tensors, _parameter_names(opening.normalized.config)):
+    with opening.blamed():
+        names = _parameter_names(opening.normalized.config)
+    for change in likely_changes(opening.checkpoint.tensors, names):
         try:
             return replace(opening, change=change).traced()
         except NamesDiffer as other:
@@ -205,6 +208,8 @@ class _Opening:
             hint = UNQUANTIZED if method else "check that config.json belongs to these weights"
             reason = _shortened(" ".join(str(error).split()))
             message = f"mlx-lm cannot load {checkpoint.location} ({what}): {type(error).__name__}: {reason}"
+            if unsaid := _unsaid(checkpoint.config):
+                message += f"; {unsaid}"
             raise NotLoaded(message, hint=hint) from error
 
     def _refuse_unused(self, program: Program) -> None:
@@ -266,14 +271,14 @@ def _load(
                     items = [item for item in items if item[0] in expected or not is_head(item[0])]
                 if wanted:
                     check_names(expected, dict(items), model_class.__module__, method, checkpoint)
-                check_shapes(expected, dict(items), source)
+                check_shapes(expected, dict(items), checkpoint)
                 if not method:
                     check_dtypes(expected, dict(items), checkpoint)
                 return super().load_weights(items, strict=wanted)  # type: ignore[no-any-return]
 
         return Model, args_class
 
-    wanted, source, config = strict, checkpoint.location, normalized.config
+    wanted, config = strict, normalized.config
     further = _layers_before_further_ones(checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config))
@@ -291,6 +296,13 @@ def _layers_before_further_ones(checkpoint: Checkpoint) -> int | None:
     """How many layers come before those that predict further tokens; None where the config tells of none such."""
     model = checkpoint.model_config
     return model.layers if model.count("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_layers") else None
+
+
+def _unsaid(config: Mapping[str, Any]) -> str:
+    """What a config leaves out, or gives as null, where code fails that takes it for granted."""
+    if nulls := null_fields(config):
+        return f"config.json gives null as {listed(nulls)}"
+    return "; ".join(map(str, unsaid_sizes(config)[:4]))
 
 
 def _shortened(text: str, most: int = 400) -> str:

@@ -11,6 +11,7 @@ from mlxport.errors import UnsupportedError, WeightsError
 from mlxport.layouts.foreign_parts import listed, refuse_adapters, refuse_heads
 from mlxport.layouts.mlx_lm.output_heads import is_head
 from mlxport.layouts.mlx_lm.quantized_sources import UNQUANTIZED
+from mlxport.layouts.mlx_lm.unsaid_sizes import unsaid_size
 from mlxport.transform import st_dtype
 from mlxport.types import Checkpoint
 
@@ -41,6 +42,8 @@ def check_names(
     refuse_adapters(extra, source)
     refuse_heads(extra, checkpoint.config, source)
     message, hint = _in_words(missing, extra, len(expected), source, where, checkpoint)
+    if unsaid := unsaid_size(checkpoint.config):
+        message, hint = f"{message}; {unsaid}", unsaid.hint
     raise NamesDiffer(message, hint=hint, differing=len(missing) + len(extra))
 
 
@@ -75,15 +78,17 @@ def _headless_hint(checkpoint: Checkpoint) -> str:
     )
 
 
-def check_shapes(expected: Mapping[str, mx.array], weights: Mapping[str, mx.array], source: str) -> None:
-    """Compare the shapes; raises, naming the first tensor of another one."""
+def check_shapes(expected: Mapping[str, mx.array], weights: Mapping[str, mx.array], checkpoint: Checkpoint) -> None:
+    """Compare the shapes; raises, naming the first tensor of another one and what in the config may be the cause."""
     for name, array in weights.items():
-        if name in expected and tuple(expected[name].shape) != tuple(array.shape):
-            raise WeightsError(
-                f"{source}: {name}: config.json asks for shape {tuple(expected[name].shape)}, "
-                f"the checkpoint has {tuple(array.shape)}",
-                hint="config.json belongs to another model, or is damaged",
-            )
+        if name not in expected or (asked := tuple(expected[name].shape)) == (held := tuple(array.shape)):
+            continue
+        unsaid = unsaid_size(checkpoint.config, asked, held)
+        why = f" ({unsaid})" if unsaid else ""
+        raise WeightsError(
+            f"{checkpoint.location}: {name}: config.json asks for shape {asked}{why}, the checkpoint has {held}",
+            hint=unsaid.hint if unsaid else "config.json belongs to another model, or is damaged",
+        )
 
 
 def check_dtypes(expected: Mapping[str, mx.array], weights: Mapping[str, mx.array], checkpoint: Checkpoint) -> None:

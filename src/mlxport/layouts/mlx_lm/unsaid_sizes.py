@@ -1,0 +1,101 @@
+"""What a config.json does not say: what is taken for it instead may be why the weights do not fit or nothing loads."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+from mlxport.model_config import ModelConfig
+
+__all__ = ["UnsaidSize", "null_fields", "unsaid_size", "unsaid_sizes"]
+
+_NO_SIZES = ("_id", "_ids", "_window", "_position_embeddings", "_seq_len")  # no shape depends on them
+_COUNTS_MODULES = re.compile(r"(?:num|n)_(?:\w+_)?(?:layers?|experts)\b")  # names of tensors depend on them
+
+
+@dataclass(frozen=True)
+class UnsaidSize:
+    """A field that a config leaves out.
+
+    Attributes:
+        name: The field, as transformers calls it, and its other names.
+        taken: What takes its place, a default or made of other fields.
+    """
+
+    name: str
+    taken: int
+
+    def __str__(self) -> str:
+        return f"config.json does not say {self.name}, for which {self.taken} is taken"
+
+    @property
+    def hint(self) -> str:
+        """What to do about it."""
+        return f"get config.json again from where the weights are from, or add {self.name} to it"
+
+
+def unsaid_size(
+    config: Mapping[str, Any], expected: Sequence[int] = (), found: Sequence[int] = ()
+) -> UnsaidSize | None:
+    """The size left out of a config that best explains why weights have other shapes or names than it asks for.
+
+    Args:
+        config: The parsed ``config.json``, as it was found.
+        expected: The shape that the config leads to, where a shape differs; none where names of tensors do.
+        found: The shape that the tensor has.
+    """
+    unsaid = unsaid_sizes(config)
+    if not expected:
+        return next((size for size in unsaid if _COUNTS_MODULES.match(size.name)), None)
+    wrong = {length for length, held in zip_longest(expected, found) if length != held and length is not None}
+    equal = [size for size in unsaid if size.taken in wrong]
+    factors = [size for size in unsaid if size.taken > 1 and any(length % size.taken == 0 for length in wrong)]
+    return next(iter(equal), max(factors, key=lambda size: size.taken, default=None))
+
+
+def unsaid_sizes(config: Mapping[str, Any]) -> list[UnsaidSize]:
+    """The whole numbers that are taken for what the text part of a config leaves out, those of transformers first."""
+    return [UnsaidSize(name, taken) for name, taken in _defaults(config)]
+
+
+def null_fields(config: Mapping[str, Any]) -> list[str]:
+    """The fields that the text part of a config gives as null where mlx-lm's default is a value, or there is none."""
+    text, defaults = ModelConfig(config).text, _of_mlx_lm(config)
+    return [name for name, default in defaults.items() if default is not None and text.get(name, name) is None]
+
+
+def _defaults(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    text = ModelConfig(config).text
+    for defaults, canonical in (_of_transformers(text), (_of_mlx_lm(config), {})):
+        given = {canonical.get(name, name) for name, value in text.items() if value is not None}
+        for name, value in defaults.items():
+            if type(value) is int and name not in given and not name.endswith(_NO_SIZES):
+                others = [other for other, meant in canonical.items() if meant == name]
+                yield " or ".join((name, *others)), value
+
+
+def _of_transformers(text: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+    """What transformers' class makes of a config, and what other names its fields have."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import CONFIG_MAPPING
+
+    if (kind := text.get("model_type")) not in CONFIG_MAPPING:
+        return {}, {}
+    made = CONFIG_MAPPING[kind]
+    try:
+        return made.from_dict(dict(text)).to_dict(), made.attribute_map
+    except StrictDataclassError:  # a field that mlx-lm does not read: the others are taken from the class
+        return made().to_dict(), made.attribute_map
+
+
+def _of_mlx_lm(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The defaults of the arguments of mlx-lm's model of a config."""
+    from mlxport.layouts.mlx_lm.normalize import mlx_lm_architecture
+
+    module = importlib.import_module(f"mlx_lm.models.{mlx_lm_architecture(config)}")
+    return {name: field.default for name, field in inspect.signature(module.ModelArgs).parameters.items()}
