@@ -74,6 +74,7 @@ def _config(architecture: str, *absent: str, **changes: object) -> dict[str, obj
         ({"model_type": "gpt2", "n_layer": 2, "n_head": 2}, ((50257, 768), (50257, 64)), "n_embd or hidden_size"),
         (_config("qwen3_moe", "num_local_experts"), ((128, 64), (4, 64)), "num_local_experts or num_experts"),
         (_config("deepseek_v3", "q_lora_rank"), ((1536, 64), (64, 64)), "q_lora_rank"),
+        (_config("phi3", "num_attention_heads"), ((72, 64), (128, 64)), "num_attention_heads"),
         (_config("llama", vocab_size=None), ((32000, 64), (96, 64)), "vocab_size"),
         # no class of transformers knows this one
         ({"model_type": "minicpm", "hidden_size": 64, "num_experts": None}, ((64, 48), (64, 64)), None),

@@ -55,7 +55,8 @@ def unsaid_size(
     wrong = {length for length, held in zip_longest(expected, found) if length != held and length is not None}
     equal = [size for size in unsaid if size.taken in wrong]
     factors = [size for size in unsaid if size.taken > 1 and any(length % size.taken == 0 for length in wrong)]
-    return next(iter(equal), max(factors, key=lambda size: size.taken, default=None))
+    sums = next((size for size in unsaid if "head" in size.name), None)  # queries, keys and values in one tensor
+    return next(iter(equal), max(factors, key=lambda size: size.taken, default=sums))
 
 
 def unsaid_sizes(config: Mapping[str, Any]) -> list[UnsaidSize]:
