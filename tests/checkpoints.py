@@ -133,6 +133,11 @@ def write_side_files(folder: Path, layers: int = 2, **changes: Any) -> None:
     write_tokenizer(folder)
 
 
+def edit_json(path: Path, **changes: Any) -> None:
+    """Give a JSON file's object other fields."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
 def split(arrays: Mapping[str, Any], shards: int) -> dict[str, dict[str, Any]]:
     """Tensors by shard, in order, about as many in each."""
     names, files = [*arrays], {}

@@ -11,12 +11,13 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from types import TracebackType
 from typing import IO, Any, Protocol, Self
 
 from mlxport.printable import printable
 
-__all__ = ["Progress", "format_bytes", "format_seconds", "make_progress", "roughly", "three_digits"]
+__all__ = ["Progress", "format_bytes", "format_seconds", "listed", "make_progress", "roughly", "three_digits"]
 
 # A line is worth its place when a tenth more is done and some seconds have passed, or after a minute in any case.
 _LINE_SECONDS = 5.0
@@ -91,6 +92,13 @@ def roughly(seconds: float) -> str:
 def three_digits(value: float) -> str:
     """A figure in three digits; from 1,000 on whole, never as ``1e+03``."""
     return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"
+
+
+def listed(names: Iterable[str], most: int = 4) -> str:
+    """The first names, and how many there are beside: ``a, b and 3 more``."""
+    found = [*names]
+    more = f" and {len(found) - most} more" if len(found) > most else ""
+    return ", ".join(found[:most]) + more
 
 
 class _Quiet:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import shutil
 from pathlib import Path
 
 import pytest
 
+from checkpoints import edit_json
 from mlxport.errors import ConfigError
 from mlxport.fit import plan_for
 from mlxport.inspect.inspection import inspect
@@ -50,11 +50,6 @@ USES = {
 }
 
 
-def change(folder: Path, **values) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **values}))
-
-
 @pytest.mark.parametrize(("key", "value", "expected"), WRONG, ids=[f"{key}={value!r}" for key, value, _ in WRONG])
 def test_each_is_named(key, value, expected):
     for config, where in (({key: value}, key), ({"text_config": {key: value}}, f"text_config.{key}")):
@@ -67,7 +62,7 @@ def test_each_is_named(key, value, expected):
 @pytest.mark.parametrize(("key", "value"), [("num_hidden_layers", 10**9), ("hidden_size", 1e12), ("rope_theta", "1")])
 def test_whoever_reads_the_config(use, key, value, converted, tmp_path):
     folder = Path(shutil.copytree(converted, tmp_path / "out"))
-    change(folder, **{key: value})
+    edit_json(folder / "config.json", **{key: value})
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ConfigError, match=f"{key} is"):
         USES[use](folder)
@@ -110,6 +105,6 @@ def test_a_config_that_nests_too_deep(use, converted, tmp_path):
     deep: dict = {}
     for _ in range(300):
         deep = {"a": deep}
-    change(folder, rope_scaling=deep)
+    edit_json(folder / "config.json", rope_scaling=deep)
     with pytest.raises(ConfigError, match="nests"):
         USES[use](folder)

@@ -10,24 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpoints import INDEX, bounded_memory, config, hash_tree, read_raw, weights, write_llama, write_raw
+from fuzzing import fuzz
 from mlxport import MlxportError, convert
-
-
-def fuzz(examples: int) -> settings:
-    """The same examples on every run, as many as given."""
-    return settings(
-        max_examples=examples,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        print_blob=True,
-        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-    )
-
 
 SHARD = "model-00002-of-00002.safetensors"
 NAMES = [*weights()]

@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers
 
-from checkpoints import INDEX, hash_tree, leftovers, read_raw, write_llama, write_raw, write_tokenizer
+from checkpoints import INDEX, edit_json, hash_tree, leftovers, read_raw, write_llama, write_raw, write_tokenizer
 from command import finish, start, stop_after
 from mlxport.convert import steps
 
@@ -50,11 +50,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return make
 
 
-def change_config(folder: Path, **fields: Any) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields, indent=2))
-
-
 @pytest.mark.parametrize(
     ("architecture", "change"),
     [
@@ -72,7 +67,7 @@ def test_a_change_of_the_config_starts_the_shards_anew(architecture, change, sav
     source = Path(shutil.copytree(saved(architecture), tmp_path / "source"))
     command = ("convert", source, tmp_path / "out", *SHARDED)
     interrupt(forks, command, tmp_path)
-    change_config(source, **change)
+    edit_json(source / "config.json", **change)
     again = forks.run(*command, watch=tmp_path / "out")
     assert again["code"] == 0 and "resumed" not in again["stderr"]
     told = [line for line in again["stderr"].splitlines() if line.startswith("starting anew")]

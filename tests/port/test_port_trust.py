@@ -10,6 +10,7 @@ import mlx.core as mx
 import pytest
 
 import mlxport as package
+from checkpoints import edit_json
 from mlxport.convert.verify import verify
 from mlxport.errors import UnsafeError, UnsupportedError
 from mlxport.quality.opened import open_output
@@ -39,11 +40,6 @@ def tampered(written, tmp_path, another_process):
     with open(folder / "model.py", "a") as file:
         file.write(EVIL)
     return folder
-
-
-def edit(folder: Path, name: str, **changes) -> None:
-    data = json.loads((folder / name).read_text())
-    (folder / name).write_text(json.dumps({**data, **changes}))
 
 
 USES = {
@@ -93,12 +89,12 @@ def test_neither_record_nor_config_vouches(layout, name, tampered):
     """Whatever a folder says of itself."""
     if name != "model.py":
         (tampered / "model.py").rename(tampered / name)
-    edit(tampered, "config.json", model_file=name)
+    edit_json(tampered / "config.json", model_file=name)
     if layout is None:
         (tampered / "mlxport.json").unlink()
     else:
         record = json.loads((tampered / "mlxport.json").read_text())
-        edit(tampered, "mlxport.json", options={**record["options"], "layout": layout})
+        edit_json(tampered / "mlxport.json", options={**record["options"], "layout": layout})
     for use in USES.values():
         with pytest.raises(package.SourceError):
             use(tampered)
@@ -128,8 +124,7 @@ def test_the_command_line_says_what_it_sees(written, tampered, mlxport):
 
 
 def test_such_a_folder_is_no_source(source, tmp_path, mlxport):
-    config = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps({**config, "model_file": "evil.py"}))
+    edit_json(source / "config.json", model_file="evil.py")
     (source / "evil.py").write_text(EVIL)
     for trust in ((), ("--trust-remote-code",)):
         result = mlxport("convert", source, tmp_path / "out", "--verify", "none", *trust)

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpoints import bounded_memory
+from fuzzing import fuzz
 from mlxport import MlxportError
 from mlxport.parity.tokenizer import check_tokenizer
 from mlxport.run import generate
@@ -74,19 +75,6 @@ TEMPLATES = st.lists(
     ),
     max_size=5,
 ).map("".join)
-
-
-def fuzz(examples: int) -> settings:
-    """The same examples on every run."""
-    checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-    return settings(
-        max_examples=examples,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        print_blob=True,
-        suppress_health_check=checks,
-    )
 
 
 @pytest.fixture(scope="module", autouse=True)

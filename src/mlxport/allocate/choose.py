@@ -129,18 +129,12 @@ def find_allocation(
     subject = Subject(checkpoint, measured, conversion.program, candidates, calls, target.quantizer, progress)
     predictions, predictor, judging = measure(subject, search.usual_bits())
     verdict = _judged(search, subject, predictions, overhead, judging)
-    divergence = predictions[verdict.least]
-    if verdict.uniform is not None:
-        found = _found(search, verdict.uniform, divergence, f"{predictor}; {verdict.words}", False, notes)
-        return _with(found, judging)
-    best = _solved(search, search.options(divergence), overhead)
-    chosen = _specs(best)
-    predictor = "; ".join(filter(None, (predictor, verdict.words)))
-    return _with(_found(search, chosen, divergence, predictor, best.exact, notes), judging)
-
-
-def _with(found: Chosen, judging: Tokens) -> Chosen:
-    """The choice with the tokens that the finished output can be measured on."""
+    divergence, predictor = predictions[verdict.least], "; ".join(filter(None, (predictor, verdict.words)))
+    chosen, exact = verdict.uniform, False
+    if chosen is None:
+        best = _solved(search, search.options(divergence), overhead)
+        chosen, exact = _specs(best), best.exact
+    found = _found(search, chosen, divergence, predictor, exact, notes)
     return replace(found, report=replace(found.report, judging=judging.ids))
 
 

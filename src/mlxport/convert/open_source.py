@@ -25,8 +25,7 @@ def open_source(source: str, options: ResolvedOptions) -> Checkpoint:
     """
 
     def check(config: Mapping[str, Any]) -> None:
-        if not options.trust_remote_code:
-            refuse_unknown_code(config, source)
+        refuse_unknown_code(config, source, options.trust_remote_code)
         if options.limit is not None:
             options.limit.check(config)
         if not os.path.isdir(os.path.expanduser(source)):  # of a folder, the layout checks it when it is opened

@@ -79,8 +79,7 @@ def plan_for(
         from mlxport.layouts.mlx_lm.normalize import ConfigRefused
         from mlxport.layouts.mlx_lm.opening import check_supported
 
-        if not trust_remote_code:
-            refuse_unknown_code(config, str(source))
+        refuse_unknown_code(config, str(source), trust_remote_code)
         try:
             check_supported(config, f"{source}/config.json")
         except UnsupportedError as error:

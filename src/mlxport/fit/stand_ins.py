@@ -16,6 +16,7 @@ from mlx.nn.layers import activations
 
 from mlxport.quant import DEFAULT_MODE, is_linear, make_spec
 from mlxport.transform import replacing
+from mlxport.transform.cpu_experts import gather_mm_of_mlx
 
 __all__ = ["recordable"]
 
@@ -97,6 +98,7 @@ def recordable(fused: bool) -> Iterator[None]:
         (mx, "quantize", _quantize),
         (mx, "dequantize", _dequantize),
         (mx, "contiguous", lambda a, *_, **__: a),
+        (mx, "gather_mm", gather_mm_of_mlx()),  # a model opened before, in this process, may have replaced it
     ]
     stand_ins += [(home, name, _like) for home in (nn, activations) for name in _compiled(home)]
     if fused:

@@ -1,4 +1,4 @@
 """Look into a checkpoint before it is converted.
 
-Imports: errors, types, model_config, source, quant, layouts, output, run.
+Imports: errors, types, model_config, progress, source, quant, layouts, output, run.
 """

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxport.errors import SourceError
+from mlxport.progress import listed
 from mlxport.source.jsonfile import read_object
 from mlxport.source.written_code import model_file, source_to_run
 from mlxport.types import Checkpoint
@@ -34,9 +35,9 @@ def code_seen(checkpoint: Checkpoint) -> Iterator[str]:
     files = {path.name: path for path in checkpoint.side_files}
     for name in ("config.json", *_WITH_AUTO_MAP):
         if named := _auto_map(checkpoint.config if name == "config.json" else _read(files.get(name))):
-            yield f"auto_map in {name} names {_listed(named)}: {_UNTRUSTED}"
+            yield f"auto_map in {name} names {listed(named, _MOST)}: {_UNTRUSTED}"
     if others := [name for name in files if name.endswith(".py") and name not in told]:
-        yield f"{_listed(others)}: {_UNTRUSTED}"
+        yield f"{listed(others, _MOST)}: {_UNTRUSTED}"
 
 
 def _whose(path: Path) -> str:
@@ -64,7 +65,3 @@ def _read(path: Path | None) -> Mapping[str, Any]:
     with contextlib.suppress(SourceError):
         return read_object(path, SourceError, unique=False) if path is not None else {}
     return {}
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:_MOST]) + (f" and {len(names) - _MOST} more" if len(names) > _MOST else "")

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mlxport.errors import UnsupportedError
+from mlxport.progress import listed
 
-__all__ = ["listed", "refuse_adapters", "refuse_heads"]
+__all__ = ["refuse_adapters", "refuse_heads"]
 
 # The names that peft gives: https://github.com/huggingface/peft, src/peft/tuners/*/layer.py (adapter_layer_names).
 _ADAPTER = re.compile(
@@ -30,13 +31,6 @@ _HEADS: Mapping[str, str] = {
 }
 _HEAD = re.compile(rf"(?:.*\.)?(?P<head>{'|'.join(_HEADS)})\.(?:.*\.)?(?:weight|bias)")
 _TASK = re.compile(r"For(?P<task>\w*(?:Classification|QuestionAnswering|MultipleChoice))$")
-
-
-def listed(names: Iterable[str], most: int = 4) -> str:
-    """The first names, and how many there are beside."""
-    found = [*names]
-    more = f" and {len(found) - most} more" if len(found) > most else ""
-    return ", ".join(found[:most]) + more
 
 
 def refuse_adapters(names: Iterable[str], source: str) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlxport.errors import UnsupportedError
 from mlxport.model_config import ModelConfig
-from mlxport.progress import format_bytes
+from mlxport.progress import format_bytes, listed
 from mlxport.source.part_names import TOWER, kinds_of_tower, predicts_further
 from mlxport.types import Checkpoint, ModelPart
 
@@ -79,8 +79,7 @@ def parts_in_words(parts: Collection[ModelPart], most: int = 4) -> str:
         f"{part.tensors} tensor{'s' if part.tensors != 1 else ''}, {format_bytes(part.nbytes)})"
         for part in parts
     ]
-    more = f" and {len(named) - most} more" if len(named) > most else ""
-    return ", ".join(named[:most]) + more
+    return listed(named, most)
 
 
 def absent_towers(config: Mapping[str, Any], names: Iterable[str]) -> tuple[str, ...]:

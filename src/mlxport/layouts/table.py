@@ -94,15 +94,17 @@ def chosen(asked: str, config: Mapping[str, Any], tensors: Collection[str] = ())
     return next((layout for layout in layouts() if layout.claims(config, tensors)), layouts()[0])
 
 
-def refuse_unknown_code(config: Mapping[str, Any], source: str) -> None:
-    """Refuse a checkpoint that only its own code can make a model of.
+def refuse_unknown_code(config: Mapping[str, Any], source: str, trust_remote_code: bool = False) -> None:
+    """Refuse a checkpoint that only its own code can make a model of, unless that is trusted.
 
     Code that lies beside a model which mlx-lm or transformers has is never run, and so asks for no trust.
 
     Raises:
         UnsafeError: Neither of them has its model type, and config.json names code that has.
     """
-    if needs_remote_code(config) and not any(layout.claims(config, ()) for layout in layouts()):
+    if trust_remote_code or not needs_remote_code(config):
+        return
+    if not any(layout.claims(config, ()) for layout in layouts()):
         refuse_remote_code(config, source)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 import mlx.nn as nn
 
-__all__ = ["block_number", "block_of", "blocks", "is_block"]
+__all__ = ["block_number", "block_of", "blocks", "earlier_blocks", "is_block"]
 
 _NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
 
@@ -26,6 +27,12 @@ def block_number(path: str) -> int | None:
 def is_block(path: str) -> bool:
     """Whether a path is that of a block."""
     return block_of(path) == path
+
+
+def earlier_blocks(block: str, modules: Collection[str]) -> list[str]:
+    """The paths of those blocks of the same list that come before one, as far as there are such modules."""
+    owner, _, number = block.rpartition(".")
+    return [path for path in (f"{owner}.{place}" for place in range(int(number))) if path in modules]
 
 
 def blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -1,6 +1,6 @@
 """Verification: the written output against the original in torch. Nothing heavy is imported until it runs.
 
-Imports: errors, types, model_config, source, quant, transform, layouts, graph, model.
+Imports: errors, types, model_config, source, quant, transform, layouts, graph, run, model.
 """
 
 from __future__ import annotations

@@ -14,12 +14,13 @@ from mlxport.model.tokens import probe_ids
 from mlxport.model_config import ModelConfig
 from mlxport.parity import reference as ref
 from mlxport.parity.far_positions import growth_note
-from mlxport.parity.folder_reference import is_mlx_folder, verify_against_folder
+from mlxport.parity.folder_reference import verify_against_folder
 from mlxport.parity.fp8 import source_weights
 from mlxport.parity.inverse import Invert, own_inverse
 from mlxport.parity.parity_report import ParityReport
 from mlxport.parity.probe_length import affordable_length, probe_length
 from mlxport.parity.setup import Run
+from mlxport.run.load import in_mlx_files
 from mlxport.types import Checkpoint
 
 __all__ = ["execute", "full_bytes"]
@@ -68,7 +69,7 @@ def execute(
 ) -> ParityReport:
     """Run one verification; see ``mlxport.parity.verify``."""
     work = _Sides(folder, checkpoint, mode, invert, memory_limit, tokens, say, trained)
-    if not is_mlx_folder(checkpoint):
+    if not in_mlx_files(checkpoint.weight_files):
         return _against_torch(work)
     # Of many architectures the layouts are one; where they are not, torch refuses it or computes something else.
     try:

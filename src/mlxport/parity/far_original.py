@@ -17,15 +17,13 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, _non_vmap_expansion_sdpa
 
 from mlxport.errors import UnsupportedError
-from mlxport.model.block_paths import is_block
+from mlxport.model.block_paths import earlier_blocks, is_block
 from mlxport.model.hooks import first_array
-from mlxport.parity.far_positions import Pieces, Reached
+from mlxport.parity.far_positions import FAILURES, Pieces, Reached
 from mlxport.parity.path_pairs import align
 from mlxport.parity.recording import Array
 
 __all__ = ["FarOriginal"]
-
-_FAILURES = (ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 
 class _Keys(DynamicCache):  # type: ignore[misc]
@@ -153,9 +151,9 @@ class FarOriginal:
 
         watched = [target] if target is not None else [m for m in self.modules[block].modules()][1:]
         handles = [module.register_forward_hook(seen, with_kwargs=True) for module in watched]
-        place = 0
+        place, earlier = 0, [self.modules[path] for path in earlier_blocks(block, self.modules)]
         try:
-            with _masks_by_position(keys), _passed_over(self._earlier(block)):
+            with _masks_by_position(keys), _passed_over(earlier):
                 for index, positions in enumerate(calls):
                     keys.step(positions, forget=forget)
                     told = positions if given is None else given[index]
@@ -165,10 +163,6 @@ class FarOriginal:
             for handle in handles:
                 handle.remove()
         return np.concatenate(parts)
-
-    def _earlier(self, block: str) -> list[Any]:
-        owner, _, number = block.rpartition(".")
-        return [self.modules[f"{owner}.{i}"] for i in range(int(number)) if f"{owner}.{i}" in self.modules]
 
     def _call(self, ids: Array, positions: Any, keys: _Keys) -> None:
         try:
@@ -181,7 +175,7 @@ class FarOriginal:
                 )
         except Reached:
             return
-        except _FAILURES as error:
+        except FAILURES as error:
             reason = f"the original does not run so in torch: {type(error).__name__}: {error}"
             raise UnsupportedError(" ".join(reason.split())[:300]) from error
         raise UnsupportedError("the original does not call the attention that the output has")

@@ -16,12 +16,12 @@ from mlx_lm.models.cache import ChunkedKVCache, make_prompt_cache
 
 from mlxport.errors import UnsupportedError
 from mlxport.model import loaded as out
-from mlxport.model.block_paths import block_of
+from mlxport.model.block_paths import block_of, earlier_blocks
 from mlxport.model.hooks import first_array, hooked
 from mlxport.model.streaming import stream
 from mlxport.model.tensors import stored_tensors
 from mlxport.parity.far_caches import FarCache, Timeline, leaves, stand_ins
-from mlxport.parity.far_positions import Pieces, Reached
+from mlxport.parity.far_positions import FAILURES, Pieces, Reached
 from mlxport.parity.recording import Array
 from mlxport.transform import float32
 
@@ -30,8 +30,6 @@ __all__ = ["Attention", "FarOutput"]
 _ROPES = (nn.RoPE, *(cls for cls in vars(rope_utils).values() if isinstance(cls, type) and issubclass(cls, nn.Module)))
 _SMALL = 4096  # elements of a table that belongs to a module's settings, such as a rope's frequencies
 _NUMBERS = ("layer_idx", "layer_id", "layer_index", "layer_number", "block_idx")
-
-Failure = (ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,7 @@ class FarOutput:
         Raises:
             UnsupportedError: It does not run so.
         """
-        blocks = {path: self.modules[path] for path in self._earlier(attention.block)}
+        blocks = {path: self.modules[path] for path in earlier_blocks(attention.block, self.modules)}
         target = self.modules[attention.block if whole else attention.path]
         parts: list[Array] = []
 
@@ -161,11 +159,6 @@ class FarOutput:
         self.model.update(tree_unflatten([(name, float32(self.tensors[name].lazy())) for name in names]), strict=False)
         mx.clear_cache()
 
-    def _earlier(self, block: str) -> list[str]:
-        """Blocks of the same list that come before."""
-        owner, _, number = block.rpartition(".")
-        return [f"{owner}.{i}" for i in range(int(number)) if f"{owner}.{i}" in self.modules]
-
     def _call(self, caches: list[Any], timeline: Timeline, positions: list[int], ids: Any, *, forget: bool) -> None:
         timeline.past = [] if forget else timeline.past + timeline.now
         timeline.now = list(positions)
@@ -175,7 +168,7 @@ class FarOutput:
             self.model(mx.array(np.asarray(ids))[None], cache=caches)
         except Reached:
             return
-        except Failure as error:
+        except FAILURES as error:
             reason = f"mlx-lm's model does not run on a cache that begins anywhere: {type(error).__name__}: {error}"
             raise UnsupportedError(" ".join(reason.split())[:300]) from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["Pieces", "Reached", "far_end", "grows", "growth_note", "pieces", "stated_edges"]
+__all__ = ["FAILURES", "Pieces", "Reached", "far_end", "grows", "growth_note", "pieces", "stated_edges"]
 
 Pieces = list[list[int]]  # positions of the tokens of each call, ascending and without gaps within a call
 
@@ -13,6 +13,9 @@ Pieces = list[list[int]]  # positions of the tokens of each call, ascending and 
 class Reached(Exception):
     """What was wanted of a model has been computed; the rest of it need not run."""
 
+
+FAILURES = (ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
+"""What a model's code may raise where it is run as nobody runs it."""
 
 # float32, in which both sides compute angles, holds whole numbers up to here
 _MOST = 1 << 24

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 
 import numpy as np
-from safetensors import safe_open
 
 from mlxport.model import loaded as out
 from mlxport.model.streaming import stream
@@ -15,21 +14,8 @@ from mlxport.parity.quantized_modules import compare_modules
 from mlxport.parity.recording import Array
 from mlxport.parity.setup import ORIGINAL, STEPPED, Run
 from mlxport.quant.tolerances import EQUAL
-from mlxport.types import Checkpoint
 
-__all__ = ["is_mlx_folder", "verify_against_folder"]
-
-
-def is_mlx_folder(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint's weights are in MLX's layout, by the mark that mlx-lm and mlxport leave in their files."""
-    return bool(checkpoint.weight_files) and all(
-        path.suffix == ".safetensors" and _format(str(path)) == "mlx" for path in checkpoint.weight_files
-    )
-
-
-def _format(path: str) -> str | None:
-    with safe_open(path, framework="numpy") as file:
-        return (file.metadata() or {}).get("format")
+__all__ = ["verify_against_folder"]
 
 
 def verify_against_folder(run: Run, *, streamed: bool) -> ParityReport:

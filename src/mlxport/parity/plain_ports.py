@@ -17,8 +17,9 @@ from mlxport.parity.parity_report import WeightCheck
 from mlxport.parity.weight_errors import WeightDifference, check_weights, judge
 from mlxport.quant import level
 from mlxport.quant.tolerances import STORED_WEIGHT_BOUND, level_name
+from mlxport.transform import float32
 
-__all__ = ["PlainPorts", "in_float32", "plain_ports"]
+__all__ = ["PlainPorts", "computing_in_float32", "plain_ports"]
 
 
 @dataclass(frozen=True)
@@ -61,21 +62,16 @@ def plain_ports(quantized: nn.Module, empty: Callable[[], nn.Module], wanted: Ma
             yield _difference(name, values[name], original, module)
 
     weights, _ = check_weights(compared())
-    dequantized = {name: widened(array) for name, array in {**kept, **values}.items()}
+    dequantized = {name: float32(array) for name, array in {**kept, **values}.items()}
     return PlainPorts(_filled(empty(), {**kept, **originals}), _filled(empty(), dequantized), weights)
 
 
-def widened(array: mx.array) -> mx.array:
-    """An array in float32, if it is floating."""
-    return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
-
-
 @contextmanager
-def in_float32(port: nn.Module) -> Iterator[nn.Module]:
+def computing_in_float32(port: nn.Module) -> Iterator[nn.Module]:
     """The port with float32 in place of its floating parameters, those of packed weights too, while this lasts."""
     state = port.parameters()
     try:
-        port.update(tree_map(widened, state))
+        port.update(tree_map(float32, state))
         yield port
     finally:
         port.update(state)
@@ -89,7 +85,7 @@ def _filled(model: nn.Module, weights: Mapping[str, mx.array]) -> nn.Module:
 def _dequantized(module: Any) -> mx.array:
     settings = {"group_size": module.group_size, "bits": module.bits, "mode": module.mode, "dtype": mx.float32}
     biases = module.get("biases")
-    return mx.dequantize(module.weight, widened(module.scales), None if biases is None else widened(biases), **settings)
+    return mx.dequantize(module.weight, float32(module.scales), None if biases is None else float32(biases), **settings)
 
 
 def _difference(name: str, values: mx.array, original: mx.array | None, module: Any) -> WeightDifference:

@@ -20,10 +20,10 @@ from mlxport.graph.capture.examples import Example
 from mlxport.graph.write.port_weights import from_torch
 from mlxport.layouts.generated.random_states import random_states_kept
 from mlxport.parity.parity_report import Divergence, WeightCheck
-from mlxport.parity.plain_ports import PlainPorts, in_float32
+from mlxport.parity.plain_ports import PlainPorts, computing_in_float32
 from mlxport.parity.port_calls import CallResult, call_original, call_port
 from mlxport.quant.tolerances import PORTED, PORTED_COSINE
-from mlxport.transform.cpu_experts import half_precision_experts, products, unsaid_remark
+from mlxport.transform.cpu_experts import half_precision_experts, remarked
 
 __all__ = ["DEQUANTIZED", "ORIGINAL_WEIGHTS", "OutputComparison", "PortParity", "compare", "verify_port"]
 
@@ -65,13 +65,16 @@ class OutputComparison:
     compared: str = ""
     warning: str = ""
 
+    @property
+    def title(self) -> str:
+        """What was compared, of which output."""
+        return f"{self.compared}{': ' if self.compared else ''}{self.inputs}, {self.name}"
+
     def summary(self) -> str:
         """One line for a terminal."""
         verdict = "FAILED" if not self.passed else f"warning: {self.warning}" if self.warning else "ok"
-        return (
-            f"{self.compared}{': ' if self.compared else ''}{self.inputs}, {self.name} {list(self.shape)}: "
-            f"max {self.max_abs:.2e} ({self.relative:.1e} of the scale), cosine {self.cosine:.7f}, {verdict}"
-        )
+        figures = f"max {self.max_abs:.2e} ({self.relative:.1e} of the scale), cosine {self.cosine:.7f}"
+        return f"{self.title} {list(self.shape)}: {figures}, {verdict}"
 
 
 @dataclass(frozen=True)
@@ -152,17 +155,10 @@ class PortParity:
         """What is wrong, for the error's message; empty when the output passed."""
         if self.passed:
             return ""
-        failures = [
-            f"{c.compared}{': ' if c.compared else ''}{c.inputs}, {c.name}: {c.failure}"
-            for c in self.comparisons
-            if not c.passed
-        ]
+        failures = [f"{c.title}: {c.failure}" for c in self.comparisons if not c.passed]
         failures += self.weights.failures if self.weights is not None else ()
-        first = (
-            "the port is not verified"
-            if self.nothing_compared
-            else "the port does not compute what the original computes"
-        )
+        wrong = "does not compute what the original computes"
+        first = f"the port {'is not verified' if self.nothing_compared else wrong}"
         lines = [first, *failures[:8], *self.problems]
         if self.divergence is not None:
             lines.append(self.divergence.summary())
@@ -284,10 +280,10 @@ def verify_port(
         on_outputs: Called with the port's outputs of each example.
     """
     half_precision_experts()
-    before = products()
     run = _Run(ported, dtype, bits, plain, on_outputs)
     refused: list[str] = []
-    with random_states_kept():
+    remarks: list[str] = []
+    with remarked(remarks.append), random_states_kept():
         for example in examples:
             run.compare(example, call_original(fresh, example))
         for candidate in others() if others is not None else ():
@@ -302,7 +298,7 @@ def verify_port(
             run.compare(candidate, wanted)
             refused.clear()
             break
-    notes = [*run.notes, *refused, *filter(None, [unsaid_remark(before)])]
+    notes = [*run.notes, *refused, *remarks]
     return PortParity(
         dtype,
         bits,
@@ -357,12 +353,10 @@ class _Run:
         """The packed weights and the values that they stand for give the same, both in float32."""
         given = example.copied(torch.float32)
         try:
-            with in_float32(self.ported) as ported:
+            with computing_in_float32(self.ported) as ported:
                 ours = call_port(ported, given, written)
             theirs = call_port(dequantized, given, written)
-        except (
-            Exception
-        ) as error:  # in its own dtype it has run: what it computes there is compared with the original's
+        except Exception as error:  # in its own dtype it has run, and is compared with the original
             said = f"{type(error).__name__}: {error}"
             self.notes.append(f"{example.name}: not compared with dequantized weights, in float32 it raises {said}")
             return

@@ -210,8 +210,7 @@ def open_original(source: str | Path | Checkpoint, *, trust_remote_code: bool = 
     from mlxport.layouts.mlx_lm.opening import open_model
 
     def check(config: Mapping[str, Any]) -> None:
-        if not trust_remote_code:
-            refuse_unknown_code(config, str(source))
+        refuse_unknown_code(config, str(source), trust_remote_code)
 
     if not isinstance(source, Checkpoint):
         source = open_checkpoint(source, trust_remote_code=trust_remote_code, check_config=check)

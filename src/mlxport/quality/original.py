@@ -65,8 +65,7 @@ def _recorded(folder: Path) -> tuple[str, str | None]:
 
 def _open(given: str | Path, revision: str | None, trust: bool, recorded: bool) -> Checkpoint:
     def check(config: Mapping[str, Any]) -> None:
-        if not trust:
-            refuse_unknown_code(config, str(given))
+        refuse_unknown_code(config, str(given), trust)
 
     try:
         return open_checkpoint(given, revision=revision, trust_remote_code=trust, check_config=check)

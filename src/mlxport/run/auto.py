@@ -125,7 +125,7 @@ class MlxCausalLM:
         """
         import numpy as np
 
-        from mlxport.transform.cpu_experts import products, unsaid_remark
+        from mlxport.transform.cpu_experts import remarked
 
         del token_type_ids
         ids = _ids(input_ids)
@@ -143,9 +143,10 @@ class MlxCausalLM:
             if len(prompts) != 1:
                 raise UsageError(f"a streamer takes one row, got {len(prompts)}")
             streamer.put(ids)
-        before = products()
-        rows = [self._row(prompt, sampling, ends, index, streamer, kv) for index, prompt in enumerate(prompts)]
-        if remark := unsaid_remark(before):
+        remarks: list[str] = []
+        with remarked(remarks.append):
+            rows = [self._row(prompt, sampling, ends, index, streamer, kv) for index, prompt in enumerate(prompts)]
+        for remark in remarks:
             warnings.warn(remark, UserWarning, stacklevel=2)
         if streamer is not None:
             streamer.end()

@@ -201,14 +201,12 @@ def _turn(session: ChatSession, line: str, out: IO[str], err: IO[str], interacti
     def show(piece: str) -> None:
         write_generated(piece, out)
 
-    from mlxport.transform.cpu_experts import products, unsaid_remark
+    from mlxport.transform.cpu_experts import remarked
 
-    before = products()
-    result = session.ask(line, show)
-    out.write("\n")
-    out.flush()
-    if remark := unsaid_remark(before):
-        print(f"warning: {remark}", file=err)
+    with remarked(lambda remark: print(f"warning: {remark}", file=err)):
+        result = session.ask(line, show)
+        out.write("\n")
+        out.flush()
     limit = session.loaded.context_length
     if limit is not None and result.cached_tokens + result.prompt_tokens > limit:
         print(f"warning: the conversation is longer than the {limit} tokens that the model was made for", file=err)

@@ -109,7 +109,7 @@ def generate(
         UsageError: The prompt is empty, an option is out of range, or the model cannot have such a cache.
         SourceError: The folder cannot be used; see :func:`mlxport.run.load`.
     """
-    from mlxport.transform.cpu_experts import products, unsaid_remark
+    from mlxport.transform.cpu_experts import remarked
 
     sampling = Sampling(max_tokens, temp, top_p, min_p, top_k, seed)
     if not prompt.strip():
@@ -121,11 +121,8 @@ def generate(
     kv = usable_kv(loaded, kv_bits, kv_group_size, quantized_kv_start, warn)
     if (limit := loaded.context_length) is not None and len(tokens) > limit:
         warn(f"the prompt has {len(tokens)} tokens, the model was made for {limit}: expect a poor answer")
-    before = products()
-    result = stream(loaded, tokens, sampling, kv=kv, on_text=on_text)
-    if remark := unsaid_remark(before):
-        warn(remark)
-    return result
+    with remarked(warn):
+        return stream(loaded, tokens, sampling, kv=kv, on_text=on_text)
 
 
 def usable_kv(

@@ -26,7 +26,7 @@ from mlxport.run.detokenizer import StreamedText
 from mlxport.run.kv import KVQuant, recorded_kv
 from mlxport.source.tokenizer_loading import check_decoder, check_settings, checked_ends, reason, refusing
 
-__all__ = ["LoadedModel", "check_ids", "is_mlx_format", "load", "load_model", "resolve"]
+__all__ = ["LoadedModel", "check_ids", "in_mlx_files", "is_mlx_format", "load", "load_model", "resolve"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # What mlx_lm.load fetches of a repository.
@@ -132,6 +132,11 @@ def is_mlx_format(folder: Path, config: Mapping[str, Any], weights: Iterable[Pat
     """Whether a folder's weights are laid out for MLX, by the marks that mlxport and mlx-lm leave."""
     if (folder / "mlxport.json").is_file() or ModelConfig(config).mlx_quantization:
         return True
+    return in_mlx_files(weights)
+
+
+def in_mlx_files(weights: Iterable[Path]) -> bool:
+    """Whether weight files, one at least, have the mark that both write into each header."""
     files = list(weights)
     return bool(files) and all(file.suffix == ".safetensors" and _format(file) == "mlx" for file in files)
 

@@ -7,12 +7,13 @@ Metal and CUDA compute them as they are. A converted mixture of experts is to ru
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
 
-__all__ = ["half_precision_experts", "products", "unsaid_remark"]
+__all__ = ["gather_mm_of_mlx", "half_precision_experts", "remarked"]
 
 _REMARK = (
     "MLX multiplies the matrices of experts in float32 only on the CPU: that is done here, and its results are rounded "
@@ -28,21 +29,23 @@ def half_precision_experts() -> None:
         mx.gather_mm = _in_float32(mx.gather_mm)  # type: ignore[assignment]
 
 
-def products() -> int:
-    """How many products were computed in float32 so far."""
-    return _state["products"]
+def gather_mm_of_mlx() -> Callable[..., mx.array]:
+    """``mx.gather_mm`` as MLX has it, which is what a GPU runs: for who records a graph to plan for one."""
+    return getattr(mx.gather_mm, "__wrapped__", mx.gather_mm)
 
 
-def unsaid_remark(before: int) -> str | None:
-    """What is to be told once: that experts are computed in float32; None where it was told, or needs not be.
+@contextmanager
+def remarked(say: Callable[[str], object]) -> Iterator[None]:
+    """Tell once, after the work in here, that experts are computed in float32, if they were.
 
     Args:
-        before: What ``products`` gave before that of which one would tell.
+        say: Called with the remark.
     """
-    if _state["said"] or _state["products"] == before:
-        return None
-    _state["said"] = 1
-    return _REMARK
+    before = _state["products"]
+    yield
+    if not _state["said"] and _state["products"] != before:
+        _state["said"] = 1
+        say(_REMARK)
 
 
 def _in_float32(gather_mm: Callable[..., mx.array]) -> Callable[..., mx.array]:

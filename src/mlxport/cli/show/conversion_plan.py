@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mlxport.fit.hardware import running_on
-from mlxport.progress import format_bytes, roughly
+from mlxport.progress import format_bytes, listed, roughly
 
 if TYPE_CHECKING:
     from mlxport.convert.convert_report import ConvertReport
@@ -45,15 +45,13 @@ def show_plan(report: ConvertReport, console: Console) -> None:
     for path, reason in plan.kept.items():
         reasons.setdefault(reason, []).append(path)
     for reason, paths in reasons.items():
-        shown = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
-        console.print(f"not quantized: {escape(shown)}: {escape(reason)}")
+        console.print(f"not quantized: {escape(listed(paths, 3))}: {escape(reason)}")
     if report.left_out:
         console.print(f"left out: {escape(report.left_out)}")
     roots = tuple(part.name for part in plan.left_out)
     dropped = [name for name in plan.dropped if not any(name == root or name.startswith(f"{root}.") for root in roots)]
     if dropped:
-        shown = ", ".join(dropped[:5]) + (f" and {len(dropped) - 5} more" if len(dropped) > 5 else "")
-        console.print(f"not used by the model: {escape(shown)}")
+        console.print(f"not used by the model: {escape(listed(dropped, 5))}")
 
 
 def _calibration_row(plan: Plan) -> list[tuple[str, str]]:

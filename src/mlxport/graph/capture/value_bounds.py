@@ -119,14 +119,14 @@ def _clamp(bounds: ValueBounds, node: Node) -> Bounds | None:
     return Bounds(low, high) if low is not None and high is not None else None
 
 
-def _minimum(bounds: ValueBounds, node: Node) -> Bounds | None:
-    a, b = bounds(node.args[0]), bounds(node.args[1])
-    return Bounds(sympy.Min(a.low, b.low), sympy.Min(a.high, b.high)) if a and b else None
+def _extreme(pick: Callable[..., sympy.Expr]) -> Callable[[ValueBounds, Node], Bounds | None]:
+    """Of the smaller, or the larger, of two values."""
 
+    def rule(bounds: ValueBounds, node: Node) -> Bounds | None:
+        a, b = bounds(node.args[0]), bounds(node.args[1])
+        return Bounds(pick(a.low, b.low), pick(a.high, b.high)) if a and b else None
 
-def _maximum(bounds: ValueBounds, node: Node) -> Bounds | None:
-    a, b = bounds(node.args[0]), bounds(node.args[1])
-    return Bounds(sympy.Max(a.low, b.low), sympy.Max(a.high, b.high)) if a and b else None
+    return rule
 
 
 def _either(bounds: ValueBounds, items: Any) -> Bounds | None:
@@ -164,8 +164,8 @@ _RULES: Mapping[str, Callable[[ValueBounds, Node], Bounds | None]] = {
     "cumsum": _cumsum,
     "arange": _arange,
     "clamp": _clamp,
-    "minimum": _minimum,
-    "maximum": _maximum,
+    "minimum": _extreme(sympy.Min),
+    "maximum": _extreme(sympy.Max),
     "remainder": _remainder,
     "argmax": _place,
     "argmin": _place,

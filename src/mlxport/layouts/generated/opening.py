@@ -12,11 +12,12 @@ from mlxport.errors import UnsupportedError, WeightsError
 from mlxport.graph.build import Port
 from mlxport.graph.capture.examples import Example
 from mlxport.layouts.base import LayoutOptions
-from mlxport.layouts.foreign_parts import listed, refuse_adapters
+from mlxport.layouts.foreign_parts import refuse_adapters
 from mlxport.layouts.generated import hf_model
 from mlxport.layouts.generated.emitting import emit
 from mlxport.layouts.generated.hf_weights import Sources, absent, assign, weight_maps
 from mlxport.layouts.generated.weights_trace import TORCH_DTYPES, GeneratedConversion, MissingWeights, assemble
+from mlxport.progress import listed
 from mlxport.types import Checkpoint
 
 __all__ = ["open_generated"]

@@ -66,12 +66,13 @@ def copied(module: torch.nn.Module, shared: Iterable[torch.Tensor] = ()) -> torc
 def _uncopyable(module: torch.nn.Module, memo: Mapping[int, Any]) -> dict[int, Any]:
     """Attributes of modules that cannot be copied by themselves."""
     found: dict[int, Any] = {}
+    known = {**memo, **{id(part): part for part in module.modules()}}
     for part in module.modules():
         for name, item in vars(part).items():
             if name in ("_parameters", "_buffers", "_modules"):
                 continue
             try:
-                copy.deepcopy(item, {**memo, **{id(other): other for other in module.modules()}})
+                copy.deepcopy(item, dict(known))
             except Exception:
                 found[id(item)] = item
     return found

@@ -21,7 +21,7 @@ from mlx.utils import tree_flatten, tree_map_with_path
 
 from mlxport.errors import ConfigError, MlxportError, UnsupportedError
 from mlxport.layouts.conversion import DTYPES, ModelSource, TracedModel, empty, make_conversion
-from mlxport.layouts.foreign_parts import listed, refuse_adapters, refuse_heads
+from mlxport.layouts.foreign_parts import refuse_adapters, refuse_heads
 from mlxport.layouts.left_out import absent_towers, without
 from mlxport.layouts.mlx_lm.config_view import text_section
 from mlxport.layouts.mlx_lm.normalize import ConfigRefused, NormalizedConfig, normalize_config
@@ -34,6 +34,7 @@ from mlxport.layouts.mlx_lm.unsaid_sizes import null_fields, unsaid_sizes
 from mlxport.layouts.mlx_lm.weight_repairs import ignored_weights, prepare_weights
 from mlxport.layouts.name_changes import NameChange, likely_changes
 from mlxport.layouts.quantizing import Built, count_parameters, quantize
+from mlxport.progress import listed
 from mlxport.quant import QuantRequest
 from mlxport.source import read_rows
 from mlxport.source.part_names import TOWER, predicts_further

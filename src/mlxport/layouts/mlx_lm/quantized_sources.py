@@ -10,6 +10,7 @@ import mlx.nn as nn
 
 from mlxport.errors import ConfigError, UnsupportedError
 from mlxport.model_config import ModelConfig
+from mlxport.progress import listed
 from mlxport.transform import Program, Value
 from mlxport.types import TensorRef
 
@@ -59,17 +60,20 @@ def check_entries(config: Mapping[str, Any], names: Iterable[str], where: str) -
     entries = [path for path, entry in ModelConfig(config).mlx_quantization.items() if isinstance(entry, Mapping)]
     plain = [path for path in entries if f"{path}.weight" in stored and f"{path}.scales" not in stored]
     if plain:
-        more = f" and {len(plain) - 1} more" if len(plain) > 1 else ""
         raise ConfigError(
-            f"{where}: quantization has an entry for {plain[0]}{more}, whose weights are not quantized: the checkpoint "
-            f"has {plain[0]}.weight without scales",
+            f"{where}: quantization has an entry for {listed(plain, 1)}, whose weights are not quantized: "
+            f"the checkpoint has {plain[0]}.weight without scales",
             hint="delete the entry from quantization and quantization_config, or get config.json and weights again",
         )
-    absent = [p for p in entries if not any(m == p or m.endswith(f".{p}") or p.endswith(f".{m}") for m in modules)]
+    absent = [path for path in entries if path not in modules and not _under_another_name(path, modules)]
     if not absent:
         return ()
-    more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
-    return (f"config.json: quantization has an entry for {absent[0]}{more}, which the checkpoint does not have",)
+    return (f"config.json: quantization has an entry for {listed(absent, 1)}, which the checkpoint does not have",)
+
+
+def _under_another_name(path: str, modules: Iterable[str]) -> bool:
+    """Whether a module is there with more, or less, before its path."""
+    return any(module.endswith(f".{path}") or path.endswith(f".{module}") for module in modules)
 
 
 def _unlike_mlx_lm(method: str, block: Mapping[str, Any]) -> str:

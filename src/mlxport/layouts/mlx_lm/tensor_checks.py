@@ -8,10 +8,11 @@ from collections.abc import Mapping
 import mlx.core as mx
 
 from mlxport.errors import UnsupportedError, WeightsError
-from mlxport.layouts.foreign_parts import listed, refuse_adapters, refuse_heads
+from mlxport.layouts.foreign_parts import refuse_adapters, refuse_heads
 from mlxport.layouts.mlx_lm.output_heads import is_head
 from mlxport.layouts.mlx_lm.quantized_sources import UNQUANTIZED
 from mlxport.layouts.mlx_lm.unsaid_sizes import unsaid_size
+from mlxport.progress import listed
 from mlxport.transform import st_dtype
 from mlxport.types import Checkpoint
 
