@@ -132,8 +132,23 @@ def test_such_a_folder_is_no_source(source, tmp_path, mlxport):
     assert not (source / "ran").exists()
 
 
-def test_a_cache_that_cannot_be_written_is_said(tmp_path, monkeypatch, mlxport):
+@pytest.mark.parametrize("flags", [(), ("--quiet",), ("--json",)], ids=" ".join)
+def test_a_cache_that_cannot_be_written_is_said(flags, tmp_path, monkeypatch, mlxport):
     (tmp_path / "file").touch()
     monkeypatch.setenv("MLXPORT_CACHE", str(tmp_path / "file"))
-    result = mlxport("port", FACTORY, tmp_path / "out")
-    assert result.code == 0 and "loading it takes --trust-remote-code" in result.err
+    result = mlxport("port", FACTORY, tmp_path / "out", *flags)
+    last = result.err.splitlines()[-1]
+    assert result.code == 0 and last.startswith("warning: model.py could not be noted")
+    assert f"{tmp_path}/file/written-code cannot be written" in last
+    assert "loading it takes --trust-remote-code" in last and "set MLXPORT_CACHE to" in last
+    if "--json" in flags:
+        assert json.loads(result.out)["warnings"] == [last.removeprefix("warning: ")]
+    # What it says to do works.
+    monkeypatch.setattr(written_code, "_just_written", set())
+    with pytest.raises(UnsafeError):
+        package.load(tmp_path / "out")
+    package.load(tmp_path / "out", trust_remote_code=True)
+    monkeypatch.setenv("MLXPORT_CACHE", str(tmp_path / "cache"))
+    assert "warning" not in mlxport("port", FACTORY, tmp_path / "out", "--overwrite", *flags).err
+    monkeypatch.setattr(written_code, "_just_written", set())
+    package.load(tmp_path / "out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import subprocess
@@ -94,6 +95,31 @@ def test_a_cache_that_cannot_be_made(source, tmp_path, monkeypatch):
     assert not remember(source) and written_here(b"x = 1\n")
     forget(monkeypatch)
     assert not written_here(b"x = 1\n")
+
+
+def _loop(path):
+    path.symlink_to(path)
+
+
+def _elsewhere(path):
+    (path.parent / "elsewhere").mkdir(mode=0o700, exist_ok=True)
+    path.symlink_to(path.parent / "elsewhere")
+
+
+@pytest.mark.parametrize("place", ["", "written-code", "written-code/note"])
+@pytest.mark.parametrize("make", [os.mkfifo, Path.touch, _loop, _elsewhere], ids=["pipe", "file", "loop", "link"])
+def test_whatever_lies_in_its_place_is_neither_waited_for_nor_followed(make, place, source, cache, monkeypatch):
+    path = cache / place.replace("note", hashlib.sha256(b"x = 1\n").hexdigest())
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make(path)
+    # A cache that the user keeps behind a link is one; a file with a note's name is the note.
+    kept = (make, place) in ((_elsewhere, ""), (Path.touch, "written-code/note"))
+    path.chmod(0o600) if make is Path.touch else None
+    assert remember(source) is kept and written_here(b"x = 1\n")
+    forget(monkeypatch)
+    assert written_here(b"x = 1\n") is kept
+    if make is _elsewhere and place == "written-code":
+        assert not [*path.iterdir()], "nothing is put where a link leads"
 
 
 @pytest.mark.parametrize(

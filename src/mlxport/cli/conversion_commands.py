@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mlxport.cli.derived_flags import flags_for
 from mlxport.cli.flags import Json, Verbose
-from mlxport.cli.json_output import print_json
+from mlxport.cli.json_output import print_json, warn
 from mlxport.convert.options import ConvertOptions
 from mlxport.errors import UsageError
 from mlxport.port.port_options import PortOptions
 from mlxport.printable import printable
+
+if TYPE_CHECKING:
+    from mlxport.convert.convert_report import ConvertReport
 
 __all__ = ["convert", "port"]
 
@@ -39,11 +42,7 @@ def convert(
         _one("DST", destination, "--mlx-path", mlx_path),
         **options,
     )
-    if as_json:
-        return print_json(result.to_json())
-    from mlxport.cli.show.conversion_outcome import show_conversion
-
-    show_conversion(result)
+    _tell(result, as_json)
 
 
 @flags_for(PortOptions)
@@ -70,12 +69,19 @@ def port(
     if explain:
         options["on_port"] = lambda ported: typer.echo(printable(explained(ported), whole=_EXPLAINED), err=as_json)
     report = port_folder(factory, destination or "port", **options)
-    if as_json:
-        return print_json(report.to_json())
-    from mlxport.cli.show.conversion_outcome import show_conversion
+    _tell(report, as_json, outcome=destination is not None)
 
-    if destination is not None:
+
+def _tell(report: ConvertReport, as_json: bool, outcome: bool = True) -> None:
+    """Print what was done. Warnings come last, quiet or not: on the way they were lines among many, or not shown."""
+    if as_json:
+        print_json(report.to_json())
+    elif outcome:
+        from mlxport.cli.show.conversion_outcome import show_conversion
+
         show_conversion(report)
+    for line in report.warnings:
+        warn(line)
 
 
 def _one(name: str, positional: str | None, option: str, value: str | None) -> str:

@@ -29,6 +29,7 @@ class ConvertReport:
         destination: The output folder.
         plan: Shards, bytes, quantization, memory.
         notes: Changes of the config and other remarks.
+        warnings: What the output lacks, or may fail at.
         free_bytes: Space on the destination's disk before the conversion.
         resumed: Shards that an earlier, interrupted run had finished.
         findings: Values that are not finite in the source, or not after the cast.
@@ -46,6 +47,7 @@ class ConvertReport:
     destination: Path
     plan: Plan
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     free_bytes: int = 0
     resumed: tuple[str, ...] = ()
     findings: Findings | None = None
@@ -88,6 +90,7 @@ class ConvertReport:
             },
             "allocation": self.allocation.to_json() if self.allocation else None,
             "notes": list(self.notes),
+            "warnings": list(self.warnings),
             "resumed": list(self.resumed),
             "nonfinite": dict(self.findings.nonfinite) if self.findings else {},
             "overflowed": dict(self.findings.overflowed) if self.findings else {},

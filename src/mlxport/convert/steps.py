@@ -25,7 +25,7 @@ from mlxport.output.workspace import RECORD, Workspace
 from mlxport.progress import Progress, make_progress
 from mlxport.source import hash_file
 from mlxport.source.tokenizer_files import embedding_rows
-from mlxport.source.written_code import CACHE_VARIABLE, remember, store
+from mlxport.source.written_code import not_remembered, remember
 from mlxport.types import Checkpoint, Plan
 
 if TYPE_CHECKING:
@@ -100,6 +100,11 @@ class State:
         """Note in the report what has been done."""
         self.report = replace(self.report, **done)
 
+    def warn(self, what: str) -> None:
+        """Say what the user has to know, now, because the rest may take hours or fail, and in the report."""
+        self.progress.message(f"warning: {what}")
+        self.reported(warnings=(*self.report.warnings, what))
+
 
 def calibrate(state: State) -> None:
     """Quantize by activations, where that was asked for; the shards then copy what it leaves in the workspace."""
@@ -142,14 +147,14 @@ def check_findings(state: State) -> None:
         findings.merge(shard.findings)
     if findings.nonfinite:
         total = sum(findings.nonfinite.values())
-        state.progress.message(f"warning: the source has {total} NaN or infinite values: {_counts(findings.nonfinite)}")
+        state.warn(f"the source has {total} NaN or infinite values: {_counts(findings.nonfinite)}")
     if findings.overflowed:
         total = sum(findings.overflowed.values())
         message = f"{total} values overflow {state.plan.dtype}: {_counts(findings.overflowed)}"
         if not state.options.allow_overflow:
             hint = "use --dtype bfloat16 (or float32), or accept infinities with --allow-overflow"
             raise NumericsError(message, hint=hint)
-        state.progress.message(f"warning: {message}")
+        state.warn(message)
     state.reported(findings=findings)
 
 
@@ -162,9 +167,9 @@ def write_side_files(state: State) -> None:
     write_json(folder / state.layout.index, {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))})
     made = state.conversion.write_files(folder)
     state.carried |= made
-    if not all([remember(folder / name) for name in made if name.endswith(".py")]):
-        where = store() or f"no folder for it: set {CACHE_VARIABLE}"
-        state.progress.message(f"warning: not noted as written here ({where}): loading it takes --trust-remote-code")
+    for name in sorted(made):
+        if name.endswith(".py") and not remember(folder / name):
+            state.warn(not_remembered(name))
     if state.options.allocation is not None and (recipe := state.options.allocation.recipe()):
         (folder / RECIPE).write_text(recipe, encoding="utf-8")
         state.carried.add(RECIPE)
@@ -236,13 +241,13 @@ def check_activations(state: State) -> None:
     try:
         found = largest_activations(state.folder, config, rows, trust_remote_code=trust)
     except VerificationError as error:
-        state.progress.message(f"warning: activations were not checked for overflow: {error.message}")
+        state.warn(f"activations were not checked for overflow: {error.message}")
         return
     if found.beyond and cast and not state.options.allow_overflow:
         hint = "use --dtype bfloat16 (or float32), or accept infinities with --allow-overflow"
         raise NumericsError(found.summary(), hint=hint)
     if found.summary():
-        state.progress.message(f"warning: {found.summary()}; --dtype bfloat16 holds them")
+        state.warn(f"{found.summary()}; --dtype bfloat16 holds them")
     state.reported(activations=found)
 
 

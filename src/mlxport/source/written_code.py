@@ -21,6 +21,7 @@ from mlxport.source.safe_files import inside, opened, read_exactly
 __all__ = [
     "CACHE_VARIABLE",
     "model_file",
+    "not_remembered",
     "refuse_foreign_source",
     "refuse_model_file",
     "remember",
@@ -61,11 +62,25 @@ def remember(path: Path) -> bool:
     try:
         for part in (folder.parent.parent, folder.parent, folder):
             part.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Made with its name in one step: it is there, or it is not.
-        os.close(os.open(folder / digest, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        if not _is_ours(folder):
+            return False
+        with contextlib.suppress(FileExistsError):
+            # Made with its name in one step, and only made: what lies there already, a pipe even, is never opened.
+            os.close(os.open(folder / digest, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except OSError:
         return False
-    return _is_ours(folder)
+    return _is_noted(folder, digest)
+
+
+def not_remembered(name: str) -> str:
+    """What to say of a source file that ``remember`` could not note, and what the user can do about it."""
+    folder = store()
+    where = "no folder to keep that in" if folder is None else f"{folder} cannot be written, or others can change it"
+    return (
+        f"{name} could not be noted as written by this installation ({where}): in another process loading it takes "
+        f"--trust-remote-code (in Python: trust_remote_code=True). To have it noted, set {CACHE_VARIABLE} to the full "
+        "path of a folder of your own and run the same command again, with --overwrite"
+    )
 
 
 def written_here(source: bytes) -> bool:
@@ -74,7 +89,7 @@ def written_here(source: bytes) -> bool:
     if digest in _just_written:
         return True
     folder = store()
-    return folder is not None and _is_ours(folder) and _is_own(folder / digest, stat.S_ISREG)
+    return folder is not None and _is_noted(folder, digest)
 
 
 def source_to_run(path: Path, trust_remote_code: bool) -> bytes:
@@ -143,6 +158,10 @@ def _read(path: Path) -> bytes:
         if size > _MOST_BYTES:
             raise SourceError(f"{path} has {size} bytes; at most {_MOST_BYTES} are expected of source")
         return read_exactly(fd, size, 0, path)
+
+
+def _is_noted(folder: Path, digest: str) -> bool:
+    return _is_ours(folder) and _is_own(folder / digest, stat.S_ISREG)
 
 
 def _is_ours(folder: Path) -> bool:
