@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from mlxport.config_values import check_values
 from mlxport.errors import ConfigError
 
 __all__ = ["ModelConfig"]
@@ -33,35 +34,6 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "heads": ("num_attention_heads", "n_head", "n_heads"),
     "sliding_window": ("sliding_window",),
 }
-
-# What has to be a whole number wherever a config gives it as one, and the most it can be: far above any model there is,
-# far below what would fill the memory with modules before a weight is looked at.
-_COUNTS: Mapping[str, int] = {
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_nextn_predict_layers"), 2_000),
-    **dict.fromkeys(("encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers"), 2_000),
-    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "num_key_value_heads"), 65_536),
-    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok"), 65_536),
-    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "head_dim", "q_lora_rank", "kv_lora_rank"), 10_000_000),
-    **dict.fromkeys(("intermediate_size", "moe_intermediate_size", "n_inner", "ffn_dim", "d_ff"), 10_000_000),
-    "vocab_size": 100_000_000,
-}
-_LONGEST_CONTEXT = 10_000_000_000  # some give -1, or a float: that is then unknown
-# Of none of these can a language model have less than one; other spellings mean other things in other models.
-_AT_LEAST_ONE = (
-    *("num_hidden_layers", "n_layer", "hidden_size", "n_embd"),
-    *("num_attention_heads", "n_head", "num_key_value_heads", "vocab_size"),
-)
-# What has to be a number where it is no list or table of its own, and whether it can be zero or less.
-_NUMBERS: Mapping[str, bool] = {
-    **dict.fromkeys(("rope_theta", "rotary_emb_base", "rope_local_base_freq"), False),
-    **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon"), True),
-    **dict.fromkeys(("partial_rotary_factor", "rotary_pct", "attention_dropout", "initializer_range"), True),
-    **dict.fromkeys(("factor", "low_freq_factor", "high_freq_factor", "attention_factor"), True),
-    **dict.fromkeys(("beta_fast", "beta_slow", "mscale", "mscale_all_dim"), True),
-    **dict.fromkeys(("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"), True),
-    **dict.fromkeys(("final_logit_softcapping", "attn_logit_softcapping", "query_pre_attn_scalar"), True),
-}
-_NESTED = 8  # as deep as the table is looked for
 
 
 @dataclass(frozen=True)
@@ -209,14 +181,7 @@ class ModelConfig:
         Raises:
             ConfigError: Names the field, what it holds and what was expected.
         """
-        needed = {id(part) for part in self.parts}
-        for where, part in _tables(self.values):
-            for key, value in part.items():
-                if expected := _expected(key, value, id(part) in needed):
-                    raise ConfigError(
-                        f"{path}: {'.'.join((*where, key))} is {repr(value)[:80]}, expected {expected}",
-                        hint="get config.json again from where the weights are from",
-                    )
+        check_values(self.values, self.parts, path)
 
     @cached_property
     def _nested(self) -> tuple[tuple[str, Mapping[str, Any]], ...]:
@@ -237,38 +202,6 @@ def _text_parts(part: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any
     for key in _TEXT_PARTS_WITH_WORDS:
         if isinstance(part.get(key), Mapping) and "vocab_size" in part[key]:
             yield key, part[key]
-
-
-def _tables(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
-    """The config and every table in it, with the keys that lead there."""
-    waiting: list[tuple[tuple[str, ...], Mapping[str, Any]]] = [((), values)]
-    while waiting:
-        where, part = waiting.pop()
-        yield where, part
-        if len(where) < _NESTED:
-            waiting += (((*where, str(key)), inner) for key, inner in part.items() if isinstance(inner, Mapping))
-
-
-def _expected(key: str, value: Any, at_least_one: bool) -> str:
-    """What a field should hold, if it holds something else; lists, tables and nothing have meanings of their own."""
-    if key == "architectures":
-        names = value if isinstance(value, (list, tuple)) else (value,)
-        return "" if value is None or all(isinstance(name, str) for name in names) else "a list of names"
-    if value is None or isinstance(value, (list, tuple, Mapping)):
-        return ""
-    if (most := _COUNTS.get(key)) is not None:
-        least = 1 if at_least_one and key in _AT_LEAST_ONE else 0
-        if type(value) is int and least <= value <= most:
-            return ""
-        few = type(value) is int and value < least
-        return f"at least {least}" if few else f"a whole number from {least} to {most:,}"
-    if key in _NAMES["context_length"] and type(value) in (int, float) and value > _LONGEST_CONTEXT:
-        return f"at most {_LONGEST_CONTEXT:,}"
-    if (signed := _NUMBERS.get(key)) is not None:
-        if type(value) not in (int, float) or value != value:
-            return "a number"
-        return "" if signed or value > 0 else "a number above 0"
-    return ""
 
 
 def _text(value: Any) -> str | None:

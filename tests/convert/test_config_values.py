@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,7 +37,21 @@ WRONG = [
     ("rope_theta", "10000", "a number"),
     ("rope_theta", 0, "a number above 0"),
     ("rope_theta", True, "a number"),
+    ("rope_theta", -1, "a number above 0"),
+    ("rope_theta", math.inf, "a number above 0 and at most 1e+18"),
+    ("rope_theta", 1e308, "a number above 0 and at most 1e+18"),
     ("rms_norm_eps", "1e-5", "a number"),
+    ("rms_norm_eps", -1e-5, "a number of at least 0"),
+    ("rms_norm_eps", math.inf, "a number of at least 0 and at most 1"),
+    ("query_pre_attn_scalar", 0, "a number above 0"),
+    ("logits_scaling", 0, "a number above 0"),
+    ("rotary_pct", 0, "a number above 0"),
+    ("embedding_multiplier", -math.inf, "a number"),
+    ("num_key_value_heads", [2, -1], "each at least 1"),
+    ("qk_rope_head_dim", -1, "at least 0"),
+    ("mamba_d_conv", -4, "at least 0"),
+    ("sliding_window", "wide", "a whole number"),
+    ("max_position_embeddings", "x", "a number"),
     ("architectures", True, "a list of names"),
     ("architectures", [5], "a list of names"),
 ]
@@ -56,6 +72,56 @@ def test_each_is_named(key, value, expected):
         with pytest.raises(ConfigError) as caught:
             ModelConfig({"model_type": "llama", **config}).check("config.json")
         assert f"config.json: {where} is {value!r}, expected {expected}" in caught.value.message
+
+
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0,
+    "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+}  # fmt: skip
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 32, "beta_slow": 1}
+LONGROPE = {"type": "longrope", "short_factor": [1.0, 2.0], "long_factor": [2.0, 4.0]}
+WRONG_ROPE = [
+    ({"type": "linear"}, "factor", 0, "a number above 0"),
+    ({"type": "linear"}, "factor", -2, "a number above 0"),
+    ({"type": "linear"}, "factor", math.inf, "a number above 0 and at most 1e+18"),
+    ({"type": "linear"}, "factor", [1], "a number above 0, or one for each"),
+    ({"type": "linear"}, "factor", None, "a number above 0, which 'linear' computes with"),
+    ({"factor": 2.0}, "rope_type", None, "the name of a kind"),
+    ({"factor": 2.0}, "rope_type", 1, "the name of a kind"),
+    (YARN, "factor", 0, "a number above 0"),
+    (YARN, "original_max_position_embeddings", 0, "a number above 0"),
+    (YARN, "original_max_position_embeddings", None, "a number above 0, which 'yarn' computes with"),
+    (YARN, "original_max_position_embeddings", [64], "a number above 0"),
+    (YARN, "original_max_position_embeddings", "64", "a number above 0"),
+    (YARN, "beta_fast", 0, "a number above 0"),
+    (YARN, "beta_slow", -1, "a number above 0"),
+    (YARN, "attention_factor", -0.5, "a number above 0"),
+    (YARN, "mscale", -1, "a number of at least 0"),
+    (LLAMA3, "rope_theta", [1], "a number above 0, or one for each of the 2 layers"),
+    (LLAMA3, "low_freq_factor", 0, "a number above 0"),
+    (LLAMA3, "high_freq_factor", None, "a number above 0, which 'llama3' computes with"),
+    (LLAMA3, "high_freq_factor", 1.0, "more than low_freq_factor, which is 1.0"),
+    (LLAMA3, "partial_rotary_factor", 0, "a number above 0"),
+    (LLAMA3, "partial_rotary_factor", -0.5, "a number above 0"),
+    (LONGROPE, "short_factor", [1.0, 0], "a list, each a number above 0"),
+    (LONGROPE, "long_factor", [1.0, math.inf], "a list, each a number above 0 and at most 1e+18"),
+    (LONGROPE, "short_factor", 2.0, "a list, each a number above 0"),
+    (LONGROPE, "long_factor", None, "a list, each a number above 0, which 'longrope' computes with"),
+    (LONGROPE, "short_factor", [1.0], "as many numbers as long_factor has, 2; it has 1"),
+]
+
+
+@pytest.mark.parametrize(("settings", "key", "value", "expected"), WRONG_ROPE)
+def test_settings_of_rope_wherever_they_are(settings, key, value, expected):
+    """At the root as transformers 4 writes them, nested as 5 does, for one kind of layer, and in a part."""
+    rope = {**settings, key: value}
+    for path in ("rope_scaling", "rope_parameters", "rope_parameters.sliding_attention", "text_config.rope_scaling"):
+        values: Any = rope
+        for name in reversed(path.split(".")):
+            values = {name: values}
+        with pytest.raises(ConfigError) as caught:
+            ModelConfig({"model_type": "llama", "num_hidden_layers": 2, **values}).check("config.json")
+        assert f"config.json: {path}.{key} is {value!r}, expected {expected}" in caught.value.message
 
 
 @pytest.mark.parametrize("use", USES)
@@ -84,7 +150,10 @@ def test_parts_within(config):
     "config",
     [{"num_key_value_heads": [1, 2], "intermediate_size": [8, 8]}, {"head_dim": None, "rope_theta": None},
      {"vision_config": {"num_hidden_layers": 0}}, {"max_position_embeddings": -1}, {"rope_scaling": {"factor": 8}},
-     {"rope_theta": 1e7, "time_step_limit": [0.0, float("inf")]}, {"rope_theta": {"full": 1e6}}, {"n_inner": None}],
+     {"rope_theta": 1e7, "time_step_limit": [0.0, float("inf")]}, {"rope_theta": {"full": 1e6}}, {"n_inner": None},
+     {"rope_theta": [1e4, 1e6], "num_hidden_layers": 2}, {"rope_theta": 1e11}, {"vision_config": {"chunk_size": -1}},
+     {"rope_scaling": {**YARN, "beta_fast": None, "mscale": 0, "attention_factor": None}}, {"sliding_window": -1},
+     {"rope_parameters": {"full_attention": LLAMA3, "sliding_attention": None}}, {"rope_scaling": {"factor": 0.5}}],
     ids=str,
 )  # fmt: skip
 def test_what_some_model_has_is_left_alone(config):

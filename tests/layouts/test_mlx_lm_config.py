@@ -256,6 +256,10 @@ def test_logits_equal_transformers(config: dict[str, Any], tmp_path: Path) -> No
     assert_parity(config, tmp_path)
 
 
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 32,
+    "short_factor": [1.0] * 4, "long_factor": [2.0] * 4,
+}  # fmt: skip
 ODD: list[dict[str, Any]] = [
     {"sliding_window": [1]},
     {"dtype": [None]},
@@ -264,6 +268,9 @@ ODD: list[dict[str, Any]] = [
     {"rope_parameters": 7},
     {"rope_parameters": {"rope_type": "linear"}},
     {"num_hidden_layers": 2**70},
+    {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.5}},
+    {"rope_parameters": {**LONGROPE, "short_factor": [1.0] * 3, "long_factor": [1.0] * 3}},
+    {"rope_parameters": {**LONGROPE, "partial_rotary_factor": 0.5}},
     {"head_dim": [1]},
     {"quantization_config": 7},
 ]
@@ -278,6 +285,13 @@ def test_odd_values_are_one_clear_error(change: dict[str, Any]) -> None:
 @pytest.mark.parametrize("change", [{"architectures": True}, {"architectures": [7]}, {"use_cache": "x"}], ids=str)
 def test_what_mlx_lm_does_not_read_is_left_alone(change: dict[str, Any]) -> None:
     assert normalize_config({**new_style("llama", rms_norm_eps=1e-6), **change}).config["rope_theta"] == 700.0
+
+
+def test_null_settings_of_rope_are_absent_ones_for_both(tmp_path: Path) -> None:
+    nulls = {"beta_fast": None, "beta_slow": None, "attention_factor": None, "mscale": None}
+    assert_parity(new_style("llama", {**YARN, **nulls}), tmp_path)
+    old = {"model_type": "llama", **SIZES, "rope_scaling": {"type": "yarn", "factor": 4.0, **nulls}}
+    assert None not in normalize_config(old).config["rope_scaling"].values()
 
 
 def test_rounded_yarn_is_said_with_its_size() -> None:

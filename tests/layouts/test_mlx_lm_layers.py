@@ -57,11 +57,15 @@ def windowed(model_type: str, letters: str, **fields: Any) -> dict[str, Any]:
     return layered(model_type, letters, sliding_window=8, pad_token_id=0, head_dim=8, **fields)
 
 
-def gemma3(letters: str) -> dict[str, Any]:
-    rope = {kind: {"rope_type": "default", "rope_theta": 700.0} for kind in ("full_attention", "sliding_attention")}
+def gemma3(letters: str, theta: float = 700.0, window: int = 8) -> dict[str, Any]:
+    """Layers with full attention have a theta of their own."""
+    rope = {
+        "full_attention": {"rope_type": "default", "rope_theta": theta},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 700.0},
+    }
     # mlx-lm rounds the root of hidden_size to bfloat16: 8 is exact
     sizes = {"hidden_size": 64, "query_pre_attn_scalar": 8}
-    return {**windowed("gemma3_text", letters, **sizes), "rope_parameters": rope}
+    return {**windowed("gemma3_text", letters, **sizes), "rope_parameters": rope, "sliding_window": window}
 
 
 REPEATED = [
@@ -93,6 +97,17 @@ def test_scales_of_yarn_equal_transformers(model_type: str, scales: dict[str, fl
     assert_parity(new_style(model_type, {**YARN, **scales}, **fields), tmp_path)
 
 
+@pytest.mark.parametrize("letters", ["s", "ss", "sss"])
+def test_fewer_layers_than_the_pattern_has_equal_transformers_within_the_window(letters: str, tmp_path: Path) -> None:
+    config = gemma3(letters, theta=90000.0, window=20)
+    done = normalize_config(config)
+    assert done.exact_tokens == 20 and "in the last layer" in done.warnings[0]
+    assert normalize_config(done.config).exact_tokens == 20
+    assert_parity(config, tmp_path)  # of 20 tokens
+    with pytest.raises(AssertionError, match="Not equal"):
+        assert_parity({**config, "sliding_window": 8}, tmp_path / "beyond")
+
+
 def test_a_cap_that_the_file_omits_is_not_mlx_lms() -> None:
     config = normalize_config(new_style("gemma4_text", pad_token_id=0)).config
     assert config["final_logit_softcapping"] is None
@@ -104,7 +119,6 @@ REFUSED = [
     (windowed("cohere2", "ssss"), f"cohere2: layer_types must have {PERIOD}"),
     (windowed("cohere2", "fsss"), f"cohere2: layer_types must have {PERIOD}"),
     (gemma3("sffs"), f"gemma3_text: layer_types must have {PERIOD}"),
-    (gemma3("ss"), f"gemma3_text: layer_types must have {PERIOD}"),
     (layered("qwen3_next", "lffl", **QWEN3_NEXT), f"qwen3_next: layer_types must have {PERIOD}"),
     (layered("qwen3_next", "ffff", **QWEN3_NEXT), "qwen3_next: layer_types must have linear_attention"),
     (windowed("gpt_oss", "ff"), "gpt_oss: layer_types must have full_attention and sliding_attention"),

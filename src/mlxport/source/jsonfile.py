@@ -37,23 +37,25 @@ def parse_object(
         unique: Refuse an object that holds a key twice.
         repeated: Where not ``unique``: collects keys given twice with different values; the last value counts.
     """
+    constants: list[str] = []
+
+    def constant(name: str) -> float:
+        # Infinity is legal in practice: Mamba 2 has `"time_step_limit": [0.0, Infinity]`.
+        constants.append(name)
+        return float(name)
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key, value in items:
             key.encode()  # a lone surrogate can be neither printed nor written again
+            if "NaN" in constants and _holds_nan(value):
+                raise _Refused(f"it holds NaN, as {key}")
             if key in found and unique:
                 raise _Refused(f"the key {key!r} is given twice")
             if key in found and found[key] != value and repeated is not None:
                 repeated.append(key)
             found[key] = value
         return found
-
-    def constant(name: str) -> float:
-        # Infinity is legal in practice: Mamba 2 has `"time_step_limit": [0.0, Infinity]`.
-        if name == "NaN":
-            raise _Refused("it holds NaN")
-        return float(name)
 
     place = f"{path}: {what}" if what else str(path)
     try:
@@ -69,6 +71,10 @@ def parse_object(
     if not isinstance(value, dict):
         _refuse(error, place, f"is not a JSON object but a {type(value).__name__}", None)
     return value
+
+
+def _holds_nan(value: Any) -> bool:
+    return value != value or (isinstance(value, list) and any(map(_holds_nan, value)))
 
 
 def _refuse(error: type[SourceError], place: str, why: str, cause: Exception | None) -> NoReturn:

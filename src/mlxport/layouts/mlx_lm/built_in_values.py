@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from mlxport.layouts.mlx_lm.config_view import ConfigSection
-from mlxport.layouts.mlx_lm.layer_kinds import BOTH, FOURTH, FULL, REPEATS, WINDOW, Demand, needs
+from mlxport.layouts.mlx_lm.layer_kinds import BOTH, FOURTH, FULL, REPEATS, REPEATS_OR_SLIDES, WINDOW, Demand, needs
 
 SILU: Final = "silu"
 GELU: Final = "gelu"
@@ -155,6 +155,9 @@ IGNORES_WINDOW: Final = frozenset(
 )
 """Architectures that attend to all tokens where the config asks for a sliding window."""
 
+LAST_IS_FULL: Final = frozenset({"gemma3_text"})
+"""Architectures whose last layer attends to all tokens where the config has a sliding window in every layer."""
+
 
 SPARSE: Final[Mapping[str, str]] = MappingProxyType({"deepseek_v32": "index_topk", "glm_moe_dsa": "index_topk"})
 """field -> the number of tokens up to which attention is dense; of more, mlx-lm chooses others than transformers."""
@@ -198,7 +201,7 @@ DEMANDS: Final[Mapping[str, tuple[Demand, ...]]] = MappingProxyType(
         "exaone_moe": (WINDOW,),
         # a cap so high that it changes nothing would cost float32 its last digits
         "gemma2": (_fields_set("attn_logit_softcapping", "final_logit_softcapping"),),
-        "gemma3_text": (REPEATS,),
+        "gemma3_text": (REPEATS_OR_SLIDES,),
         "gemma3n": (BOTH,),
         "gpt2": (
             (

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from mlxport.layouts.mlx_lm.config_view import MISSING, ConfigSection, text_section
-from mlxport.layouts.mlx_lm.layer_kinds import period
+from mlxport.layouts.mlx_lm.layer_kinds import period, period_within
 
 Derive = Callable[[ConfigSection], Any]
 NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
@@ -160,7 +160,7 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = MappingProxyType(
         "deepseek_v32": Architecture(BUT_LONGROPE),
         "exaone4": Architecture(derived={"sliding_window_pattern": _window_pattern}),
         "exaone_moe": Architecture(derived={"is_moe_layer": lambda view: [bool(flag) for flag in _dense_flags(view)]}),
-        "gemma3_text": Architecture(derived={"sliding_window_pattern": period}),
+        "gemma3_text": Architecture(derived={"sliding_window_pattern": period_within}),
         "gemma4": _GEMMA4,
         "gemma4_text": _GEMMA4,
         "glm4_moe": Architecture(NO_ROPE),

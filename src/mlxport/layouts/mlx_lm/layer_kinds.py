@@ -43,8 +43,22 @@ def period(view: ConfigSection) -> Any:
     return every if full == [kind == "full_attention" for kind in found] else MISSING
 
 
+def all_slide(view: ConfigSection) -> bool:
+    """Say whether no layer has full attention, as where there are fewer layers than the pattern has."""
+    return set(kinds(view)) == {"sliding_attention"}
+
+
+def period_within(view: ConfigSection) -> Any:
+    """As `period`, for code that asks the n-th layer for its cache: where all slide, the last has full attention."""
+    return len(kinds(view)) if all_slide(view) else period(view)
+
+
 def _repeats(view: ConfigSection) -> bool:
     return not kinds(view) or period(view) is not MISSING
+
+
+def _repeats_or_slides(view: ConfigSection) -> bool:
+    return _repeats(view) or all_slide(view)
 
 
 def needs(*wanted: str, field: str = "layer_types") -> Demand:
@@ -74,6 +88,7 @@ REPEATS: Final[Demand] = (
     "layer_types must have full_attention in every n-th layer and in no other: it knows them only by that n",
     _repeats,
 )
+REPEATS_OR_SLIDES: Final[Demand] = (REPEATS[0], _repeats_or_slides)
 FOURTH: Final[Demand] = (
     "layer_types must be chunked_attention, with rope, but in every fourth layer full_attention, without",
     _every_fourth,

@@ -23,6 +23,7 @@ from mlxport.errors import ConfigError, MlxportError
 from mlxport.layouts.mlx_lm import built_in_values as limits
 from mlxport.layouts.mlx_lm import config_rules as rules
 from mlxport.layouts.mlx_lm.config_view import MISSING, ConfigSection, read, text_section
+from mlxport.layouts.mlx_lm.layer_kinds import all_slide
 from mlxport.layouts.mlx_lm.rope_settings import (
     ROPE_FIELDS,
     ConfigRefused,
@@ -30,6 +31,7 @@ from mlxport.layouts.mlx_lm.rope_settings import (
     knows,
     read_rope,
     rope_fields,
+    rotated,
     yarn_rounding,
 )
 from mlxport.layouts.mlx_lm.text_models import as_inner_model, composite_of
@@ -247,6 +249,8 @@ class _Section:
         if slides and not limits.IGNORES_WINDOW.isdisjoint(self.names):
             why = f"mlx-lm's {kind} attends to all tokens, not to the last {window}: exact up to {window} tokens"
             work.limit(window, why)
+        if slides and all_slide(view) and not limits.LAST_IS_FULL.isdisjoint(self.names):
+            work.limit(window, f"mlx-lm's {kind} attends to all tokens in the last layer: exact up to {window} tokens")
         for field in (limits.SPARSE[name] for name in self.names if name in limits.SPARSE):
             if (tokens := view.get(field)) and tokens < longest:
                 why = f"mlx-lm's {kind} takes other tokens than transformers beyond {field}: exact to {tokens} tokens"
@@ -281,7 +285,7 @@ class _Section:
 
     def _round_yarn(self, rope: Mapping[str, Any], view: ConfigSection, work: _Work) -> None:
         """Say how far a rounded correction range is off, or refuse where that is far."""
-        dims = view.get("qk_rope_head_dim") or int(rules.head_dim(view) * (rope.get("partial_rotary_factor") or 1))
+        dims = rotated(rope, view)
         why = (
             "mlx-lm rounds yarn's correction range, the config says truncate: false: "
             f"angles are off by up to {(off := yarn_rounding(rope, dims)):.2g} radians a position"

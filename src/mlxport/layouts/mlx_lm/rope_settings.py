@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlxport.errors import UnsupportedError
-from mlxport.layouts.mlx_lm.config_rules import NO_ROPE, Architecture
+from mlxport.errors import ConfigError, UnsupportedError
+from mlxport.layouts.mlx_lm.config_rules import NO_ROPE, Architecture, head_dim
 from mlxport.layouts.mlx_lm.config_view import ConfigSection
+from mlxport.layouts.mlx_lm.layer_kinds import all_slide
 
 _LOCAL = "sliding_attention"
 ROPE_FIELDS = ("rope_theta", "rope_scaling", "partial_rotary_factor", "rope_parameters", "rope_local_base_freq")
@@ -36,7 +37,7 @@ class Rope:
     """One set of rope settings for all layers, or one per kind of layer.
 
     Attributes:
-        main: the settings of all layers, or of those with full attention.
+        main: the settings of all layers, or of those with full attention where there are any.
         local: the settings of the layers with sliding attention, where they have their own.
         raw: ``rope_parameters`` as transformers resolves it.
     """
@@ -54,8 +55,9 @@ def read_rope(view: ConfigSection) -> Rope | None:
     nested = {key: value for key, value in raw.items() if isinstance(value, Mapping)}
     if not nested:
         return Rope(raw, None, raw)
+    local = nested.get(_LOCAL)
     main = nested.get("full_attention") or next(iter(nested.values()))
-    return Rope(main, nested.get(_LOCAL), raw)
+    return Rope(local if local is not None and all_slide(view) else main, local, raw)
 
 
 def rope_fields(
@@ -64,8 +66,11 @@ def rope_fields(
     """Return the fields that carry `rope`, only those that mlx-lm's `arguments` read.
 
     Raises:
+        ConfigError: the settings rotate more than a head has.
         ConfigRefused: the scaling is one that this architecture ignores.
     """
+    for settings in (rope.main, rope.local or {}):
+        _check_width(settings, view)
     if rule.raw_rope or "rope_scaling" not in arguments:
         for settings in (rope.main, rope.local or {}):
             _check_factor(settings, view)
@@ -78,7 +83,7 @@ def rope_fields(
         _check_local(rope, view, rule)
         fields["rope_local_base_freq"] = rope.local.get("rope_theta")
     if "rope_parameters" in arguments:
-        fields["rope_parameters"] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in rope.raw.items()}
+        fields["rope_parameters"] = {k: _given(v) if isinstance(v, Mapping) else v for k, v in _given(rope.raw).items()}
     return {
         name: value
         for name, value in fields.items()
@@ -94,9 +99,30 @@ def knows(rule: Architecture, arguments: Mapping[str, Any], main: Mapping[str, A
     return rule.rope_types if "rope_scaling" in arguments else rule.rope_types - {"longrope"}
 
 
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`settings` without what is null, which transformers takes as absent and mlx-lm computes with."""
+    return {key: value for key, value in settings.items() if value is not None}
+
+
 def kind_of(settings: Mapping[str, Any]) -> str:
     """Return the type of scaling that `settings` name."""
     return str(settings.get("rope_type") or settings.get("type") or "default")
+
+
+def rotated(settings: Mapping[str, Any], view: ConfigSection) -> int:
+    """How many numbers of a head `settings` rotate."""
+    return int(view.get("qk_rope_head_dim") or head_dim(view) * (settings.get("partial_rotary_factor") or 1))
+
+
+def _check_width(settings: Mapping[str, Any], view: ConfigSection) -> None:
+    """Refuse to rotate more than there is, and another number of factors than of frequencies."""
+    hint = "get config.json again from where the weights are from"
+    if (part := settings.get("partial_rotary_factor") or 0) > 1:
+        raise ConfigError(f"partial_rotary_factor is {part}, expected at most 1", hint=hint)
+    for name in ("short_factor", "long_factor"):
+        factors = settings.get(name)
+        if factors is not None and len(factors) != (frequencies := rotated(settings, view) // 2):
+            raise ConfigError(f"{name} has {len(factors)} numbers, expected {frequencies}, one a frequency", hint=hint)
 
 
 def _check_local(rope: Rope, view: ConfigSection, rule: Architecture) -> None:
@@ -120,7 +146,7 @@ def _scaling(
         return dict(rule.default_scaling(view)) if rule.default_scaling else None
     if kind not in known:
         raise ConfigRefused(f"mlx-lm's {view.model_type} does not compute rope scaling of type {kind!r}")
-    kept = {key: value for key, value in main.items() if key not in ("rope_theta", "partial_rotary_factor")}
+    kept = {k: v for k, v in _given(main).items() if k not in ("rope_theta", "partial_rotary_factor")}
     if kind == "yarn":
         kept.update(_yarn_mscale(main))
     if kind == "longrope":
@@ -216,4 +242,4 @@ def _says_already(section: Mapping[str, Any], name: str, value: Any) -> bool:
     present = section.get(name)
     if name != "rope_scaling" or not isinstance(present, Mapping):
         return bool(present == value)
-    return all(present.get(key) == item for key, item in value.items())
+    return None not in present.values() and all(present.get(key) == item for key, item in value.items())
