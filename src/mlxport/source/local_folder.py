@@ -183,7 +183,8 @@ def _read_weights(
                 f"{root / name} does not hold the tensor {tensor!r}, which {layout.index} says is in it",
                 hint="index and shards are of different versions; download both again",
             )
-        tensors[tensor] = by_file[name][tensor]
+        ref = by_file[name][tensor]
+        tensors[ref.name] = ref  # one string for the name, not another from the index
     for name, held in by_file.items():
         extra = [tensor for tensor in held if weight_map.get(tensor) != name]
         if extra:

@@ -6,6 +6,7 @@ and its errors name no file.
 
 from __future__ import annotations
 
+import sys
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,13 @@ def parse_header(header: bytes, size: int, path: Path) -> dict[str, TensorRef]:
     spans = [(*_entry(name, entry, path), name) for name, entry in entries.items()]
     spans.sort(key=lambda span: span[:2])
     _check_layout(spans, size, base, path)
-    return {
-        name: TensorRef(name, entries[name]["dtype"], tuple(entries[name]["shape"]), path, base + begin)
-        for begin, _, name in spans
-    }
+    shapes: dict[tuple[int, ...], tuple[int, ...]] = {}  # thousands of experts have the same: it is held once
+
+    def kept(name: str, begin: int) -> TensorRef:
+        shape = tuple(entries[name]["shape"])
+        return TensorRef(name, sys.intern(entries[name]["dtype"]), shapes.setdefault(shape, shape), path, base + begin)
+
+    return {name: kept(name, begin) for begin, _, name in spans}
 
 
 def _entry(name: str, entry: Any, path: Path) -> tuple[int, int]:
