@@ -12,7 +12,7 @@ from typing import Any
 
 from mlxport.errors import ConfigError
 
-__all__ = ["check_values"]
+__all__ = ["check_values", "tables"]
 
 _NESTED = 8  # as deep as a field is looked for
 _MOST = 1e18  # far above any setting there is; its square is still a float32
@@ -64,6 +64,7 @@ def _count(most: int) -> _Number:
 
 _POSITIVE, _EPSILON = _Number(0, above=True), _Number(0, 1)
 _ANY = _Number()
+# How many layers and experts there can be with the weights at hand their headers say: `source/declared_counts.py`.
 _LAYERS, _HEADS, _WIDTH = _count(2_000), _count(65_536), _count(10_000_000)
 
 _TABLE: Mapping[str, _Number] = {
@@ -74,6 +75,7 @@ _TABLE: Mapping[str, _Number] = {
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "head_dim", "q_lora_rank", "kv_lora_rank"), _WIDTH),
     **dict.fromkeys(("intermediate_size", "moe_intermediate_size", "n_inner", "ffn_dim", "d_ff"), _WIDTH),
     "vocab_size": _count(100_000_000),
+    "num_labels": _count(200_000),  # of which transformers makes a table of names
     **dict.fromkeys(("rope_theta", "rotary_emb_base", "rope_local_base_freq"), _POSITIVE),
     **dict.fromkeys(("partial_rotary_factor", "rotary_pct"), _POSITIVE),
     **dict.fromkeys(("factor", "low_freq_factor", "high_freq_factor", "attention_factor"), _POSITIVE),
@@ -134,7 +136,7 @@ def check_values(config: Mapping[str, Any], needed: tuple[Mapping[str, Any], ...
         ConfigError: Names the field, what it holds and what was expected.
     """
     ids = {id(part) for part in needed}
-    for where, part, layers in _tables(config):
+    for where, part, layers in tables(config):
         rope = any(name in _ROPE_TABLES for name in where)
         for key, value, expected in _wrong(part, id(part) in ids, layers, rope):
             raise ConfigError(
@@ -143,7 +145,7 @@ def check_values(config: Mapping[str, Any], needed: tuple[Mapping[str, Any], ...
             )
 
 
-def _tables(config: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any], Any]]:
+def tables(config: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any], Any]]:
     """The config and every table in it: the keys that lead there, and the number of layers of what it is about."""
     waiting: list[tuple[tuple[str, ...], Mapping[str, Any], Any]] = [((), config, None)]
     while waiting:

@@ -32,6 +32,7 @@ WRONG = [
     ("num_hidden_layers", 2.0, "a whole number"),
     ("intermediate_size", -8, "at least 0"),
     ("num_local_experts", 10**9, "a whole number"),
+    ("num_labels", 10**9, "a whole number from 0 to 200,000"),
     ("head_dim", "wide", "a whole number"),
     ("max_position_embeddings", 10**30, "at most"),
     ("rope_theta", "10000", "a number"),
@@ -125,7 +126,10 @@ def test_settings_of_rope_wherever_they_are(settings, key, value, expected):
 
 
 @pytest.mark.parametrize("use", USES)
-@pytest.mark.parametrize(("key", "value"), [("num_hidden_layers", 10**9), ("hidden_size", 1e12), ("rope_theta", "1")])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("num_hidden_layers", 10**9), ("num_hidden_layers", 1000), ("hidden_size", 1e12), ("rope_theta", "1")],
+)
 def test_whoever_reads_the_config(use, key, value, converted, tmp_path):
     folder = Path(shutil.copytree(converted, tmp_path / "out"))
     edit_json(folder / "config.json", **{key: value})

@@ -105,7 +105,7 @@ BROKEN = {
         WeightsError,
         "not a safetensors file",
     ),
-    "truncated weights": (truncated, WeightsError, "mlx-lm cannot load it"),
+    "truncated weights": (truncated, WeightsError, "its header promises"),
     "missing tensor": (missing_tensor, WeightsError, "Missing"),
     "no tokenizer": (
         lambda f: [file.unlink() for file in f.iterdir() if "token" in file.name],

@@ -18,6 +18,7 @@ from mlxport.output.record import read_record
 from mlxport.output.surroundings import check_surroundings
 from mlxport.output.workspace import absolute
 from mlxport.progress import Progress, make_progress
+from mlxport.source.declared_counts import check_output_counts
 from mlxport.source.jsonfile import read_object
 from mlxport.source.safe_files import refuse_special_files
 from mlxport.source.written_code import refuse_model_file
@@ -223,7 +224,9 @@ def _folder_logits(asked: _Asked) -> ParityReport:
     from mlxport import parity
 
     folder = asked.folder
-    refuse_model_file(folder, read_object(folder / "config.json", SourceError), asked.trust_remote_code)
+    config = read_object(folder / "config.json", SourceError)
+    check_output_counts(folder, config)
+    refuse_model_file(folder, config, asked.trust_remote_code)
     options = ResolvedOptions(revision=asked.revision, trust_remote_code=asked.trust_remote_code)
     checkpoint = open_source(asked.against, options)
     record = read_record(folder)

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from mlxport.errors import ConfigError, VerificationError
 from mlxport.model.hooks import swap_classes
 from mlxport.model_config import ModelConfig
+from mlxport.source.declared_counts import check_output_counts
 from mlxport.source.jsonfile import read_object
 from mlxport.source.safe_files import refuse_special_files
 from mlxport.source.written_code import refuse_model_file
@@ -38,7 +39,7 @@ def load_output(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """The model as mlx-lm builds it, nothing read yet.
 
     Raises:
-        ConfigError: Its config has values that no model can have.
+        ConfigError: Its config has values that no model can have, or declares layers that the weights do not hold.
         UnsafeError: The folder has its model built by code of its own, which is not trusted.
         VerificationError: mlx-lm cannot load the folder.
     """
@@ -47,6 +48,7 @@ def load_output(folder: Path, *, trust_remote_code: bool = False) -> Any:
     refuse_special_files(Path(folder))
     config = read_object(Path(folder) / "config.json", ConfigError, unique=False)
     ModelConfig(config).check(Path(folder) / "config.json")
+    check_output_counts(Path(folder), config)
     refuse_model_file(Path(folder), config, trust_remote_code)
     try:
         return load_model(Path(folder), lazy=True, trust_remote_code=trust_remote_code)[0]

@@ -113,13 +113,14 @@ def _check(folder: Path, shown: str) -> None:
     rope settings. Converted ones are known by mlxport.json, by mlx-lm's ``quantization`` block, or by the format that
     both write into each safetensors header.
     """
+    from mlxport.source.declared_counts import check_output_counts
     from mlxport.source.safe_files import refuse_special_files
 
     refuse_special_files(folder)
     config = _read_config(folder, shown)
     weights = sorted(folder.glob("model*.safetensors"))
     if weights and is_mlx_format(folder, config, weights):
-        return
+        return check_output_counts(folder, config)
     target = re.sub(r"[^\w.-]", "-", Path(shown).name or folder.resolve().name) + "-mlx"
     hint = _CONVERT.format(source=shown, target=target)
     if not weights:

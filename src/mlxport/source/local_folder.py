@@ -11,6 +11,7 @@ from typing import Any
 
 from mlxport.errors import SourceError, TokenizerError, UnsafeError, WeightsError
 from mlxport.source.config_file import check_consistency, read_config
+from mlxport.source.declared_counts import check_counts
 from mlxport.source.file_state import state_of, states_of
 from mlxport.source.leftover_quantization import names_quantization, without_leftover_quantization
 from mlxport.source.safe_files import inside, opened, read_exactly, refuse_placeholder, refuse_special_files
@@ -64,6 +65,7 @@ def open_folder(
     counted = present if names is None else sorted(names)
     layout = choose_weight_files(counted, str(root))
     tensors, files, found = _read_weights(root, layout, _noting(states, read_file or _reader(layout)))
+    check_counts(config, {name: ref.shape for name, ref in tensors.items()}, root / "config.json")
     if names_quantization(config):
         config, leftover = without_leftover_quantization(config, tensors)
         problems += leftover
