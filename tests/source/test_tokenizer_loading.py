@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import resource
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2.sandbox import SandboxedEnvironment
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mlxport.errors import ConfigError, MlxportError, TokenizerError, UsageError
+from mlxport.source import bounded_rendering
 from mlxport.source.tokenizer_loading import (
     check_decoder,
     check_settings,
@@ -119,7 +124,18 @@ def test_files_that_cannot_be_read(folder, file, text):
         ("{{ nothing() }}", UsageError, "'nothing' is undefined"),
         ("{{ 1 / 0 }}", TokenizerError, "ZeroDivisionError"),
         ("{{ messages + 1 }}", TokenizerError, "TypeError"),
-        ("{{ [1] * 10 ** 18 }}", TokenizerError, "MemoryError"),
+        ("{{ [1] * 10 ** 18 }}", TokenizerError, "it repeats something 1e+18 times"),
+        ("{{ 2 * 'a' * 10 ** 8 }}", TokenizerError, "it repeats something 1e+08 times"),
+        ("{{ 9 ** (9 ** 9) }}", TokenizerError, "numbers of too many digits"),
+        ("{% set n = ('1' * 9000000)|int(0, 2) %}{{ n // 3 }}", TokenizerError, "numbers of too many digits"),
+        ("{{ 'a'|center(9999999999) }}", TokenizerError, "MB of memory"),
+        ("{{ '%9999999999d' % 1 }}", TokenizerError, "MB of memory"),
+        (
+            "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
+            TokenizerError,
+            "MB of memory",
+        ),
+        ("{{ 'a' * 3000000 }}", TokenizerError, "it writes 3,000,000 characters, expected at most 1,000,040"),
         ("{% for i in range(10 ** 9) %}{% endfor %}", TokenizerError, "OverflowError"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", TokenizerError, "RecursionError"),
         ("{% if 1 %}" * 300, TokenizerError, "RecursionError"),
@@ -133,6 +149,56 @@ def test_a_template_that_fails(template, kind, said):
         rendered(tokenizer, USER)
     assert type(caught.value) is kind and said in caught.value.message
     assert "--ignore-chat-template" in caught.value.hint and "--system-prompt" not in caught.value.hint
+
+
+ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [ENDLESS, "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}"],
+)
+@pytest.mark.parametrize("inside", [False, True], ids=["main thread", "another thread"])
+def test_a_template_that_does_not_end(template, inside, monkeypatch):
+    monkeypatch.setattr(bounded_rendering, "SECONDS", 0.2)
+    tokenizer = wrapped(byte_level(), chat_template=template)
+    found: list[str] = []
+
+    def render():
+        with pytest.raises(TokenizerError) as caught:
+            rendered(tokenizer, USER)
+        found.append(caught.value.message)
+
+    started = time.monotonic()
+    if inside:
+        thread = threading.Thread(target=render)
+        thread.start()
+        thread.join()
+    else:
+        render()
+    assert "it is not done after" in found[0] and time.monotonic() - started < 5
+
+
+def test_nothing_is_left_of_the_bounds():
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    table = SandboxedEnvironment.intercepted_binops, SandboxedEnvironment.default_binop_table
+    with bounded_rendering.bounded(0.05):
+        pass
+    with pytest.raises(KeyError), bounded_rendering.bounded(0.05):
+        raise KeyError("its own errors are left as they are")
+    assert resource.getrlimit(resource.RLIMIT_AS) == limits
+    assert (SandboxedEnvironment.intercepted_binops, SandboxedEnvironment.default_binop_table) == table
+    end = time.monotonic() + 0.2
+    while time.monotonic() < end:  # nothing is raised here, later
+        pass
+
+
+def test_a_long_conversation_is_rendered():
+    tokenizer = wrapped(
+        byte_level(), chat_template="{% for m in messages %}<{{ m.role * 2 }}>{{ m.content }}{% endfor %}"
+    )
+    text = "word " * 300_000
+    assert rendered(tokenizer, [{"role": "user", "content": text}] * 3) == ("<useruser>" + text) * 3
 
 
 def test_a_refused_system_prompt_may_be_left_out():

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxport.errors import ConfigError, MlxportError, TokenizerError, UsageError
+from mlxport.source.bounded_rendering import EndlessTemplate, bounded
 from mlxport.source.jsonfile import read_object
 
 __all__ = [
@@ -46,6 +47,8 @@ _SETTINGS: Mapping[str, tuple[type, ...]] = {
 _WORDS: Mapping[type, str] = {str: "a string", list: "a list", dict: "an object", int: "a number", float: "a number"}
 # Modules of mlx-lm that a setting names.
 _MODULES = {"tool_parser_type": "tool_parsers", "chat_template_type": "chat_templates"}
+# Characters that a template may write of its own, and times that it may repeat the messages.
+_MOST_WRITTEN, _MOST_TIMES = 1_000_000, 20
 _TEXT = "Hello, you and I wrote 12 words: café, naïve."
 _BYTE_LEVEL = '{"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}'
 # What tokens of each kind of vocabulary carry, and the decoder that takes it away again.
@@ -212,10 +215,20 @@ def rendered(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> str:
             hint = f"leave out --system-prompt, or {raw}" if messages[0]["role"] == "system" else raw
             return UsageError(f"the model's chat template refuses the messages: {str(error)[:300]}", hint=hint)
         hint = f"mend the template in the model's folder, or {raw}"
-        return TokenizerError(f"the model's chat template fails: {reason(error)}", hint=hint)
+        why = str(error) if isinstance(error, EndlessTemplate) else reason(error)
+        return TokenizerError(f"the model's chat template fails: {why}", hint=hint)
 
-    with refusing(refusal):
-        return str(tokenizer.apply_chat_template([*messages], tokenize=False, add_generation_prompt=True))
+    with refusing(refusal), bounded():
+        text = str(tokenizer.apply_chat_template([*messages], tokenize=False, add_generation_prompt=True))
+        _check_length(text, messages)
+    return text
+
+
+def _check_length(text: str, messages: Sequence[Mapping[str, str]]) -> None:
+    """Refuse what a template makes of messages that are far shorter: a tokenizer would work on it for hours."""
+    most = _MOST_WRITTEN + _MOST_TIMES * sum(len(message["content"]) for message in messages)
+    if len(text) > most:
+        raise EndlessTemplate(f"it writes {len(text):,} characters, expected at most {most:,}")
 
 
 def check_decoder(tokenizer: Any, place: Path) -> str | None:

@@ -36,6 +36,8 @@ def show_conversion(report: ConvertReport) -> None:
         show_any_parity(report.parity, console)
     if report.tokenizer is not None:
         console.print(escape(report.tokenizer.summary()))
+        for note in report.tokenizer.notes:
+            console.print(f"note: {escape(note)}")
     if report.not_verified:
         console.print(f"[yellow]{escape(report.not_verified)}[/]")
         console.print(f"to verify: mlxport verify {escape(str(report.destination))} --against SRC")
