@@ -59,6 +59,11 @@ class ModelConfig:
         """The part that describes the language model: the whole config, or what ``path`` leads to."""
         return self.parts[-1]
 
+    @property
+    def has_text_part(self) -> bool:
+        """Whether a part is named as a language model of its own: a ``decoder`` may be the half of something else."""
+        return bool(self.path) and all(key in _TEXT_PARTS for key in self.path)
+
     @cached_property
     def parts(self) -> tuple[Mapping[str, Any], ...]:
         """The config and the parts of it on the way to the text part, from the outside in."""

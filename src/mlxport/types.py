@@ -104,6 +104,7 @@ class Checkpoint:
         trust_remote_code: Whether code of the checkpoint may run (its tokenizer, its model).
         states: Of the files that it consists of, as they were before anything was read from them.
         module: Class of the PyTorch module whose tensors these are, where they lie in memory; else empty.
+        text_part: Whether config and tensors are those of the text part alone of the model that the files are of.
     """
 
     root: Path
@@ -117,6 +118,7 @@ class Checkpoint:
     trust_remote_code: bool = False
     states: Mapping[Path, FileState] = field(default_factory=dict, repr=False)
     module: str = ""
+    text_part: bool = False
 
     @cached_property
     def model_config(self) -> ModelConfig:

@@ -7,11 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
+import torch
+import transformers
+from mlx_lm.utils import load_model
+from safetensors.torch import load_file
 
 import mlxport
-from checkpoints import HEADS, HIDDEN, config, save, weights, write_side_files
+from checkpoints import HEADS, HIDDEN, config, edit_json, save, weights, write_llama, write_side_files
 from mlxport.convert.convert import surprise
 from mlxport.errors import UnsupportedError
 from mlxport.layouts.table import chosen
@@ -28,7 +33,8 @@ def tower(path: str, *names: str) -> dict[str, np.ndarray]:
 
 TENSORS = {"weight": (8, 4), "bias": (8,)}
 SEEN = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16}
-TOWERS = {"llava": "clip_vision_model", "mistral3": "pixtral", "pixtral": "pixtral"}
+TOWERS = {"llava": "clip_vision_model", "mistral3": "pixtral", "pixtral": "pixtral", "llava_next": "clip_vision_model",
+          "smolvlm": "smolvlm_vision", "qwen2_audio": "qwen2_audio_encoder"}  # fmt: skip
 
 # model type -> (inner model type, prefix of the text model, tensors of the other parts, their places in config.json,
 # the modules that are left out)
@@ -47,6 +53,18 @@ MODELS: dict[str, Parts] = {
     "llama": ("", "", tower("audio_tower", "a") | tower("speech_projector", "a"), ("audio_config",),
               ("audio_tower", "speech_projector")),
     "qwen2": ("", "", tower("model.vision_tower.tower", "a"), (), ("model.vision_tower",)),
+    # of which mlx-lm has code for the text model alone
+    "llava_next": ("llama", "language_model.", tower("vision_tower.vision_model", "a", "b"), ("vision_config",),
+                   ("vision_tower",)),
+    "smolvlm": ("llama", "model.text_model.", tower("model.vision_model", "a") | tower("model.connector.proj", "a"),
+                ("vision_config",), ("model.vision_model", "model.connector")),
+    "qwen2_audio": ("qwen2", "language_model.", tower("audio_tower", "a") | tower("multi_modal_projector", "a"),
+                    ("audio_config",), ("audio_tower", "multi_modal_projector")),
+    # named as no tower is, but declared; transformers does not know the second
+    "granite_speech": ("llama", "language_model.", tower("encoder", "a") | tower("projector", "b"),
+                       ("encoder_config", "projector_config"), ("encoder", "projector")),
+    "shy_chat": ("llama", "language_model.", tower("vision_model", "a") | tower("mlp1", "0"), ("vision_config",),
+                 ("vision_model", "mlp1")),
 }  # fmt: skip
 
 
@@ -63,7 +81,7 @@ def text_weights(kind: str) -> dict[str, np.ndarray]:
 
 def renamed(name: str, prefix: str) -> str:
     """A text model's tensor in the whole model, as the checkpoints of its kind have it."""
-    if prefix == "model.language_model.":
+    if prefix.startswith("model."):
         return name.replace("model.", prefix, 1) if name.startswith("model.") else name
     return prefix + name
 
@@ -137,6 +155,68 @@ def test_such_an_export_is_verified_though_the_original_class_has_a_tower(mode, 
     source = write(tmp_path / "in", "mistral3", parts=False)
     report = mlxport.convert(source, tmp_path / "out", verify=mode, dtype="float32")
     assert report.parity is not None and report.parity.passed and report.parity.mode == mode
+
+
+ALONE = ("llava_next", "smolvlm", "granite_speech", "shy_chat")  # llamas in what mlx-lm has no code for
+
+
+@pytest.mark.parametrize("model_type", ALONE)
+def test_a_text_model_out_of_another_is_what_it_would_be_by_itself(model_type, tmp_path):
+    whole, plain = write(tmp_path / "whole", model_type), write_llama(tmp_path / "plain", shards=1)
+    edit_json(whole / "config.json", eos_token_id=[1, 2], auto_map={"AutoModel": "modeling_shy.Shy"})
+    for source, out, options in ((whole, "one", {"text_only": True}), (plain, "two", {})):
+        mlxport.convert(source, tmp_path / out, verify="none", **options)
+    one, two = (load_file(tmp_path / out / "model.safetensors") for out in ("one", "two"))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    first, second = (json.loads((tmp_path / out / "config.json").read_text()) for out in ("one", "two"))
+    assert first == second | {"eos_token_id": [1, 2]}
+
+
+@pytest.mark.parametrize(("model_type", "mode"), [("smolvlm", "full"), ("shy_chat", "layerwise")])
+def test_such_a_text_model_is_verified_against_that_of_transformers(model_type, mode, tmp_path):
+    source, out = write(tmp_path / "in", model_type), tmp_path / "out"
+    report = mlxport.convert(source, out, verify=mode, text_only=True, quantize=8)
+    assert report.parity is not None and report.parity.passed and report.parity.mode == mode
+    assert report.parity.weights is not None and report.parity.weights.tensors == len(text_weights("llama"))
+    again = mlxport.verify(out, source, mode=mode)
+    assert again.passed
+
+
+def sees(kind: str) -> Any:
+    """A small model of transformers that sees."""
+    text = {**config(), "num_hidden_layers": 1, "dtype": "float32"}
+    sizes = SEEN | {"image_size": 28, "patch_size": 14}
+    if kind == "smolvlm":
+        made = transformers.SmolVLMConfig(text_config=text, vision_config=sizes)
+        return transformers.SmolVLMForConditionalGeneration(made)
+    sizes |= {"image_size": [28, 28], "patch_size": [14, 14]}
+    # the whole ties the output layer, and the text part by itself does not
+    made = transformers.InternVLConfig(text_config=text, vision_config=sizes, tie_word_embeddings=True)
+    return transformers.InternVLForConditionalGeneration(made)
+
+
+@pytest.mark.parametrize("kind", ["smolvlm", "internvl"])
+def test_it_computes_what_the_whole_model_computes_of_a_text(kind, tmp_path):
+    torch.manual_seed(0)
+    model, ids = sees(kind).eval(), [[5, 9, 200, 17, 33, 8]]
+    write_side_files(tmp_path / "in")
+    model.save_pretrained(tmp_path / "in")
+    mlxport.convert(tmp_path / "in", tmp_path / "out", verify="none", text_only=True)
+    with torch.inference_mode():
+        expected = model(input_ids=torch.tensor(ids)).logits.numpy()
+    loaded, _ = load_model(tmp_path / "out")
+    np.testing.assert_allclose(np.asarray(loaded(mx.array(ids))), expected, atol=2e-5)
+
+
+def test_a_text_model_that_mlx_lm_has_no_code_for_is_refused(tmp_path):
+    source = write(tmp_path / "in", "llava_next")
+    for kind, said in (("mllama_text_model", "mllama_text_model"), ("nothing_known", "nothing_known")):
+        whole = json.loads((source / "config.json").read_text())
+        whole |= {"model_type": "mllama", "text_config": whole["text_config"] | {"model_type": kind}}
+        (source / "config.json").write_text(json.dumps(whole))
+        with pytest.raises(UnsupportedError, match=f"--text-only.*{said}") as error:
+            mlxport.convert(source, tmp_path / "out", verify="none", text_only=True)
+        assert "FILE.py:FACTORY" in error.value.hint
 
 
 def test_nothing_to_leave_out_is_said_and_changes_nothing(source, tmp_path):

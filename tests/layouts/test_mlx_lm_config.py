@@ -11,7 +11,8 @@ import pytest
 from small_configs import SIZES, YARN, assert_parity, new_style
 
 from mlxport.errors import ConfigError, UnsupportedError
-from mlxport.layouts.mlx_lm.normalize import ConfigRefused, mlx_lm_architecture, normalize_config
+from mlxport.layouts.mlx_lm.architecture import mlx_lm_architecture
+from mlxport.layouts.mlx_lm.normalize import ConfigRefused, normalize_config
 from mlxport.layouts.mlx_lm.rope_settings import yarn_rounding
 
 LLAMA3 = {

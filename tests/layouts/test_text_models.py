@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from mlxport.layouts.mlx_lm.normalize import mlx_lm_architecture, normalize_config
+from mlxport.layouts.mlx_lm.architecture import mlx_lm_architecture
+from mlxport.layouts.mlx_lm.normalize import normalize_config
 from mlxport.source.part_names import TOWER, kinds_of_tower, predicts_further
 
 TEXT: dict[str, Any] = {
@@ -31,6 +32,28 @@ TEXT: dict[str, Any] = {
 )
 def test_the_module_that_runs_a_text_model(model_type: str, module: str) -> None:
     assert mlx_lm_architecture({"model_type": model_type}) == module
+
+
+@pytest.mark.parametrize(
+    ("whole", "part", "kind", "module"),
+    [
+        ("llava_next", "text_config", "mistral", "llama"),
+        ("internvl_chat", "llm_config", "internlm2", "internlm2"),
+        ("llava", "text_config", "llama", "mistral3"),
+        ("llava", "text_config", "qwen2", "qwen2"),  # mlx-lm's is around a llama
+        ("llama4", "text_config", "llama4_text", "llama4"),
+        ("gemma3", "text_config", "gemma3_text", "gemma3"),
+        ("colqwen2", "text_config", "qwen2_5_vl_text", "qwen2_vl"),
+    ],
+)
+def test_the_module_that_runs_a_part_of_a_model(whole: str, part: str, kind: str, module: str) -> None:
+    assert mlx_lm_architecture({"model_type": whole, part: {"model_type": kind}}) == module
+
+
+@pytest.mark.parametrize("part", ["decoder", "text_encoder"])
+def test_a_decoder_is_no_text_model_by_itself(part: str) -> None:
+    with pytest.raises(ValueError, match="mlx-lm has no architecture 'vision-encoder-decoder'"):
+        mlx_lm_architecture({"model_type": "vision-encoder-decoder", part: {"model_type": "gpt2", "vocab_size": 9}})
 
 
 @pytest.mark.parametrize("model_type", ["hrm_text", "llama_text", "speech_to_text", "_text"])

@@ -10,6 +10,7 @@ from typing import Any
 
 from mlxport.convert.resolved_options import ResolvedOptions
 from mlxport.errors import UnsupportedError, UsageError
+from mlxport.layouts.left_out import refuse_whole
 from mlxport.layouts.table import chosen, refuse_unknown_code, way_out
 from mlxport.source import open_checkpoint
 from mlxport.types import Checkpoint
@@ -28,6 +29,8 @@ def open_source(source: str, options: ResolvedOptions) -> Checkpoint:
         refuse_unknown_code(config, source, options.trust_remote_code)
         if options.limit is not None:
             options.limit.check(config)
+        if options.text_only:
+            refuse_whole(config, chosen(options.layout, config), f"{source}/config.json")
         if not os.path.isdir(os.path.expanduser(source)):  # of a folder, the layout checks it when it is opened
             layout = chosen(options.layout, config)
             replace(options, layout=layout.name)  # options that are not of this layout are refused

@@ -183,7 +183,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
 
 def _left_out(checkpoint: Checkpoint) -> tuple[ModelPart, ...]:
     """Parts that mlx-lm's conversion leaves out; traced only where names or the config tell of any."""
-    if not any(TOWER.search(name) for name in checkpoint.tensors):
+    if not checkpoint.model_config.has_text_part and not any(TOWER.search(name) for name in checkpoint.tensors):
         return ()
     from mlxport.layouts.mlx_lm.opening import open_model
 
@@ -213,7 +213,8 @@ def _rope(text: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _runtime(config: Mapping[str, Any], mlx_format: bool | None) -> tuple[str | None, bool, tuple[str, ...], list[str]]:
     """Return mlx-lm's module, whether it computes the same, what it would misread, and the problems with that."""
-    from mlxport.layouts.mlx_lm.normalize import ConfigRefused, mlx_lm_architecture, normalize_config
+    from mlxport.layouts.mlx_lm.architecture import mlx_lm_architecture
+    from mlxport.layouts.mlx_lm.normalize import ConfigRefused, normalize_config
 
     module = None
     try:

@@ -18,9 +18,19 @@ from mlxport.source.part_names import TOWER, kinds_of_tower, predicts_further
 from mlxport.types import Checkpoint, ModelPart
 
 if TYPE_CHECKING:
+    from mlxport.layouts.base import Layout
     from mlxport.transform import Program
 
-__all__ = ["PROCESSORS", "absent_towers", "left_out", "parts_in_words", "refuse_left_out", "said_before", "without"]
+__all__ = [
+    "PROCESSORS",
+    "absent_towers",
+    "left_out",
+    "parts_in_words",
+    "refuse_left_out",
+    "refuse_whole",
+    "said_before",
+    "without",
+]
 
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 """Files about inputs of a tower: where they lie beside a text model, runtimes take it for the whole."""
@@ -64,6 +74,29 @@ def refuse_left_out(parts: Collection[ModelPart], where: str) -> None:
             f"{where}: the output would be the text model alone, without {parts_in_words(parts)}",
             hint="add --text-only to convert the text model alone",
         )
+
+
+def refuse_whole(config: Mapping[str, Any], layout: Layout, where: str) -> None:
+    """Refuse the text model alone where the layout would be that of the whole model: it has no code for that part.
+
+    Args:
+        config: Of the checkpoint.
+        layout: The output's.
+        where: What to call the config in the error.
+
+    Raises:
+        UnsupportedError: Names the text model.
+    """
+    model = ModelConfig(config)
+    if layout.not_generating is None or not model.has_text_part:
+        return
+    kind = model.text.get("model_type")
+    text = ".".join(model.path) + (f" ({kind})" if isinstance(kind, str) else "")
+    raise UnsupportedError(
+        f"{where}: --text-only: no layout has code for the text model that {text} describes without the rest of "
+        f"{model.model_type}; the layout {layout.name} would be of the whole model",
+        hint="port the text model as a module of your own: mlxport port FILE.py:FACTORY DST",
+    )
 
 
 def said_before(parts: Collection[ModelPart]) -> tuple[str, ...]:

@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
-__all__ = ["NameChange", "first_that_fits", "likely_changes"]
+__all__ = ["NameChange", "PartNames", "first_that_fits", "likely_changes", "likely_parts"]
+
+Tensor = TypeVar("Tensor")
 
 # What torch puts between the names of a module and its parts: torch.compile, FSDP, activation checkpointing. No model
 # has a module of such a name, so these may be anywhere: a script may compile its layers one by one.
 _WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
 _DEEPEST = 6  # names of modules before a model
 _SURE = 0.5  # of the names that end alike must have the beginnings of a change
+_MOST_PARTS = 3  # that are tried
 _MOST = 8  # changes that are tried, and pairs of beginnings that are looked at
 
 
@@ -41,6 +45,10 @@ class NameChange:
     add: str = ""
     keep: frozenset[str] = frozenset()
 
+    def renamed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All tensors of a checkpoint, under the names that the model has."""
+        return {self(name): item for name, item in tensors.items()}
+
     def __call__(self, name: str) -> str:
         """The name of a tensor of the checkpoint in the model."""
         if self.wrappers:
@@ -57,6 +65,56 @@ class NameChange:
         elif self.add:
             done.append(f"put before the names of the tensors: {self.add!r}, which the model's have")
         return "; ".join(done)
+
+
+@dataclass(frozen=True)
+class PartNames:
+    """From the names in a checkpoint to those of a model that is a part of it.
+
+    Attributes:
+        inside: What the names of the part begin with, to be taken off.
+        add: What to put in its place.
+        beside: Names outside of it that are the part's too, to what the part calls them: an output layer.
+    """
+
+    inside: str
+    add: str
+    beside: Mapping[str, str]
+
+    def renamed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of the part, under its names."""
+        start = len(self.inside)
+        held = {self.add + name[start:]: item for name, item in tensors.items() if name.startswith(self.inside)}
+        return held | {self.beside[name]: item for name, item in tensors.items() if name in self.beside}
+
+    def __str__(self) -> str:
+        """What was done, as a note for the user."""
+        return f"the text model's tensors are those called {self.inside}…" if self.inside else ""
+
+
+def likely_parts(names: Collection[str], expected: Collection[str], is_head: Callable[[str], bool]) -> list[PartNames]:
+    """Where in a checkpoint a model may be a part, the place that holds most of its tensors first; each is to be tried.
+
+    Args:
+        names: In the checkpoint, among them those of other parts, which may end like the model's.
+        expected: In the model, which may name some of its tensors otherwise.
+        is_head: Whether a name is that of an output layer, which lies outside of a base model.
+    """
+    known = set(expected)
+    starts = {beginning for name in expected for beginning, _ in _split(name)}
+    insides = {beginning for name in names for beginning, _ in _split(name)}
+    held = {inside: [name[len(inside) :] for name in names if name.startswith(inside)] for inside in insides}
+    counts = {(inside, add): sum(add + end in known for end in ends) for inside, ends in held.items() for add in starts}
+    places = sorted((place for place, count in counts.items() if count), key=lambda place: (-counts[place], place))
+    return [PartNames(*place, _heads_beside(names, place[0], known, is_head)) for place in places[:_MOST_PARTS]]
+
+
+def _heads_beside(
+    names: Iterable[str], inside: str, known: Collection[str], is_head: Callable[[str], bool]
+) -> dict[str, str]:
+    """Output layers outside of a part, by what the part's model calls them."""
+    outside = [name for name in names if is_head(name) and not name.startswith(inside)]
+    return {name: end for name in outside if (end := ".".join(name.split(".")[-2:])) in known or name == end}
 
 
 def first_that_fits(

@@ -68,7 +68,10 @@ def execute(
     trained: frozenset[str] = frozenset(),
 ) -> ParityReport:
     """Run one verification; see ``mlxport.parity.verify``."""
-    work = _Sides(folder, checkpoint, mode, invert, memory_limit, tokens, say, trained)
+    from mlxport.layouts.mlx_lm.opening import text_part
+
+    invert = invert or _default_inverse(checkpoint)
+    work = _Sides(folder, text_part(checkpoint), mode, invert, memory_limit, tokens, say, trained)
     if not in_mlx_files(checkpoint.weight_files):
         return _against_torch(work)
     # Of many architectures the layouts are one; where they are not, torch refuses it or computes something else.
@@ -125,7 +128,7 @@ def _run(
         checkpoint=checkpoint,
         model=model,
         ids=ids,
-        invert=work.invert or _default_inverse(checkpoint),
+        invert=work.invert,
         say=work.say,
         packing=out.packings(model),
         floats=floats,

@@ -45,9 +45,7 @@ def load_config(checkpoint: Checkpoint) -> Any:
     """
     try:
         with quiet():
-            config = transformers.AutoConfig.from_pretrained(
-                checkpoint.root, trust_remote_code=checkpoint.trust_remote_code, local_files_only=True
-            )
+            config = _read_config(checkpoint)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UnsupportedError(
             f"{checkpoint.name}: transformers {transformers.__version__} cannot read its config: {error}",
@@ -58,6 +56,14 @@ def load_config(checkpoint: Checkpoint) -> Any:
         if getattr(part, "quantization_config", None) is not None:
             del part.quantization_config
     return config
+
+
+def _read_config(checkpoint: Checkpoint) -> Any:
+    if checkpoint.text_part:  # the file describes more than that
+        return transformers.AutoConfig.for_model(**checkpoint.config)
+    return transformers.AutoConfig.from_pretrained(
+        checkpoint.root, trust_remote_code=checkpoint.trust_remote_code, local_files_only=True
+    )
 
 
 def text_config(config: Any) -> Any:

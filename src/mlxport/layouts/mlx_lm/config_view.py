@@ -1,13 +1,18 @@
-"""One section of a config, as the file has it and as transformers reads it."""
+"""A config, or one section of it, as the file has it and as transformers reads it."""
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from mlxport.errors import ConfigError
 from mlxport.model_config import ModelConfig
 
+ROPE_FIELDS: Final = ("rope_theta", "rope_scaling", "partial_rotary_factor", "rope_parameters", "rope_local_base_freq")
+MEND: Final = "get config.json again from where the weights are from"
 MISSING: Final[Any] = type("Missing", (), {"__repr__": lambda self: "MISSING"})()
 """Stands for a value that is not there, where None is a value."""
 
@@ -61,3 +66,55 @@ def read(reference: Any | None, name: str) -> Any:
         return MISSING if reference is None else getattr(reference, name, MISSING)
     except RuntimeError:  # transformers' heterogeneous configs refuse what differs between layers
         return MISSING
+
+
+def reference_of(config: Mapping[str, Any], arguments: Mapping[str, Any], warnings: list[str]) -> Any | None:
+    """Return the transformers config object for `config`, or None where transformers has no such class.
+
+    Args:
+        config: the parsed ``config.json``.
+        arguments: fields that mlx-lm reads beside those of the rope: their values have to be what transformers accepts.
+        warnings: gets a line where it does not accept others.
+
+    Raises:
+        ConfigError: transformers does not accept the values, and not merely one that mlx-lm does not read.
+    """
+    from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
+    from transformers import CONFIG_MAPPING
+
+    if (model_type := config.get("model_type")) not in CONFIG_MAPPING:
+        return None
+    try:
+        return CONFIG_MAPPING[model_type].from_dict(untagged(config))
+    except (StrictDataclassError, AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        field = re.search(r"for field '(\w+)'", reason)
+        unread = field is not None and field[1] not in {*arguments, *ROPE_FIELDS}
+        if not (isinstance(error, StrictDataclassFieldValidationError) and unread):
+            raise ConfigError(f"not what transformers expects of {model_type!r}: {reason}", hint=MEND) from error
+        warnings.append(f"transformers cannot read this config, so what it leaves out is not filled in: {reason}")
+        return None
+
+
+def is_tied(config: Mapping[str, Any], reference: Any | None, text: Any | None) -> bool:
+    """Say whether the output shares the embeddings: the whole model decides, not its text part."""
+    inner = text_section(config) or {}
+    values = (
+        read(reference, "tie_word_embeddings"),
+        read(text, "tie_word_embeddings"),
+        config.get("tie_word_embeddings", MISSING),
+        inner.get("tie_word_embeddings", MISSING),
+    )
+    return bool(next((value for value in values if value is not MISSING), False))
+
+
+_FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
+
+
+def untagged(value: Any) -> Any:
+    """Return a deep copy of `value` with the floats that JSON cannot hold."""
+    if isinstance(value, Mapping):
+        if set(value) == {"__float__"}:
+            return _FLOATS[value["__float__"]]
+        return {key: untagged(item) for key, item in value.items()}
+    return [untagged(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -11,21 +11,28 @@ from __future__ import annotations
 
 import copy
 import importlib
-import importlib.util
 import inspect
 import math
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mlxport.errors import ConfigError, MlxportError
 from mlxport.layouts.mlx_lm import built_in_values as limits
 from mlxport.layouts.mlx_lm import config_rules as rules
-from mlxport.layouts.mlx_lm.config_view import MISSING, ConfigSection, read, text_section
+from mlxport.layouts.mlx_lm.architecture import architecture_of, has_module, text_model_alone
+from mlxport.layouts.mlx_lm.config_view import (
+    MEND,
+    MISSING,
+    ROPE_FIELDS,
+    ConfigSection,
+    is_tied,
+    read,
+    reference_of,
+    text_section,
+)
 from mlxport.layouts.mlx_lm.layer_kinds import all_slide
 from mlxport.layouts.mlx_lm.rope_settings import (
-    ROPE_FIELDS,
     ConfigRefused,
     kind_of,
     knows,
@@ -37,11 +44,10 @@ from mlxport.layouts.mlx_lm.rope_settings import (
 from mlxport.layouts.mlx_lm.text_models import as_inner_model, composite_of
 from mlxport.model_config import ModelConfig
 
-__all__ = ["ConfigRefused", "NormalizedConfig", "mlx_lm_architecture", "normalize_config"]
+__all__ = ["ConfigRefused", "NormalizedConfig", "normalize_config"]
 
 _MOST = 100_000  # layers, heads, experts
 _MOST_ROUNDING = 1e-3  # radians a position; gpt-oss, which runs with it, has 2e-4
-_MEND = "get config.json again from where the weights are from"
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,8 @@ class NormalizedConfig:
         exact_tokens: the length of text up to which mlx-lm computes the same; None for any length.
         approximate: mlx-lm computes a close variant of some function, such as another gelu: visible in float32 only.
         tied: the output shares the embeddings, as transformers reads the config.
+        text_part: keys that lead to the part of the original config that this is of, where mlx-lm has no code for the
+            whole; empty otherwise.
     """
 
     config: dict[str, Any]
@@ -63,6 +71,7 @@ class NormalizedConfig:
     exact_tokens: int | None = None
     approximate: bool = False
     tied: bool = False
+    text_part: tuple[str, ...] = ()
 
 
 def normalize_config(config: Mapping[str, Any], *, long_context: bool = False) -> NormalizedConfig:
@@ -87,22 +96,26 @@ def normalize_config(config: Mapping[str, Any], *, long_context: bool = False) -
         # Their classes compute with the values of the config, and fail in their own words where one is odd.
         reason = " ".join(str(error).split())[:300]
         kind = config.get("model_type")
-        raise ConfigError(f"not what transformers and mlx-lm expect of {kind!r}: {reason}", hint=_MEND) from error
+        raise ConfigError(f"not what transformers and mlx-lm expect of {kind!r}: {reason}", hint=MEND) from error
 
 
 def _normalized(config: Mapping[str, Any], long_context: bool) -> NormalizedConfig:
     _check_counts(config)
+    if (own := text_model_alone(config)) is not None:
+        alone, path = _normalized(own, long_context), ModelConfig(config).path
+        said = f"config.json is {'.'.join(path)} alone: mlx-lm has no architecture {config.get('model_type')!r}"
+        return replace(alone, changes=(said, *alone.changes), text_part=path)
     work = _Work([], [], None, False, long_context)
-    if (whole := composite_of(str(config.get("model_type")), _has_module)) is not None:
+    if (whole := composite_of(str(config.get("model_type")), has_module)) is not None:
         work.changes.append(f"model_type {whole} with this text_config: mlx-lm runs {config['model_type']} as that")
         out = as_inner_model(config, whole)
     else:
         out = copy.deepcopy(dict(config))
-    module = mlx_lm_architecture(out)
+    module = architecture_of(out)
     inner = rules.inner_arguments(module, out)
-    reference = _reference(out, _arguments(*(inner or (module, "ModelArgs"))), work)
+    reference = reference_of(out, _arguments(*(inner or (module, "ModelArgs"))), work.warnings)
     text = None if reference is None else reference.get_text_config()
-    tied = _tied(out, reference, text)
+    tied = is_tied(out, reference, text)
     if inner is None:
         section = _Section(out, reference, tuple(dict.fromkeys((str(out["model_type"]), module))), "")
         section.normalize(_arguments(module, "ModelArgs"), work)
@@ -124,42 +137,7 @@ def _check_counts(config: Mapping[str, Any]) -> None:
     for section in ModelConfig(config).parts:
         for name, value in section.items():
             if type(value) is int and value > _MOST and ("layer" in name or name.startswith(("num_", "n_"))):
-                raise ConfigError(f"{name} is {value}, which no model has", hint=_MEND)
-
-
-def mlx_lm_architecture(config: Mapping[str, Any]) -> str:
-    """Name the module of ``mlx_lm.models`` that loads this config.
-
-    Raises:
-        ConfigRefused: the installed mlx-lm has none.
-    """
-    from mlx_lm import utils
-
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str):
-        raise ConfigRefused("the config names no model_type", "is this a transformers checkpoint?")
-    if (reason := rules.UNRELATED.get(model_type)) is not None:
-        raise ConfigRefused(reason)
-    by_class: Mapping[tuple[str, str], str] = getattr(utils, "MODEL_ARCHITECTURE_REMAPPING", {})
-    names = config.get("architectures")
-    for name in names if isinstance(names, list) else [names]:
-        if isinstance(name, str) and (model_type, name) in by_class:
-            return by_class[model_type, name]
-    kind = composite_of(model_type, _has_module) or model_type
-    if not _has_module(kind):
-        raise ConfigRefused(f"mlx-lm has no architecture {model_type!r}")
-    return _module(kind)
-
-
-def _module(model_type: str) -> str:
-    from mlx_lm.utils import MODEL_REMAPPING
-
-    return str(MODEL_REMAPPING.get(model_type, model_type))
-
-
-def _has_module(model_type: str) -> bool:
-    module = _module(model_type)
-    return module.replace("_", "").replace("-", "").isalnum() and _is_architecture(module)
+                raise ConfigError(f"{name} is {value}, which no model has", hint=MEND)
 
 
 @dataclass
@@ -316,51 +294,11 @@ def _names(module: str, text_type: str, inner: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((module, *own, inner)))
 
 
-def _is_architecture(module: str) -> bool:
-    name = f"mlx_lm.models.{module}"
-    return importlib.util.find_spec(name) is not None and hasattr(importlib.import_module(name), "ModelArgs")
-
-
 def _arguments(module: str, class_name: str) -> dict[str, Any]:
     """Map each field of an mlx-lm arguments class to its default, MISSING where it has none."""
     args_class = getattr(importlib.import_module(f"mlx_lm.models.{module}"), class_name)
     fields = inspect.signature(args_class).parameters.values()
     return {field.name: MISSING if field.default is field.empty else field.default for field in fields}
-
-
-def _reference(config: Mapping[str, Any], arguments: Mapping[str, Any], work: _Work) -> Any | None:
-    """Return the transformers config object for `config`, or None where transformers has no such class.
-
-    Raises:
-        ConfigError: transformers does not accept the values, and not merely one that mlx-lm does not read.
-    """
-    from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
-    from transformers import CONFIG_MAPPING
-
-    if (model_type := config.get("model_type")) not in CONFIG_MAPPING:
-        return None
-    try:
-        return CONFIG_MAPPING[model_type].from_dict(_untag(config))
-    except (StrictDataclassError, AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        field = re.search(r"for field '(\w+)'", reason)
-        unread = field is not None and field[1] not in {*arguments, *ROPE_FIELDS}
-        if not (isinstance(error, StrictDataclassFieldValidationError) and unread):
-            raise ConfigError(f"not what transformers expects of {model_type!r}: {reason}", hint=_MEND) from error
-        work.warnings.append(f"transformers cannot read this config, so what it leaves out is not filled in: {reason}")
-        return None
-
-
-def _tied(config: Mapping[str, Any], reference: Any | None, text: Any | None) -> bool:
-    """Say whether the output shares the embeddings: the whole model decides, not its text part."""
-    inner = text_section(config) or {}
-    values = (
-        read(reference, "tie_word_embeddings"),
-        read(text, "tie_word_embeddings"),
-        config.get("tie_word_embeddings", MISSING),
-        inner.get("tie_word_embeddings", MISSING),
-    )
-    return bool(next((value for value in values if value is not MISSING), False))
 
 
 def _derived(derive: rules.Derive, view: ConfigSection, name: str) -> Any:
@@ -370,18 +308,6 @@ def _derived(derive: rules.Derive, view: ConfigSection, name: str) -> Any:
         if view.reference is not None:
             raise
         raise ConfigRefused(f"mlx-lm needs {name}, and the config does not say enough to derive it") from error
-
-
-_FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
-
-
-def _untag(value: Any) -> Any:
-    """Return a deep copy of `value` with the floats that JSON cannot hold."""
-    if isinstance(value, Mapping):
-        if set(value) == {"__float__"}:
-            return _FLOATS[value["__float__"]]
-        return {key: _untag(item) for key, item in value.items()}
-    return [_untag(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _plain(value: Any) -> Any:

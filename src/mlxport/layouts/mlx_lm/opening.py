@@ -19,10 +19,11 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map_with_path
 
-from mlxport.errors import ConfigError, MlxportError, UnsupportedError
+from mlxport.errors import ConfigError, MlxportError, UnsupportedError, WeightsError
 from mlxport.layouts.conversion import DTYPES, ModelSource, TracedModel, empty, make_conversion
 from mlxport.layouts.foreign_parts import refuse_adapters, refuse_heads
 from mlxport.layouts.left_out import absent_towers, without
+from mlxport.layouts.mlx_lm.architecture import text_model_alone
 from mlxport.layouts.mlx_lm.config_view import text_section
 from mlxport.layouts.mlx_lm.normalize import ConfigRefused, NormalizedConfig, normalize_config
 from mlxport.layouts.mlx_lm.output_heads import is_head, refuse_other_heads
@@ -32,7 +33,7 @@ from mlxport.layouts.mlx_lm.stored_buffers import is_buffer, stored_rope_note
 from mlxport.layouts.mlx_lm.tensor_checks import NamesDiffer, check_dtypes, check_names, check_shapes
 from mlxport.layouts.mlx_lm.unsaid_sizes import null_fields, unsaid_sizes
 from mlxport.layouts.mlx_lm.weight_repairs import ignored_weights, prepare_weights
-from mlxport.layouts.name_changes import NameChange, likely_changes
+from mlxport.layouts.name_changes import NameChange, PartNames, likely_changes, likely_parts
 from mlxport.layouts.quantizing import Built, count_parameters, quantize
 from mlxport.progress import listed
 from mlxport.quant import QuantRequest
@@ -99,6 +100,8 @@ def open_model(
     where = f"{checkpoint.location}/config.json"
     method, normalized = _source_method(checkpoint.config, where), _normalized(checkpoint.config, where)
     opening = _Opening(checkpoint, dtype, strict, headers_only or shapes_only, shapes_only, method, normalized)
+    if normalized.text_part:
+        return _text_part(opening)
     try:
         return opening.traced()
     except (NamesDiffer, NotLoaded) as error:
@@ -120,6 +123,39 @@ def _under_other_names(opening: _Opening, error: NamesDiffer | NotLoaded) -> Tra
         except NotLoaded:
             continue
     raise nearest
+
+
+def _text_part(opening: _Opening) -> TracedModel:
+    """The text model of a checkpoint that mlx-lm has no code for; else the error of the likeliest place."""
+    checkpoint, nearest = opening.checkpoint, None
+    with opening.blamed():
+        places = _places(checkpoint, opening.normalized)
+    for change in places:
+        try:
+            return replace(opening, change=change).traced()
+        except (NamesDiffer, NotLoaded) as error:
+            nearest = nearest or error
+    where, kind = ".".join(opening.normalized.text_part), opening.normalized.config["model_type"]
+    raise nearest or WeightsError(
+        f"{checkpoint.location} holds no tensors of the text model ({kind}) that {where} in config.json describes",
+        hint="config.json belongs to another model: get both from the same place",
+    )
+
+
+def text_part(checkpoint: Checkpoint) -> Checkpoint:
+    """The text model of a checkpoint as one of its own, under the names that its tensors have; itself otherwise."""
+    own = text_model_alone(checkpoint.config)
+    if own is None:
+        return checkpoint
+    places = _places(checkpoint, _normalized(own, f"{checkpoint.location}/config.json"))
+    names = dict(zip(checkpoint.tensors, checkpoint.tensors, strict=True))
+    held = set(places[0].renamed(names).values()) if places else set(names)
+    tensors = {name: ref for name, ref in checkpoint.tensors.items() if name in held}
+    return replace(checkpoint, config=own, tensors=tensors, text_part=True)
+
+
+def _places(checkpoint: Checkpoint, normalized: NormalizedConfig) -> list[PartNames]:
+    return likely_parts(checkpoint.tensors, _parameter_names(normalized.config), is_head)
 
 
 def _parameter_names(config: Mapping[str, Any]) -> list[str]:
@@ -147,7 +183,7 @@ class _Opening:
     shapes_only: bool
     method: str
     normalized: NormalizedConfig
-    change: NameChange | None = None
+    change: NameChange | PartNames | None = None
 
     def traced(self) -> TracedModel:
         """The model, run once on placeholders."""
@@ -176,7 +212,7 @@ class _Opening:
 
     def _notes(self, program: Program) -> tuple[str, ...]:
         """What was changed, and what is odd in the checkpoint."""
-        changed = [str(self.change)] if self.change else []
+        changed = [str(self.change)] if self.change is not None and str(self.change) else []
         tensors, config = self.checkpoint.tensors, self.normalized.config
         rope = [] if self.headers_only else stored_rope_note(tensors, program.unused(), config)
         return (*changed, *self.normalized.changes, *self.normalized.warnings, *rope)
@@ -194,7 +230,7 @@ class _Opening:
         return run
 
     def _renamed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return dict(tensors) if self.change is None else {self.change(name): item for name, item in tensors.items()}
+        return dict(tensors) if self.change is None else self.change.renamed(tensors)
 
     @contextlib.contextmanager
     def blamed(self) -> Iterator[None]:

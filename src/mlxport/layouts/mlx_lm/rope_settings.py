@@ -13,7 +13,6 @@ from mlxport.layouts.mlx_lm.config_view import ConfigSection
 from mlxport.layouts.mlx_lm.layer_kinds import all_slide
 
 _LOCAL = "sliding_attention"
-ROPE_FIELDS = ("rope_theta", "rope_scaling", "partial_rotary_factor", "rope_parameters", "rope_local_base_freq")
 
 
 REFUSED = "mlxport refuses rather than write a model that computes something else"

@@ -1,4 +1,8 @@
-"""Text models that transformers saves by themselves and mlx-lm knows as a part of another model only."""
+"""Text models and the models that they are a part of: mlx-lm has code for one of the two, or for both.
+
+Some transformers saves by themselves and mlx-lm knows as a part of another model only. Others are a part of a model
+that mlx-lm has no code for while it has for the text model, which is then what can be converted of it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,9 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-__all__ = ["as_inner_model", "composite_of"]
+from mlxport.model_config import ModelConfig
+
+__all__ = ["as_inner_model", "as_own_model", "composite_of"]
 
 # What mlx-lm and transformers look for at the root, whatever the text part says.
 _WHOLE: Final = (
@@ -34,6 +40,22 @@ def as_inner_model(config: Mapping[str, Any], whole: str) -> dict[str, Any]:
     inner = {key: copy.deepcopy(value) for key, value in config.items() if key not in _QUANTIZATION}
     outer = {key: copy.deepcopy(config[key]) for key in _WHOLE if key in config}
     return {"model_type": whole, **outer, "text_config": inner}
+
+
+def as_own_model(config: Mapping[str, Any], kind: str | None, tied: bool) -> dict[str, Any]:
+    """The config of the text part of a model, as that of a language model.
+
+    Args:
+        config: Of the whole model.
+        kind: The text model's type where the config does not say, None where nobody does.
+        tied: Whether the output shares the embeddings, which the whole model decides.
+    """
+    model = ModelConfig(config)
+    own = {key: copy.deepcopy(value) for key, value in model.text.items() if key not in _QUANTIZATION}
+    outer = {key: copy.deepcopy(model.first(key)) for key in _WHOLE if key != "architectures"}
+    if not isinstance(own.get("model_type"), str):
+        own["model_type"] = kind
+    return {**own, **{key: value for key, value in outer.items() if value is not None}, "tie_word_embeddings": tied}
 
 
 def _text_type(model_type: str) -> str | None:

@@ -96,7 +96,7 @@ def _of_transformers(text: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mappin
 
 def _of_mlx_lm(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The defaults of the arguments of mlx-lm's model of a config."""
-    from mlxport.layouts.mlx_lm.normalize import mlx_lm_architecture
+    from mlxport.layouts.mlx_lm.architecture import mlx_lm_architecture
 
     module = importlib.import_module(f"mlx_lm.models.{mlx_lm_architecture(config)}")
     return {name: field.default for name, field in inspect.signature(module.ModelArgs).parameters.items()}
