@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mlxport.output.blocks import Findings
     from mlxport.parity import ParityReport
     from mlxport.parity.overflow import Activations
-    from mlxport.parity.port_parity import PortParity
+    from mlxport.parity.port_report import PortParity
     from mlxport.quality.quality_report import QualityReport
 
 MARGIN_BYTES = 16 << 20  # configs, card, record, headers

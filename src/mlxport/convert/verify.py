@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mlxport.layouts.conversion import Conversion
     from mlxport.layouts.generated.weights_trace import GeneratedConversion
     from mlxport.parity import ParityReport
-    from mlxport.parity.port_parity import PortParity
+    from mlxport.parity.port_report import PortParity
 
 __all__ = ["Verified", "Verifying", "verify", "verify_written"]
 

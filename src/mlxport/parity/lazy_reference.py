@@ -83,6 +83,10 @@ class LazyWeight(torch.Tensor):  # type: ignore[misc]
         weight.source = source
         return weight
 
+    def __deepcopy__(self, memo: Any) -> LazyWeight:
+        """Itself: nothing writes it, so that copies of a model share it."""
+        return self
+
     @classmethod
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -147,7 +151,10 @@ _STREAMED: Mapping[Any, Callable[..., Any]] = {
     torch.Tensor.__getitem__: _getitem,
 }
 _METADATA = frozenset(
-    [getattr(torch.Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "requires_grad", "is_meta")]
+    [
+        getattr(torch.Tensor, name).__get__
+        for name in ("shape", "dtype", "device", "ndim", "requires_grad", "is_meta", "is_leaf")
+    ]
     + [torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel, torch.Tensor.is_floating_point]
     + [torch.Tensor.__repr__, torch.Tensor.element_size]
 )

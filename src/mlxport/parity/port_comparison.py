@@ -10,12 +10,13 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxport.graph.capture.examples import Example, other_sizes
-from mlxport.layouts.generated.reference_module import in_float32
+from mlxport.layouts.generated.reference_module import copied, in_float32
 from mlxport.layouts.generated.weights_trace import GeneratedConversion
 from mlxport.parity.lazy_reference import lazy_parameters
 from mlxport.parity.plain_ports import plain_ports
 from mlxport.parity.port_bisect import first_divergence
-from mlxport.parity.port_parity import PortParity, verify_port
+from mlxport.parity.port_parity import verify_port
+from mlxport.parity.port_report import PortParity
 
 __all__ = ["compare_port"]
 
@@ -51,7 +52,7 @@ def compare_port(
         others=lambda: other_sizes(conversion.port.captured),
         on_outputs=on_outputs,
     )
-    if report.passed or (report.weights is not None and not report.weights.passed):
+    if not report.first_call_differs or (report.weights is not None and not report.weights.passed):
         return report  # a wrong packed weight is named already
     followed = model if plain is None else plain.original
     divergence = first_divergence(followed, fresh(), example, dtype=dtype, expected=conversion.unquantized())
@@ -63,5 +64,5 @@ def _reference(conversion: GeneratedConversion) -> Callable[[], Any]:
     original = conversion.original()
     if conversion.weights_of is not None:
         lazy = lazy_parameters(original, conversion.weights_of)
-        return lambda: lazy
+        return lambda: copied(lazy)
     return lambda: in_float32(original, conversion.example, conversion.port.captured.written())

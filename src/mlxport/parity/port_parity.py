@@ -3,12 +3,16 @@
 Of a quantized port, what differs from the original may be noise. That it is right is shown in three steps instead: the
 port with the original's weights computes what the original computes; the packed weights are the original's, within what
 their bits allow; the quantized port computes what it does with the values that they stand for.
+
+Where a call of the original changes what it holds, later calls are compared too, each on what the one before has left.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,150 +23,20 @@ import torch
 from mlxport.graph.capture.examples import Example
 from mlxport.graph.write.port_weights import from_torch
 from mlxport.layouts.generated.random_states import random_states_kept
-from mlxport.parity.parity_report import Divergence, WeightCheck
+from mlxport.parity.held_state import StateChange
 from mlxport.parity.plain_ports import PlainPorts, computing_in_float32
-from mlxport.parity.port_calls import CallResult, call_original, call_port
+from mlxport.parity.port_calls import CallResult, OriginalCalls, call_original, call_port, state_kept
+from mlxport.parity.port_report import NOTHING, OutputComparison, PortParity
 from mlxport.quant.tolerances import PORTED, PORTED_COSINE
 from mlxport.transform.cpu_experts import half_precision_experts, remarked
 
-__all__ = ["DEQUANTIZED", "ORIGINAL_WEIGHTS", "OutputComparison", "PortParity", "compare", "verify_port"]
+__all__ = ["DEQUANTIZED", "ORIGINAL_WEIGHTS", "compare", "verify_port"]
 
 Array = TypeVar("Array")
 
 ORIGINAL_WEIGHTS = "the same port with the original's weights vs the original"
 DEQUANTIZED = "output vs the same port on dequantized weights"
-_NOTHING = "the original gives nothing but NaN, so nothing was compared"
 _SMALLEST = 1e-6  # scale of an output below which its numbers are taken for rounding
-
-
-@dataclass(frozen=True)
-class OutputComparison:
-    """One output of one call.
-
-    Attributes:
-        inputs: Name of the input set.
-        name: Place of the output in what the module returns.
-        shape: Its shape.
-        max_abs: Largest absolute difference.
-        relative: The same over the reference's largest absolute value.
-        rms: RMS of the difference over RMS of the reference.
-        cosine: Cosine of the two, flattened.
-        passed: Whether the bound holds.
-        failure: What does not hold.
-        compared: What was compared with what, where it is not the output with the original's.
-        warning: What is less than its bits let expect, where that is no fault.
-    """
-
-    inputs: str
-    name: str
-    shape: tuple[int, ...]
-    max_abs: float
-    relative: float
-    rms: float
-    cosine: float
-    passed: bool
-    failure: str = ""
-    compared: str = ""
-    warning: str = ""
-
-    @property
-    def title(self) -> str:
-        """What was compared, of which output."""
-        return f"{self.compared}{': ' if self.compared else ''}{self.inputs}, {self.name}"
-
-    def summary(self) -> str:
-        """One line for a terminal."""
-        verdict = "FAILED" if not self.passed else f"warning: {self.warning}" if self.warning else "ok"
-        figures = f"max {self.max_abs:.2e} ({self.relative:.1e} of the scale), cosine {self.cosine:.7f}"
-        return f"{self.title} {list(self.shape)}: {figures}, {verdict}"
-
-
-@dataclass(frozen=True)
-class PortParity:
-    """The verification of a port.
-
-    Attributes:
-        dtype: Main floating dtype of the port.
-        bits: Fewest bits of a quantized module, None when nothing is quantized.
-        comparisons: Every output of every input set; of a quantized port also the worst of each exact comparison.
-        divergence: Where a failing port goes wrong.
-        notes: What was not covered, and why.
-        mode: Distinguishes it from the other reports.
-        problems: What is wrong besides values: a call that raises, stored weights that are not the original's.
-        weights: Packed weights against the original's, None when nothing is quantized.
-    """
-
-    dtype: str
-    bits: int | None
-    comparisons: tuple[OutputComparison, ...]
-    divergence: Divergence | None = None
-    notes: tuple[str, ...] = ()
-    mode: str = "ported"
-    problems: tuple[str, ...] = ()
-    weights: WeightCheck | None = None
-
-    @property
-    def passed(self) -> bool:
-        """Whether everything is within its bound."""
-        weights = self.weights is None or self.weights.passed
-        return weights and all(item.passed for item in self.comparisons) and not self.problems
-
-    @property
-    def nothing_compared(self) -> bool:
-        """Whether it failed, and only since the original gives no number to compare with."""
-        failed = [item for item in self.comparisons if not item.passed]
-        if self.problems or not (self.weights is None or self.weights.passed):
-            return False
-        return bool(failed) and all(item.failure == _NOTHING for item in failed)
-
-    @property
-    def hint(self) -> str:
-        """What to do about a failure; empty where it is a fault of the port."""
-        return "give an example for which the original computes numbers" if self.nothing_compared else ""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values only, for the record; figures that are not finite become null."""
-        rows = [
-            {
-                key: (value if not isinstance(value, float) or math.isfinite(value) else None)
-                for key, value in vars(item).items()
-            }
-            for item in self.comparisons
-        ]
-        return {
-            "mode": self.mode,
-            "dtype": self.dtype,
-            "bits": self.bits,
-            "passed": self.passed,
-            "comparisons": rows,
-            "divergence": self.divergence.to_json() if self.divergence else None,
-            "notes": list(self.notes),
-            "problems": list(self.problems),
-            "weights": self.weights.to_json() if self.weights else None,
-        }
-
-    def summary(self) -> str:
-        """Lines for a terminal."""
-        lines = [item.summary() for item in self.comparisons]
-        if self.weights is not None:
-            lines.append(self.weights.summary())
-        if self.divergence is not None:
-            lines.append(self.divergence.summary())
-        lines += [f"wrong: {line}" for line in self.problems]
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
-
-    def failure_message(self) -> str:
-        """What is wrong, for the error's message; empty when the output passed."""
-        if self.passed:
-            return ""
-        failures = [f"{c.title}: {c.failure}" for c in self.comparisons if not c.passed]
-        failures += self.weights.failures if self.weights is not None else ()
-        wrong = "does not compute what the original computes"
-        first = f"the port {'is not verified' if self.nothing_compared else wrong}"
-        lines = [first, *failures[:8], *self.problems]
-        if self.divergence is not None:
-            lines.append(self.divergence.summary())
-        return "\n  ".join(lines)
 
 
 class Figures(NamedTuple):
@@ -201,7 +75,7 @@ def _compared(ours: mx.array, reference: mx.array, dtype: str, bits: int | None)
     if reference.size == 0:
         return Figures(0.0, 0.0, 0.0, 1.0)
     if bool(mx.isnan(reference).all()):
-        return Figures.none(_NOTHING)
+        return Figures.none(NOTHING)
     if not floating:
         differing = int((ours.astype(reference.dtype) != reference).sum())
         if not differing:
@@ -258,7 +132,7 @@ def _weak(wanted: torch.Tensor) -> list[str]:
 
 def verify_port(
     ported: nn.Module,
-    fresh: Callable[[], Callable[..., Any]],
+    fresh: Callable[[], torch.nn.Module],
     examples: Sequence[Example],
     *,
     dtype: str,
@@ -281,32 +155,32 @@ def verify_port(
     """
     half_precision_experts()
     run = _Run(ported, dtype, bits, plain, on_outputs)
-    refused: list[str] = []
     remarks: list[str] = []
     with remarked(remarks.append), random_states_kept():
         for example in examples:
-            run.compare(example, call_original(fresh, example))
-        for candidate in others() if others is not None else ():
-            try:
-                wanted = call_original(fresh, candidate)
-            except Exception as error:  # the original's own limits on its inputs, in its own words
-                refused.append(f"{candidate.name} not compared: the original raises {type(error).__name__}")
-                continue
-            if any(map(_only_nan, wanted.outputs.values())):
-                refused.append(f"{candidate.name} not compared: the original gives nothing but NaN")
-                continue
-            run.compare(candidate, wanted)
-            refused.clear()
-            break
-    notes = [*run.notes, *refused, *remarks]
+            run.compare(call_original(fresh, example, _later(example, "again", "a third time")))
+        run.compare_first(fresh, others() if others is not None else (), _later(examples[0], "after other inputs"))
+        unsteady = run.first_differs and _unsteady(fresh, examples[0])
     return PortParity(
         dtype,
         bits,
         (*run.rows, *(_worst(rows) for rows in run.exact.values())),
-        notes=tuple(dict.fromkeys(notes)),
+        notes=tuple(dict.fromkeys([*run.notes, *remarks])),
         problems=tuple(run.problems),
         weights=plain.weights if plain is not None else None,
+        stale=None if run.first_differs else run.stale,
+        unsteady=unsteady,
     )
+
+
+def _later(example: Example, *names: str) -> list[Example]:
+    return [replace(example, name=f"{example.name} {name}") for name in names]
+
+
+def _unsteady(fresh: Callable[[], torch.nn.Module], example: Example) -> bool:
+    """Whether the original gives something else when it is made and called anew."""
+    once, anew = (call_original(fresh, example).first.outputs for _ in range(2))
+    return any(not torch.allclose(once[name], anew[name], equal_nan=True) for name in once)
 
 
 @dataclass
@@ -322,9 +196,51 @@ class _Run:
     exact: dict[str, list[OutputComparison]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    stale: StateChange | None = None
+    first_differs: bool = False
 
-    def compare(self, example: Example, wanted: CallResult[torch.Tensor]) -> None:
-        """Run the port on an example and compare what it gives."""
+    @property
+    def failed(self) -> int:
+        """How much of what was compared differs."""
+        rows = itertools.chain(self.rows, *self.exact.values())
+        return len(self.problems) + sum(not row.passed for row in rows)
+
+    def compare_first(
+        self, fresh: Callable[[], torch.nn.Module], candidates: Iterable[Example], later: Sequence[Example]
+    ) -> None:
+        """Compare the first of some inputs that the original takes."""
+        refused: list[str] = []
+        for candidate in candidates:
+            try:
+                wanted = call_original(fresh, candidate, later)
+            except Exception as error:  # the original's own limits on its inputs, in its own words
+                refused.append(f"{candidate.name} not compared: the original raises {type(error).__name__}")
+                continue
+            if wanted.first.has_only_nan:
+                refused.append(f"{candidate.name} not compared: the original gives nothing but NaN")
+                continue
+            self.compare(wanted)
+            refused = [note for note in refused if not note.startswith(candidate.name)]
+            break
+        self.notes += refused
+
+    def compare(self, wanted: OriginalCalls) -> None:
+        """Run the port as the original was run, and compare what each call gives."""
+        before = self.failed
+        with ExitStack() as kept:
+            for port in (self.ported, self.plain and self.plain.original):
+                kept.enter_context(state_kept(port) if port is not None else nullcontext())
+            for number, (example, result) in enumerate(wanted.calls):
+                self._compare_call(example, result)
+                if self.failed > before:  # what follows from a difference differs too
+                    self.first_differs |= not number
+                    self.stale = self.stale or wanted.change
+                    break
+        self.notes += filter(None, [wanted.note])
+        if self.plain is not None:
+            self._compare_dequantized(self.plain.dequantized, *wanted.calls[0])
+
+    def _compare_call(self, example: Example, wanted: CallResult[torch.Tensor]) -> None:
         if not wanted.outputs and not wanted.written:
             self.problems.append(f"{example.name}: the original returns no tensor, so nothing was compared")
             return
@@ -344,18 +260,18 @@ class _Run:
             self.notes.extend(f"{example.name}, {name}: the original gives {weak}" for weak in _weak(expected))
         theirs = _in_mlx(wanted)
         self.rows += self._compared(example, ours, theirs, self.bits)
-        if self.plain is not None and original is not None:
+        if original is not None:
             rows = self._compared(example, original, theirs, None, ORIGINAL_WEIGHTS)
             self.exact.setdefault(ORIGINAL_WEIGHTS, []).extend(rows)
-            self._compare_dequantized(self.plain.dequantized, example, wanted.written)
 
-    def _compare_dequantized(self, dequantized: nn.Module, example: Example, written: Mapping[int, Any]) -> None:
+    def _compare_dequantized(self, dequantized: nn.Module, example: Example, wanted: CallResult[torch.Tensor]) -> None:
         """The packed weights and the values that they stand for give the same, both in float32."""
         given = example.copied(torch.float32)
         try:
-            with computing_in_float32(self.ported) as ported:
-                ours = call_port(ported, given, written)
-            theirs = call_port(dequantized, given, written)
+            with state_kept(self.ported), computing_in_float32(self.ported) as ported:
+                ours = call_port(ported, given, wanted.written)
+            with state_kept(dequantized):
+                theirs = call_port(dequantized, given, wanted.written)
         except Exception as error:  # in its own dtype it has run, and is compared with the original
             said = f"{type(error).__name__}: {error}"
             self.notes.append(f"{example.name}: not compared with dequantized weights, in float32 it raises {said}")
@@ -390,10 +306,6 @@ def _worst(rows: Sequence[OutputComparison]) -> OutputComparison:
     """The row of those of one exact comparison that says most."""
     worst = max(rows, key=lambda row: (not row.passed, row.relative))
     return replace(worst, compared=f"{worst.compared} (worst of {len(rows)})")
-
-
-def _only_nan(tensor: torch.Tensor) -> bool:
-    return tensor.numel() > 0 and bool(torch.isnan(tensor).all())
 
 
 def _pairs(ours: CallResult[mx.array], theirs: CallResult[Array]) -> Iterator[tuple[str, mx.array, Array]]:

@@ -12,7 +12,7 @@ from mlxport.cli.show.console import standard_console
 
 if TYPE_CHECKING:
     from mlxport.parity import ParityReport
-    from mlxport.parity.port_parity import PortParity
+    from mlxport.parity.port_report import PortParity
 
 __all__ = ["show_any_parity", "show_parity"]
 

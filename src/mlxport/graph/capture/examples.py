@@ -135,11 +135,11 @@ def output_arrays(value: Any) -> dict[str, mx.array]:
 
 
 def other_sizes(captured: Captured) -> Iterator[Example]:
-    """Inputs of other sizes and values, one candidate after the other; of the same sizes where none is dynamic."""
+    """Inputs of other sizes and values, one candidate after the other; at last of the example's own sizes."""
     symbols = _symbols(captured)
     rules = size_rules(captured, list(symbols))
     generator = torch.Generator().manual_seed(1)
-    for change in _CHANGES if symbols else (None,):
+    for change in (*(_CHANGES if symbols else ()), None):
         sizes = {symbol: rules[symbol].nearest(change(size)) for symbol, size in symbols.items()} if change else {}
         shapes = _shapes(captured, sizes)
         if shapes is None:
