@@ -24,7 +24,7 @@ import contextlib
 import errno
 from collections.abc import Iterator
 
-from mlxport.printable import printable
+from mlxport.printable import printable, words
 
 __all__ = [
     "ConfigError",
@@ -136,7 +136,7 @@ def system_error(error: BaseException, where: object = "") -> MlxportError | Non
         return None
     if isinstance(error, OSError):
         return _refused(error, error.filename or where or "a file")
-    text = str(error)
+    text = words(error)
     if isinstance(error, MemoryError) or "bad_alloc" in text or "nable to allocate" in text:
         return MlxportError("there is not enough memory", hint="close other programs, or raise the limit (ulimit -v)")
     if "not allowed to raise maximum limit" in text:  # mlx_lm/utils.py does so when it is imported

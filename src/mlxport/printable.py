@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import IO
 
-__all__ = ["printable", "write_generated"]
+__all__ = ["printable", "words", "write_generated"]
 
 _LINE, _WHOLE = 1_000, 8_000
 _KEPT = "\n\t"
@@ -26,6 +26,14 @@ def printable(text: str, *, line: int = _LINE, whole: int = _WHOLE) -> str:
     if text.isprintable() and len(text) <= line:
         return text
     return "\n".join(_shortened(_spelled(one), line) for one in text.split("\n"))
+
+
+def words(error: BaseException) -> str:
+    """What an exception says; one of a user's own class may fail to say it."""
+    try:
+        return str(error)
+    except Exception as failure:
+        return f"(its __str__ raises {type(failure).__name__})"
 
 
 def write_generated(text: str, out: IO[str]) -> None:

@@ -21,6 +21,12 @@ def net():
 """
 
 
+MUTE = """
+class Mute(Exception):
+    def __str__(self): raise KeyError
+"""
+
+
 @pytest.fixture
 def file(tmp_path):
     def write(text, name="given.py", before=NET):
@@ -50,6 +56,25 @@ def file(tmp_path):
         ("def make(): return net(), {'nothing': x}", "do not fit"),
         ("def make(): return net(), {1: x}", "1 for a name"),
         ("def make(): return net, x", "expected a torch.nn.Module, got function"),
+        ("class Own(BaseException): ...\ndef make(): raise Own('mine')", "make raises Own: mine"),
+        ("class Own(BaseException): ...\nraise Own('mine')", "does not run: Own: mine"),
+        ("def make(): raise GeneratorExit", "make raises GeneratorExit"),
+        (f"{MUTE}def make(): raise Mute", "make raises Mute: (its __str__ raises KeyError)"),
+        (f"{MUTE}raise Mute", "does not run: Mute: (its __str__ raises KeyError)"),
+        (
+            f"{MUTE}class M(nn.Module):\n    def forward(self, x): raise Mute\ndef make(): return M(), x",
+            "cannot capture M: KeyError",
+        ),
+        (
+            "class Own(BaseException): ...\nclass M(nn.Module):\n    def forward(self, x): raise Own\n"
+            "def make(): return M(), x",
+            "cannot capture M: Own",
+        ),
+        ("async def make(): return net(), x", "make returns a coroutine (async def), expected (module, args)"),
+        ("async def other(): return net(), x\nmake = lambda: other()", "make returns a coroutine (async def)"),
+        ("def make(size, *, kind): return net(), x", "make needs arguments (size, kind), a factory takes none"),
+        ("class make(nn.Module):\n    def forward(self, x): return x", "no function make: it is a class, expected"),
+        ("make = net()", "no function make: it is a module, expected"),
     ],
 )
 def test_errors(text, said, file, tmp_path):
@@ -146,6 +171,31 @@ def test_a_file_without_a_factory(file, tmp_path, mlxport):
         result = mlxport("port", given, tmp_path / "out")
         assert result.code == 2 and "is not of the form FILE.py:FACTORY" in result.err
         assert f"{path}:net or {path}:make or {path}:other" in result.err and "train" not in result.err
+
+
+def test_only_what_could_be_a_factory_is_named(file):
+    path = file(
+        "import functools\nfrom torch.nn.functional import relu\n"
+        "class Model(nn.Module):\n    def __init__(self, size=4): super().__init__()\n"
+        "class Failure(Exception): ...\n"
+        "class Makes:\n    def __call__(self): return net(), x\n"
+        "def make(size=4): return net(), x\ndef train(epochs): ...\nasync def serve(): ...\n"
+        "def keyed(*, size): ...\nmakes = Makes()\nshort = lambda: (net(), x)\nmodel = Model()\nlimit = 3\n"
+    )
+    for given in ("absent", "limit", "Model", "model"):
+        with pytest.raises(MlxportError, match=f"{path} has no function {given}") as caught:
+            load_factory(f"{path}:{given}")
+        assert caught.value.hint == "give one of net, make, makes, short"
+    with pytest.raises(MlxportError) as caught:
+        load_factory(str(path))
+    assert caught.value.hint.endswith(f": {path}:net or {path}:make")
+
+
+def test_the_hint_of_a_file_of_classes(tmp_path):
+    (tmp_path / "model.py").write_text("from torch import nn\nclass Tiny(nn.Module): ...\n")
+    with pytest.raises(MlxportError) as caught:
+        load_factory(f"{tmp_path / 'model.py'}:Tiny")
+    assert "def make(): return Tiny(), (torch.randn(1, 3),)" in caught.value.hint
 
 
 def test_packed_sequences_are_named(file, tmp_path):

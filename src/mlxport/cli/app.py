@@ -25,7 +25,7 @@ from mlxport.cli.json_output import (
 )
 from mlxport.convert.options import ConvertOptions
 from mlxport.errors import DiskError, Interrupted, MlxportError, UsageError, system_error
-from mlxport.printable import printable
+from mlxport.printable import printable, words
 
 app = typer.Typer(
     name="mlxport",
@@ -144,6 +144,6 @@ def _explained(error: Exception) -> MlxportError:
         known = DiskError(message, hint="send its output elsewhere")
     if known is None:
         hint = "this is a bug in mlxport; run again with -v and report what it prints"
-        known = MlxportError(f"{type(error).__name__}: {error}", hint=hint)
+        known = MlxportError(f"{type(error).__name__}: {words(error)}", hint=hint)
     known.__cause__ = error
     return known

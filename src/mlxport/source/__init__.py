@@ -2,7 +2,7 @@
 
 Nothing here trusts what it reads, and nothing heavy is imported until it is needed.
 
-Imports: config_values, errors, types, model_config.
+Imports: config_values, errors, printable, types, model_config.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxport.errors import ConfigError, MlxportError, TokenizerError, UsageError
+from mlxport.printable import words
 from mlxport.source.bounded_rendering import EndlessTemplate, bounded
 from mlxport.source.jsonfile import read_object
 
@@ -63,7 +64,7 @@ _MARKS: Mapping[str, str] = {
 
 def reason(error: BaseException) -> str:
     """What an exception of others says, in one line."""
-    lines = str(error).strip().splitlines()
+    lines = words(error).strip().splitlines()
     said = lines[0] if lines and len(lines[0]) <= 300 else f"{lines[0][:300]} …" if lines else ""
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 

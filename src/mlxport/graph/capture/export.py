@@ -26,6 +26,7 @@ from mlxport.graph.capture.stores import add_stores
 from mlxport.graph.capture.wrapped_root import Inside, bring_out, hides_members
 from mlxport.graph.lower import ops as _ops  # noqa: F401  (fills the table)
 from mlxport.graph.lower.registry import LOWERINGS
+from mlxport.printable import words
 
 __all__ = ["CaptureError", "capture", "decompose", "export", "lowered_decompositions"]
 
@@ -170,7 +171,9 @@ def capture(
             try:
                 program = export(exported, args, kwargs, shapes)
                 break
-            except (Exception, SystemExit) as error:  # the user's code: whatever it raises is about that code
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # the user's code: whatever it raises is about that code
                 problem = problem or error
         else:
             assert problem is not None
@@ -202,7 +205,7 @@ def _distinct(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any,
 
 
 def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in words(error).splitlines() if line.strip()]
     text = f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith((*_LIBRARY, "<"))]
@@ -215,7 +218,7 @@ def _hint(error: BaseException) -> str:
             "packed sequences (pack_padded_sequence) depend on the values of the lengths, which no export can follow; "
             "give the recurrent layer the padded batch, and mask what lies beyond each length"
         )
-    if "DataDependent" in type(error).__name__ or "data-dependent" in str(error):
+    if "DataDependent" in type(error).__name__ or "data-dependent" in words(error):
         return "its control flow depends on values; use torch.where or torch.cond there, or port the part around it"
     return "see https://docs.pytorch.org/docs/stable/export.html for what can be captured; -v shows where it stops"
 

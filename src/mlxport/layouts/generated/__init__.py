@@ -1,4 +1,4 @@
 """The layout that brings MLX source of its own, written from the PyTorch model.
 
-Imports: errors, types, source, quant, transform, layouts, graph.
+Imports: errors, printable, types, source, quant, transform, layouts, graph.
 """

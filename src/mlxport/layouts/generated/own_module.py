@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+import inspect
 import re
 import sys
 import types
@@ -23,11 +24,13 @@ from mlxport.layouts.generated.emitting import emit
 from mlxport.layouts.generated.held_tensors import held_checkpoint
 from mlxport.layouts.generated.reference_module import copied, hollow_copy, main_dtype
 from mlxport.layouts.generated.weights_trace import TORCH_DTYPES, GeneratedConversion, assemble
+from mlxport.printable import words
 from mlxport.types import Checkpoint
 
 __all__ = ["Factory", "is_factory", "load_factory", "open_module"]
 
 Factory = Callable[[], Any]
+_NO_FACTORY = (type, torch.nn.Module)  # can be called, but give no example inputs
 _MOST_AXES = 8  # of a tensor that is read by rows
 
 
@@ -53,10 +56,11 @@ def load_factory(spec: str) -> Factory:
         raise SourceError(f"{path}: no such file", hint="FILE.py holds the function that returns the module")
     module = _run(path)
     factory = getattr(module, name, None)
-    if not callable(factory):
-        found = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+    if not callable(factory) or isinstance(factory, _NO_FACTORY):
+        found = [key for key, value in vars(module).items() if _could_be_factory(value, module.__name__)]
         raise UsageError(
-            f"{path} has no function {name}", hint=f"it has {', '.join(found[:8])}" if found else "it defines none"
+            f"{path} has no function {name}{_instead(factory)}",
+            hint=f"give one of {', '.join(found[:8])}" if found else _an_example(factory),
         )
 
     @functools.wraps(factory)
@@ -65,6 +69,35 @@ def load_factory(spec: str) -> Factory:
             return factory()
 
     return made
+
+
+def _could_be_factory(value: Any, file: str) -> bool:
+    """Whether it is of the user's file, and can be called without arguments."""
+    if not callable(value) or isinstance(value, _NO_FACTORY) or inspect.iscoroutinefunction(value):
+        return False
+    return getattr(value, "__module__", "") == file and not _needed(value)
+
+
+def _needed(function: Callable[..., Any]) -> str:
+    """The parameters that a call without arguments lacks; empty if there are none, or where it is not told."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return ""
+    free = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return ", ".join(p.name for p in parameters if p.default is p.empty and p.kind not in free)
+
+
+def _instead(named: Any) -> str:
+    if not isinstance(named, _NO_FACTORY):
+        return ""
+    kind = "a class" if isinstance(named, type) else "a module"
+    return f": it is {kind}, expected a function that returns (module, example inputs)"
+
+
+def _an_example(named: Any) -> str:
+    made = f"{named.__name__}()" if isinstance(named, type) else "Model()"
+    return f"write one into the file: def make(): return {made}, (torch.randn(1, 3),)"
 
 
 def _form_hint(path: Path) -> str:
@@ -77,8 +110,13 @@ def _form_hint(path: Path) -> str:
     except (SyntaxError, ValueError):
         return expected
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
-    found = [node.name for node in functions if len(node.args.args) == len(node.args.defaults)]
+    found = [node.name for node in functions if _takes_nothing(node.args)]
     return f"{expected}: {' or '.join(f'{path}:{name}' for name in found[:4])}" if found else expected
+
+
+def _takes_nothing(given: ast.arguments) -> bool:
+    positional = len(given.posonlyargs) + len(given.args)
+    return positional == len(given.defaults) and None not in given.kw_defaults
 
 
 def _run(path: Path) -> types.ModuleType:
@@ -91,7 +129,9 @@ def _run(path: Path) -> types.ModuleType:
     try:
         with _beside(path):
             spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # the user's file: whatever it raises is about that file
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the user's file: whatever it raises is about that file
         hint = "run it with python to see where (or add -v)"
         raise SourceError(f"{path} does not run: {_told(error)}", hint=hint) from error
     return module
@@ -115,16 +155,29 @@ def _told(error: BaseException) -> str:
     """What the user's code raised, in one line."""
     if isinstance(error, SystemExit):
         return f"it calls sys.exit({'' if error.code is None else repr(error.code)})"
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {words(error)}"
 
 
 def _made(factory: Factory, what: str) -> tuple[torch.nn.Module, Example]:
+    if needed := _needed(factory):
+        raise UsageError(
+            f"{what} needs arguments ({needed}), a factory takes none",
+            hint="give them defaults, or write a function without arguments that calls it",
+        )
     try:
         made = factory()
-    except (Exception, SystemExit) as error:  # the user's function
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the user's function
         said = _told(error) if isinstance(error, SystemExit) else f"raises {_told(error)}"
         raise SourceError(f"{what} {said.removeprefix('it ')}", hint="add -v to see where in your code") from error
     form = "(module, args), (module, kwargs) or (module, args, kwargs)"
+    if inspect.iscoroutine(made):
+        made.close()
+        raise UsageError(
+            f"{what} returns a coroutine (async def), expected {form}",
+            hint="give a plain function; asyncio.run in it runs a coroutine",
+        )
     if not isinstance(made, tuple) or len(made) not in (2, 3):
         got = f"a tuple of {len(made)}" if isinstance(made, tuple) else type(made).__name__
         raise UsageError(f"{what} returns {got}, expected {form}", hint="args is a tuple of example inputs")
