@@ -161,6 +161,13 @@ FAULTS = {
 }
 
 
+def test_what_becomes_a_port_has_no_fault(stories):
+    edit(stories / "config.json", model_type="t5", architectures=["T5ForConditionalGeneration"])
+    found = look(stories)
+    assert not found.port and found.mlx_lm is None and "--layout generated" in found.way_out
+    assert not [problem for problem in found.problems if "architecture" in problem]
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_what_is_wrong_is_said(stories, name):
     breaking, message = FAULTS[name]

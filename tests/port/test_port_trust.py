@@ -132,6 +132,21 @@ def test_such_a_folder_is_no_source(source, tmp_path, mlxport):
     assert not (source / "ran").exists()
 
 
+@pytest.mark.parametrize("layout", ["auto", "mlx-lm", "generated"])
+@pytest.mark.parametrize("kind", ["llama", "vit", "port"])
+def test_a_port_is_converted_no_second_time(written, kind, layout, tmp_path, mlxport):
+    """Whether mlx-lm, transformers, or nobody has its kind: its weights are those of its own source."""
+    folder = Path(shutil.copytree(written, tmp_path / "a port"))
+    edit_json(folder / "config.json", model_type=kind)
+    result = mlxport("convert", folder, tmp_path / "out", "--verify", "none", "--layout", layout)
+    assert result.code == 1 and "built by code of its own for MLX" in result.err, result
+    assert f"how this folder is used says: mlxport inspect '{folder}'" in result.err
+    assert "delete" not in result.err and not (tmp_path / "out").exists()
+    facts = mlxport("inspect", folder)
+    assert "call it from Python: mlxport.load(" in facts.out and "nothing is wrong with it" in facts.out, facts
+    assert "no such architecture" not in facts.out and "convert writes" not in facts.out
+
+
 @pytest.mark.parametrize("flags", [(), ("--quiet",), ("--json",)], ids=" ".join)
 def test_a_cache_that_cannot_be_written_is_said(flags, tmp_path, monkeypatch, mlxport):
     (tmp_path / "file").touch()

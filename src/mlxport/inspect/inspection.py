@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 from mlxport.errors import ConfigError, MlxportError, SourceError
 from mlxport.inspect.code_seen import code_seen
 from mlxport.inspect.dtype_counts import DtypeCount, count_by_dtype, count_parameters, describe_quantization
+from mlxport.layouts.base import Layout
 from mlxport.layouts.left_out import left_out, said_before
-from mlxport.layouts.table import way_out
+from mlxport.layouts.table import layouts, way_out
 from mlxport.model_config import ModelConfig
 from mlxport.output.card import read_source_card
 from mlxport.run.load import is_mlx_format
 from mlxport.source.jsonfile import read_object
+from mlxport.source.local_folder import ignored
 from mlxport.source.part_names import TOWER
 from mlxport.source.tokenizer_files import check_tokenizer_files, embedding_rows
 from mlxport.types import Checkpoint, ModelPart, TensorRef
@@ -72,7 +74,9 @@ class Inspection:
         architecture: Class name in the config, None where it gives none.
         model_type: The config's.
         mlx_lm: Module of mlx-lm that loads it, None where mlx-lm has none.
-        way_out: How it is converted where mlx-lm has none, or would compute something else; else empty.
+        port: Whether it is a port, which source that lies in it builds: what mlx-lm has of its kind does not matter.
+        way_out: How it is converted where mlx-lm has none, or would compute something else, and how a port is used;
+            else empty.
         mlx_format: Whether the weights are in MLX's layout already (mlxport, mlx-lm); None where that cannot be told
             because the files are not here.
         parameters: Number of weights; packed ones are counted unpacked.
@@ -115,6 +119,7 @@ class Inspection:
     files: Mapping[str, int]
     license: str | None
     code: tuple[str, ...] = ()
+    port: bool = False
     way_out: str = ""
     config_changes: tuple[str, ...] = ()
     left_out: tuple[ModelPart, ...] = ()
@@ -142,10 +147,13 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     side = {path.name: path for path in checkpoint.side_files if path.parent == checkpoint.root}
     quantization = describe_quantization(config, tensors)
     mlx_format = _mlx_format(checkpoint)
-    support, convertible, changes, problems = _runtime(checkpoint.config, mlx_format)
+    port = next((layout for layout in layouts() if layout.wrote(checkpoint.config)), None)
+    support, convertible, changes, problems = (None, False, (), []) if port else _runtime(checkpoint, mlx_format)
     tokenizer, tokenizer_problems = _tokenizer(checkpoint, side)
+    if port is not None and not port.tokenizer and tokenizer is None:
+        tokenizer_problems = []
     parts = _left_out(checkpoint) if support else ()
-    problems = [*checkpoint.problems, *problems, *said_before(parts), *tokenizer_problems]
+    problems = [*_problems_of_folder(checkpoint, port), *problems, *said_before(parts), *tokenizer_problems]
     problems += _weight_problems(config, tensors, quantization)
     problems += _generation_problems(side.get("generation_config.json"), config)
     card = read_source_card(checkpoint.root).data
@@ -174,11 +182,25 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         },
         license=card.get("license_name") or card.get("license"),
         code=tuple(code_seen(checkpoint)),
-        way_out="" if convertible else way_out(checkpoint.config, checkpoint.location),
+        port=port is not None,
+        way_out="" if convertible else _way_out(checkpoint, port),
         config_changes=changes,
         left_out=parts,
         problems=tuple(dict.fromkeys(problems)),
     )
+
+
+def _way_out(checkpoint: Checkpoint, port: Layout | None) -> str:
+    if port is not None and port.not_generating is not None:
+        return port.not_generating[1].replace("PATH", repr(str(checkpoint.root)))
+    return way_out(checkpoint.config, checkpoint.location)
+
+
+def _problems_of_folder(checkpoint: Checkpoint, port: Layout | None) -> list[str]:
+    """What was found when it was opened, but what a port has beside its weights."""
+    files = port.files if port is not None else ()
+    own = {ignored(path.name) for pattern in files for path in checkpoint.root.glob(pattern)}
+    return [problem for problem in checkpoint.problems if problem not in own]
 
 
 def _left_out(checkpoint: Checkpoint) -> tuple[ModelPart, ...]:
@@ -211,15 +233,23 @@ def _rope(text: Mapping[str, Any]) -> dict[str, Any] | None:
     return {key: text[key] for key in keys if text.get(key) is not None} or None
 
 
-def _runtime(config: Mapping[str, Any], mlx_format: bool | None) -> tuple[str | None, bool, tuple[str, ...], list[str]]:
+def _runtime(checkpoint: Checkpoint, mlx_format: bool | None) -> tuple[str | None, bool, tuple[str, ...], list[str]]:
     """Return mlx-lm's module, whether it computes the same, what it would misread, and the problems with that."""
-    from mlxport.layouts.mlx_lm.architecture import mlx_lm_architecture
+    from mlxport.layouts.mlx_lm.architecture import NoArchitecture, mlx_lm_architecture
     from mlxport.layouts.mlx_lm.normalize import ConfigRefused, normalize_config
 
-    module = None
+    config, module = checkpoint.config, None
     try:
         module = mlx_lm_architecture(config)
         changes = normalize_config(config).changes
+    except NoArchitecture as none:
+        # Said beside the layout that takes it instead; a problem only where there is none.
+        return (
+            None,
+            False,
+            (),
+            [] if any(layout.claims(config, checkpoint.tensors) for layout in layouts()) else [str(none)],
+        )
     except ConfigRefused as refused:
         return module, False, (), [f"not convertible for mlx-lm: {refused}" if module else str(refused)]
     except ConfigError as error:

@@ -39,6 +39,10 @@ class LayoutOptions(Protocol):
         """Whether to write ``model.mlxfn`` too."""
 
 
+PORT_FILE = "model.py"
+"""What the source of a port is called, to which ``model_file`` in its config points."""
+
+
 @dataclass(frozen=True)
 class Refusal:
     """Options that a layout has no use for.

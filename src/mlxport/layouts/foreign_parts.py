@@ -1,16 +1,18 @@
-"""Tensors that are no part of the model itself: adapters that were not merged into it, and heads for another task."""
+"""What is no part of the model itself: adapters that were not merged into it, heads for another task, code for MLX."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mlxport.errors import UnsupportedError
+from mlxport.layouts.base import PORT_FILE
 from mlxport.progress import listed
 
-__all__ = ["refuse_adapters", "refuse_heads"]
+__all__ = ["refuse_adapters", "refuse_heads", "refuse_mlx_code"]
 
 # The names that peft gives: https://github.com/huggingface/peft, src/peft/tuners/*/layer.py (adapter_layer_names).
 _ADAPTER = re.compile(
@@ -31,6 +33,30 @@ _HEADS: Mapping[str, str] = {
 }
 _HEAD = re.compile(rf"(?:.*\.)?(?P<head>{'|'.join(_HEADS)})\.(?:.*\.)?(?:weight|bias)")
 _TASK = re.compile(r"For(?P<task>\w*(?:Classification|QuestionAnswering|MultipleChoice))$")
+
+
+def refuse_mlx_code(config: Mapping[str, Any], where: str, known: bool = False) -> None:
+    """Refuse a folder whose model is built by MLX source that lies in it: its weights are that source's.
+
+    Args:
+        config: The parsed ``config.json``.
+        where: What to call the config in the error: its path, where it has one.
+        known: Whether a runtime has an architecture of the same model type.
+
+    Raises:
+        UnsupportedError: Names what to convert instead.
+    """
+    if (file := config.get("model_file")) is None:
+        return
+    hint = "convert the PyTorch original that it was made from"
+    if folder := where.rpartition("/config.json")[0]:
+        hint += f"; how this folder is used says: mlxport inspect {shlex.quote(folder)}"
+    if known and file != PORT_FILE:  # ours have weights of other shapes and names
+        hint += "; or delete model_file from config.json, if mlx-lm's own code is meant"
+    raise UnsupportedError(
+        f"{where}: the model is built by code of its own for MLX (model_file), which is not run to convert it",
+        hint=hint,
+    )
 
 
 def refuse_adapters(names: Iterable[str], source: str) -> None:

@@ -73,7 +73,7 @@ def open_folder(
             check_config(config)
     named = {file.name for file in files}
     strays = [n for n in counted if n.endswith(".safetensors") and "/" not in n and n not in named]
-    found += [f"{name} is not part of the checkpoint and is ignored" for name in strays]
+    found += map(ignored, strays)
     problems += found + check_consistency(config, tensors)
     side_files = _side_files(root, counted, trust_remote_code)
     refuse_special_files(root)  # what only libraries read of it
@@ -90,6 +90,11 @@ def open_folder(
         trust_remote_code=trust_remote_code,
         states={path: state for path, state in states.items() if path in parts},
     )
+
+
+def ignored(name: str) -> str:
+    """What is said of a file of tensors that is no part of a checkpoint."""
+    return f"{name} is not part of the checkpoint and is ignored"
 
 
 def list_folder(root: Path) -> list[str]:

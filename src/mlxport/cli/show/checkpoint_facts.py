@@ -33,9 +33,12 @@ def show_inspection(inspection: Inspection, console: Console | None = None) -> N
 def _rows(it: Inspection) -> Iterator[tuple[str, str]]:
     yield "model", it.name
     yield "architecture", f"{it.architecture or 'not named'} ({it.model_type})"
-    yield "mlx-lm", f"loads it as {it.mlx_lm}" if it.mlx_lm else "has no such architecture"
+    if it.port:
+        yield "port", "built by source of its own, not by mlx-lm"
+    else:
+        yield "mlx-lm", f"loads it as {it.mlx_lm}" if it.mlx_lm else "has no such architecture"
     if it.way_out:
-        yield "otherwise", it.way_out
+        yield "use" if it.port else "otherwise", it.way_out
     yield "format", {True: "MLX", False: "PyTorch", None: "unknown (the weights are not here)"}[it.mlx_format]
     yield "parameters", f"{it.parameters:,}"
     yield "size", f"{format_bytes(it.nbytes)} in {it.tensors} tensors, {len(it.files)} file(s)"

@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from mlxport.layouts.base import Layout, LayoutOptions, Refusal
+from mlxport.layouts.base import PORT_FILE, Layout, LayoutOptions, Refusal
 
 if TYPE_CHECKING:
     from mlxport.layouts.conversion import Conversion
@@ -81,13 +81,13 @@ GENERATED = Layout(
     ),
     records=("dynamic", "fold_batchnorm"),
     files=(
-        *("model.py", "__pycache__/model.*.pyc", "model.mlxfn"),
+        *(PORT_FILE, "__pycache__/model.*.pyc", "model.mlxfn"),
         *("example_inputs.safetensors", "example_outputs.safetensors"),
     ),
     tokenizer=False,
     usage=_USAGE,
     verification="outputs",
-    wrote=lambda config: config.get("model_file") == "model.py",
+    wrote=lambda config: config.get("model_file") == PORT_FILE,
     not_generating=(
         "a port with code of its own and without a key-value cache: it computes whole sequences",
         "call it from Python: mlxport.load(PATH)(...), with inputs such as those in example_inputs.safetensors",

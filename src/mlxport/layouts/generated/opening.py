@@ -12,7 +12,7 @@ from mlxport.errors import UnsupportedError, WeightsError
 from mlxport.graph.build import Port
 from mlxport.graph.capture.examples import Example
 from mlxport.layouts.base import LayoutOptions
-from mlxport.layouts.foreign_parts import refuse_adapters
+from mlxport.layouts.foreign_parts import refuse_adapters, refuse_mlx_code
 from mlxport.layouts.generated import hf_model
 from mlxport.layouts.generated.emitting import emit
 from mlxport.layouts.generated.hf_weights import Sources, absent, assign, weight_maps
@@ -29,6 +29,7 @@ def open_generated(checkpoint: Checkpoint, options: LayoutOptions) -> GeneratedC
     Raises:
         UnsupportedError: transformers has no such model, or it cannot be captured.
     """
+    refuse_mlx_code(checkpoint.config, f"{checkpoint.location}/config.json")
     if checkpoint.config.get("quantization_config"):
         raise UnsupportedError(
             f"{checkpoint.location}: its weights are quantized already, which the generated layout does not read",

@@ -17,6 +17,7 @@ from mlxport.graph.build import Port
 from mlxport.graph.capture.examples import Example
 from mlxport.graph.write.execute_source import execute
 from mlxport.graph.write.port_weights import from_torch, port_weights
+from mlxport.layouts.base import PORT_FILE
 from mlxport.layouts.conversion import Conversion, make_conversion
 from mlxport.layouts.generated.example_files import finish_example, write_inputs, write_outputs
 from mlxport.layouts.quantizing import Built, quantize
@@ -27,9 +28,8 @@ from mlxport.types import Checkpoint, TensorRef
 # From the arrays of a checkpoint, by their names there, to one array of the original module.
 Map = Callable[[Mapping[str, mx.array]], mx.array]
 
-__all__ = ["SOURCE", "TORCH_DTYPES", "GeneratedConversion", "MissingWeights", "assemble"]
+__all__ = ["TORCH_DTYPES", "GeneratedConversion", "MissingWeights", "assemble"]
 
-SOURCE = "model.py"
 TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _SMALL = 256 << 20  # bytes of weights that are run for nothing but the outputs of the example
 
@@ -61,8 +61,8 @@ class GeneratedConversion(Conversion):
 
     def write_files(self, folder: Path) -> set[str]:
         """Its source, and the inputs of one call."""
-        (folder / SOURCE).write_text(self.port.source, encoding="utf-8")
-        return {SOURCE, write_inputs(folder, self.port.captured.signature, self.example)}
+        (folder / PORT_FILE).write_text(self.port.source, encoding="utf-8")
+        return {PORT_FILE, write_inputs(folder, self.port.captured.signature, self.example)}
 
     def keep_outputs(self, folder: Path, example: Example, outputs: Mapping[str, mx.array]) -> None:
         """Write the outputs of the example, where these are its own."""
@@ -108,7 +108,7 @@ def assemble(
     """
     namespace = execute(port.source)
     built = Built({})
-    base = {**(config or {}), **port.fields, "model_file": SOURCE}
+    base = {**(config or {}), **port.fields, "model_file": PORT_FILE}
     base.setdefault("model_type", port.model_type)
 
     def pipeline(arrays: dict[str, mx.array]) -> dict[str, mx.array]:

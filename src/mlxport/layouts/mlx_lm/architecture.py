@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from mlxport.errors import ConfigError
 from mlxport.layouts.mlx_lm import config_rules as rules
@@ -14,9 +14,11 @@ from mlxport.layouts.mlx_lm.rope_settings import ConfigRefused
 from mlxport.layouts.mlx_lm.text_models import as_own_model, composite_of
 from mlxport.model_config import ModelConfig
 
-__all__ = ["architecture_of", "has_module", "mlx_lm_architecture", "text_model_alone"]
+__all__ = ["NoArchitecture", "architecture_of", "has_module", "mlx_lm_architecture", "text_model_alone"]
 
-_NO_ARCHITECTURE: Final = "mlx-lm has no architecture"
+
+class NoArchitecture(ConfigRefused):
+    """The installed mlx-lm has no model of this type."""
 
 
 def mlx_lm_architecture(config: Mapping[str, Any]) -> str:
@@ -57,7 +59,7 @@ def _runs_whole(model: ModelConfig) -> bool:
     try:
         module = architecture_of(model.values)
     except ConfigRefused as refused:
-        return not str(refused).startswith(_NO_ARCHITECTURE)
+        return not isinstance(refused, NoArchitecture)
     inner, kind = rules.inner_arguments(module, model.values), model.text.get("model_type")
     if inner is None or inner[0] == module or not isinstance(kind, str) or not has_module(kind):
         return True
@@ -84,7 +86,7 @@ def architecture_of(config: Mapping[str, Any]) -> str:
             return by_class[model_type, name]
     kind = composite_of(model_type, has_module) or model_type
     if not has_module(kind):
-        raise ConfigRefused(f"{_NO_ARCHITECTURE} {model_type!r}")
+        raise NoArchitecture(f"mlx-lm has no architecture {model_type!r}")
     return _module(kind)
 
 

@@ -21,9 +21,9 @@ from mlx.utils import tree_flatten, tree_map_with_path
 
 from mlxport.errors import ConfigError, MlxportError, UnsupportedError, WeightsError
 from mlxport.layouts.conversion import DTYPES, ModelSource, TracedModel, empty, make_conversion
-from mlxport.layouts.foreign_parts import refuse_adapters, refuse_heads
+from mlxport.layouts.foreign_parts import refuse_adapters, refuse_heads, refuse_mlx_code
 from mlxport.layouts.left_out import absent_towers, without
-from mlxport.layouts.mlx_lm.architecture import text_model_alone
+from mlxport.layouts.mlx_lm.architecture import NoArchitecture, mlx_lm_architecture, text_model_alone
 from mlxport.layouts.mlx_lm.config_view import text_section
 from mlxport.layouts.mlx_lm.normalize import ConfigRefused, NormalizedConfig, normalize_config
 from mlxport.layouts.mlx_lm.output_heads import is_head, refuse_other_heads
@@ -68,10 +68,10 @@ def check_supported(config: Mapping[str, Any], where: str = "config.json") -> No
 def has_architecture(config: Mapping[str, Any]) -> bool:
     """Whether the installed mlx-lm has a model for a config, whatever else may be wrong with it."""
     try:
-        _normalized(config, "")
-    except UnsupportedError as error:
-        return "mlx-lm has no architecture" not in error.message
-    except ConfigError:
+        mlx_lm_architecture(config)
+    except NoArchitecture:
+        return False
+    except ConfigRefused:
         return True
     return True
 
@@ -275,11 +275,7 @@ def _source_method(config: Mapping[str, Any], where: str) -> str:
 
 
 def _normalized(config: Mapping[str, Any], where: str) -> NormalizedConfig:
-    if config.get("model_file") is not None:
-        raise UnsupportedError(
-            f"{where}: the model is built by code of its own for MLX (model_file), which is not run to convert it",
-            hint="convert the PyTorch original; or delete model_file from config.json, if mlx-lm's own code is meant",
-        )
+    refuse_mlx_code(config, where, has_architecture(config))
     try:
         return normalize_config(config)
     except ConfigRefused as error:
