@@ -161,6 +161,10 @@ def test_attention_factor_becomes_a_scale() -> None:
         (new_style("gemma", hidden_act="relu"), "computes gelu; hidden_act is 'relu'"),
         (new_style("starcoder2", {"rope_type": "linear", "factor": 2.0}, sliding_window=None), "'linear'"),
         (new_style("glm", {"partial_rotary_factor": 0.5}), "partial_rotary_factor"),
+        (
+            new_style("qwen3_next", {"rope_type": "proportional", "partial_rotary_factor": 0.5}, num_hidden_layers=4),
+            "'proportional'",
+        ),
         (new_style("cohere", tie_word_embeddings=False), "tie_word_embeddings"),
         (
             dict(model_type="qwen", **SIZES, kv_channels=16, rotary_emb_base=1e6),
@@ -223,7 +227,8 @@ def test_longrope_takes_the_factors_of_the_asked_length() -> None:
 
 
 def test_another_gelu_is_said() -> None:
-    assert normalize_config(new_style("starcoder2", hidden_act="gelu_pytorch_tanh", sliding_window=None)).approximate
+    near = normalize_config(new_style("starcoder2", hidden_act="gelu_pytorch_tanh", sliding_window=None))
+    assert near.approximate and not near.near_attention
     assert not normalize_config(new_style("starcoder2", hidden_act="gelu", sliding_window=None)).approximate
 
 
@@ -295,9 +300,13 @@ def test_null_settings_of_rope_are_absent_ones_for_both(tmp_path: Path) -> None:
     assert None not in normalize_config(old).config["rope_scaling"].values()
 
 
+def test_proportional_rope_keeps_its_share_of_a_head(tmp_path: Path) -> None:
+    assert_parity(new_style("llama", {"rope_type": "proportional", "partial_rotary_factor": 0.5}), tmp_path)
+
+
 def test_rounded_yarn_is_said_with_its_size() -> None:
     done = normalize_config(new_style("llama", {**YARN, "truncate": False}))
-    assert done.approximate and "radians a position" in done.warnings[0]
+    assert done.approximate and done.near_attention and "radians a position" in done.warnings[0]
     assert not normalize_config(new_style("llama", YARN)).approximate
     main = {"rope_theta": 150000.0, "factor": 32.0, "original_max_position_embeddings": 4096}
     angles = [(8, 18), (8.0927, 17.398)]  # correction range of gpt-oss, rounded and as it is

@@ -21,6 +21,7 @@ from mlxport.layouts.mlx_lm.normalize import normalize_config
 from mlxport.model import loaded as out
 from mlxport.parity import own_inverse, verify
 from mlxport.parity.far_caches import Timeline, leaves, stand_ins
+from mlxport.parity.far_original import _returned_beside
 from mlxport.parity.far_positions import far_end, pieces, stated_edges
 from mlxport.parity.parity_report import ParityReport
 
@@ -61,9 +62,16 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         **{**FAR, **MLA}, **rope("yarn", factor=4.0, original_max_position_embeddings=16384, mscale=1, mscale_all_dim=1)
     ),
     "table": lambda: transformers.GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=64, n_positions=700),
+    # The first attention stands behind blocks whose input has another name than elsewhere.
+    "hybrid": lambda: transformers.RecurrentGemmaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, lru_width=32,
+        num_key_value_heads=1, head_dim=16, attention_window_size=600,
+    ),
+    # Another gelu than mlx-lm's: near, but not in attention.
+    "near": lambda: transformers.Starcoder2Config(**FAR, **rope("default"), sliding_window=None),
     "state": lambda: transformers.MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=8),
 }  # fmt: skip
-PROVEN = {"linear": 4 * 65536, "dynamic": 4 * 2048, "longrope": 4096, "table": 700, "state": 1 << 17}
+PROVEN = {"linear": 4 * 65536, "dynamic": 4 * 2048, "longrope": 4096, "table": 700, "state": 1 << 17, "hybrid": 1 << 17}
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +152,8 @@ def _field(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
         ("dynamic", _scaling(factor=2.0)),
         ("dynamic", _field("max_position_embeddings", 4096)),
         ("longrope", _scaling(long_factor=[1.1] * 6 + [1.3] * 2)),
+        ("hybrid", _field("attention_window_size", 599)),
+        ("near", _field("rope_theta", 10010.0)),
         ("windows", _field("sliding_window", 601)),
         ("windows", _field("sliding_window", 599)),
         ("windows", _field("sliding_window", 65536)),
@@ -214,3 +224,34 @@ def test_the_end_of_a_context(settings: dict[str, Any], context: int | None, exa
 def test_lengths_that_a_config_names_are_edges() -> None:
     settings = {"sliding_window": 600, "vocab_size": 9, "rope_parameters": {"original_max_position_embeddings": 4096}}
     assert {600, 4096} <= set(stated_edges(settings, 65536)) and 600 not in stated_edges(settings, 500)
+
+
+def _one(self: Any, hidden_states: Any) -> Any:
+    hidden_states = hidden_states + 1
+    return hidden_states
+
+
+def _two(self: Any, activations: Any) -> Any:
+    states = activations + 1
+    return states, None
+
+
+def _named(self: Any, hidden_states: Any) -> Any:
+    outputs = (hidden_states,)
+    return outputs
+
+
+def _either(self: Any, hidden_states: Any, more: bool) -> Any:
+    outputs = (hidden_states,)
+    if more:
+        outputs += (None,)
+    return outputs
+
+
+def _called(self: Any, hidden_states: Any) -> Any:
+    return self.whole(hidden_states)
+
+
+@pytest.mark.parametrize(("forward", "form"), [(_one, 0), (_two, 2), (_named, 1), (_either, None), (_called, None)])
+def test_what_a_block_returns_is_read_from_its_source(forward: Callable[..., Any], form: int | None) -> None:
+    assert _returned_beside(forward) == form

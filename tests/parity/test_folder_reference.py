@@ -15,7 +15,7 @@ from verify_models import checkpoint_of
 
 from mlxport.layouts.mlx_lm.normalize import normalize_config
 from mlxport.parity import verify
-from mlxport.parity.folder_reference import is_mlx_folder
+from mlxport.run.load import in_mlx_files
 
 # Convolutions are transposed in both; norms are stored shifted by one in the second.
 CONFIGS = {
@@ -53,7 +53,8 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def test_the_mark_of_mlx_is_in_the_files(folder: SimpleNamespace) -> None:
-    assert is_mlx_folder(checkpoint_of(folder.path)) and not is_mlx_folder(checkpoint_of(folder.plain))
+    mlx, plain = (in_mlx_files(checkpoint_of(path).weight_files) for path in (folder.path, folder.plain))
+    assert mlx and not plain
 
 
 @pytest.mark.parametrize("mode", ["full", "layerwise"])
@@ -62,6 +63,8 @@ def test_it_is_its_own_reference(folder: SimpleNamespace, mode: str) -> None:
     assert report.passed and report.mode == mode, report.failure_message()
     assert report.comparisons[0].positions == report.tokens and report.weights is not None
     assert any("the reference is that folder" in note for note in report.notes) != folder.in_torch
+    assert report.positions is not None and report.positions.proven == (128 if folder.in_torch else 12)
+    assert ("; positions beyond are proven against PyTorch" in report.summary()) != folder.in_torch
 
 
 def test_another_weight_is_found(folder: SimpleNamespace, tmp_path: Path) -> None:

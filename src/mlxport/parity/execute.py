@@ -17,7 +17,7 @@ from mlxport.parity.far_positions import growth_note
 from mlxport.parity.folder_reference import verify_against_folder
 from mlxport.parity.fp8 import source_weights
 from mlxport.parity.inverse import Invert, own_inverse
-from mlxport.parity.parity_report import ParityReport
+from mlxport.parity.parity_report import ParityReport, Positions
 from mlxport.parity.probe_length import affordable_length, probe_length
 from mlxport.parity.setup import Run
 from mlxport.run.load import in_mlx_files
@@ -46,15 +46,15 @@ def _default_inverse(checkpoint: Checkpoint) -> Invert | None:
     return inverse
 
 
-def _limits(checkpoint: Checkpoint) -> tuple[int | None, bool]:
-    """Up to how many tokens mlx-lm computes the same, and whether it computes a near variant only."""
+def _limits(checkpoint: Checkpoint) -> tuple[int | None, bool, bool]:
+    """Up to how many tokens mlx-lm computes the same, whether a near variant only, and whether of attention too."""
     from mlxport.layouts.mlx_lm.normalize import normalize_config
 
     try:
         normalized = normalize_config(checkpoint.config)
     except MlxportError:
-        return None, False
-    return normalized.exact_tokens, normalized.approximate
+        return None, False, False
+    return normalized.exact_tokens, normalized.approximate, normalized.near_attention
 
 
 def execute(
@@ -84,7 +84,11 @@ def execute(
     settings = checkpoint.model_config
     affordable = probe_length(work.parameters, settings.context_length, settings.sliding_window)
     run, mode = _run(work, settings.needed("vocabulary"), affordable, None, False)
-    return verify_against_folder(run, streamed=mode == "layerwise")
+    report = verify_against_folder(run, streamed=mode == "layerwise")
+    upto = max(len(ids) for ids in run.ids)
+    reason = "positions beyond are proven against PyTorch, which does not read the original's layout"
+    positions = Positions(upto, max(settings.context_length or 0, upto), reason=reason)
+    return replace(report, positions=positions) if report.passed else report
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,7 @@ def _against_torch(work: _Sides) -> ParityReport:
     settings = config.to_dict()
     theirs = ModelConfig(settings)
     context = checkpoint.model_config.context_length or theirs.context_length
-    exact_tokens, near = _limits(checkpoint)
+    exact_tokens, near, near_attention = _limits(checkpoint)
     affordable = affordable_length(work.parameters, checkpoint.model_config, config)
     run, mode = _run(work, theirs.needed("vocabulary"), affordable, exact_tokens, near)
     report = _compared(run, mode)
@@ -155,7 +159,8 @@ def _against_torch(work: _Sides) -> ParityReport:
         return report
     from mlxport.parity.far_probe import probe_positions
 
-    positions = probe_positions(run, settings, context, exact_tokens, max(len(ids) for ids in run.ids))
+    upto = max(len(ids) for ids in run.ids)
+    positions = probe_positions(run, settings, context, exact_tokens, upto, near_attention)
     said = (*report.notes, *filter(None, [growth_note(settings, context)]))
     return replace(report, positions=positions, notes=said, passed=not positions.failures)
 

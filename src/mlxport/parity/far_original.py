@@ -183,20 +183,27 @@ class FarOriginal:
 
 @contextlib.contextmanager
 def _passed_over(blocks: list[Any]) -> Iterator[None]:
-    """Blocks that hand on what they are given; one of which it is not plain what it returns runs as it is."""
+    """Blocks that hand on what they are given, as those of the output do.
+
+    Raises:
+        UnsupportedError: It is not plain what one of them returns.
+    """
     forms = [(block, _returned_beside(inspect.unwrap(type(block).forward))) for block in blocks]
-    changed = [(block, form) for block, form in forms if form is not None]
-    for block, beside in changed:
-        block.forward = functools.partial(_hand_on, beside)
+    for block, form in forms:
+        if form is None:
+            raise UnsupportedError(f"{type(block).__name__} in torch cannot be passed over on the way to a later block")
+    for block, beside in forms:
+        block.forward = functools.partial(_hand_on, beside or 0)
     try:
         yield
     finally:
-        for block, _ in changed:
+        for block in blocks:
             del block.forward
 
 
-def _hand_on(beside: int, hidden_states: torch.Tensor, *_: Any, **__: Any) -> Any:
-    return (hidden_states, *[None] * (beside - 1)) if beside else hidden_states
+def _hand_on(beside: int, *args: Any, **kwargs: Any) -> Any:
+    given = first_array((args, kwargs), torch.Tensor)
+    return (given, *[None] * (beside - 1)) if beside else given
 
 
 @functools.cache
@@ -210,9 +217,33 @@ def _returned_beside(forward: Callable[..., Any]) -> int | None:
     except (OSError, SyntaxError, TypeError):
         return None
     assert isinstance(function, ast.FunctionDef)
+    made = _assigned(function)
     found = set()
     for node in (node for node in ast.walk(function) if isinstance(node, ast.Return)):
-        parts = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]
-        states = isinstance(parts[0], ast.Name) and parts[0].id == function.args.args[1].arg == "hidden_states"
-        found.add((len(parts) if isinstance(node.value, ast.Tuple) else 0) if states else None)
+        value = node.value
+        if (
+            isinstance(value, ast.Name)
+            and len(values := made.get(value.id, [])) == 1
+            and isinstance(values[0], ast.Tuple)
+        ):
+            value = values[0]  # outputs = (hidden_states,)
+        parts = value.elts if isinstance(value, ast.Tuple) else [value]
+        states = isinstance(parts[0], ast.Name) and not any(map(_many, made.get(parts[0].id, [])))
+        found.add((len(parts) if isinstance(value, ast.Tuple) else 0) if states else None)
     return found.pop() if len(found) == 1 else None
+
+
+def _assigned(function: ast.FunctionDef) -> dict[str, list[ast.expr]]:
+    """What each name of a function is set to, or has added to it."""
+    made: dict[str, list[ast.expr]] = {}
+    for node in ast.walk(function):
+        if isinstance(node, (ast.Assign, ast.AugAssign)):
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                if isinstance(target, ast.Name):
+                    made.setdefault(target.id, []).append(node.value)
+    return made
+
+
+def _many(value: ast.expr) -> bool:
+    """Whether an expression is several values, as ``outputs + (weights,)`` is."""
+    return isinstance(value, ast.Tuple) or (isinstance(value, ast.BinOp) and (_many(value.left) or _many(value.right)))

@@ -46,7 +46,9 @@ class _Compared:
         return (self.error <= self.limit) & self.decided
 
 
-def probe_positions(run: Run, settings: dict[str, Any], context: int | None, exact: int | None, upto: int) -> Positions:
+def probe_positions(
+    run: Run, settings: dict[str, Any], context: int | None, exact: int | None, upto: int, near: bool
+) -> Positions:
     """Compare an output with its original at far positions.
 
     Args:
@@ -55,6 +57,7 @@ def probe_positions(run: Run, settings: dict[str, Any], context: int | None, exa
         context: Tokens that the model was made for, None where nothing says.
         exact: Tokens up to which the target computes the same, None for any number.
         upto: Positions that were compared in full.
+        near: The target computes a near variant of attention.
     """
     end = far_end(settings, context, exact)
     equal = run.row().row in EQUAL
@@ -74,7 +77,7 @@ def probe_positions(run: Run, settings: dict[str, Any], context: int | None, exa
     except UnsupportedError as error:
         return Positions(min(upto, end), end, reason=error.message)
     probed = [
-        _probe(attention, output, original, pieces(end, edges, alone=attention.alone), grows(settings), upto, run.near)
+        _probe(attention, output, original, pieces(end, edges, alone=attention.alone), grows(settings), upto, near)
         for attention in chosen[:_MOST_KINDS]
     ]
     left = len(chosen) - len(probed)

@@ -32,6 +32,7 @@ class Architecture:
         rope_needs: what a rope scaling must have for it to be applied.
         one_theta: layers with sliding attention share ``rope_theta`` with the others.
         raw_rope: it applies ``rope_parameters`` as they stand, whatever ``rope_scaling`` says.
+        wide_rope: its rope is as wide as a head where there is a ``partial_rotary_factor`` too.
         default_scaling: what it needs as ``rope_scaling`` where there is none.
         derived: the name of a field of mlx-lm's arguments -> how to compute it, MISSING to leave it.
     """
@@ -40,6 +41,7 @@ class Architecture:
     rope_needs: tuple[str, ...] = ()
     one_theta: bool = False
     raw_rope: bool = False
+    wide_rope: bool = False
     default_scaling: Derive | None = None
     derived: Mapping[str, Derive] = field(default_factory=lambda: NOTHING)
 
@@ -140,6 +142,7 @@ def _sliding_flags(view: ConfigSection) -> Any:
 _INTERVAL: Final[Mapping[str, Derive]] = MappingProxyType({"full_attention_interval": period})
 
 _GEMMA4 = Architecture(
+    wide_rope=True,
     derived={
         # None, where the file leaves it out, is not what mlx-lm takes then
         "final_logit_softcapping": same_as("final_logit_softcapping"),

@@ -60,6 +60,7 @@ class NormalizedConfig:
         warnings: conditions under which mlx-lm still deviates from transformers, such as a context length.
         exact_tokens: the length of text up to which mlx-lm computes the same; None for any length.
         approximate: mlx-lm computes a close variant of some function, such as another gelu: visible in float32 only.
+        near_attention: what is approximate is in attention, where it may grow with the position.
         tied: the output shares the embeddings, as transformers reads the config.
         text_part: keys that lead to the part of the original config that this is of, where mlx-lm has no code for the
             whole; empty otherwise.
@@ -70,6 +71,7 @@ class NormalizedConfig:
     warnings: tuple[str, ...] = ()
     exact_tokens: int | None = None
     approximate: bool = False
+    near_attention: bool = False
     tied: bool = False
     text_part: tuple[str, ...] = ()
 
@@ -105,7 +107,7 @@ def _normalized(config: Mapping[str, Any], long_context: bool) -> NormalizedConf
         alone, path = _normalized(own, long_context), ModelConfig(config).path
         said = f"config.json is {'.'.join(path)} alone: mlx-lm has no architecture {config.get('model_type')!r}"
         return replace(alone, changes=(said, *alone.changes), text_part=path)
-    work = _Work([], [], None, False, long_context)
+    work = _Work([], [], None, long_context)
     if (whole := composite_of(str(config.get("model_type")), has_module)) is not None:
         work.changes.append(f"model_type {whole} with this text_config: mlx-lm runs {config['model_type']} as that")
         out = as_inner_model(config, whole)
@@ -129,7 +131,15 @@ def _normalized(config: Mapping[str, Any], long_context: bool) -> NormalizedConf
         section.normalize(arguments, work)
         if nested and "vocab_size" in _arguments(module, "ModelArgs"):
             _Section(out, None, (), "").put("vocab_size", section.values["vocab_size"], work, "as text_config has it")
-    return NormalizedConfig(out, tuple(work.changes), tuple(work.warnings), work.exact_tokens, work.approximate, tied)
+    return NormalizedConfig(
+        out,
+        tuple(work.changes),
+        tuple(work.warnings),
+        work.exact_tokens,
+        work.approximate or work.near_attention,
+        work.near_attention,
+        tied,
+    )
 
 
 def _check_counts(config: Mapping[str, Any]) -> None:
@@ -147,8 +157,9 @@ class _Work:
     changes: list[str]
     warnings: list[str]
     exact_tokens: int | None
-    approximate: bool
     long_context: bool
+    approximate: bool = False
+    near_attention: bool = False
 
     def limit(self, tokens: int, why: str) -> None:
         self.exact_tokens = min(tokens, self.exact_tokens or tokens)
@@ -242,7 +253,7 @@ class _Section:
             self._limit_rope(rope.main, view, longest, arguments, work)
         for field, exact in ((f, e) for name in self.names for f, e in limits.NEAR.get(name, {}).items()):
             if (value := view.get(field, MISSING)) is not MISSING and value not in exact:
-                work.approximate = True
+                work.near_attention = True  # of a norm, whose output attention reads
                 work.warnings.append(f"mlx-lm's {kind} computes with {field} {exact[0]}, not {value}")
         self._check_activation(view, work)
 
@@ -270,7 +281,7 @@ class _Section:
         )
         if off > _MOST_ROUNDING:
             raise ConfigRefused(why)
-        work.approximate = True
+        work.near_attention = True
         work.warnings.append(why)
 
     def _check_activation(self, view: ConfigSection, work: _Work) -> None:

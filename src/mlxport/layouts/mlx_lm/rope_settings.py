@@ -94,8 +94,11 @@ def knows(rule: Architecture, arguments: Mapping[str, Any], main: Mapping[str, A
     """Return the types of scaling that an architecture applies, none where its arguments have no place for them."""
     if not {"rope_scaling", "rope_parameters"} & set(arguments) or not set(rule.rope_needs) <= set(main):
         return NO_ROPE
+    types = rule.rope_types
+    if "partial_rotary_factor" in arguments and not rule.wide_rope:
+        types -= {"proportional"}  # which spreads the rotated part over the whole head
     # long_factor is chosen in rope_scaling, so what reads rope_parameters as it stands cannot have it
-    return rule.rope_types if "rope_scaling" in arguments else rule.rope_types - {"longrope"}
+    return types if "rope_scaling" in arguments else types - {"longrope"}
 
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,6 +151,8 @@ def _scaling(
     kept = {k: v for k, v in _given(main).items() if k not in ("rope_theta", "partial_rotary_factor")}
     if kind == "yarn":
         kept.update(_yarn_mscale(main))
+    if kind == "proportional" and (part := main.get("partial_rotary_factor")) is not None:
+        kept["partial_rotary_factor"] = part  # mlx-lm reads it among the settings of this type alone
     if kind == "longrope":
         kept.update(_longrope(main, view, long_context))
     return {**kept, "rope_type": kind, "type": kind}
