@@ -179,7 +179,9 @@ def test_such_a_text_model_is_verified_against_that_of_transformers(model_type, 
     assert report.parity is not None and report.parity.passed and report.parity.mode == mode
     assert report.parity.weights is not None and report.parity.weights.tensors == len(text_weights("llama"))
     again = mlxport.verify(out, source, mode=mode)
-    assert again.passed
+    assert again.passed and again.left_out == report.plan.left_out
+    assert "the text model alone, without " + report.plan.left_out[0].name in again.summary()
+    assert [part["name"] for part in again.to_json()["left_out"]] == [part.name for part in report.plan.left_out]
 
 
 def sees(kind: str) -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlxport.convert.convert_report import MARGIN_BYTES, ConvertReport
 from mlxport.convert.keywords import with_keywords
-from mlxport.convert.open_source import need_reference, next_step, open_source
+from mlxport.convert.open_source import foreseeing, need_reference, next_step, open_source, parts_left_out
 from mlxport.convert.options import ConvertOptions
 from mlxport.convert.resolved_options import ResolvedOptions, resolve
 from mlxport.convert.source_hashes import Hashes
@@ -17,7 +17,7 @@ from mlxport.convert.steps import State, run
 from mlxport.convert.without_torch import leave_torch_out
 from mlxport.errors import Interrupted, system_errors
 from mlxport.layouts.base import Layout
-from mlxport.layouts.left_out import absent_towers, left_out, refuse_left_out
+from mlxport.layouts.left_out import absent_towers
 from mlxport.layouts.table import AUTO, chosen
 from mlxport.output.fingerprint import fingerprint
 from mlxport.output.plan import make_plan, parse_size
@@ -55,7 +55,7 @@ def convert(source: str | Path, destination: str | Path, options: ConvertOptions
     need_reference(asked.verify)
     if asked.verify == "none":
         leave_torch_out(str(source), asked.layout)
-    checkpoint = open_source(str(source), asked)
+    checkpoint = open_source(str(source), asked, foreseeing(asked))
     layout = chosen(asked.layout, checkpoint.config, checkpoint.tensors)
     said = surprise(layout, checkpoint.config, asked.layout)
     asked = replace(asked, layout=layout.name)
@@ -80,9 +80,7 @@ def opened(checkpoint: Checkpoint, layout: Layout, options: ResolvedOptions) -> 
     if options.limit is None:
         _check_report_tokenizer(checkpoint, options)
     conversion = layout.opens(checkpoint, options)
-    parts = left_out(checkpoint, conversion.program)
-    if not options.text_only:
-        refuse_left_out(parts, checkpoint.location)
+    parts = parts_left_out(checkpoint, conversion, options)
     if options.limit is not None:
         conversion, options = _allocated(conversion, options)
         _check_report_tokenizer(checkpoint, options)

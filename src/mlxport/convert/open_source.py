@@ -3,27 +3,48 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlxport.convert.resolved_options import ResolvedOptions
 from mlxport.errors import UnsupportedError, UsageError
-from mlxport.layouts.left_out import refuse_whole
+from mlxport.layouts.left_out import left_out, refuse_left_out, refuse_whole
 from mlxport.layouts.table import chosen, refuse_unknown_code, way_out
 from mlxport.source import open_checkpoint
-from mlxport.types import Checkpoint
+from mlxport.types import Checkpoint, ModelPart
 
-__all__ = ["need_reference", "next_step", "open_source"]
+if TYPE_CHECKING:
+    from mlxport.layouts.conversion import Conversion
+
+__all__ = ["checking", "foreseeing", "need_reference", "next_step", "open_source", "parts_left_out"]
 
 
-def open_source(source: str, options: ResolvedOptions) -> Checkpoint:
+def open_source(
+    source: str, options: ResolvedOptions, check_headers: Callable[[Checkpoint], None] | None = None
+) -> Checkpoint:
     """The checkpoint, checked as far as its config tells.
+
+    Args:
+        source: A folder or a hub id.
+        options: What was asked for.
+        check_headers: Refuses what headers tell too, before weights are fetched; as of ``open_checkpoint``.
 
     Raises:
         MlxportError: It cannot be opened, or not be converted with these options.
     """
+    return open_checkpoint(
+        source,
+        revision=options.revision,
+        trust_remote_code=options.trust_remote_code,
+        check_config=checking(source, options),
+        check_headers=check_headers,
+    )
+
+
+def checking(source: str, options: ResolvedOptions) -> Callable[[Mapping[str, Any]], None]:
+    """Refuses, by a checkpoint's config, what cannot be converted with these options."""
 
     def check(config: Mapping[str, Any]) -> None:
         refuse_unknown_code(config, source, options.trust_remote_code)
@@ -37,9 +58,27 @@ def open_source(source: str, options: ResolvedOptions) -> Checkpoint:
             with next_step(config, source):
                 layout.check(config, f"{source}/config.json")
 
-    return open_checkpoint(
-        source, revision=options.revision, trust_remote_code=options.trust_remote_code, check_config=check
-    )
+    return check
+
+
+def foreseeing(options: ResolvedOptions) -> Callable[[Checkpoint], None]:
+    """Refuses, by a checkpoint's headers, what would be refused once its weights are here."""
+
+    def check(checkpoint: Checkpoint) -> None:
+        layout = chosen(options.layout, checkpoint.config, checkpoint.tensors)
+        if layout.foresees is not None:
+            with next_step(checkpoint.config, checkpoint.location):
+                parts_left_out(checkpoint, layout.foresees(checkpoint, options), options)
+
+    return check
+
+
+def parts_left_out(checkpoint: Checkpoint, conversion: Conversion, options: ResolvedOptions) -> tuple[ModelPart, ...]:
+    """The parts that are not in the output; refused unless that was asked for."""
+    parts = left_out(checkpoint, conversion.program)
+    if not options.text_only:
+        refuse_left_out(parts, checkpoint.location)
+    return parts
 
 
 @contextmanager

@@ -269,8 +269,12 @@ def write_record(state: State) -> None:
     from mlxport.output.card import model_card
 
     report, options, layout = state.report, state.options, state.layout
-    # Equal conversions leave equal records: how long it took stays out.
-    parity = {k: v for k, v in report.parity.to_json().items() if k != "seconds"} if report.parity else None
+    # Equal conversions leave equal records: how long it took stays out. What is left out, the plan has.
+    parity = (
+        {k: v for k, v in report.parity.to_json().items() if k not in ("seconds", "left_out")}
+        if report.parity
+        else None
+    )
     record = make_record(
         state.source,
         state.checkpoint,

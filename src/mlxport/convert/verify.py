@@ -233,18 +233,20 @@ def _folder_logits(asked: _Asked) -> ParityReport:
     given, made = record.get("options"), record.get("output")
     dtype = given.get("dtype", "auto") if isinstance(given, dict) else "auto"
     written = made.get("files") if isinstance(made, dict) else None
+    inverse = parity.own_inverse(checkpoint, dtype if dtype in DTYPES else "auto")
     with make_progress(0, f"verifying {folder.name}", quiet=asked.quiet) as progress:
         report = parity.verify(
             folder,
             checkpoint,
             mode=asked.mode,
-            invert=parity.own_inverse(checkpoint, dtype if dtype in DTYPES else "auto"),
+            invert=inverse,
             trained=_trained(record),
             on_progress=progress.message,
         )
         progress.message("comparing the tokenizer and the files")
         problems = parity.carried_problems(folder, checkpoint, written if isinstance(written, dict) else {})
-        return replace(report, problems=problems, passed=report.passed and not problems)
+        passed = report.passed and not problems
+        return replace(report, problems=problems, passed=passed, left_out=inverse.left_out())
 
 
 def _trained(record: Mapping[str, Any]) -> frozenset[str]:

@@ -72,6 +72,8 @@ class Layout:
         claims: Whether ``--layout auto`` means this one, by a checkpoint's config and the names of its tensors (none
             while only the config is known). The first in the table that claims a checkpoint gets it.
         opens: From a checkpoint and the options to what will be written.
+        foresees: ``opens`` by the headers alone, as far as it goes without the weights: what it refuses is known before
+            they are fetched. None where that takes too long.
         check: Refuses a config that cannot be converted, before anything else is fetched; its second argument is what
             to call the config in an error.
         glance: ``claims`` by the config, without an import of anything large; a wrong answer costs time only.
@@ -97,6 +99,7 @@ class Layout:
     opens: Callable[[Checkpoint, LayoutOptions], Conversion]
     claims: Callable[[Mapping[str, Any], Collection[str]], bool]
     summary: str = ""
+    foresees: Callable[[Checkpoint, LayoutOptions], Conversion] | None = None
     check: Callable[[Mapping[str, Any], str], None] = lambda config, where: None
     glance: Callable[[Mapping[str, Any]], bool] = lambda config: False
     needs_torch: bool = False

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from mlxport.types import Checkpoint
+from mlxport.types import Checkpoint, ModelPart
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -18,7 +19,7 @@ __all__ = ["Invert", "own_inverse"]
 Invert = Callable[["Mapping[str, mx.array]"], "dict[str, mx.array]"]
 
 
-def own_inverse(checkpoint: Checkpoint, dtype: str = "auto") -> Invert:
+def own_inverse(checkpoint: Checkpoint, dtype: str = "auto") -> OwnInverse:
     """The inverse of the layout that ``convert`` gives ``checkpoint``, traced once, when it is first called.
 
     What the returned function raises on its first call is what opening the checkpoint raises; see ``transform.invert``
@@ -28,16 +29,31 @@ def own_inverse(checkpoint: Checkpoint, dtype: str = "auto") -> Invert:
         checkpoint: The original.
         dtype: As it was given to ``convert``.
     """
+    return OwnInverse(checkpoint, dtype)
 
-    @functools.cache
-    def program() -> Program:
+
+@dataclass(frozen=True)
+class OwnInverse:
+    """The layout that ``convert`` gives a checkpoint, read backwards; see ``own_inverse``."""
+
+    checkpoint: Checkpoint
+    dtype: str
+
+    @cached_property
+    def program(self) -> Program:
+        """From the checkpoint's tensors to mlx-lm's."""
         from mlxport.layouts.mlx_lm.opening import open_model
 
-        return open_model(checkpoint, dtype=dtype).plain.program
+        return open_model(self.checkpoint, dtype=self.dtype).plain.program
 
-    def inverse(outputs: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    def __call__(self, outputs: Mapping[str, mx.array]) -> dict[str, mx.array]:
+        """The checkpoint's tensors of mlx-lm's."""
         from mlxport.transform import invert
 
-        return invert(program(), outputs)
+        return invert(self.program, outputs)
 
-    return inverse
+    def left_out(self) -> tuple[ModelPart, ...]:
+        """The parts of the checkpoint that mlx-lm's layout of it has no place for."""
+        from mlxport.layouts.left_out import left_out
+
+        return left_out(self.checkpoint, self.program)

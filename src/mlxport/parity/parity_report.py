@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
+
+from mlxport.layouts.left_out import parts_in_words
+from mlxport.types import ModelPart
 
 __all__ = ["Comparison", "Divergence", "FarAttention", "LayerError", "ParityReport", "Positions", "WeightCheck"]
 
@@ -219,6 +222,7 @@ class ParityReport:
         positions: Up to which position the output is proven, None where nothing was probed.
         notes: What a reader must know: how inputs were chosen, what was not covered.
         problems: What is wrong besides the model: files that changed since, another tokenizer.
+        left_out: Parts of the original that are not in the output, which is its text model alone.
         seconds: Wall time.
     """
 
@@ -234,7 +238,13 @@ class ParityReport:
     positions: Positions | None = None
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    left_out: tuple[ModelPart, ...] = ()
     seconds: float = field(default=0.0, compare=False)
+
+    @property
+    def alone(self) -> str:
+        """What is to be said where the output is not the whole model; else empty."""
+        return f"the text model alone, without {parts_in_words(self.left_out)}" if self.left_out else ""
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -256,7 +266,7 @@ class ParityReport:
         lines += [f"wrong: {line}" for line in self.problems]
         if self.positions is not None:
             lines.append(self.positions.summary())
-        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes), *filter(None, [self.alone])])
 
     def failure_message(self) -> str:
         """What is wrong, for the error's message; empty when the output passed."""
@@ -279,7 +289,7 @@ class ParityReport:
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    return {str(name): _plain(item) for name, item in vars(value).items()}
+    return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
 
 
 def _plain(value: Any) -> Any:

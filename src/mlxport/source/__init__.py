@@ -34,6 +34,7 @@ def open_checkpoint(
     trust_remote_code: bool = False,
     check_config: Callable[[Mapping[str, Any]], None] | None = None,
     headers_only: bool = False,
+    check_headers: Callable[[Checkpoint], None] | None = None,
 ) -> Checkpoint:
     """Open a checkpoint: read config and headers, check them, leave the weights on disk.
 
@@ -45,6 +46,8 @@ def open_checkpoint(
         check_config: Called with the config before any weights are fetched or opened (where it names a quantization, as
             the headers have it); what it raises goes through.
         headers_only: Of a repository's weights fetch the headers only: shapes and dtypes are known, reading fails.
+        check_headers: Called with a repository's checkpoint, as with ``headers_only``, before its weights are fetched;
+            not where they are here already, or their headers cannot be had alone. What it raises goes through.
 
     Raises:
         SourceError: Names the file, what is wrong with it and the remedy. ConfigError, WeightsError, UnsafeError,
@@ -64,7 +67,7 @@ def open_checkpoint(
         raise _no_such_folder(str(source))
     from mlxport.source.hub import open_repository
 
-    return open_repository(source, revision, trust_remote_code, check_config, headers_only)
+    return open_repository(source, revision, trust_remote_code, check_config, headers_only, check_headers)
 
 
 def _is(test: Callable[[Path], bool], path: Path) -> bool:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mlxport.errors import DiskError, MlxportError, SourceError, UnsupportedError, WeightsError
 from mlxport.source.leftover_quantization import names_quantization, without_leftover_quantization
-from mlxport.source.local_folder import CheckConfig, load_config, open_folder
+from mlxport.source.local_folder import CheckConfig, ReadFile, load_config, open_folder
 from mlxport.source.safetensors_file import header_length, parse_header
 from mlxport.source.weight_files import WeightFiles, choose_weight_files, explain_no_config, read_index, side_names
 from mlxport.types import Checkpoint, TensorRef
+
+CheckHeaders = Callable[[Checkpoint], None]
 
 # Most headers fit into the first request.
 _FIRST_RANGE = 256 * 1024
@@ -27,6 +29,7 @@ def open_repository(
     trust_remote_code: bool = False,
     check_config: CheckConfig | None = None,
     headers_only: bool = False,
+    check_headers: CheckHeaders | None = None,
     *,
     endpoint: str | None = None,
     cache_dir: Path | None = None,
@@ -39,6 +42,8 @@ def open_repository(
         trust_remote_code: Fetch Python files too.
         check_config: Called with the config before anything else but the list of files is fetched.
         headers_only: Fetch the headers of weight files only.
+        check_headers: Called with the checkpoint as its headers have it before weights are fetched; not where they are
+            in the cache already, or their headers cannot be had without them.
         endpoint: Address of the hub; by default as ``HF_ENDPOINT`` says.
         cache_dir: Where files are kept; by default as ``HF_HOME`` and ``HF_HUB_CACHE`` say.
 
@@ -72,16 +77,28 @@ def open_repository(
         )
     fetched = side if headers_only else [*side, *weights]
     repository.check_space({name: listed[name] for name in fetched})
-    for name in fetched:
+    for name in side:
         repository.fetch(name)
-    return open_folder(
-        root,
-        trust_remote_code=trust_remote_code,
-        repo_id=repo_id,
-        revision=repository.commit,
-        names=["config.json", *side, *weights, *([layout.index] if layout.index else [])],
-        read_file=repository.read_header if headers_only else None,
-    )
+
+    def opened(read_file: ReadFile | None) -> Checkpoint:
+        return open_folder(
+            root,
+            trust_remote_code=trust_remote_code,
+            repo_id=repo_id,
+            revision=repository.commit,
+            names=["config.json", *side, *weights, *([layout.index] if layout.index else [])],
+            read_file=read_file,
+        )
+
+    if headers_only:
+        return opened(repository.read_header)
+    missing = [name for name in weights if not repository.has(name)]
+    if missing and check_headers is not None and layout.kind == "safetensors":
+        with suppress(_NoRanges):
+            check_headers(opened(repository.read_header))
+    for name in missing:
+        repository.fetch(name)
+    return opened(None)
 
 
 def _by_the_headers(repository: _Repository, config: dict[str, Any], weights: list[str]) -> dict[str, Any]:
@@ -166,16 +183,19 @@ class _Repository:
             )
         return Path(path)
 
+    def has(self, name: str) -> bool:
+        """Whether a file is in the cache."""
+        from huggingface_hub import try_to_load_from_cache
+
+        path = try_to_load_from_cache(self.repo_id, name, cache_dir=self.cache_dir, revision=self.commit)
+        return isinstance(path, str)
+
     def check_space(self, sizes: Mapping[str, int]) -> None:
         """Raise DiskError if what is not in the cache yet does not fit beside it."""
-        from huggingface_hub import constants, try_to_load_from_cache
+        from huggingface_hub import constants
 
         cache = Path(self.cache_dir or constants.HF_HUB_CACHE)
-        needed = sum(
-            size
-            for name, size in sizes.items()
-            if not isinstance(try_to_load_from_cache(self.repo_id, name, cache_dir=cache, revision=self.commit), str)
-        )
+        needed = sum(size for name, size in sizes.items() if not self.has(name))
         free = shutil.disk_usage(cache).free
         if needed > free:
             raise DiskError(
@@ -210,7 +230,7 @@ class _Repository:
             hf_raise_for_status(response)
             total = response.headers.get("Content-Range", "").rpartition("/")[2]
             if response.status_code != 206 or not total.isdecimal():
-                raise SourceError(f"the hub sends {name} only as a whole", hint="download it first")
+                raise _NoRanges(f"the hub sends {name} only as a whole", hint="download it first")
             return response.read(), int(total)
 
     @contextmanager
@@ -261,6 +281,10 @@ class _Repository:
         if isinstance(error, (OSError, ValueError, errors.XetDownloadError)):
             return SourceError(f"{what} cannot be fetched: {why}", hint="check the connection and run again")
         return None
+
+
+class _NoRanges(SourceError):
+    """The hub sends files only as a whole: a header cannot be had without its weights."""
 
 
 class _Unreachable(SourceError):

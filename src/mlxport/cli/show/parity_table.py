@@ -49,3 +49,5 @@ def show_parity(report: ParityReport, console: Console | None = None) -> None:
         console.print(escape(line))
     if report.positions is not None:
         console.print(escape(report.positions.summary()))
+    if report.alone:
+        console.print(escape(f"compared: {report.alone}"))

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mlxport.layouts.base import PORT_FILE, Layout, LayoutOptions, Refusal
+from mlxport.layouts.generated.packed_sources import refuse_quantized
 
 if TYPE_CHECKING:
     from mlxport.layouts.conversion import Conversion
@@ -51,6 +52,7 @@ GENERATED = Layout(
     summary="MLX source of its own",
     claims=_claims,
     opens=_opens,
+    check=refuse_quantized,
     needs_torch=True,
     refuses=(
         Refusal(

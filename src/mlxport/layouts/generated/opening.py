@@ -16,6 +16,7 @@ from mlxport.layouts.foreign_parts import refuse_adapters, refuse_mlx_code
 from mlxport.layouts.generated import hf_model
 from mlxport.layouts.generated.emitting import emit
 from mlxport.layouts.generated.hf_weights import Sources, absent, assign, weight_maps
+from mlxport.layouts.generated.packed_sources import refuse_quantized
 from mlxport.layouts.generated.weights_trace import TORCH_DTYPES, GeneratedConversion, MissingWeights, assemble
 from mlxport.progress import listed
 from mlxport.types import Checkpoint
@@ -29,12 +30,9 @@ def open_generated(checkpoint: Checkpoint, options: LayoutOptions) -> GeneratedC
     Raises:
         UnsupportedError: transformers has no such model, or it cannot be captured.
     """
-    refuse_mlx_code(checkpoint.config, f"{checkpoint.location}/config.json")
-    if checkpoint.config.get("quantization_config"):
-        raise UnsupportedError(
-            f"{checkpoint.location}: its weights are quantized already, which the generated layout does not read",
-            hint="start from the unquantized checkpoint",
-        )
+    where = f"{checkpoint.location}/config.json"
+    refuse_mlx_code(checkpoint.config, where)
+    refuse_quantized(checkpoint.config, where)
     dtype = _stored_dtype(checkpoint) if options.dtype == "auto" else options.dtype
     port, example, sources, maps = _emitted(checkpoint, options, dtype)
 

@@ -54,6 +54,12 @@ def _opens(checkpoint: Checkpoint, options: LayoutOptions) -> Conversion:
     return open_model(checkpoint, dtype=options.dtype).conversion(options.quant)
 
 
+def _foresees(checkpoint: Checkpoint, options: LayoutOptions) -> Conversion:
+    from mlxport.layouts.mlx_lm.opening import open_model
+
+    return open_model(checkpoint, dtype=options.dtype, headers_only=True).conversion(options.quant)
+
+
 def _glance(config: Mapping[str, Any]) -> bool:
     """Whether mlx-lm has a file of the model type's name."""
     spec, name = importlib.util.find_spec("mlx_lm"), str(config.get("model_type"))
@@ -65,6 +71,7 @@ MLX_LM = Layout(
     name="mlx-lm",
     claims=_claims,
     opens=_opens,
+    foresees=_foresees,
     check=_check,
     glance=_glance,
     refuses=(
