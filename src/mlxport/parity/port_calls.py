@@ -106,8 +106,8 @@ def _only_nan(tensor: torch.Tensor) -> bool:
 
 
 def _changed(then: Any, now: Any) -> bool:
-    """Whether an input holds other values than before the call; a new shape alone is not the values' business."""
-    if not isinstance(now, torch.Tensor) or then.shape != now.shape:
+    """Whether an input holds other values than before the call; of one that has another shape none are compared."""
+    if not isinstance(now, torch.Tensor) or (then.shape, then.stride()) != (now.shape, now.stride()):
         return False
     then = then.to(now.dtype)
     return not bool(((then == now) | ((then != then) & (now != now))).all())

@@ -22,6 +22,7 @@ from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.composite_shapes import known_shapes
 from mlxport.graph.capture.dataclass_inputs import known_dataclasses
 from mlxport.graph.capture.fastpath import fast_paths
+from mlxport.graph.capture.reshaped_inputs import CallsInPlace
 from mlxport.graph.capture.stores import add_stores
 from mlxport.graph.capture.wrapped_root import Inside, bring_out, hides_members
 from mlxport.graph.lower import ops as _ops  # noqa: F401  (fills the table)
@@ -158,6 +159,7 @@ def capture(
             usage=True,
         ) from error
     problem: BaseException | None = None
+    calls = CallsInPlace()
     inside = hides_members(module)
     exported = Inside(module) if inside else module
     known = known_dataclasses(exported, (args, kwargs))
@@ -169,7 +171,7 @@ def capture(
             attempts = [dict(explicit.bind(*positional, **keyword).arguments), None]
         for shapes in attempts:
             try:
-                program = export(exported, args, kwargs, shapes)
+                program = _followed(exported, args, kwargs, shapes, calls)
                 break
             except KeyboardInterrupt:
                 raise
@@ -178,15 +180,39 @@ def capture(
         else:
             assert problem is not None
             raise CaptureError(
-                f"torch.export cannot capture {name}: {_first_line(problem)}", _hint(problem)
+                f"torch.export cannot capture {name}: {_first_line(problem)}", calls.hint or _hint(problem)
             ) from problem
+    if calls.assigns_data:
+        raise CaptureError(
+            f"torch.export cannot capture {name}: its forward assigns to .data of a tensor",
+            "write to the tensor itself, under torch.no_grad(): x.copy_(y) for x.data = y",
+        )
     captured = _captured(program, exported, signature, args, kwargs)
+    if calls.reshaped_inputs:
+        captured.notes.append(f"{calls.reshaping} leaves an input in another shape; the port leaves it in its own")
     if inside:
         bring_out(captured)
     if problem is not None:
         reason = _first_line(problem)
         captured.notes.append(f"sizes are fixed to the example's: torch.export with dynamic ones says {reason}")
     return captured
+
+
+def _followed(
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any, calls: CallsInPlace
+) -> ExportedProgram:
+    """``export``; once more, on views of the inputs, where the forward gives a tensor another shape in place."""
+    try:
+        with calls:
+            program = export(module, args, kwargs, shapes)
+    except Exception:
+        if not calls.reshaping:
+            raise
+    else:
+        if not calls.reshaping:
+            return program
+    with calls, calls.views_of_inputs(module):
+        return export(module, args, kwargs, shapes)
 
 
 def _distinct(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -217,6 +243,11 @@ def _hint(error: BaseException) -> str:
         return (
             "packed sequences (pack_padded_sequence) depend on the values of the lengths, which no export can follow; "
             "give the recurrent layer the padded batch, and mask what lies beyond each length"
+        )
+    if "is mutated in the forward method" in words(error):
+        return (
+            "make the tensor a buffer (self.register_buffer in __init__), which the forward may write, "
+            "or let the forward take it as an input and return it"
         )
     if "DataDependent" in type(error).__name__ or "data-dependent" in words(error):
         return "its control flow depends on values; use torch.where or torch.cond there, or port the part around it"

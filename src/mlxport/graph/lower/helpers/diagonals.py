@@ -20,6 +20,18 @@ def diag_embed(x: mx.array, offset: int = 0, axis1: int = -2, axis2: int = -1) -
     return matrices.transpose(*order)
 
 
+def diagonal_scatter(x: mx.array, src: mx.array, offset: int = 0, axis1: int = 0, axis2: int = 1) -> mx.array:
+    """``x`` with the diagonal of two axes replaced by the last axis of ``src``."""
+    if src.size == 0:
+        return x
+    order = [axis for axis in range(x.ndim) if axis not in (axis1, axis2)] + [axis1, axis2]
+    matrices = x.transpose(*order)
+    rows, columns = mx.arange(matrices.shape[-2]), mx.arange(matrices.shape[-1])
+    element = mx.clip(rows + min(offset, 0), 0, src.shape[-1] - 1)  # of src, in each row
+    matrices = mx.where(columns - rows[:, None] == offset, mx.take(src, element, axis=-1)[..., None], matrices)
+    return matrices.transpose(*[order.index(axis) for axis in range(x.ndim)])
+
+
 def unfold(x: mx.array, axis: int, size: int, step: int) -> mx.array:
     """Windows of ``size`` every ``step`` along an axis, put in a new last axis."""
     starts = mx.arange(0, x.shape[axis] - size + 1, step)

@@ -22,6 +22,14 @@ def diagonal(self: Expr, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Expr:
     return mx.diagonal(self, **{name: value for name, value in options.items() if value != usual[name]})
 
 
+@op("aten.diagonal_scatter.default")
+def diagonal_scatter(self: Expr, src: Expr, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Expr:
+    """A copy with the diagonal of two axes replaced."""
+    options = {"offset": offset, "axis1": axis(dim1, self.ndim), "axis2": axis(dim2, self.ndim)}
+    usual = {"offset": 0, "axis1": 0, "axis2": 1}
+    return call(helper.diagonal_scatter, self, src, **{k: v for k, v in options.items() if v != usual[k]})
+
+
 @op("aten.linalg_diagonal.default")
 def linalg_diagonal(A: Expr, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Expr:  # noqa: N803
     """``mx.diagonal`` of the last two axes."""
