@@ -12,7 +12,7 @@ import pytest
 import mlxport as package
 from checkpoints import edit_json
 from mlxport.convert.verify import verify
-from mlxport.errors import UnsafeError, UnsupportedError
+from mlxport.errors import ConfigError, UnsafeError, UnsupportedError
 from mlxport.quality.opened import open_output
 from mlxport.run import AutoModelForCausalLM, chat, generate
 from mlxport.source import written_code
@@ -167,3 +167,10 @@ def test_a_cache_that_cannot_be_written_is_said(flags, tmp_path, monkeypatch, ml
     assert "warning" not in mlxport("port", FACTORY, tmp_path / "out", "--overwrite", *flags).err
     monkeypatch.setattr(written_code, "_just_written", set())
     package.load(tmp_path / "out")
+
+
+def test_counts_that_its_weights_do_not_hold_are_refused_before_any_is_made(written, tmp_path):
+    folder = Path(shutil.copytree(written, tmp_path / "many"))
+    edit_json(folder / "config.json", num_layers=2000)
+    with pytest.raises(ConfigError, match="num_layers is 2000"):
+        package.load(folder)

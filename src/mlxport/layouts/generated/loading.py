@@ -10,6 +10,7 @@ import mlx.nn as nn
 
 from mlxport.errors import SourceError
 from mlxport.graph.write.execute_source import execute
+from mlxport.source.declared_counts import check_output_counts
 from mlxport.source.jsonfile import read_object
 from mlxport.source.safe_files import refuse_special_files
 from mlxport.source.written_code import source_to_run
@@ -54,6 +55,7 @@ def unquantized_port(folder: Path, *, trust_remote_code: bool = False) -> nn.Mod
 
 def _made(folder: Path, trust_remote_code: bool, make: Callable[[Any], nn.Module]) -> nn.Module:
     source = check_source(folder, trust_remote_code)
+    check_output_counts(folder, read_object(folder / "config.json", SourceError))
     half_precision_experts()
     try:
         return make(execute(source.decode(), str(folder / "model.py")))
