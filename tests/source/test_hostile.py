@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from little_llama import llama_weights
 from safetensors.numpy import save_file
 
-from mlxport.errors import MlxportError
-from mlxport.source import open_checkpoint, read_rows
+from mlxport.errors import ConfigError, MlxportError
+from mlxport.source import jsonfile, open_checkpoint, read_rows
 
 INDEX = "model.safetensors.index.json"
 HOSTILE = st.one_of(
@@ -189,3 +189,14 @@ def test_torch_file_mutations(mutations: list[Callable[[bytes], bytes]], pickle_
                 data = mutate(data) if data else data
             path.write_bytes(data)
         open_and_read(Path(folder))
+
+
+@pytest.mark.parametrize("filler", [b"[],", b"1.5,"])
+def test_more_values_than_any_file_has_are_not_made(filler, tmp_path, monkeypatch):
+    monkeypatch.setattr(jsonfile, "MAX_VALUES", 1000)
+    path = tmp_path / "config.json"
+    path.write_bytes(b'{"a": [' + filler * 999 + b"0]}")
+    assert len(jsonfile.read_object(path, ConfigError)["a"]) == 1000
+    path.write_bytes(b'{"a": [' + filler * 1001 + b"0]}")
+    with pytest.raises(ConfigError, match="config.json holds more than 1,000 values"):
+        jsonfile.read_object(path, ConfigError)

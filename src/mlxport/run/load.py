@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +30,6 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # What mlx_lm.load fetches of a repository.
 _HUB_FILES = ["*.json", "model*.safetensors", "*.py", "tokenizer.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja"]
 _CONVERT = "convert it first: mlxport convert {source} {target}"
-_MAX_HEADER = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -143,7 +140,7 @@ def in_mlx_files(weights: Iterable[Path]) -> bool:
 
 
 def _read_config(folder: Path, shown: str) -> dict[str, Any]:
-    from mlxport.source.jsonfile import nests_deeper
+    from mlxport.source.jsonfile import read_object
 
     file = folder / "config.json"
     if not file.is_file():
@@ -151,13 +148,8 @@ def _read_config(folder: Path, shown: str) -> dict[str, Any]:
         if (folder / "adapter_config.json").is_file():
             hint = "this is a PEFT adapter: merge it into its base model, then convert that"
         raise ConfigError(f"{shown}: no config.json, so not the folder of a model", hint=hint)
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{file}: not JSON ({error})", hint="fetch or convert the model again") from error
-    if nests_deeper([config]):
-        raise ConfigError(f"{file}: it nests too deep", hint="fetch or convert the model again")
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+    config = read_object(file, ConfigError, unique=False)
+    if not isinstance(config.get("model_type"), str):
         raise ConfigError(f"{file}: expected an object with a model_type", hint="fetch or convert the model again")
     ModelConfig(config).check(file)
     return config
@@ -165,17 +157,9 @@ def _read_config(folder: Path, shown: str) -> dict[str, Any]:
 
 def _format(file: Path) -> str | None:
     """Return ``format`` of a safetensors header's metadata, None where there is none."""
-    try:
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > _MAX_HEADER:
-                raise ValueError(f"header of {length} bytes")
-            header = json.loads(stream.read(length))
-        metadata = header.get("__metadata__") or {}
-        value = metadata.get("format")
-    except (struct.error, ValueError, AttributeError, RecursionError) as error:
-        hint = "fetch or convert the model again; a file of a few hundred bytes is a Git LFS pointer"
-        raise WeightsError(f"{file}: not a safetensors file ({error})", hint=hint) from error
+    from mlxport.source.safetensors_file import read_metadata
+
+    value = read_metadata(file).get("format")
     return value if isinstance(value, str) else None
 
 

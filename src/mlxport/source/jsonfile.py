@@ -12,6 +12,8 @@ from mlxport.source.safe_files import opened, read_exactly, refuse_placeholder
 # The largest index seen in the wild is a few MB; what is larger than this is not a config or an index.
 MAX_JSON_BYTES = 100_000_000
 MAX_DEPTH = 100
+# A vocabulary of a million tokens has some three million values; a file of nothing but `[],` takes 20 times its size.
+MAX_VALUES = 6_000_000
 
 
 class _Refused(ValueError):
@@ -58,6 +60,8 @@ def parse_object(
         return found
 
     place = f"{path}: {what}" if what else str(path)
+    if data.count(b",") > MAX_VALUES:
+        _refuse(error, place, f"holds more than {MAX_VALUES:,} values", None)
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant)
     except UnicodeDecodeError as cause:

@@ -27,12 +27,28 @@ def read_safetensors(path: Path) -> dict[str, TensorRef]:
     Raises:
         WeightsError: The file is missing, truncated, or breaks the format.
     """
+    header, size = _read_header(path)
+    return parse_header(header, size, path)
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What a file says of itself beside its tensors, empty where it says nothing.
+
+    Raises:
+        WeightsError: The file is missing, truncated, or has no header.
+    """
+    header, _ = _read_header(path)
+    found = parse_object(header, path, WeightsError, what="the header").get("__metadata__")
+    return found if isinstance(found, dict) else {}
+
+
+def _read_header(path: Path) -> tuple[bytes, int]:
+    """The header of a file, not parsed, and the size of the file."""
     with opened(path) as (fd, size):
         start = read_exactly(fd, min(size, 512), 0, path)
         refuse_placeholder(start, path)
         length = header_length(start, size, path)
-        header = read_exactly(fd, length, 8, path)
-    return parse_header(header, size, path)
+        return read_exactly(fd, length, 8, path), size
 
 
 def header_length(start: bytes, size: int, path: Path) -> int:
