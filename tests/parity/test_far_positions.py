@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from mlxport.model import loaded as out
 from mlxport.parity import own_inverse, verify
 from mlxport.parity.far_caches import Timeline, leaves, stand_ins
 from mlxport.parity.far_original import _returned_beside
+from mlxport.parity.far_output import FarOutput
 from mlxport.parity.far_positions import far_end, pieces, stated_edges
 from mlxport.parity.parity_report import ParityReport
 
@@ -196,6 +198,15 @@ def test_a_stand_in_computes_what_the_cache_that_it_stands_for_does(
             cache.jump(forget=False)
         tokens = mx.array(ids[start:stop])[None]
         assert mx.allclose(model(tokens, cache=real), model(tokens, cache=other), atol=1e-5)
+
+
+def test_looking_for_attention_reads_no_block(made: Callable[[str], SimpleNamespace]) -> None:
+    output = FarOutput(made("default").output)
+    blocks = sum(4 * prod(tensor.shape) for name, tensor in output.tensors.items() if ".layers." in name)
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    assert len(output.attentions()) == 1
+    assert mx.get_peak_memory() - before < blocks / 4
 
 
 def test_positions_stand_on_both_sides_of_every_edge() -> None:

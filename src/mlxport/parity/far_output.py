@@ -78,11 +78,18 @@ class FarOutput:
         """
         inside = {path: module for path, module in self.modules.items() if block_of(path)}
         names = {id(module): path for path, module in reversed(inside.items())}
+        after = [m for path, m in self.modules.items() if path not in inside and callable(m) and not m.children()]
         given: dict[str, FarCache | None] = {}
+        waiting = {str(block_of(path)) for path in inside}
 
         def answer(module: Any, _: str, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+            if id(module) not in names:
+                if not waiting:  # the head would compute its input, and so read every weight
+                    raise Reached
+                return call(*args, **kwargs)
             cache = next(leaves((*args, *kwargs.values())), None)
             path = names[id(module)]
+            waiting.discard(path)
             if cache is not None:
                 given.setdefault(path, cache)
             elif isinstance(module, _ROPES):
@@ -91,7 +98,7 @@ class FarOutput:
 
         timeline = Timeline()
         caches = stand_ins(make_prompt_cache(self.model), timeline)
-        with hooked([module for module in inside.values() if callable(module)], answer):
+        with hooked([*(module for module in inside.values() if callable(module)), *after], answer):
             self._call(caches, timeline, [0, 1], [0, 0], forget=False)
         self.windows |= timeline.windows | {c.limit for c in leaves(caches) if c.limit}
         return self._kinds(given)
