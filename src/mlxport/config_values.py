@@ -16,6 +16,7 @@ __all__ = ["check_values", "tables"]
 
 _NESTED = 8  # as deep as a field is looked for
 _MOST = 1e18  # far above any setting there is; its square is still a float32
+_FLOAT32 = 3.5e38  # and a little
 _LONGEST_CONTEXT = 10_000_000_000  # some give -1, or a float: that is then unknown
 
 
@@ -74,6 +75,7 @@ _TABLE: Mapping[str, _Number] = {
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok"), _HEADS),
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "head_dim", "q_lora_rank", "kv_lora_rank"), _WIDTH),
     **dict.fromkeys(("intermediate_size", "moe_intermediate_size", "n_inner", "ffn_dim", "d_ff"), _WIDTH),
+    **dict.fromkeys(("n_group", "topk_group"), _HEADS),
     "vocab_size": _count(100_000_000),
     "num_labels": _count(200_000),  # of which transformers makes a table of names
     **dict.fromkeys(("rope_theta", "rotary_emb_base", "rope_local_base_freq"), _POSITIVE),
@@ -92,24 +94,15 @@ _TABLE: Mapping[str, _Number] = {
     "sliding_window": _Number(-1, whole=True),  # some switch it off by -1
 }
 # The ends of names of sizes, whichever model has them: a number there may be 0, and is not negative.
-_SIZES = (
-    "_size",
-    "_dim",
-    "_rank",
-    "_heads",
-    "_experts",
-    "_kernel",
-    "_groups",
-    "_d_state",
-    "_d_conv",
-    "_d_ssm",
-    "_d_head",
-)
+_SIZES = ("state_size", *("_dim", "_rank", "_heads", "_experts", "_kernel", "_groups", "_d_state", "_d_conv", "_d_ssm"))
 # Of none of these can a language model have less than one; other spellings mean other things in other models.
 _AT_LEAST_ONE = (
     *("num_hidden_layers", "n_layer", "hidden_size", "n_embd"),
     *("num_attention_heads", "n_head", "num_key_value_heads", "vocab_size"),
+    *("n_group", "topk_group"),
 )
+_MAY_BE_INFINITE = ("limit", "max", "clip", "cap")  # what they limit is then not limited
+_NAMES = ("architectures", "layer_types")  # lists of them
 _CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx", "max_sequence_length")
 
 _ROPE_TABLES = ("rope_scaling", "rope_parameters")
@@ -169,7 +162,7 @@ def _wrong(part: Mapping[str, Any], needed: bool, layers: Any, rope: bool) -> It
 
 def _expected(key: str, value: Any, needed: bool, layers: Any) -> str:
     """What a field should hold, if it holds something else; tables and null have meanings of their own."""
-    if key == "architectures":
+    if key in _NAMES:
         names = value if isinstance(value, (list, tuple)) else (value,)
         return "" if value is None or all(isinstance(name, str) for name in names) else "a list of names"
     if value is None or isinstance(value, Mapping):
@@ -177,6 +170,8 @@ def _expected(key: str, value: Any, needed: bool, layers: Any) -> str:
     if key in _CONTEXTS:
         return _expected_of_context(value)
     if (kind := _TABLE.get(key)) is None:
+        if needed and _is_infinite(value) and not any(word in key for word in _MAY_BE_INFINITE):
+            return "a number that float32 holds"
         negative = needed and key.endswith(_SIZES) and type(value) in (int, float) and value < 0
         return "at least 0" if negative else ""
     if kind.whole and needed and key in _AT_LEAST_ONE:
@@ -186,6 +181,10 @@ def _expected(key: str, value: Any, needed: bool, layers: Any) -> str:
     if kind.listed:
         return f"a list, each {kind.expected(None)}"
     return "" if kind.holds(value) else kind.expected(value)
+
+
+def _is_infinite(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) > _FLOAT32
 
 
 def _expected_of_context(value: Any) -> str:

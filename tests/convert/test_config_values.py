@@ -51,6 +51,9 @@ WRONG = [
     ("num_key_value_heads", [2, -1], "each at least 1"),
     ("qk_rope_head_dim", -1, "at least 0"),
     ("mamba_d_conv", -4, "at least 0"),
+    ("topk_group", -1, "at least 1"),
+    ("routed_scaling_factor", math.inf, "a number that float32 holds"),
+    ("layer_types", 0, "a list of names"),
     ("sliding_window", "wide", "a whole number"),
     ("max_position_embeddings", "x", "a number"),
     ("architectures", True, "a list of names"),
@@ -157,6 +160,8 @@ def test_parts_within(config):
      {"rope_theta": 1e7, "time_step_limit": [0.0, float("inf")]}, {"rope_theta": {"full": 1e6}}, {"n_inner": None},
      {"rope_theta": [1e4, 1e6], "num_hidden_layers": 2}, {"rope_theta": 1e11}, {"vision_config": {"chunk_size": -1}},
      {"rope_scaling": {**YARN, "beta_fast": None, "mscale": 0, "attention_factor": None}}, {"sliding_window": -1},
+     {"chunk_size": -1, "head_dim": 0},
+     {"swiglu_limit": math.inf, "mask_value": -3.4028235e38},
      {"rope_parameters": {"full_attention": LLAMA3, "sliding_attention": None}}, {"rope_scaling": {"factor": 0.5}}],
     ids=str,
 )  # fmt: skip

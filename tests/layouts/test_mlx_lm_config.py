@@ -293,6 +293,15 @@ def test_what_mlx_lm_does_not_read_is_left_alone(change: dict[str, Any]) -> None
     assert normalize_config({**new_style("llama", rms_norm_eps=1e-6), **change}).config["rope_theta"] == 700.0
 
 
+@pytest.mark.parametrize("window", [0, -1])
+def test_a_window_that_sees_nothing_is_refused_where_layers_slide(window: int) -> None:
+    for config in (new_style("mistral"), new_style("gemma2", head_dim=8)):
+        with pytest.raises(ConfigError, match=f"sliding_window is {window}, expected at least 1, or null"):
+            normalize_config({**config, "sliding_window": window})
+    off = new_style("qwen2", sliding_window=window, use_sliding_window=False)
+    assert normalize_config(off).exact_tokens is None
+
+
 def test_null_settings_of_rope_are_absent_ones_for_both(tmp_path: Path) -> None:
     nulls = {"beta_fast": None, "beta_slow": None, "attention_factor": None, "mscale": None}
     assert_parity(new_style("llama", {**YARN, **nulls}), tmp_path)

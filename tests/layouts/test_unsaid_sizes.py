@@ -10,8 +10,9 @@ import pytest
 from tiny_models import CONFIGS, SIZES, open_target, save_model, save_tokenizer
 from transformers import FalconH1Config, FalconH1ForCausalLM
 
-from mlxport.errors import UnsupportedError, WeightsError
-from mlxport.layouts.mlx_lm.unsaid_sizes import unsaid_size
+from mlxport.errors import ConfigError, UnsupportedError, WeightsError
+from mlxport.layouts.mlx_lm.opening import check_supported
+from mlxport.layouts.mlx_lm.unsaid_sizes import in_question, unsaid_size
 from mlxport.source import open_checkpoint
 
 
@@ -75,6 +76,7 @@ def _config(architecture: str, *absent: str, **changes: object) -> dict[str, obj
         (_config("qwen3_moe", "num_local_experts"), ((128, 64), (4, 64)), "num_local_experts or num_experts"),
         (_config("deepseek_v3", "q_lora_rank"), ((1536, 64), (64, 64)), "q_lora_rank"),
         (_config("phi3", "num_attention_heads"), ((72, 64), (128, 64)), "num_attention_heads"),
+        (_config("deepseek_v3", "first_k_dense_replace"), (), "first_k_dense_replace"),
         (_config("llama", vocab_size=None), ((32000, 64), (96, 64)), "vocab_size"),
         # no class of transformers knows this one
         ({"model_type": "minicpm", "hidden_size": 64, "num_experts": None}, ((64, 48), (64, 64)), None),
@@ -91,6 +93,8 @@ def test_only_what_is_not_said_and_explains_the_shape_is_named(config, shapes, n
         ({"mamba_d_conv": None}, "config.json gives null as mamba_d_conv"),
         ({"mamba_n_groups": None}, "config.json gives null as mamba_n_groups"),
         ({"embedding_multiplier": None}, "config.json gives null as embedding_multiplier"),
+        ({"mamba_d_conv": 0}, "config.json gives 0 as mamba_d_conv"),
+        ({"intermediate_size": 0}, "config.json gives 0 as intermediate_size"),
         ("mamba_d_state", "config.json does not say mamba_d_state, for which 256 is taken"),
     ],
 )
@@ -104,3 +108,25 @@ def test_what_is_null_or_absent_is_named_where_the_code_of_mlx_lm_fails_on_it(
     with pytest.raises(UnsupportedError, match="mlx-lm cannot load") as caught:
         open_target(open_checkpoint(tmp_path))
     assert named in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"mamba_d_head": None}, "config.json gives null as mamba_d_head"),
+        ({"mamba_n_heads": 0}, "config.json gives 0 as mamba_n_heads"),
+        ("mamba_d_ssm", "config.json does not say mamba_d_ssm, for which 1024 is taken"),
+    ],
+)
+def test_what_transformers_refuses_in_words_of_its_own_is_named(falcon: Path, change, named):
+    values = json.loads((falcon / "config.json").read_text())
+    values = {**values, **change} if isinstance(change, dict) else {k: v for k, v in values.items() if k != change}
+    with pytest.raises(ConfigError) as caught:
+        check_supported(values)
+    assert named in caught.value.message and "chunk_size_feed_forward" not in caught.value.message
+
+
+def test_a_token_that_is_none_of_the_vocabulary_is_named_where_nobody_says_it():
+    config = {name: value for name, value in CONFIGS["phi3"]().to_dict().items() if name != "pad_token_id"}
+    assert in_question(config) == "config.json does not say pad_token_id, for which 32000 is taken"
+    assert "token" not in in_question({**config, "pad_token_id": 0})

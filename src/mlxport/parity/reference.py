@@ -14,6 +14,7 @@ import transformers
 
 from mlxport.errors import ConfigError, MlxportError, UnsupportedError
 from mlxport.layouts.generated.hf_weights import assign
+from mlxport.layouts.mlx_lm.unsaid_sizes import in_question
 from mlxport.parity.fp8 import source_weights
 from mlxport.parity.torch_rows import read_tensor
 from mlxport.source.part_names import TOWER
@@ -90,9 +91,10 @@ def empty_model(checkpoint: Checkpoint) -> Any:
             errors.append(str(error).splitlines()[0])
         except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as error:
             # transformers builds with the values of the config, and fails in its own words where one is odd.
+            said = in_question(checkpoint.config)
             raise ConfigError(
                 f"{checkpoint.location}/config.json: transformers cannot build the model that it describes: "
-                f"{type(error).__name__}: {error}",
+                f"{type(error).__name__}: {error}{said and '; '}{said}",
                 hint="get config.json again from where the weights are from",
             ) from error
     raise UnsupportedError(

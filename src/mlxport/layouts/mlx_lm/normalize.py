@@ -233,7 +233,11 @@ class _Section:
     def _limit(self, view: ConfigSection, arguments: Mapping[str, Any], work: _Work) -> None:
         """Say up to which length, or how closely, mlx-lm computes the same."""
         kind, longest = view.model_type, view.get("max_position_embeddings") or math.inf
+        longest = longest if longest > 0 else math.inf  # some give -1
         window, kinds = view.get("sliding_window"), view.get("layer_types")
+        asked = (kinds is None or "sliding_attention" in kinds) and view.get("use_sliding_window", True)
+        if asked and window is not None and window < 1:
+            raise ConfigError(f"sliding_window is {window}, expected at least 1, or null", hint=MEND)
         slides = window and window < longest and (kinds is None or "sliding_attention" in kinds)
         if slides and not limits.IGNORES_WINDOW.isdisjoint(self.names):
             why = f"mlx-lm's {kind} attends to all tokens, not to the last {window}: exact up to {window} tokens"

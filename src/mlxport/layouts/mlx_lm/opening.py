@@ -31,11 +31,10 @@ from mlxport.layouts.mlx_lm.quantized_sources import UNQUANTIZED, check_entries,
 from mlxport.layouts.mlx_lm.rope_settings import REFUSED
 from mlxport.layouts.mlx_lm.stored_buffers import is_buffer, stored_rope_note
 from mlxport.layouts.mlx_lm.tensor_checks import NamesDiffer, check_dtypes, check_names, check_shapes
-from mlxport.layouts.mlx_lm.unsaid_sizes import null_fields, unsaid_sizes
+from mlxport.layouts.mlx_lm.unsaid_sizes import in_question
 from mlxport.layouts.mlx_lm.weight_repairs import ignored_weights, prepare_weights
 from mlxport.layouts.name_changes import NameChange, PartNames, likely_changes, likely_parts
 from mlxport.layouts.quantizing import Built, count_parameters, quantize
-from mlxport.progress import listed
 from mlxport.quant import QuantRequest
 from mlxport.source import read_rows
 from mlxport.source.part_names import TOWER, predicts_further
@@ -245,7 +244,7 @@ class _Opening:
             hint = UNQUANTIZED if method else "check that config.json belongs to these weights"
             reason = _shortened(" ".join(str(error).split()))
             message = f"mlx-lm cannot load {checkpoint.location} ({what}): {type(error).__name__}: {reason}"
-            if unsaid := _unsaid(checkpoint.config):
+            if unsaid := in_question(checkpoint.config):
                 message += f"; {unsaid}"
             raise NotLoaded(message, hint=hint) from error
 
@@ -281,7 +280,8 @@ def _normalized(config: Mapping[str, Any], where: str) -> NormalizedConfig:
     except ConfigRefused as error:
         raise UnsupportedError(f"{where}: {error.reason}", hint=error.hint) from error
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error.message}", hint=error.hint) from error
+        said = in_question(config) if error.__cause__ is not None else ""  # in words of somebody else's code
+        raise ConfigError(f"{where}: {error.message}{said and '; '}{said}", hint=error.hint) from error
 
 
 def _load(
@@ -329,13 +329,6 @@ def _layers_before_further_ones(checkpoint: Checkpoint) -> int | None:
     """How many layers come before those that predict further tokens; None where the config tells of none such."""
     model = checkpoint.model_config
     return model.layers if model.count("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_layers") else None
-
-
-def _unsaid(config: Mapping[str, Any]) -> str:
-    """What a config leaves out, or gives as null, where code fails that takes it for granted."""
-    if nulls := null_fields(config):
-        return f"config.json gives null as {listed(nulls)}"
-    return "; ".join(map(str, unsaid_sizes(config)[:4]))
 
 
 def _shortened(text: str, most: int = 400) -> str:
