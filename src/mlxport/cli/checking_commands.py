@@ -113,7 +113,7 @@ def plan(
     from mlxport.convert.without_torch import leave_torch_out
     from mlxport.fit import plan_for
 
-    leave_torch_out(source, "mlx-lm")  # a plan is for its layout alone
+    leave_torch_out(source, "auto")
     report = plan_for(
         source,
         device=device,

@@ -18,7 +18,7 @@ from mlxport.convert.without_torch import leave_torch_out
 from mlxport.errors import Interrupted, system_errors
 from mlxport.layouts.base import Layout
 from mlxport.layouts.left_out import absent_towers
-from mlxport.layouts.table import AUTO, chosen
+from mlxport.layouts.table import AUTO, chosen, why_not_the_runtimes
 from mlxport.output.fingerprint import fingerprint
 from mlxport.output.plan import make_plan, parse_size
 from mlxport.output.surroundings import check_surroundings
@@ -56,7 +56,7 @@ def convert(source: str | Path, destination: str | Path, options: ConvertOptions
     if asked.verify == "none":
         leave_torch_out(str(source), asked.layout)
     checkpoint = open_source(str(source), asked, foreseeing(asked))
-    layout = chosen(asked.layout, checkpoint.config, checkpoint.tensors)
+    layout = chosen(asked.layout, checkpoint.config, checkpoint.tensors, cache=asked.cache)
     said = surprise(layout, checkpoint.config, asked.layout)
     asked = replace(asked, layout=layout.name)
     with Hashes(checkpoint, start=not asked.dry_run) as hashes, next_step(checkpoint.config, str(source)):
@@ -66,13 +66,15 @@ def convert(source: str | Path, destination: str | Path, options: ConvertOptions
 
 
 def surprise(layout: Layout, config: Mapping[str, Any], asked: str) -> tuple[str, ...]:
-    """What to say where ``auto`` means a layout that generates no text."""
-    if asked != AUTO or layout.not_generating is None:
+    """What to say where ``auto`` means a layout that brings code of its own, and of what that can do."""
+    if asked != AUTO or not layout.needs_torch:
         return ()
-    kind = config.get("model_type")
-    what, _ = layout.not_generating
-    can = "call it with mlxport.load(DST)(...); mlxport generate and chat cannot run it"
-    return (f"mlx-lm has no architecture {kind!r}, so the layout is {layout.name!r}, {what}: {can}",)
+    if layout.not_generating is None:
+        what = f"{layout.summary}: mlxport generate and chat, and mlx_lm.generate --trust-remote-code"
+    else:
+        what, can = layout.not_generating[0], "call it with mlxport.load(DST)(...)"
+        what = f"{what}: {can}; mlxport generate and chat cannot run it"
+    return (f"{why_not_the_runtimes(config)}, so the layout is {layout.name!r}, {what}",)
 
 
 def opened(checkpoint: Checkpoint, layout: Layout, options: ResolvedOptions) -> tuple[Conversion, ResolvedOptions]:

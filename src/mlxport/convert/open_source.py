@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mlxport.convert.resolved_options import ResolvedOptions
 from mlxport.errors import UnsupportedError, UsageError
 from mlxport.layouts.left_out import left_out, refuse_left_out, refuse_whole
-from mlxport.layouts.table import chosen, refuse_unknown_code, way_out
+from mlxport.layouts.table import chosen, is_other_model, refuse_unknown_code, way_out
 from mlxport.source import open_checkpoint
 from mlxport.types import Checkpoint, ModelPart
 
@@ -51,9 +51,9 @@ def checking(source: str, options: ResolvedOptions) -> Callable[[Mapping[str, An
         if options.limit is not None:
             options.limit.check(config)
         if options.text_only:
-            refuse_whole(config, chosen(options.layout, config), f"{source}/config.json")
+            refuse_whole(config, chosen(options.layout, config, cache=options.cache), f"{source}/config.json")
         if not os.path.isdir(os.path.expanduser(source)):  # of a folder, the layout checks it when it is opened
-            layout = chosen(options.layout, config)
+            layout = chosen(options.layout, config, cache=options.cache)
             replace(options, layout=layout.name)  # options that are not of this layout are refused
             with next_step(config, source):
                 layout.check(config, f"{source}/config.json")
@@ -65,7 +65,7 @@ def foreseeing(options: ResolvedOptions) -> Callable[[Checkpoint], None]:
     """Refuses, by a checkpoint's headers, what would be refused once its weights are here."""
 
     def check(checkpoint: Checkpoint) -> None:
-        layout = chosen(options.layout, checkpoint.config, checkpoint.tensors)
+        layout = chosen(options.layout, checkpoint.config, checkpoint.tensors, cache=options.cache)
         if layout.foresees is not None:
             with next_step(checkpoint.config, checkpoint.location):
                 parts_left_out(checkpoint, layout.foresees(checkpoint, options), options)
@@ -87,9 +87,7 @@ def next_step(config: Mapping[str, Any], source: str) -> Iterator[None]:
     try:
         yield
     except UnsupportedError as error:
-        from mlxport.layouts.mlx_lm.rope_settings import REFUSED
-
-        if isinstance(error.__cause__, UnsupportedError) and error.hint == error.__cause__.hint == REFUSED:
+        if isinstance(error.__cause__, UnsupportedError) and is_other_model(error) and is_other_model(error.__cause__):
             error.hint = way_out(config, source)
         raise
 

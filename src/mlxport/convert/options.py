@@ -208,6 +208,14 @@ class ConvertOptions(SharedOptions):
         doc="``mlx-lm``; ``generated``: MLX source of the model's own; ``auto``: that where mlx-lm has no such model.",
         check=_check_layout_name,
     )
+    cache: bool = option(
+        True,
+        "Port a language model with mlx-lm's caches.",
+        doc="Whether the port of a language model takes mlx-lm's caches, to generate with; without, it computes whole "
+        "sequences.",
+        flags=("--cache/--no-cache",),
+        panel=_PORTED,
+    )
     text_only: bool = option(
         False,
         "Convert the text model alone of one that sees or hears.",

@@ -21,7 +21,7 @@ from mlxport.progress import Progress, make_progress
 from mlxport.source.declared_counts import check_output_counts
 from mlxport.source.jsonfile import read_object
 from mlxport.source.safe_files import refuse_special_files
-from mlxport.source.written_code import refuse_model_file
+from mlxport.source.written_code import refuse_foreign_source
 from mlxport.types import Checkpoint
 
 if TYPE_CHECKING:
@@ -226,14 +226,17 @@ def _folder_logits(asked: _Asked) -> ParityReport:
     folder = asked.folder
     config = read_object(folder / "config.json", SourceError)
     check_output_counts(folder, config)
-    refuse_model_file(folder, config, asked.trust_remote_code)
-    options = ResolvedOptions(revision=asked.revision, trust_remote_code=asked.trust_remote_code)
+    refuse_foreign_source(folder, config, asked.trust_remote_code)
+    options = ResolvedOptions(
+        layout=asked.layout.name, revision=asked.revision, trust_remote_code=asked.trust_remote_code
+    )
     checkpoint = open_source(asked.against, options)
     record = read_record(folder)
     given, made = record.get("options"), record.get("output")
     dtype = given.get("dtype", "auto") if isinstance(given, dict) else "auto"
     written = made.get("files") if isinstance(made, dict) else None
-    inverse = parity.own_inverse(checkpoint, dtype if dtype in DTYPES else "auto")
+    opens = asked.layout.traces
+    inverse = parity.own_inverse(checkpoint, dtype if dtype in DTYPES else "auto", opens)
     with make_progress(0, f"verifying {folder.name}", quiet=asked.quiet) as progress:
         report = parity.verify(
             folder,

@@ -16,8 +16,9 @@ from mlxport.fit.generation_rate import tokens_per_second
 from mlxport.fit.hardware import Machine, known_machines, named_machine, this_machine
 from mlxport.fit.liveness import METAL
 from mlxport.fit.quant_settings import Setting, SettingWeights, measure, settings
+from mlxport.layouts.generated.language_layout import GENERATED_LM
 from mlxport.layouts.left_out import left_out, said_before
-from mlxport.layouts.table import refuse_unknown_code, way_out
+from mlxport.layouts.table import AUTO, chosen, refuse_unknown_code, way_out
 from mlxport.model_config import ModelConfig
 from mlxport.quant import is_linear, make_spec, plain_bits
 from mlxport.run.kv import KVQuant
@@ -81,7 +82,8 @@ def plan_for(
 
         refuse_unknown_code(config, str(source), trust_remote_code)
         try:
-            check_supported(config, f"{source}/config.json")
+            if not _of_its_own(config):
+                check_supported(config, f"{source}/config.json")
         except UnsupportedError as error:
             if isinstance(error.__cause__, ConfigRefused):
                 message = f"{error.message}: there is no model of mlx-lm to plan for"
@@ -172,13 +174,23 @@ def _packed(opened: TracedModel, quantize: str | None) -> Any:
     return model
 
 
+def _of_its_own(config: Mapping[str, Any]) -> bool:
+    """Whether ``convert`` writes source of the model's own for mlx-lm to run."""
+    return chosen(AUTO, config) is GENERATED_LM
+
+
 def _open(checkpoint: Checkpoint, dtype: str) -> tuple[TracedModel, Conversion, str, tuple[str, ...]]:
     """mlx-lm's model in the dtype that is planned for, how it is converted, --dtype, and remarks."""
     from mlxport.layouts.mlx_lm.opening import open_model
 
-    here = all(path.is_file() for path in checkpoint.weight_files)
-    many = len(checkpoint.tensors) > _MANY_TENSORS
-    model = open_model(checkpoint, dtype=dtype, headers_only=not here, shapes_only=many)
+    if _of_its_own(checkpoint.config):
+        from mlxport.layouts.generated.language_model import traced_language_model
+
+        model = traced_language_model(checkpoint, dtype)
+    else:
+        here = all(path.is_file() for path in checkpoint.weight_files)
+        many = len(checkpoint.tensors) > _MANY_TENSORS
+        model = open_model(checkpoint, dtype=dtype, headers_only=not here, shapes_only=many)
     conversion = model.plain
     asked = planned_dtype(dtype, conversion)
     notes = (*checkpoint.problems, *conversion.notes)

@@ -12,6 +12,8 @@ from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.table_limits import SizeLimit, ValueLimit, limit_sizes, value_limits
 from mlxport.graph.lower.layer_specs import Fold, LayerSpec, Weight
 from mlxport.graph.rewrite.batchnorm import fold_batchnorm
+from mlxport.graph.rewrite.caches.cached_step import CacheKind
+from mlxport.graph.rewrite.caches.use_caches import use_caches
 from mlxport.graph.rewrite.channels_last.sinking import channels_last
 from mlxport.graph.rewrite.constants import inline_constants
 from mlxport.graph.rewrite.folding import fold_constants
@@ -21,7 +23,8 @@ from mlxport.graph.rewrite.noops import remove_noops
 from mlxport.graph.rewrite.sharing import find_layers
 from mlxport.graph.write.classes import build_classes
 from mlxport.graph.write.emit import file_source, format_source
-from mlxport.graph.write.limits_told import limits_told
+from mlxport.graph.write.generating import generating
+from mlxport.graph.write.limits_told import lengths_told, limits_told
 from mlxport.graph.write.lowered_graph import lower_graph
 from mlxport.graph.write.module_bodies import build_bodies
 from mlxport.graph.write.parameters import port_parameters, weight_shapes
@@ -47,6 +50,7 @@ class Port:
         ops: Op name to the number of nodes, of the graph as it was captured.
         fusions: What was fused, and what was not with the reason.
         notes: What a user should know (float64 that became float32, …).
+        caches: What mlx-lm keeps for each layer, where the program is a step of generation; else empty.
     """
 
     captured: Captured
@@ -59,10 +63,17 @@ class Port:
     ops: dict[str, int] = field(default_factory=dict)
     fusions: list[Fusion] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    caches: list[CacheKind] = field(default_factory=list)
 
 
 def build(
-    captured: Captured, *, title: str = "", model_type: str = "", fusions: bool = True, batchnorm: bool = False
+    captured: Captured,
+    *,
+    title: str = "",
+    model_type: str = "",
+    fusions: bool = True,
+    batchnorm: bool = False,
+    cache: Any = None,
 ) -> Port:
     """Port a captured program.
 
@@ -72,18 +83,21 @@ def build(
         model_type: Value of ``ModelArgs.model_type``; default the class's name in lower case.
         fusions: Whether to fuse what MLX has in one.
         batchnorm: Whether to multiply BatchNorm into the convolution before it.
+        cache: The example's cache, of transformers, where the program is a step of generation ``(input_ids, cache)``;
+            its port takes mlx-lm's caches.
 
     Raises:
         MissingOps: with every op that has no lowering.
+        NotCached: A step that cannot be written on mlx-lm's caches.
     """
     port = Port(captured, notes=[*captured.notes, *_halved(captured)])
     limits = limit_sizes(captured), value_limits(captured)
-    layers = _rewrite(captured, port, fusions, batchnorm)
+    layers = _rewrite(captured, port, fusions, batchnorm, cache)
     _write(captured, port, layers, limits, title, model_type)
     return port
 
 
-def _rewrite(captured: Captured, port: Port, fusions: bool, batchnorm: bool) -> dict[str, LayerSpec]:
+def _rewrite(captured: Captured, port: Port, fusions: bool, batchnorm: bool, cache: Any) -> dict[str, LayerSpec]:
     """The graph made smaller and nearer to MLX; gives the layers that stand in it, by path."""
     inline_constants(captured)
     remove_noops(captured.graph)
@@ -94,6 +108,9 @@ def _rewrite(captured: Captured, port: Port, fusions: bool, batchnorm: bool) -> 
     captured.trainable |= {n for n, fold in port.folds.items() if captured.trainable.intersection(fold.sources)}
     if fusions:
         port.fusions = fuse(captured, port.folds)
+        remove_noops(captured.graph)
+    if cache is not None:
+        port.caches = use_caches(captured, port.folds, cache)
         remove_noops(captured.graph)
     layers = find_layers(captured)
     channels_last(captured.graph)
@@ -120,10 +137,11 @@ def _write(
     port.fields = {item.name: item.value for item in fields}
     name = type(captured.modules[""]).__name__
     port.model_type = model_type or name.lower()
-    told = limits_told(*limits, names)
+    made = generating(captured, port.caches) if port.caches else None
+    told = limits_told(*limits, names) if made is None else lengths_told(limits[0])
     port.notes += told
-    call = call_signature(captured, names)
-    source = file_source(title or f"{name} in MLX.", classes, fields, root_class, call, port.model_type, told)
+    call = call_signature(captured, names) if made is None else made.call
+    source = file_source(title or f"{name} in MLX.", classes, fields, root_class, call, port.model_type, told, made)
     port.source = format_source(source)
 
 

@@ -8,7 +8,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
-    from mlxport.layouts.conversion import Conversion
+    from mlxport.layouts.conversion import Conversion, TracedModel
     from mlxport.quant import QuantRequest
     from mlxport.types import Checkpoint
 
@@ -72,6 +72,7 @@ class Layout:
         claims: Whether ``--layout auto`` means this one, by a checkpoint's config and the names of its tensors (none
             while only the config is known). The first in the table that claims a checkpoint gets it.
         opens: From a checkpoint and the options to what will be written.
+        traces: The runtime's model of a checkpoint in a dtype, where its own code is not what builds it.
         foresees: ``opens`` by the headers alone, as far as it goes without the weights: what it refuses is known before
             they are fetched. None where that takes too long.
         check: Refuses a config that cannot be converted, before anything else is fetched; its second argument is what
@@ -99,6 +100,7 @@ class Layout:
     opens: Callable[[Checkpoint, LayoutOptions], Conversion]
     claims: Callable[[Mapping[str, Any], Collection[str]], bool]
     summary: str = ""
+    traces: Callable[[Checkpoint, str], TracedModel] | None = None
     foresees: Callable[[Checkpoint, LayoutOptions], Conversion] | None = None
     check: Callable[[Mapping[str, Any], str], None] = lambda config, where: None
     glance: Callable[[Mapping[str, Any]], bool] = lambda config: False

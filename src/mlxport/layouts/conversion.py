@@ -39,6 +39,7 @@ class Conversion:
         left_out: Parts of the checkpoint's model that are not in the output.
         model: The runtime's model that it was traced from, for what runs it (calibration, a limit, distillation …);
             None where the output is a program of its own.
+        source_files: Name to text of the source that is written beside the weights.
     """
 
     program: Program
@@ -50,6 +51,7 @@ class Conversion:
     notes: tuple[str, ...]
     left_out: tuple[ModelPart, ...] = field(default=(), kw_only=True)
     model: TracedModel | None = field(default=None, repr=False, kw_only=True)
+    source_files: Mapping[str, str] = field(default_factory=dict, repr=False, kw_only=True)
 
     def tensors(self) -> tuple[OutTensor, ...]:
         """The output tensors, in the order of the files; the parts of a quantized tensor share their ``source``."""
@@ -72,7 +74,9 @@ class Conversion:
 
     def write_files(self, folder: Path) -> set[str]:
         """Write what the layout adds beside weights and config, and give the names of the files."""
-        return set()
+        for name, text in self.source_files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        return set(self.source_files)
 
     def finish_files(self, folder: Path) -> tuple[set[str], dict[str, Any]]:
         """Write what needs the finished, verified weights; names of the files, and what they add to config.json."""
@@ -140,6 +144,7 @@ class ModelSource:
         final_config: As of ``make_conversion``.
         blamed: Around the runtime's own code: what it raises becomes an error about the checkpoint.
         reopen: The model in another dtype.
+        files: Name to text of the source that the model is built by, where it is not the runtime's own.
     """
 
     pipeline: Callable[[QuantRequest | None, Built], Pipeline]
@@ -147,6 +152,7 @@ class ModelSource:
     final_config: Callable[[Built, str, bool], dict[str, Any]]
     blamed: Callable[[], AbstractContextManager[None]]
     reopen: Callable[[str], TracedModel]
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -171,7 +177,7 @@ class TracedModel:
     _by_dtype: dict[str, TracedModel] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "plain", replace(self.plain, model=self))
+        object.__setattr__(self, "plain", self._made(self.plain))
         self._by_dtype[self.dtype] = self
 
     def skeleton(self) -> nn.Module:
@@ -203,7 +209,10 @@ class TracedModel:
         with self.source.blamed():
             program = derive(self.plain.program, before, quantized, self.source.pipeline(quant, Built({})))
         made = make_conversion(program, built, self.dtype, quant, list(self.source.notes), self.source.final_config)
-        return replace(made, model=self)
+        return self._made(made)
+
+    def _made(self, conversion: Conversion) -> Conversion:
+        return replace(conversion, model=self, source_files=self.source.files)
 
     def at(self, dtype: str) -> TracedModel:
         """The same model in another dtype, traced when it is first asked for."""

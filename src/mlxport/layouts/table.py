@@ -6,8 +6,9 @@ import shlex
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from mlxport.errors import MlxportError, UsageError
+from mlxport.errors import MlxportError, UnsupportedError, UsageError
 from mlxport.layouts.base import Layout
+from mlxport.layouts.generated.language_layout import GENERATED_LM
 from mlxport.layouts.generated.layout import GENERATED
 from mlxport.layouts.mlx_lm.layout import MLX_LM
 from mlxport.model_config import ModelConfig
@@ -17,6 +18,7 @@ __all__ = [
     "AUTO",
     "chosen",
     "in_words",
+    "is_other_model",
     "layout_of",
     "layouts",
     "named",
@@ -24,11 +26,12 @@ __all__ = [
     "refuse_unknown_code",
     "register",
     "way_out",
+    "why_not_the_runtimes",
     "why_not_generating",
 ]
 
 AUTO = "auto"
-_BUILT_IN = (MLX_LM, GENERATED)
+_BUILT_IN = (MLX_LM, GENERATED_LM, GENERATED)
 _GENERATIVE = ("CausalLM", "LMHead", "ConditionalGeneration")
 _table: dict[str, Layout] = {}
 
@@ -76,7 +79,7 @@ def named(name: str) -> Layout:
     return _table[name]
 
 
-def chosen(asked: str, config: Mapping[str, Any], tensors: Collection[str] = ()) -> Layout:
+def chosen(asked: str, config: Mapping[str, Any], tensors: Collection[str] = (), *, cache: bool = True) -> Layout:
     """The layout to convert a checkpoint to.
 
     Where none claims it, the first is taken: it says what is wrong.
@@ -85,13 +88,46 @@ def chosen(asked: str, config: Mapping[str, Any], tensors: Collection[str] = ())
         asked: A name, or ``auto``.
         config: The checkpoint's config.
         tensors: Names of its tensors, where they are known.
+        cache: Whether a port of a language model is to generate; without, it computes whole sequences.
 
     Raises:
         UsageError: There is no layout of this name.
     """
+    if asked == GENERATED.name and cache and GENERATED_LM.claims(config, tensors):
+        return GENERATED_LM
     if asked != AUTO:
         return named(asked)
-    return next((layout for layout in layouts() if layout.claims(config, tensors)), layouts()[0])
+    offered = [layout for layout in layouts() if cache or layout is not GENERATED_LM]
+    first, *others = [layout for layout in offered if layout.claims(config, tensors)] or offered[:1]
+    if GENERATED_LM in others and _computes_otherwise(first, config):
+        return GENERATED_LM
+    return first
+
+
+def _computes_otherwise(layout: Layout, config: Mapping[str, Any]) -> UnsupportedError | None:
+    """The refusal of a model that the runtime has and would compute something else with; None where it has none."""
+    try:
+        layout.check(config, "config.json")
+    except UnsupportedError as error:
+        return error if is_other_model(error) else None
+    except MlxportError:
+        return None  # what is wrong with the config is said when it is opened
+    return None
+
+
+def is_other_model(error: MlxportError) -> bool:
+    """Whether a refusal says that mlx-lm would compute something else than the original."""
+    from mlxport.layouts.mlx_lm.rope_settings import REFUSED
+
+    return isinstance(error, UnsupportedError) and error.hint == REFUSED
+
+
+def why_not_the_runtimes(config: Mapping[str, Any]) -> str:
+    """Why ``auto`` means another layout than that of mlx-lm's own models."""
+    error = _computes_otherwise(MLX_LM, config)
+    if error is None:
+        return f"mlx-lm has no architecture {config.get('model_type')!r}"
+    return error.message.removeprefix("config.json: ")
 
 
 def refuse_unknown_code(config: Mapping[str, Any], source: str, trust_remote_code: bool = False) -> None:
@@ -110,6 +146,9 @@ def refuse_unknown_code(config: Mapping[str, Any], source: str, trust_remote_cod
 
 def way_out(config: Mapping[str, Any], source: str) -> str:
     """The next step for a checkpoint that mlx-lm has no model for, or would compute something else with."""
+    if GENERATED_LM.claims(config, ()):
+        command = f"mlxport convert {shlex.quote(source)} DST"
+        return f"it converts to MLX source of its own, which mlx-lm runs and is verified against PyTorch: {command}"
     if GENERATED.claims(config, ()):
         command = f"mlxport convert {shlex.quote(source)} DST --layout {GENERATED.name}"
         return f"it converts to a port, MLX source of its own that is verified against PyTorch: {command}"

@@ -17,7 +17,6 @@ from mlxport.model_config import ModelConfig
 from mlxport.source.declared_counts import check_output_counts
 from mlxport.source.jsonfile import read_object
 from mlxport.source.safe_files import refuse_special_files
-from mlxport.source.written_code import refuse_model_file
 
 __all__ = [
     "DTYPE_NAMES",
@@ -43,15 +42,14 @@ def load_output(folder: Path, *, trust_remote_code: bool = False) -> Any:
         UnsafeError: The folder has its model built by code of its own, which is not trusted.
         VerificationError: mlx-lm cannot load the folder.
     """
-    from mlx_lm.utils import load_model
+    from mlxport.layouts.generated.loading import load_language_model
 
     refuse_special_files(Path(folder))
     config = read_object(Path(folder) / "config.json", ConfigError, unique=False)
     ModelConfig(config).check(Path(folder) / "config.json")
     check_output_counts(Path(folder), config)
-    refuse_model_file(Path(folder), config, trust_remote_code)
     try:
-        return load_model(Path(folder), lazy=True, trust_remote_code=trust_remote_code)[0]
+        return load_language_model(Path(folder), config, lazy=True, trust_remote_code=trust_remote_code)[0]
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError) as error:
         raise VerificationError(
             f"mlx-lm cannot load the output: {type(error).__name__}: {error}",

@@ -12,6 +12,7 @@ from mlxport.types import Checkpoint, ModelPart
 if TYPE_CHECKING:
     import mlx.core as mx
 
+    from mlxport.layouts.conversion import TracedModel
     from mlxport.transform import Program
 
 __all__ = ["Invert", "own_inverse"]
@@ -19,7 +20,9 @@ __all__ = ["Invert", "own_inverse"]
 Invert = Callable[["Mapping[str, mx.array]"], "dict[str, mx.array]"]
 
 
-def own_inverse(checkpoint: Checkpoint, dtype: str = "auto") -> OwnInverse:
+def own_inverse(
+    checkpoint: Checkpoint, dtype: str = "auto", traces: Callable[[Checkpoint, str], TracedModel] | None = None
+) -> OwnInverse:
     """The inverse of the layout that ``convert`` gives ``checkpoint``, traced once, when it is first called.
 
     What the returned function raises on its first call is what opening the checkpoint raises; see ``transform.invert``
@@ -28,8 +31,9 @@ def own_inverse(checkpoint: Checkpoint, dtype: str = "auto") -> OwnInverse:
     Args:
         checkpoint: The original.
         dtype: As it was given to ``convert``.
+        traces: The model of a checkpoint in a dtype, as its layout has it; None is mlx-lm's own.
     """
-    return OwnInverse(checkpoint, dtype)
+    return OwnInverse(checkpoint, dtype, traces)
 
 
 @dataclass(frozen=True)
@@ -38,10 +42,13 @@ class OwnInverse:
 
     checkpoint: Checkpoint
     dtype: str
+    traces: Callable[[Checkpoint, str], TracedModel] | None = None
 
     @cached_property
     def program(self) -> Program:
-        """From the checkpoint's tensors to mlx-lm's."""
+        """From the checkpoint's tensors to the output's."""
+        if self.traces is not None:
+            return self.traces(self.checkpoint, self.dtype).plain.program
         from mlxport.layouts.mlx_lm.opening import open_model
 
         return open_model(self.checkpoint, dtype=self.dtype).plain.program

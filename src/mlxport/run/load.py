@@ -165,11 +165,10 @@ def _format(file: Path) -> str | None:
 
 def load_model(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any, dict[str, Any]]:
     """Load weights and config of a checked folder with mlx-lm; a tokenizer is not needed."""
-    from mlx_lm.utils import load_model as mlx_lm_load_model
-
+    from mlxport.layouts.generated.loading import load_language_model
     from mlxport.layouts.table import layout_of, why_not_generating
     from mlxport.output.record import read_record
-    from mlxport.source.written_code import refuse_foreign_source, refuse_model_file
+    from mlxport.source.written_code import refuse_foreign_source
     from mlxport.transform.cpu_experts import half_precision_experts
 
     config = _read_config(folder, str(folder))
@@ -178,7 +177,6 @@ def load_model(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any, d
         refuse_foreign_source(folder, config, trust_remote_code)  # the hint names a call that would run it
         what, hint = refusal
         raise UnsupportedError(f"{folder} is {what}", hint=hint)
-    refuse_model_file(folder, config, trust_remote_code)
     half_precision_experts()
 
     def failed(error: BaseException) -> MlxportError:
@@ -190,8 +188,7 @@ def load_model(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any, d
         )
 
     with refusing(failed):
-        model, loaded = mlx_lm_load_model(folder, trust_remote_code=trust_remote_code)
-    return model, loaded
+        return load_language_model(folder, config, trust_remote_code=trust_remote_code)
 
 
 def check_ids(tokens: Iterable[int], config: dict[str, Any]) -> None:

@@ -44,9 +44,10 @@ def causal(rows: int, columns: int) -> torch.Tensor:
 
 
 @declare(creation=True)
-def sliding_window(length: int, window: int) -> torch.Tensor:
-    """Truth values: each query sees itself and the ``window - 1`` keys before it."""
-    back = torch.arange(length)[:, None] - torch.arange(length)
+def sliding_window(rows: int, window: int, columns: int | None = None) -> torch.Tensor:
+    """Truth values: each query sees its key and the ``window - 1`` before it; the last query has the last key."""
+    columns = rows if columns is None else columns
+    back = torch.arange(columns - rows, columns)[:, None] - torch.arange(columns)
     return (back >= 0) & (back < window)
 
 

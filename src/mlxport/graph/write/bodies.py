@@ -12,6 +12,7 @@ import sympy
 import torch
 from torch.fx import Node
 
+from mlxport.graph.capture.origin import Statement
 from mlxport.graph.capture.stores import store
 from mlxport.graph.lower import symbolic_sizes
 from mlxport.graph.lower.registry import HELPERS
@@ -204,7 +205,7 @@ class _Builder:
         units = self.units
         own = units.statements[index]
         results = units.results(unit)
-        if own is not None and own.names:
+        if own is not None and own.names and not self._is_round(unit, own):
             same = units.of_statement[own]
             if len(own.names) == 1 and len(results) == 1:
                 if index == same[-1] or units.leaves(node, own):
@@ -225,6 +226,14 @@ class _Builder:
             child = self.context.bodies[unit.key]
             return next((name for name, item in child.parameters.items() if isinstance(item, Node)), "x")
         return snake(unit.path)
+
+    def _is_round(self, unit: Node | Scope, own: Statement) -> bool:
+        """Whether the unit is one of several calls of a list's elements in one statement: all give one variable."""
+        if not isinstance(unit, Scope) or not in_list(unit):
+            return False
+        home = unit.path.rpartition(".")[0]
+        same = [self.units.all[index] for index in self.units.of_statement[own]]
+        return sum(isinstance(it, Scope) and in_list(it) and it.path.rpartition(".")[0] == home for it in same) > 1
 
     def _define_sizes(self, index: int, node: Node) -> None:
         """Write ``B, L, _ = x.shape`` for the sizes that are taken from a value that is now known."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from mlxport.graph.lower.one_function import helper_sources, used_helpers
 from mlxport.graph.write.classes import ClassDef
+from mlxport.graph.write.generating import Generating, with_cache
 from mlxport.graph.write.loops import roll
 from mlxport.graph.write.number_names import Field
 from mlxport.graph.write.paths import member, target
@@ -47,6 +48,7 @@ def file_source(
     call: tuple[str, list[str]],
     model_type: str,
     limits: Sequence[str] = (),
+    generates: Generating | None = None,
 ) -> str:
     """The whole file.
 
@@ -58,15 +60,18 @@ def file_source(
         call: Signature of the root's ``__call__`` and statements that come before its own.
         model_type: Value of ``ModelArgs.model_type``.
         limits: Sentences on what the root's inputs may hold, for its docstring.
+        generates: What a language model has beside, for mlx-lm to run it; such a file has no ``load`` of its own.
     """
     parts = [_args_source(fields, model_type)]
     for cls in classes:
-        parts.append(_class_source(cls, call if cls is root else None, limits if cls is root else ()))
+        text = _class_source(cls, call if cls is root else None, limits if cls is root else (), generates)
+        parts.append(text if generates is None or cls is not root else f"{text}\n\n{generates.methods}")
     if root.name != "Model":
         parts.append(f"Model = {root.name}")
     body = "\n\n\n".join(parts)
     helpers = list(helper_sources(used_helpers(body)).values())
-    code = "\n\n\n".join([*map(str.strip, helpers), body, _LOAD.strip()])
+    loads = [_LOAD.strip()] if generates is None else []
+    code = "\n\n\n".join([*map(str.strip, helpers), body, *loads])
     imports = ["import json"]
     if re.search(r"\bmath\.", code):
         imports.append("import math")
@@ -76,6 +81,7 @@ def file_source(
         "",
         "import mlx.core as mx",
         "import mlx.nn as nn",
+        *(() if generates is None else generates.imports),
     ]
     return f'"""{title}"""\n\n' + "\n".join(imports) + "\n\n\n" + code + "\n"
 
@@ -93,7 +99,9 @@ def _text(tree: ast.expr) -> str:
     return ast.unparse(ast.fix_missing_locations(copy.deepcopy(tree)))
 
 
-def _class_source(cls: ClassDef, call: tuple[str, list[str]] | None, limits: Sequence[str] = ()) -> str:
+def _class_source(
+    cls: ClassDef, call: tuple[str, list[str]] | None, limits: Sequence[str], generates: Generating | None
+) -> str:
     lines = [f"class {cls.name}(nn.Module):"]
     if limits:
         first = '"""Tables limit the inputs. Values are not checked: MLX reads on where torch raises.'
@@ -104,11 +112,15 @@ def _class_source(cls: ClassDef, call: tuple[str, list[str]] | None, limits: Seq
     if init or call is not None:
         arguments = (", args: ModelArgs" if cls.needs_args or call is not None else "") + options
         lines += [f"    def __init__(self{arguments}):", "        super().__init__()"]
+        if call is not None and generates is not None:
+            lines += ["        self.args = args", "        self.model_type = args.model_type"]
         lines += textwrap.indent("\n".join(init), "        ").splitlines()
         lines.append("")
     signature, before = call if call is not None else (", ".join(["self", *cls.parameters]), [])
     lines.append(f"    def __call__({signature}):")
-    body = [*before, *roll([(step.targets, _text(step.value)) for step in cls.steps], _lists(cls))]
+    lists = _lists(cls) | ({} if generates is None else {"cache": generates.layer_count})
+    rolled = roll([(step.targets, _text(step.value)) for step in cls.steps], lists)
+    body = [*before, *(rolled if generates is None else with_cache(rolled))]
     if cls.result is not None:
         body.append(f"return {_returned(cls.result)}")
     lines += textwrap.indent("\n".join(body or ["pass"]), "        ").splitlines()

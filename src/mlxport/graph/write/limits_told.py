@@ -12,7 +12,7 @@ from torch.fx import Node
 from mlxport.graph.capture.table_limits import SizeLimit, ValueLimit
 from mlxport.graph.lower import symbolic_sizes
 
-__all__ = ["limits_told", "size_places"]
+__all__ = ["lengths_told", "limits_told", "size_places"]
 
 
 def size_places(names: Mapping[Node, str]) -> dict[Any, str]:
@@ -47,6 +47,18 @@ def limits_told(sizes: Sequence[SizeLimit], values: Sequence[ValueLimit], names:
         what = f"{'Values of' if value.itself else 'Places computed from'} {names[value.source]}"
         told.append(f"{what} must be below {value.rows}{_table(value.table, ', the rows of ')} (not checked).")
     return told
+
+
+def lengths_told(sizes: Sequence[SizeLimit]) -> list[str]:
+    """A sentence for each limit of a step of generation: how many tokens there may be, those before included."""
+    told = {}
+    for size in sizes:
+        further = size.counted.subs(dict.fromkeys(size.counted.free_symbols, 0))
+        most = size.most - int(further) if further.is_Integer else size.most
+        told[most] = (
+            f"Prompt and answer have at most {most} tokens{_table(size.table, ', by the rows of ')} (not checked)."
+        )
+    return [told[min(told)]] if told else []
 
 
 def _table(name: str, before: str) -> str:

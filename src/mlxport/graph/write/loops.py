@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 __all__ = ["roll"]
 
 Line = tuple[tuple[str, ...], str]
-_ELEMENT = re.compile(r"(self(?:\.\w+|\[\d+\]|\['[^']*'\])*)\[(\d+)\]")
+_ELEMENT = re.compile(r"\b(self(?:\.\w+|\[\d+\]|\['[^']*'\])*|cache)\[(\d+)\]")
 
 
 def roll(lines: Sequence[Line], lists: Mapping[str, int]) -> list[str]:
@@ -106,6 +106,8 @@ def _written(
 
 
 def _variable(name: str, taken: set[str]) -> str:
+    if name == "cache":  # mlx-lm's models call it so
+        return "c"
     base = re.sub(r"\[\d+\]", "", name).rpartition(".")[2].strip("_").lower()
     if base.endswith("ies"):
         singular = base[:-3] + "y"

@@ -34,6 +34,8 @@ def natural_name(captured: Captured, node: Node) -> str:
 
 def result_name(node: Node) -> str:
     """A name for what an op gives, for want of a better one."""
+    if "variable" in node.meta:
+        return str(node.meta["variable"])
     schema = getattr(node.target, "_schema", None)
     base = schema.name.rpartition("::")[2] if schema is not None else getattr(node.target, "__name__", "x")
     if base == "layer":
@@ -86,6 +88,8 @@ def _visible(captured: Captured, node: Node, module: torch.nn.Module | None, min
     """What the caller calls a value."""
     if node in mine:
         return mine[node]
+    if "variable" in node.meta:
+        return str(node.meta["variable"])
     if node in captured.weights:
         return captured.weights[node].rpartition(".")[2]
     made = statement(node, module)
@@ -108,8 +112,12 @@ def _assigned(
     """
     names = forward_names(captured.modules.get(scope.path))
     result: dict[Node, str] = {}
+    told = {node: node.meta["argument"] for node in scope.inputs if "argument" in node.meta}
     reserved = {actual[visible[node]] for node in scope.inputs if visible[node] in actual}
     for index, node in enumerate(scope.inputs):
+        if node in told:
+            result[node] = told[node]
+            continue
         wish = visible[node]
         if actual.get(wish, wish) not in result.values() and wish in actual:
             result[node] = actual[wish]

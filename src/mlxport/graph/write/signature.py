@@ -105,7 +105,7 @@ def _shape_check(captured: Captured, names: Mapping[Node, str]) -> list[str]:
     letters: dict[Any, str] = {}
     for node, name in names.items():
         value = node.meta["val"]
-        if not isinstance(value, torch.Tensor):
+        if not isinstance(value, torch.Tensor) or "argument" in node.meta:
             continue
         wanted[name] = tuple(
             size if isinstance(size, int) else _wanted(captured, letters, size.node.expr) for size in value.shape

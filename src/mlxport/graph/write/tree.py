@@ -16,6 +16,7 @@ from mlxport.graph.lower.lowering import is_read
 
 __all__ = ["Scope", "build_tree", "nodes_in", "scopes"]
 
+_ORDER = {"mask": 1, "cache": 2, "offset": 3}
 _CONTAINERS = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict)
 
 
@@ -210,9 +211,23 @@ def _connect(captured: Captured, scope: Scope) -> set[Node]:
         for item in node.all_input_nodes:
             if item not in inside and not _owned(captured, scope, item) and not _is_size(item):
                 seen.setdefault(item)
-    scope.inputs = list(seen)
-    scope.outputs = [node for node in nodes_in(scope) if any(user not in inside for user in node.users)]
+    scope.inputs = sorted(seen, key=_given_last)
+    scope.outputs = [
+        node
+        for node in nodes_in(scope)
+        if any(user not in inside and not _size_within(scope, user) for user in node.users)
+    ]
     return inside
+
+
+def _size_within(scope: Scope, node: Node) -> bool:
+    """Whether the node is a size that the scope itself takes: such nodes are no items of it."""
+    return _is_size(node) and scope.key in (node.meta.get("nn_module_stack") or {})
+
+
+def _given_last(node: Node) -> int:
+    """Values first, in their order; then what all layers are handed alike, in the order of mlx-lm's models."""
+    return _ORDER.get(node.meta.get("argument"), 0)
 
 
 def _owned(captured: Captured, scope: Scope, node: Node) -> bool:

@@ -14,7 +14,7 @@ from mlxport.graph.capture.origin import module_path, place
 from mlxport.graph.lower.lowering import Missing
 from mlxport.graph.lower.one_function import MissingOps
 
-__all__ = ["emit"]
+__all__ = ["emit", "missing"]
 
 
 def emit(
@@ -33,12 +33,13 @@ def emit(
     try:
         return build(captured, model_type=model_type, batchnorm=fold_batchnorm)
     except MissingOps as error:
-        raise _missing(error.missing) from None
+        raise missing(error.missing) from None
 
 
-def _missing(missing: tuple[Missing, ...]) -> UnsupportedError:
+def missing(found: tuple[Missing, ...]) -> UnsupportedError:
+    """What is said of ops that have no lowering."""
     lines = []
-    for item in missing:
+    for item in found:
         node = item.nodes[0]
         count = f"{len(item.nodes)} times" if len(item.nodes) > 1 else "once"
         where = module_path(node) or "the root module"

@@ -26,8 +26,12 @@ _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000) if sys.platform == "linux" 
 _UNRESERVED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
 
 
-def read_config(checkpoint: Checkpoint) -> Any:
+def read_config(checkpoint: Checkpoint, *, use_cache: bool = False) -> Any:
     """The checkpoint's config as transformers reads it, set to plain tensors in and a ModelOutput out.
+
+    Args:
+        checkpoint: The opened source.
+        use_cache: Whether the model is to remember what it has read.
 
     Raises:
         UnsupportedError: transformers does not know it.
@@ -46,7 +50,7 @@ def read_config(checkpoint: Checkpoint) -> Any:
         *(value for value in vars(config).values() if isinstance(value, transformers.PreTrainedConfig)),
     ):
         if hasattr(part, "use_cache"):
-            part.use_cache = False
+            part.use_cache = use_cache
         # Weights are given as the checkpoint holds them: a block that it was opened without is none of theirs.
         if getattr(part, "quantization_config", None) is not None:
             del part.quantization_config
@@ -62,13 +66,14 @@ def _model_class(checkpoint: Checkpoint, config: Any) -> Any:
     return None
 
 
-def empty_model(checkpoint: Checkpoint, *, dtype: torch.dtype, attention: str = "sdpa") -> Any:
+def empty_model(checkpoint: Checkpoint, *, dtype: torch.dtype, attention: str = "sdpa", use_cache: bool = False) -> Any:
     """The checkpoint's model in eval mode, its parameters taking no memory, its buffers real.
 
     Args:
         checkpoint: The opened source.
         dtype: Of the parameters.
         attention: transformers' ``attn_implementation``; ``eager`` is taken where the model has no other.
+        use_cache: Whether it is to remember what it has read.
 
     Raises:
         UnsupportedError: transformers has no such model.
@@ -76,7 +81,7 @@ def empty_model(checkpoint: Checkpoint, *, dtype: torch.dtype, attention: str = 
     """
     from accelerate import init_empty_weights
 
-    config = read_config(checkpoint)
+    config = read_config(checkpoint, use_cache=use_cache)
     cls = _model_class(checkpoint, config)
     for implementation in dict.fromkeys((attention, "eager")):
         options: dict[str, Any] = {"attn_implementation": implementation, "dtype": dtype}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ from mlxport.graph.write.execute_source import execute
 from mlxport.source.declared_counts import check_output_counts
 from mlxport.source.jsonfile import read_object
 from mlxport.source.safe_files import refuse_special_files
-from mlxport.source.written_code import source_to_run
+from mlxport.source.written_code import model_file, source_to_run
 from mlxport.transform.cpu_experts import half_precision_experts
 
-__all__ = ["check_source", "load_port", "unquantized_port"]
+__all__ = ["check_source", "load_language_model", "load_port", "unquantized_port"]
 
 
 def check_source(folder: Path, trust_remote_code: bool) -> bytes:
@@ -40,6 +40,39 @@ def load_port(folder: Path, *, trust_remote_code: bool = False) -> nn.Module:
         SourceError: It has no source, or does not load.
     """
     return _made(folder, trust_remote_code, lambda source: source.load(folder))
+
+
+def load_language_model(
+    folder: Path, config: Mapping[str, Any], *, lazy: bool = False, trust_remote_code: bool = False
+) -> tuple[nn.Module, dict[str, Any]]:
+    """``mlx_lm.utils.load_model`` of a folder, built by its own source where its config names one that may run.
+
+    mlx-lm would import that file, and take its byte code from beside it: what was checked is run instead.
+
+    Args:
+        folder: The folder.
+        config: Its config.json.
+        lazy: Whether to leave the weights on disk.
+        trust_remote_code: Whether source that this installation did not write may run.
+
+    Returns:
+        The model, and its config as mlx-lm reads it.
+
+    Raises:
+        UnsafeError: This installation did not write its source, and it is not trusted.
+    """
+    from mlx_lm.utils import load_model
+
+    path = model_file(folder, config)
+    if path is None:
+        return load_model(folder, lazy=lazy)  # type: ignore[no-any-return]
+    refuse_special_files(folder)
+    source = execute(source_to_run(path, trust_remote_code).decode(), str(path))
+    model, loaded = load_model(
+        folder, lazy=lazy, model_config={"model_file": None},
+        get_model_classes=lambda config: (source.Model, source.ModelArgs),
+    )  # fmt: skip
+    return model, {**loaded, "model_file": config["model_file"]}
 
 
 def unquantized_port(folder: Path, *, trust_remote_code: bool = False) -> nn.Module:

@@ -21,7 +21,7 @@ from mlxport.layouts.generated.weights_trace import TORCH_DTYPES, GeneratedConve
 from mlxport.progress import listed
 from mlxport.types import Checkpoint
 
-__all__ = ["open_generated"]
+__all__ = ["names_differ", "open_generated", "shared_maps", "stored_dtype"]
 
 
 def open_generated(checkpoint: Checkpoint, options: LayoutOptions) -> GeneratedConversion:
@@ -33,7 +33,7 @@ def open_generated(checkpoint: Checkpoint, options: LayoutOptions) -> GeneratedC
     where = f"{checkpoint.location}/config.json"
     refuse_mlx_code(checkpoint.config, where)
     refuse_quantized(checkpoint.config, where)
-    dtype = _stored_dtype(checkpoint) if options.dtype == "auto" else options.dtype
+    dtype = stored_dtype(checkpoint) if options.dtype == "auto" else options.dtype
     port, example, sources, maps = _emitted(checkpoint, options, dtype)
 
     def original() -> Any:
@@ -45,11 +45,11 @@ def open_generated(checkpoint: Checkpoint, options: LayoutOptions) -> GeneratedC
             dtype=dtype, quant=options.quant, config=checkpoint.config, mlxfn=options.mlxfn, weights_of=checkpoint,
         )  # fmt: skip
     except MissingWeights as error:
-        raise _names_differ(original(), checkpoint, sources) from error
+        raise names_differ(original(), checkpoint, sources) from error
     return made if sources.change is None else replace(made, notes=(str(sources.change), *made.notes))
 
 
-def _names_differ(model: Any, checkpoint: Checkpoint, sources: Sources) -> WeightsError:
+def names_differ(model: Any, checkpoint: Checkpoint, sources: Sources) -> WeightsError:
     """What the model expects and the checkpoint lacks, beside what it holds instead."""
     missing = absent(model, sources.found())
     held = f", which holds {listed(sources.left)} instead" if sources.left else ""
@@ -78,19 +78,19 @@ def _emitted(
         except UnsupportedError as error:
             problem = problem or error
             continue
-        return port, example, sources, _shared(model, maps)
+        return port, example, sources, shared_maps(model, maps)
     assert problem is not None
     raise problem
 
 
-def _shared(model: Any, maps: Mapping[str, Any]) -> dict[str, Any]:
+def shared_maps(model: Any, maps: Mapping[str, Any]) -> dict[str, Any]:
     """``maps`` with the other names of parameters that are shared."""
     named = dict(model.named_parameters(remove_duplicate=False))
     known = {id(named[name]): entry for name, entry in maps.items() if name in named}
     return {**{name: known[id(item)] for name, item in named.items() if id(item) in known}, **maps}
 
 
-def _stored_dtype(checkpoint: Checkpoint) -> str:
+def stored_dtype(checkpoint: Checkpoint) -> str:
     """The dtype that the config names, else that of most of the stored elements."""
     named = str(checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype") or "").removeprefix("torch.")
     if named in TORCH_DTYPES:

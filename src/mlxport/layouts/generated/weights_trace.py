@@ -28,7 +28,15 @@ from mlxport.types import Checkpoint, TensorRef
 # From the arrays of a checkpoint, by their names there, to one array of the original module.
 Map = Callable[[Mapping[str, mx.array]], mx.array]
 
-__all__ = ["TORCH_DTYPES", "GeneratedConversion", "MissingWeights", "assemble"]
+__all__ = [
+    "TORCH_DTYPES",
+    "GeneratedConversion",
+    "Map",
+    "MissingWeights",
+    "assemble",
+    "final_config",
+    "weights_of_port",
+]
 
 TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _SMALL = 256 << 20  # bytes of weights that are run for nothing but the outputs of the example
@@ -113,7 +121,7 @@ def assemble(
 
     def pipeline(arrays: dict[str, mx.array]) -> dict[str, mx.array]:
         model: nn.Module = namespace.Model(namespace.ModelArgs())
-        weights = _weights(port, arrays, maps)
+        weights = weights_of_port(port, arrays, maps)
         expected = dict(tree_flatten(model.parameters()))
         if differing := sorted(set(expected) ^ set(weights)):
             raise AssertionError(f"the emitted model and its weights differ in {differing}")
@@ -127,14 +135,14 @@ def assemble(
         return dict(tree_flatten(model.parameters()))
 
     program = trace(pipeline, refs)
-    made = make_conversion(program, built, dtype, quant, list(port.notes), _final_config)
+    made = make_conversion(program, built, dtype, quant, list(port.notes), final_config)
     return GeneratedConversion(
         **vars(made), port=port, example=example, original=original,
-        unquantized=lambda: _weights(port, lazy_arrays(refs), maps), weights_of=weights_of, mlxfn=mlxfn,
+        unquantized=lambda: weights_of_port(port, lazy_arrays(refs), maps), weights_of=weights_of, mlxfn=mlxfn,
     )  # fmt: skip
 
 
-def _weights(port: Port, arrays: Mapping[str, mx.array], maps: Mapping[str, Map]) -> dict[str, mx.array]:
+def weights_of_port(port: Port, arrays: Mapping[str, mx.array], maps: Mapping[str, Map]) -> dict[str, mx.array]:
     """The port's parameters by path."""
     state: dict[str, mx.array] = {}
 
@@ -164,7 +172,8 @@ def _original(port: Port, name: str, arrays: Mapping[str, mx.array], maps: Mappi
     return array if array.dtype == wanted else array.astype(wanted)
 
 
-def _final_config(built: Built, dtype: str, quantized: bool) -> dict[str, Any]:
+def final_config(built: Built, dtype: str, quantized: bool) -> dict[str, Any]:
+    """config.json of a port: that of the original with the port's fields, its dtype and how it is quantized."""
     config = {key: value for key, value in built.config.items() if key not in ("_name_or_path", "torch_dtype")}
     config["dtype"] = dtype
     if not quantized:

@@ -29,7 +29,8 @@ def safe_softmax(x, axis):
     return mx.where((x == -mx.inf).all(axis=axis, keepdims=True), 0, mx.softmax(x, axis=axis))
 
 
-def sliding_window_mask(length, window):
-    """True where a query sees a key: itself and those before it, ``window`` in all."""
-    back = mx.arange(length)[:, None] - mx.arange(length)
+def sliding_window_mask(rows, window, columns=None):
+    """True where a query sees a key: its own and those before it, ``window`` in all; the last two belong together."""
+    columns = rows if columns is None else columns
+    back = mx.arange(columns - rows, columns)[:, None] - mx.arange(columns)
     return (back >= 0) & (back < window)

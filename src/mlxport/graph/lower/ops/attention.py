@@ -120,9 +120,11 @@ def causal(rows: Any, columns: Any) -> Expr:
 
 
 @fused(targets.sliding_window)
-def sliding_window(length: Any, window: int) -> Expr:
-    """Truth values that show each query itself and the keys before it, ``window`` in all."""
-    return call(helper.sliding_window_mask, length, window)
+def sliding_window(rows: Any, window: int, columns: Any = None) -> Expr:
+    """Truth values that show each query its key and those before it, ``window`` in all."""
+    if columns is None or source(rows) == source(columns):
+        return call(helper.sliding_window_mask, rows, window)
+    return call(helper.sliding_window_mask, rows, window, columns)
 
 
 @op("aten._safe_softmax.default")

@@ -112,5 +112,5 @@ def _verdict(found: torch.Tensor, rows: int, columns: int, visible: bool | None,
     if bool((shown == triangle).all()):
         return "causal"
     window = int(shown.reshape(-1, rows, columns)[0, -1].sum())
-    band = triangle & ~triangle.tril(-window)
-    return window if rows == columns and window and bool((shown == band).all()) else None
+    band = triangle & ~triangle.tril(columns - rows - window)
+    return window if window and bool((shown == band).all()) else None

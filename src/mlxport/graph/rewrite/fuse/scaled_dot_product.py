@@ -150,8 +150,11 @@ def _mask(edit: Editor, masks: list[Mask], values: Values, lengths: tuple[Any, A
             kept.append((mask, found))
     if not kept:
         return None
-    if len({found for _, found in kept}) == 1 and isinstance(kept[0][1], str | int):
-        return _known(edit, kept[0][1], kept[0][0].node, lengths)
+    if all(isinstance(found, str | int) for _, found in kept):  # all are causal: the smallest window hides the most
+        windows = [(mask, found) for mask, found in kept if isinstance(found, int)]
+        narrowest, form = min(windows, key=lambda item: item[1]) if windows else kept[0]
+        assert form is not None
+        return _known(edit, form, narrowest.node, lengths)
     visible = [edit_not(edit, mask) for mask, _ in kept if mask.visible is not None]
     added = [_factored(edit, mask) for mask, _ in kept if mask.visible is None]
     fill = max((mask.fill for mask, _ in kept if mask.visible is not None), default=-math.inf)
@@ -180,13 +183,14 @@ def _known(edit: Editor, found: str | int, mask: Node, lengths: tuple[Any, Any])
         if user.target is sliding_window and user.meta["mask"] is mask:
             return user
     place = Editor(edit.captured, mask)
-    size = place.known_size(lengths[0])
-    if size is None:
-        place, size = edit, edit.size(mask, ndim(mask) - 1)
+    sizes = [place.known_size(length) for length in lengths]
+    if None in sizes:
+        place, sizes = edit, [edit.size(mask, ndim(mask) + axis) for axis in (-2, -1)]
     fake = mask.meta["val"]
     with fake.fake_mode:
-        val = torch.empty((lengths[0], lengths[0]), dtype=torch.bool, device=fake.device)
-    made = place.call(sliding_window, size, found, val=val)
+        val = torch.empty(lengths, dtype=torch.bool, device=fake.device)
+    more = [] if same_size(*lengths) else [sizes[1]]
+    made = place.call(sliding_window, sizes[0], found, *more, val=val)
     made.meta["mask"] = mask
     return made
 

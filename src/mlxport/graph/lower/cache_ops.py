@@ -1,0 +1,75 @@
+"""Ops on mlx-lm's caches, which the pass ``rewrite.caches`` writes into the graph of a step of generation.
+
+None has a meaning in torch: a cache is an object, and what it gives depends on what was put into it before.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+__all__ = [
+    "attend",
+    "attention_mask",
+    "biased_mask",
+    "entry",
+    "masked_scores",
+    "offset",
+    "positions",
+    "same_positions",
+    "update_and_fetch",
+]
+
+
+def entry(caches: Any, index: int) -> Any:
+    """``cache[index]``: the cache of one layer."""
+    raise NotImplementedError
+
+
+def offset(caches: Any, index: int) -> Any:
+    """Tokens that the cache of one layer holds; in a batch of different lengths, an array with one number a row."""
+    raise NotImplementedError
+
+
+def update_and_fetch(cache: Any, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """All keys and values [batch, heads, total, width], the new [batch, heads, length, width] put after the old."""
+    raise NotImplementedError
+
+
+def attention_mask(like: torch.Tensor, cache: Any, window: int | None = None, array: bool = False) -> Any:
+    """What new tokens see of all: None, ``"causal"``, or truth values; always truth values or None with ``array``."""
+    raise NotImplementedError
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cache: Any,
+    mask: Any,
+    scale: float = 1.0,
+    sinks: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention to what a cache gave, quantized or not; as ``fused_ops.attention``."""
+    raise NotImplementedError
+
+
+def positions(like: torch.Tensor, offset: Any, start: int = 0) -> torch.Tensor:
+    """Positions [1 or batch, length] of new tokens after ``offset`` others, from ``start`` on."""
+    raise NotImplementedError
+
+
+def same_positions(positions: torch.Tensor) -> torch.Tensor:
+    """Positions [length] of a batch whose rows have all the same; an error where they have not."""
+    raise NotImplementedError
+
+
+def biased_mask(bias: torch.Tensor, visible: Any) -> torch.Tensor:
+    """``bias`` where ``visible`` shows a key and the lowest number elsewhere; ``bias`` itself where it is None."""
+    raise NotImplementedError
+
+
+def masked_scores(scores: torch.Tensor, visible: Any) -> torch.Tensor:
+    """``scores`` where ``visible`` shows a key and the lowest number elsewhere; ``scores`` itself where it is None."""
+    raise NotImplementedError

@@ -1,0 +1,95 @@
+"""mlx-lm's caches, and attention to what they hold."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+import mlx.core as _mx
+
+from mlxport.graph.lower import cache_ops as targets
+from mlxport.graph.lower.expr import Expr, mx, to_ast
+from mlxport.graph.lower.helpers import mlx_lm_caches as helper
+from mlxport.graph.lower.registry import call, fused
+from mlxport.graph.lower.registry import helper as registered_helper
+
+_PAST = 9  # tokens that caches hold in shadows
+
+
+def _called(function: ast.expr, value: Any, *args: Any, **keywords: Any) -> Expr:
+    """A call whose shadow is ``value``: mlx-lm's own functions are not run while lowering."""
+    given = [ast.keyword(name, to_ast(item)) for name, item in keywords.items()]
+    return Expr(ast.Call(function, [to_ast(item) for item in args], given), value, dynamic=True)
+
+
+@fused(targets.entry)
+def entry(caches: Expr, index: int) -> Expr:
+    """``cache[0]``."""
+    return Expr(ast.Subscript(caches.node, ast.Constant(index)), caches.value)
+
+
+@fused(targets.offset)
+def offset(caches: Expr, index: int) -> Expr:
+    """``cache[0].offset``, 0 without a cache."""
+    cache = entry(caches, index)
+    known = ast.Compare(cache.node, [ast.IsNot()], [ast.Constant(None)])
+    read = ast.IfExp(known, ast.Attribute(cache.node, "offset"), ast.Constant(0))
+    return Expr(read, _mx.array(_PAST, _mx.int64))
+
+
+@fused(targets.update_and_fetch)
+def update_and_fetch(cache: Expr, keys: Expr, values: Expr) -> Expr:
+    """``cache.update_and_fetch(keys, values)``; ``write.generating`` adds what holds without a cache."""
+    shapes = [(*item.value.shape[:2], item.value.shape[2] + _PAST, item.value.shape[3]) for item in (keys, values)]
+    value = [_mx.zeros(shape, item.dtype) for shape, item in zip(shapes, (keys, values), strict=True)]
+    return _called(ast.Attribute(cache.node, "update_and_fetch"), value, keys, values)
+
+
+@fused(targets.attention_mask)
+def attention_mask(like: Expr, cache: Expr, window: int | None = None, array: bool = False) -> Expr:
+    """mlx-lm's ``create_attention_mask``."""
+    options: dict[str, Any] = {} if window is None else {"window_size": window}
+    if array:
+        options["return_array"] = True
+    shadow = _mx.zeros((1, 1), _mx.bool_)  # it may be None: nothing is computed of its sizes
+    return _called(ast.Name("create_attention_mask"), shadow, like, cache, **options)
+
+
+@fused(targets.attend)
+def attend(
+    query: Expr, key: Expr, value: Expr, cache: Expr, mask: Any, scale: float = 1.0, sinks: Expr | None = None
+) -> Expr:
+    """mlx-lm's ``scaled_dot_product_attention``, which knows quantized caches."""
+    if isinstance(mask, Expr) and mask.dtype not in (_mx.bool_, query.dtype):
+        mask = mask.astype(query.dtype)
+    options: dict[str, Any] = {"cache": cache, "scale": scale, "mask": mask}
+    if sinks is not None:
+        options["sinks"] = sinks if sinks.dtype == query.dtype else sinks.astype(query.dtype)
+    shadow = _mx.zeros((*query.value.shape[:3], value.value.shape[-1]), query.dtype)
+    return _called(ast.Name("scaled_dot_product_attention"), shadow, query, key, value, **options)
+
+
+@fused(targets.positions)
+def positions(like: Expr, offset: Any, start: int = 0) -> Expr:
+    """``positions_after(input_ids, offset)``."""
+    given = {"start": start} if start else {}
+    shadow = mx.zeros((1, like.value.shape[1]), mx.int64).value
+    return registered_helper(helper.positions_after).called(shadow, like, offset, **given)
+
+
+@fused(targets.same_positions)
+def same_positions(positions: Expr) -> Expr:
+    """``same_positions(positions)``."""
+    return call(helper.same_positions, positions)
+
+
+@fused(targets.biased_mask)
+def biased_mask(bias: Expr, visible: Expr) -> Expr:
+    """``masked_scores(bias, mask)``."""
+    return registered_helper(helper.masked_scores).called(bias.value, bias, visible)
+
+
+@fused(targets.masked_scores)
+def masked_scores(scores: Expr, visible: Expr) -> Expr:
+    """``masked_scores(scores, mask)``."""
+    return registered_helper(helper.masked_scores).called(scores.value, scores, visible)

@@ -1,0 +1,163 @@
+"""The program of a step of generation: which of its inputs are tokens, which is remembered of each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+from torch.fx import Node
+
+from mlxport.graph.capture.captured import Captured
+from mlxport.graph.lower import cache_ops
+from mlxport.graph.rewrite.fuse.values import Values
+from mlxport.graph.rewrite.graph_queries import shape
+
+__all__ = ["CacheKind", "CachedStep", "NotCached", "read_step"]
+
+
+class NotCached(Exception):
+    """A program that cannot be written on mlx-lm's caches; says why."""
+
+
+@dataclass(frozen=True)
+class CacheKind:
+    """What mlx-lm keeps for one layer.
+
+    Attributes:
+        window: Tokens that attention sees, None for all: ``RotatingKVCache(max_size=window)``.
+        states: Arrays that are kept in the place of keys and values: ``ArraysCache(size=states)``.
+    """
+
+    window: int | None = None
+    states: int = 0
+
+
+@dataclass
+class CachedStep:
+    """A captured program of ``(input_ids, cache)``.
+
+    Attributes:
+        captured: The program.
+        values: Computes its parts.
+        ids: Placeholder of the token ids [batch, length].
+        layers: Number of the layer to the placeholders of what its cache holds, by the name that transformers has.
+        length: Symbol of the number of new tokens.
+        past: Symbol of the number of tokens before, None where nothing is as long as these.
+        caches: Placeholder of the list of caches.
+        scope: Modules, as of ``nn_module_stack``, in whose call all layers lie.
+        kinds: Number of the layer to what mlx-lm keeps of it.
+    """
+
+    captured: Captured
+    values: Values
+    ids: Node
+    layers: Mapping[int, Mapping[str, Node]]
+    length: Any
+    past: Any
+    caches: Node
+    scope: dict[str, Any] = field(default_factory=dict)
+    kinds: dict[int, CacheKind] = field(default_factory=dict)
+    _entries: dict[int, Node] = field(default_factory=dict)
+
+    @property
+    def first(self) -> Node:
+        """The first op of the original within ``scope``: what all layers share is computed before it, in order."""
+        depth = len(self.scope)
+        return next(
+            node
+            for node in self.captured.graph.nodes
+            if node.op == "call_function"
+            and len(node.meta.get("nn_module_stack") or {}) >= depth
+            and getattr(node.target, "__module__", "") != cache_ops.__name__
+        )
+
+    def fake(self, sizes: tuple[Any, ...], dtype: torch.dtype) -> torch.Tensor:
+        """A fake value for a node that is written."""
+        like = self.ids.meta["val"]
+        with like.fake_mode:
+            return torch.empty(sizes, dtype=dtype, device=like.device)
+
+    def shared(self, target: Callable[..., Any], *args: Any, val: Any, argument: str = "", variable: str = "") -> Node:
+        """A new node that all layers may use.
+
+        Args:
+            target: The op.
+            args: Its arguments.
+            val: Its fake value.
+            argument: What the modules that it is handed to call it.
+            variable: What it is called where it is made, if not so.
+        """
+        with self.captured.graph.inserting_before(self.first):
+            node = self.captured.graph.call_function(target, args)
+        node.meta = {"nn_module_stack": self.scope, "stack_trace": "", "val": val}
+        if argument:
+            node.meta |= {"argument": argument, "variable": variable or argument}
+        return node
+
+    def cache(self, layer: int) -> Node:
+        """The cache of a layer, for the layer itself."""
+        if layer not in self._entries:
+            self._entries[layer] = self.entry(layer)
+        return self._entries[layer]
+
+    def entry(self, layer: int) -> Node:
+        """The cache of a layer, as an expression of its own."""
+        return self.shared(cache_ops.entry, self.caches, layer, val=self.fake((), torch.int64), argument="cache")
+
+
+def read_step(captured: Captured, folds: dict[str, Any], cache: Any) -> CachedStep:
+    """What each input of a captured step is.
+
+    Args:
+        captured: The program, attention and rotary positions fused.
+        folds: Constants that were folded before, by name.
+        cache: The example's cache, of transformers.
+
+    Raises:
+        NotCached: A cache of unknown form, or sizes that came out fixed.
+    """
+    ids = next((node for node in captured.inputs if node is not None and node.name.startswith("input_ids")), None)
+    if ids is None:
+        raise NotCached("it takes no input_ids")
+    layers: dict[int, dict[str, Node]] = {}
+    for node, place in _places(captured, cache).items():
+        if place is None:
+            raise NotCached(f"its cache holds {node.name}, which belongs to no layer")
+        layers.setdefault(place[0], {})[place[1]] = node
+    length = shape(ids)[1]
+    if isinstance(length, int):
+        raise NotCached("the number of new tokens came out fixed")
+    keys = next((held["keys"] for held in layers.values() if "keys" in held), None)
+    past = None if keys is None else shape(keys)[2]
+    if isinstance(past, int):
+        raise NotCached("the number of tokens before came out fixed")
+    graph = captured.graph
+    with graph.inserting_before(next(iter(graph.nodes))):
+        caches = graph.placeholder("cache")
+    step = CachedStep(captured, Values(captured, folds), ids, layers, _symbol(length), past and _symbol(past), caches)
+    caches.meta = {"val": step.fake((), torch.int64), "argument": "cache", "variable": "cache"}
+    return step
+
+
+def _symbol(size: Any) -> sympy.Expr:
+    return size.node.expr
+
+
+def _places(captured: Captured, cache: Any) -> dict[Node, tuple[int, str] | None]:
+    """Each placeholder of the cache, with the number of its layer and its name there."""
+    known: dict[int, tuple[int, str]] = {}
+    for number, layer in enumerate(cache.layers):
+        for name, held in vars(layer).items():
+            parts = held.values() if isinstance(held, dict) else held if isinstance(held, list | tuple) else [held]
+            for index, tensor in enumerate(parts):
+                if isinstance(tensor, torch.Tensor):
+                    known[id(tensor)] = (number, name if len(list(parts)) == 1 else f"{name}_{index}")
+    pairs = zip(captured.inputs, captured.values, strict=True)
+    return {
+        node: known.get(id(value))
+        for node, value in pairs
+        if node is not None and isinstance(value, torch.Tensor) and not node.name.startswith("input_ids")
+    }

@@ -1,0 +1,162 @@
+"""Language models that mlx-lm has no code for generate, in mlx-lm itself, what transformers generates."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import torch
+from mlx_lm.generate import BatchGenerator, generate_step
+from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_prompt_cache, trim_prompt_cache
+from mlx_lm.utils import load_model
+
+import mlxport
+from language_models import CONFIGS, greedy, save_language_model
+from mlxport.errors import UnsafeError, UnsupportedError
+
+PROMPTS = [[5, 40, 31, 7, 300, 22, 90, 14, 15, 16, 200], [9, 8, 7]]
+TOKENS = 12
+
+
+@pytest.fixture(scope="module")
+def ported(tmp_path_factory):
+    """Original, source folder and output of a model, made once."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            model = save_language_model(name, folder / "hf")
+            report = mlxport.convert(folder / "hf", folder / "mlx")
+            made[name] = model, folder, report
+        return made[name]
+
+    return get
+
+
+def loaded(folder):
+    return load_model(folder / "mlx", trust_remote_code=True)[0]
+
+
+def tokens(model, prompt, **options):
+    steps = generate_step(mx.array(prompt), model, max_tokens=TOKENS, **options)
+    return [int(token) for (token, _), _ in zip(steps, range(TOKENS), strict=False)]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_mlx_lm_generates_the_same_tokens(ported, name):
+    original, folder, report = ported(name)
+    assert report.parity.passed and json.loads((folder / "mlx/mlxport.json").read_text())["options"]["layout"] == (
+        "generated-lm"
+    )
+    model = loaded(folder)
+    for prompt in PROMPTS:
+        wanted = greedy(original, prompt, TOKENS)
+        assert len(set(wanted)) > 2  # a model that repeats itself would hide much
+        assert tokens(model, prompt) == wanted
+        assert tokens(model, prompt, prefill_step_size=4) == wanted
+
+
+@pytest.mark.parametrize("name", ["bloom", "opt"])
+def test_prompts_of_different_lengths_in_a_batch(ported, name):
+    original, folder, _ = ported(name)
+    generator = BatchGenerator(loaded(folder), stop_tokens=None)
+    uids = generator.insert(PROMPTS, [TOKENS] * len(PROMPTS))
+    found = {uid: [] for uid in uids}
+    while any(len(got) < TOKENS for got in found.values()):
+        for response in generator.next()[1]:
+            found[response.uid].append(int(response.token))
+    assert [found[uid] for uid in uids] == [greedy(original, prompt, TOKENS) for prompt in PROMPTS]
+
+
+def test_a_cache_is_saved_loaded_and_trimmed(ported, tmp_path):
+    original, folder, _ = ported("opt")
+    model, prompt = loaded(folder), PROMPTS[0]
+    cache = make_prompt_cache(model)
+    model(mx.array(prompt)[None], cache=cache)
+    save_prompt_cache(str(tmp_path / "cache.safetensors"), cache)
+    again = load_prompt_cache(str(tmp_path / "cache.safetensors"))
+    assert trim_prompt_cache(again, 3) == 3
+    assert tokens(model, prompt[-3:], prompt_cache=again) == greedy(original, prompt, TOKENS)
+
+
+def test_logits_without_a_cache_are_those_of_the_original(ported):
+    original, folder, _ = ported("bloom")
+    with torch.no_grad():
+        wanted = original(torch.tensor([PROMPTS[0]])).logits.numpy()
+    np.testing.assert_allclose(np.array(loaded(folder)(mx.array([PROMPTS[0]]))), wanted, atol=2e-4)
+
+
+def test_the_source_reads_as_that_of_mlx_lm(ported):
+    source = (ported("falcon")[1] / "mlx/model.py").read_text()
+    tree = ast.parse(source)
+    classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+    assert len(classes) == len(set(classes)) and "FalconDecoderLayer" in classes
+    assert "for layer, c in zip(self.h, cache" in source
+    assert "mask = create_attention_mask(input_ids, cache[0])" in source
+    assert "def make_cache(self):\n        return [KVCache() for _ in self.layers]" in source
+
+
+def test_a_quantized_output_is_that_of_the_same_weights_in_torch(tmp_path):
+    save_language_model("opt", tmp_path / "hf", noise=0.1)
+    report = mlxport.convert(tmp_path / "hf", tmp_path / "q", quantize=4, q_group_size=32)
+    assert report.parity.passed and report.plan.bits_per_weight < 12
+    config = json.loads((tmp_path / "q/config.json").read_text())
+    assert config["quantization"]["bits"] == 4 and config["model_file"] == "model.py"
+
+
+def test_it_generates_where_it_was_written_and_asks_for_trust_elsewhere(ported, request, tmp_path, monkeypatch):
+    _, folder, _ = ported("opt")
+    given = [str(folder / "mlx"), "--prompt", "a", "--max-tokens", "4"]
+    assert request.getfixturevalue("mlxport")("generate", *given).code == 0
+    monkeypatch.setenv("MLXPORT_CACHE", str(tmp_path))
+    run = [sys.executable, "-m", "mlxport", "generate", *given]
+    refused = subprocess.run(run, capture_output=True, text=True)
+    assert refused.returncode == 1 and "--trust-remote-code" in refused.stderr
+    assert subprocess.run([*run, "--trust-remote-code"], capture_output=True).returncode == 0
+
+
+def test_verify_compares_it_again(ported):
+    _, folder, _ = ported("bloom")
+    assert mlxport.verify(folder / "mlx", folder / "hf").passed
+
+
+def test_without_a_cache_it_computes_whole_sequences(ported, tmp_path):
+    original, folder, _ = ported("opt")
+    mlxport.convert(folder / "hf", tmp_path / "out", cache=False)
+    model = mlxport.load(tmp_path / "out")
+    with torch.no_grad():
+        wanted = original(torch.tensor([PROMPTS[1]])).logits.numpy()
+    np.testing.assert_allclose(np.array(model(mx.array([PROMPTS[1]]))["logits"]), wanted, atol=2e-4)
+
+
+def test_a_changed_source_is_not_run(ported, tmp_path):
+    import shutil
+
+    _, folder, _ = ported("opt")
+    shutil.copytree(folder / "mlx", tmp_path / "mlx")
+    with (tmp_path / "mlx/model.py").open("a") as file:
+        file.write("\nopen('/nonexistent/written', 'w')\n")
+    with pytest.raises(UnsafeError, match="model.py"):
+        mlxport.AutoModelForCausalLM.from_pretrained(tmp_path / "mlx")
+
+
+def test_the_layout_is_refused_where_nothing_is_remembered(tmp_path):
+    import transformers
+
+    config = transformers.BertConfig(
+        vocab_size=320, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    transformers.BertLMHeadModel(config).save_pretrained(tmp_path / "hf")
+    from checkpoints import write_tokenizer
+
+    write_tokenizer(tmp_path / "hf", 320)
+    with pytest.raises(UnsupportedError, match="past_key_values") as error:
+        mlxport.convert(tmp_path / "hf", tmp_path / "out")
+    assert "--no-cache" in (error.value.hint or "")
+    assert not (tmp_path / "out").exists()
