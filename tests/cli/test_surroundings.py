@@ -11,6 +11,7 @@ import pytest
 
 from checkpoints import hash_tree
 from command import MAIN, Result, environment, finish, start, stop_after
+from mlxport.output.surroundings import nothing_left_by_torch
 from small_disks import heed_limits
 
 PLAIN = ("--verify", "none")
@@ -149,3 +150,13 @@ def test_ctrl_c_inside_a_finaliser_is_heeded():
     result = finish(start("finalise", code=FINALISED))
     assert result.code == 130 and "went on" not in result.out, result
     assert result.err.splitlines() == ["error: stopped", "hint: run the same command again"]
+
+
+def test_folders_that_torch_makes_are_taken_away_where_they_are_new_and_empty(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "torchinductor_before").mkdir()
+    with nothing_left_by_torch():
+        (tmp_path / "torchinductor_me").mkdir()
+        (tmp_path / "torchinductor_used").mkdir()
+        (tmp_path / "torchinductor_used/kernel").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["torchinductor_before", "torchinductor_used"]

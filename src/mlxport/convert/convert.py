@@ -21,7 +21,7 @@ from mlxport.layouts.left_out import absent_towers
 from mlxport.layouts.table import AUTO, chosen, why_not_the_runtimes
 from mlxport.output.fingerprint import fingerprint
 from mlxport.output.plan import make_plan, parse_size
-from mlxport.output.surroundings import check_surroundings
+from mlxport.output.surroundings import check_surroundings, nothing_left_by_torch
 from mlxport.output.workspace import absolute, check_destination, check_space, free_space, open_workspace, space_taken
 from mlxport.progress import make_progress
 from mlxport.run.kv import check_model
@@ -37,6 +37,7 @@ __all__ = ["ConvertReport", "carry_out", "convert"]
 
 @with_keywords(ConvertOptions)
 @system_errors()
+@nothing_left_by_torch()
 def convert(source: str | Path, destination: str | Path, options: ConvertOptions) -> ConvertReport:
     """Convert a Hugging Face checkpoint to a folder that mlx-lm loads, and prove it against PyTorch.
 

@@ -5,15 +5,17 @@ Each is refused here in one line; later it would be an error of MLX, mlx-lm or a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from mlxport.errors import DestinationError, DiskError, UsageError, too_few_files
 
-__all__ = ["check_surroundings"]
+__all__ = ["check_surroundings", "nothing_left_by_torch"]
 
 # MLX compiles on the CPU with the system's compiler, which writes so much at most for one function.
 _ROOM = 2 << 20
@@ -36,6 +38,25 @@ def check_surroundings(*paths: str | Path) -> None:
         _check_name(path)
     _check_temporary()
     _check_open_files()
+
+
+@contextlib.contextmanager
+def nothing_left_by_torch() -> Iterator[None]:
+    """Take away the folder for compiled code that torch makes among the temporary files when it is imported.
+
+    Only where it is new and empty: what another program put there stays.
+    """
+    before = _of_torch()
+    try:
+        yield
+    finally:
+        for folder in _of_torch() - before:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def _of_torch() -> set[Path]:
+    return set(Path(tempfile.gettempdir()).glob("torchinductor_*"))
 
 
 def _check_name(path: str | Path) -> None:

@@ -39,7 +39,9 @@ def probe_length(parameters: int, limit: int | None, window: int | None) -> tupl
     length = max(min(wanted, affordable, limit), min(_LENGTHS[0], limit))
     notes = []
     if length < 128:
-        notes.append(f"{length} tokens only, the model is large: errors that grow with the position may stay unseen")
+        notes.append(
+            f"{length} tokens only, the model is large: further positions are seen as far as attention is proven"
+        )
     if window and length <= window:
         notes.append(f"the sliding window ({window} tokens) is longer than the input ({length}): its mask is not seen")
     return length, notes

@@ -16,7 +16,7 @@ from mlxport.convert.source_hashes import Hashes
 from mlxport.errors import SourceError, UsageError, system_errors
 from mlxport.layouts.table import layout_of, named
 from mlxport.output.record import read_record
-from mlxport.output.surroundings import check_surroundings
+from mlxport.output.surroundings import check_surroundings, nothing_left_by_torch
 from mlxport.output.workspace import absolute, check_destination
 from mlxport.port.port_options import PortOptions
 from mlxport.source.jsonfile import read_object
@@ -32,6 +32,7 @@ __all__ = ["explain", "load", "port_folder"]
 
 @with_keywords(PortOptions)
 @system_errors()
+@nothing_left_by_torch()
 def port_folder(factory: str | Callable[[], Any], destination: str | Path, options: PortOptions) -> ConvertReport:
     """Port a PyTorch module into a folder: ``model.py``, its weights, an example, and what was measured.
 
