@@ -14,20 +14,25 @@ __all__ = [
     "attention_mask",
     "biased_mask",
     "entry",
+    "gated_delta",
     "masked_scores",
     "offset",
     "positions",
     "same_positions",
+    "selective_scan",
+    "state_mask",
+    "state_space",
     "update_and_fetch",
+    "with_past",
 ]
 
 
-def entry(caches: Any, index: int) -> Any:
-    """``cache[index]``: the cache of one layer."""
+def entry(caches: Any, index: int, part: int | None = None) -> Any:
+    """``cache[index]``: the cache of one layer; ``cache[index][part]`` of one that has several."""
     raise NotImplementedError
 
 
-def offset(caches: Any, index: int) -> Any:
+def offset(caches: Any, index: int, part: int | None = None) -> Any:
     """Tokens that the cache of one layer holds; in a batch of different lengths, an array with one number a row."""
     raise NotImplementedError
 
@@ -72,4 +77,60 @@ def biased_mask(bias: torch.Tensor, visible: Any) -> torch.Tensor:
 
 def masked_scores(scores: torch.Tensor, visible: Any) -> torch.Tensor:
     """``scores`` where ``visible`` shows a key and the lowest number elsewhere; ``scores`` itself where it is None."""
+    raise NotImplementedError
+
+
+# States: what a layer keeps at ``slot`` of its cache. ``mask`` hides padding; None, where no row has any.
+def state_mask(like: torch.Tensor, cache: Any) -> Any:
+    """Which of the new tokens [batch, length] are no padding; None where all are."""
+    raise NotImplementedError
+
+
+def with_past(x: torch.Tensor, width: int, cache: Any, slot: int, mask: Any) -> torch.Tensor:
+    """``x`` [batch, length, channels] after the last ``width`` inputs before it; zeros before the first."""
+    raise NotImplementedError
+
+
+def selective_scan(
+    x: torch.Tensor,
+    dt: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    cache: Any,
+    slot: int,
+    mask: Any,
+) -> torch.Tensor:
+    """``state_ops.selective_scan`` from the state that is kept; x, dt [batch, length, D], B, C [batch, length, N]."""
+    raise NotImplementedError
+
+
+def state_space(
+    x: torch.Tensor,
+    dt: torch.Tensor,
+    A_log: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor,
+    dt_bias: torch.Tensor,
+    limits: tuple[float, float],
+    cache: Any,
+    slot: int,
+    mask: Any,
+) -> torch.Tensor:
+    """``state_ops.state_space`` from the state that is kept; A is ``-exp(A_log)``."""
+    raise NotImplementedError
+
+
+def gated_delta(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    g: torch.Tensor,
+    beta: torch.Tensor,
+    cache: Any,
+    slot: int,
+    mask: Any,
+) -> torch.Tensor:
+    """``state_ops.gated_delta`` from the state that is kept."""
     raise NotImplementedError

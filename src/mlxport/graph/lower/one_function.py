@@ -149,6 +149,8 @@ def helper_sources(names: Iterable[str]) -> dict[str, str]:
             for called in _names(part.__code__):
                 inner: Any = part.__globals__.get(called)
                 own = inspect.isclass(inner) and inner.__module__ == part.__module__
+                if inspect.isfunction(inner) and inner.__module__.startswith("mlx_lm."):
+                    continue  # a language model's file imports it
                 if inspect.isfunction(inner) or own:
                     visit(inner)
                 elif called not in _KNOWN and not hasattr(builtins, called):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from mlxport.graph.capture.captured import Captured
+from mlxport.graph.lower import cache_ops
 from mlxport.graph.rewrite.caches.cached_step import CacheKind
 
 __all__ = ["Generating", "generating", "with_cache"]
@@ -16,8 +16,10 @@ __all__ = ["Generating", "generating", "with_cache"]
 _UPDATE = re.compile(r"( *)(\w+, \w+) = (\w+)\.update_and_fetch\((.*)\)")
 
 _IMPORTS = (
-    "from mlx_lm.models.base import create_attention_mask, scaled_dot_product_attention",
-    "from mlx_lm.models.cache import ArraysCache, KVCache, RotatingKVCache",
+    "from mlx_lm.models.base import create_attention_mask, create_ssm_mask, scaled_dot_product_attention",
+    "from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, RotatingKVCache",
+    "from mlx_lm.models.gated_delta import gated_delta_kernel, gated_delta_ops",
+    "from mlx_lm.models.ssm import ssm_update",
 )
 
 
@@ -40,36 +42,50 @@ class Generating:
 
 def generating(captured: Captured, caches: Sequence[CacheKind]) -> Generating:
     """The parts for a model with these caches."""
-    layers = _layers(captured, len(caches))
+    layers = _layers(captured)
+    of_all = "self.layers" if len(list(captured.modules[layers].children())) == len(caches) else f"range({len(caches)})"
     methods = [
         *("@property", "def layers(self):", f"    return self.{layers}", ""),
-        *("def make_cache(self):", f"    return {_made(caches)}"),
+        *("def make_cache(self):", f"    return {_made(caches, of_all)}"),
     ]
-    call = "self, input_ids, cache=None", ["if cache is None:", "    cache = [None] * len(self.layers)"]
+    call = "self, input_ids, cache=None", ["if cache is None:", f"    cache = {_none(caches, of_all)}"]
     return Generating(call, "\n".join(f"    {line}" if line else "" for line in methods), _IMPORTS, len(caches))
 
 
-def _layers(captured: Captured, count: int) -> str:
-    """Path of the list of the modules that the caches are of."""
-    found = [
-        path
-        for path, module in captured.modules.items()
-        if isinstance(module, torch.nn.ModuleList) and len(module) == count
-    ]
-    return found[0]
+def _layers(captured: Captured) -> str:
+    """Path of the list of the modules that the caches are of: the outermost list in which most ops on them lie."""
+    found: Counter[str] = Counter()
+    for node in captured.graph.nodes:
+        if node.op == "call_function" and getattr(node.target, "__module__", "") == cache_ops.__name__:
+            paths = [path.partition("@")[0] for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+            found.update(path.rpartition(".")[0] for path in paths[: _outermost(paths)][-1:])
+    return found.most_common(1)[0][0]
 
 
-def _made(caches: Sequence[CacheKind]) -> str:
-    """The expression of a list of new caches."""
+def _outermost(paths: Sequence[str]) -> int:
+    """How many of nested modules there are up to the first that is one of a list; 0 without such."""
+    return next((1 + index for index, path in enumerate(paths) if path.rpartition(".")[2].isdigit()), 0)
+
+
+def _made(caches: Sequence[CacheKind], of_all: str) -> str:
+    """The expression of a list of new caches; ``of_all`` has as many items."""
     if len(set(caches)) == 1:
-        return f"[{_cache(caches[0])} for _ in self.layers]"
+        return f"[{_cache(caches[0])} for _ in {of_all}]"
     return "[" + ", ".join(map(_cache, caches)) + "]"
 
 
+def _none(caches: Sequence[CacheKind], of_all: str) -> str:
+    """The expression of a list of no caches."""
+    empty = ["(None, None)" if kind.both else "None" for kind in caches]
+    return f"[{empty[0]}] * len({of_all})" if len(set(empty)) == 1 else f"[{', '.join(empty)}]"
+
+
 def _cache(kind: CacheKind) -> str:
-    if kind.states:
-        return f"ArraysCache(size={kind.states})"
-    return "KVCache()" if kind.window is None else f"RotatingKVCache(max_size={kind.window})"
+    keys = "KVCache()" if kind.window is None else f"RotatingKVCache(max_size={kind.window})"
+    if not kind.states:
+        return keys
+    states = f"ArraysCache(size={kind.states})"
+    return f"CacheList({states}, {keys})" if kind.both else states
 
 
 def with_cache(lines: Sequence[str]) -> Iterator[str]:

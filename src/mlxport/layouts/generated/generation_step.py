@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from mlxport.errors import UnsupportedError
 from mlxport.graph.build import Port, build
 from mlxport.graph.capture.export import CaptureError, capture
+from mlxport.graph.capture.hub_kernels import whole_kernels
 from mlxport.graph.lower.one_function import MissingOps
 from mlxport.graph.rewrite.caches.cached_step import NotCached
 from mlxport.layouts.generated.emitting import missing
@@ -53,7 +54,7 @@ def emit_step(model: Any, *, model_type: str = "", fold_batchnorm: bool = False)
     cache = _example_cache(model, parameter, ids)
     new = ids[:, :_NEW].clone()  # a view would fix its sizes
     try:
-        with apply_patches("dynamo"), reset_model_state(model):
+        with apply_patches("dynamo"), reset_model_state(model), whole_kernels(model):
             captured = capture(model, (), {"input_ids": new, parameter: cache})
         return build(captured, model_type=model_type, batchnorm=fold_batchnorm, cache=cache)
     except NotCached as error:
@@ -68,7 +69,7 @@ def _example_cache(model: Any, parameter: str, ids: torch.Tensor) -> Any:
     """What the model remembers of some tokens, of the right sizes and all zero: nothing is computed for it."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        with mode, torch.no_grad():
+        with mode, torch.no_grad(), whole_kernels(model):
             output = model(input_ids=mode.from_tensor(ids), use_cache=True)
     except Exception as error:  # the model's own code
         raise _not_cached(model, f"{type(error).__name__}: {error}") from error

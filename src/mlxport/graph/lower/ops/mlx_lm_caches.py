@@ -23,15 +23,19 @@ def _called(function: ast.expr, value: Any, *args: Any, **keywords: Any) -> Expr
 
 
 @fused(targets.entry)
-def entry(caches: Expr, index: int) -> Expr:
-    """``cache[0]``."""
-    return Expr(ast.Subscript(caches.node, ast.Constant(index)), caches.value)
+def entry(caches: Expr, index: int, part: int | None = None) -> Expr:
+    """``cache[0]``, ``cache[0][1]``."""
+    places = [index] if part is None else [index, part]
+    node = caches.node
+    for place in places:
+        node = ast.Subscript(node, ast.Constant(place))
+    return Expr(node, caches.value)
 
 
 @fused(targets.offset)
-def offset(caches: Expr, index: int) -> Expr:
+def offset(caches: Expr, index: int, part: int | None = None) -> Expr:
     """``cache[0].offset``, 0 without a cache."""
-    cache = entry(caches, index)
+    cache = entry(caches, index, part)
     known = ast.Compare(cache.node, [ast.IsNot()], [ast.Constant(None)])
     read = ast.IfExp(known, ast.Attribute(cache.node, "offset"), ast.Constant(0))
     return Expr(read, _mx.array(_PAST, _mx.int64))

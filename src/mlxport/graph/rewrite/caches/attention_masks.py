@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,12 +28,14 @@ class _Masks:
     def __init__(self, step: CachedStep) -> None:
         self._step = step
         self._made: dict[tuple[int | None, bool], Node] = {}
+        self._windows: dict[int, int | None] = {}
 
     def of(self, layer: int, window: int | None, array: bool = False) -> Node:
         """The mask of all layers with this window."""
-        known = self._step.kinds.setdefault(layer, CacheKind(window))
-        if known.window != window:
-            raise NotCached(f"layer {layer} has two windows: {known.window} and {window}")
+        known = self._windows.setdefault(layer, window)
+        if known != window:
+            raise NotCached(f"layer {layer} has two windows: {known} and {window}")
+        self._step.kinds[layer] = replace(self._step.kinds.get(layer, CacheKind()), window=window)
         if (window, array) not in self._made:
             step = self._step
             more: tuple[Any, ...] = (window, True) if array else (window,) if window else ()

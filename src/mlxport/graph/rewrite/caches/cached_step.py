@@ -29,10 +29,12 @@ class CacheKind:
     Attributes:
         window: Tokens that attention sees, None for all: ``RotatingKVCache(max_size=window)``.
         states: Arrays that are kept in the place of keys and values: ``ArraysCache(size=states)``.
+        both: Whether keys and values are kept beside states: ``CacheList`` of the states' cache and theirs.
     """
 
     window: int | None = None
     states: int = 0
+    both: bool = False
 
 
 @dataclass
@@ -60,7 +62,7 @@ class CachedStep:
     caches: Node
     scope: dict[str, Any] = field(default_factory=dict)
     kinds: dict[int, CacheKind] = field(default_factory=dict)
-    _entries: dict[int, Node] = field(default_factory=dict)
+    _entries: dict[tuple[int, bool], Node] = field(default_factory=dict)
 
     @property
     def first(self) -> Node:
@@ -97,15 +99,34 @@ class CachedStep:
             node.meta |= {"argument": argument, "variable": variable or argument}
         return node
 
-    def cache(self, layer: int) -> Node:
-        """The cache of a layer, for the layer itself."""
-        if layer not in self._entries:
-            self._entries[layer] = self.entry(layer)
-        return self._entries[layer]
+    def cache(self, layer: int, states: bool = False) -> Node:
+        """The cache of a layer's keys and values, or that of its states, for the layer itself."""
+        if (layer, states) not in self._entries:
+            self._entries[layer, states] = self.entry(layer, states)
+        return self._entries[layer, states]
 
-    def entry(self, layer: int) -> Node:
-        """The cache of a layer, as an expression of its own."""
-        return self.shared(cache_ops.entry, self.caches, layer, val=self.fake((), torch.int64), argument="cache")
+    def entry(self, layer: int, states: bool = False) -> Node:
+        """The cache of a layer's keys and values, or that of its states, as an expression of its own."""
+        argument = "state_cache" if states and self.both(layer) else "cache"
+        value = self.fake((), torch.int64)
+        return self.shared(cache_ops.entry, self.caches, *self.place(layer, states), val=value, argument=argument)
+
+    def place(self, layer: int, states: bool = False) -> tuple[int, ...]:
+        """Where a cache lies in the list: a layer that has two has that of the states first, as mlx-lm's."""
+        index = sorted(self.layers).index(layer)  # layers that remember nothing have no cache
+        return (index, int(not states)) if self.both(layer) else (index,)
+
+    def both(self, layer: int) -> bool:
+        """Whether a layer has states beside its keys and values."""
+        return "keys" in self.layers[layer] and any(_is_state(name) for name in self.layers[layer])
+
+    def states(self, layer: int) -> dict[str, Node]:
+        """The placeholders of a layer's states by name, without those of keys and values."""
+        return {name: node for name, node in self.layers[layer].items() if _is_state(name)}
+
+
+def _is_state(name: str) -> bool:
+    return name not in ("keys", "values")
 
 
 def read_step(captured: Captured, folds: dict[str, Any], cache: Any) -> CachedStep:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 
 from torch.fx import Node
 
@@ -10,18 +11,21 @@ from mlxport.graph.lower import cache_ops
 from mlxport.graph.rewrite.caches.cached_step import CachedStep, NotCached
 from mlxport.graph.rewrite.graph_queries import Editor, kind
 
-__all__ = ["fetch_keys_and_values"]
+__all__ = ["common_scope", "fetch_keys_and_values", "find_keys_and_values"]
 
 
-def fetch_keys_and_values(step: CachedStep) -> dict[int, Node]:
-    """Write the updates of all layers that keep keys and values; gives them by the number of the layer.
+def find_keys_and_values(step: CachedStep) -> dict[int, list[Node]]:
+    """The ops that put new keys, and new values, after the old, by the number of the layer.
 
     Raises:
-        NotCached: Keys or values are used in another way than put before the new ones.
+        NotCached: Keys or values are used in another way.
     """
     held = {number: names for number, names in sorted(step.layers.items()) if "keys" in names}
-    joined = {number: [_joined(number, names[role]) for role in ("keys", "values")] for number, names in held.items()}
-    step.scope = _common_scope([node for nodes in joined.values() for node in nodes])
+    return {number: [_joined(number, names[role]) for role in ("keys", "values")] for number, names in held.items()}
+
+
+def fetch_keys_and_values(step: CachedStep, joined: Mapping[int, list[Node]]) -> dict[int, Node]:
+    """Write the updates of all layers that keep keys and values; gives them by the number of the layer."""
     return {number: _updated(step, number, nodes) for number, nodes in joined.items()}
 
 
@@ -35,7 +39,7 @@ def _joined(number: int, past: Node) -> Node:
     return found[0]
 
 
-def _common_scope(nodes: list[Node]) -> dict[str, object]:
+def common_scope(nodes: list[Node]) -> dict[str, object]:
     """The modules in whose call all ``nodes`` lie: those of one layer lie in a module of their own."""
     stacks = [list((node.meta.get("nn_module_stack") or {}).items()) for node in nodes]
     common = []

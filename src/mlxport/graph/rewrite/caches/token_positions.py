@@ -26,7 +26,7 @@ class _Offset:
             step = self._step
             layer = min(number for number, held in step.layers.items() if "keys" in held)
             self._node = step.shared(
-                cache_ops.offset, step.caches, layer, val=step.fake((), torch.int64), argument="offset"
+                cache_ops.offset, step.caches, *step.place(layer), val=step.fake((), torch.int64), argument="offset"
             )
         return self._node
 

@@ -15,7 +15,8 @@ from mlxport.graph.lower import cache_ops
 from mlxport.graph.lower.one_function import is_assertion
 from mlxport.graph.rewrite.caches.attention_masks import attend_to_caches
 from mlxport.graph.rewrite.caches.cached_step import CachedStep, CacheKind, NotCached, read_step
-from mlxport.graph.rewrite.caches.keys_values import fetch_keys_and_values
+from mlxport.graph.rewrite.caches.keys_values import common_scope, fetch_keys_and_values, find_keys_and_values
+from mlxport.graph.rewrite.caches.remembered_states import find_states, keep_states
 from mlxport.graph.rewrite.caches.token_positions import count_from_offset
 from mlxport.graph.rewrite.fuse.values import symbols
 from mlxport.graph.rewrite.graph_queries import kind, same_size, shape, where
@@ -37,11 +38,14 @@ def use_caches(captured: Captured, folds: dict[str, Any], cache: Any) -> list[Ca
     Raises:
         NotCached: It cannot be written so; the graph is of no more use then.
     """
-    _return_logits(captured)
     step = read_step(captured, folds, cache)
-    fetched = fetch_keys_and_values(step)
-    attended = attend_to_caches(step, fetched)
-    if not attended:
+    states = find_states(step)
+    joined = find_keys_and_values(step)
+    step.scope = common_scope([*(state.node for state in states), *(node for pair in joined.values() for node in pair)])
+    keep_states(step, states)
+    _return_logits(captured)
+    fetched = fetch_keys_and_values(step, joined)
+    if not attend_to_caches(step, fetched) and not states:
         raise NotCached("no attention to what its cache holds was found")
     count_from_offset(step)
     captured.graph.eliminate_dead_code()
@@ -55,8 +59,8 @@ def _return_logits(captured: Captured) -> None:
     numbers = list(range(len(captured.outputs)))
     made = pytree.tree_unflatten(numbers, captured.out_spec)
     index = getattr(made, "logits", None)
-    logits = captured.outputs[index if isinstance(index, int) else 0]
     end = next(node for node in graph.nodes if node.op == "output")
+    logits = end.args[0][index if isinstance(index, int) else 0]  # as it is after all passes
     end.args = ((logits,),)
     captured.outputs[:] = [logits]
     captured.out_spec = pytree.tree_flatten(0)[1]

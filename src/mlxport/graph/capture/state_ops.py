@@ -1,0 +1,116 @@
+"""Operators on what a model remembers in the place of keys and values: convolutions and scans, each whole as one node.
+
+A language model's loop over its tokens would be traced token by token. As an operator it stays one node, which the pass
+``rewrite.caches`` puts on stored states. Each has its meaning in torch beside it, token by token; no step calls that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+__all__ = ["causal_conv1d", "gated_delta", "selective_scan", "state_space"]
+
+_Function = Callable[..., Any]
+
+
+def _operator(schema: str, sizes: _Function) -> Callable[[_Function], _Function]:
+    """Make an operator of the decorated function; ``sizes`` gives its results without their values."""
+
+    def register(meaning: _Function) -> _Function:
+        made: Any = torch.library.custom_op(f"mlxport::{meaning.__name__}", meaning, mutates_args=(), schema=schema)
+        made.register_fake(sizes)
+        return made  # type: ignore[no-any-return]
+
+    return register
+
+
+def _causal_conv1d_sizes(x: Any, weight: Any, bias: Any) -> Any:
+    return torch.empty_like(x)
+
+
+@_operator("(Tensor x, Tensor weight, Tensor? bias) -> Tensor", _causal_conv1d_sizes)
+def causal_conv1d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Each channel of ``x`` [B, C, L] convolved with its own row of ``weight`` [C, width], zeros before the first."""
+    padded = torch.nn.functional.pad(x, (weight.shape[-1] - 1, 0))
+    return torch.nn.functional.conv1d(padded, weight[:, None], bias, groups=weight.shape[0])
+
+
+def _selective_scan_sizes(x: Any, dt: Any, A: Any, B: Any, C: Any, state: Any) -> Any:
+    return torch.empty_like(x), x.new_empty((x.shape[0], x.shape[1], A.shape[-1]), dtype=torch.float32)
+
+
+@_operator(
+    "(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? state) -> (Tensor, Tensor)", _selective_scan_sizes
+)
+def selective_scan(x: Any, dt: Any, A: Any, B: Any, C: Any, state: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mamba's scan: ``state = exp(dt A) state + dt x B``, ``y = state C``.
+
+    x, dt: [B, D, L]; A: [D, N]; B, C: [B, N, L]; state: [B, D, N]. Gives y [B, D, L] and the state after the last.
+    """
+    state = x.new_zeros(*x.shape[:2], A.shape[-1]) if state is None else state
+    outputs = []
+    for t in range(x.shape[2]):
+        new = (dt[..., t] * x[..., t])[..., None] * B[:, None, :, t]
+        state = torch.exp(dt[..., t, None] * A) * state + new
+        outputs.append((state @ C[:, :, t, None])[..., 0])
+    return torch.stack(outputs, -1).to(x.dtype), state
+
+
+def _state_space_sizes(
+    x: Any, dt: Any, A: Any, B: Any, C: Any, D: Any, dt_bias: Any, low: float, high: float, state: Any
+) -> Any:
+    sizes = (x.shape[0], x.shape[2], x.shape[3], B.shape[-1])
+    return torch.empty_like(x), x.new_empty(sizes, dtype=torch.float32)
+
+
+@_operator(
+    "(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor D, Tensor dt_bias, float low, float high, "
+    "Tensor? state) -> (Tensor, Tensor)",
+    _state_space_sizes,
+)
+def state_space(
+    x: Any, dt: Any, A: Any, B: Any, C: Any, D: Any, dt_bias: Any, low: float, high: float, state: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mamba 2's scan: ``state = exp(dt A) state + dt x B``, ``y = state C + D x``, one decay for a head.
+
+    x: [B, L, H, P]; dt: [B, L, H], before its bias and softplus, clamped to ``low`` and ``high`` after; A, D, dt_bias:
+    [H]; B, C: [B, L, groups of heads, N]; state: [B, H, P, N]. Gives y [B, L, H, P] and the state after the last.
+    """
+    dt = torch.nn.functional.softplus(dt + dt_bias).clamp(low, high)
+    B, C = (item.repeat_interleave(x.shape[2] // item.shape[2], dim=2) for item in (B, C))
+    state = x.new_zeros(x.shape[0], *x.shape[2:], B.shape[-1]) if state is None else state
+    outputs = []
+    for t in range(x.shape[1]):
+        new = (dt[:, t, :, None] * x[:, t])[..., None] * B[:, t, :, None]
+        state = torch.exp(dt[:, t] * A)[..., None, None] * state + new
+        outputs.append((state @ C[:, t, ..., None])[..., 0] + D[:, None] * x[:, t])
+    return torch.stack(outputs, 1).to(x.dtype), state
+
+
+def _gated_delta_sizes(q: Any, k: Any, v: Any, g: Any, beta: Any, state: Any) -> Any:
+    made = (v.shape[0], v.shape[2], q.shape[3], v.shape[3])
+    return torch.empty_like(v, dtype=q.dtype), v.new_empty(made, dtype=torch.float32)
+
+
+@_operator(
+    "(Tensor q, Tensor k, Tensor v, Tensor g, Tensor beta, Tensor? state) -> (Tensor, Tensor)", _gated_delta_sizes
+)
+def gated_delta(q: Any, k: Any, v: Any, g: Any, beta: Any, state: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gated delta rule: ``state = exp(g) state``, ``state += k (beta (v - k state))``, ``y = q state``.
+
+    q, k: [B, L, Hk, Dk]; v: [B, L, Hv, Dv]; g: [B, L, Hv], or [B, L, Hv, Dk] where each channel decays on its own;
+    beta: [B, L, Hv]; state: [B, Hv, Dk, Dv]. Gives y [B, L, Hv, Dv] and the state after the last.
+    """
+    q, k = (item.repeat_interleave(v.shape[2] // item.shape[2], dim=2) for item in (q, k))
+    decay = torch.exp(g if g.ndim == 4 else g[..., None])[..., None]
+    state = q.new_zeros(q.shape[0], *q.shape[2:], v.shape[-1]) if state is None else state
+    outputs = []
+    for t in range(q.shape[1]):
+        state = decay[:, t] * state
+        known = (k[:, t, :, None] @ state)[..., 0, :]
+        state = state + k[:, t, ..., None] * (beta[:, t, :, None] * (v[:, t] - known))[:, :, None]
+        outputs.append((q[:, t, :, None] @ state)[..., 0, :])
+    return torch.stack(outputs, 1), state
