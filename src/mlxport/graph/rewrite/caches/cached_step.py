@@ -118,15 +118,12 @@ class CachedStep:
 
     def both(self, layer: int) -> bool:
         """Whether a layer has states beside its keys and values."""
-        return "keys" in self.layers[layer] and any(_is_state(name) for name in self.layers[layer])
+        return "keys" in self.layers[layer] and bool(self.states(layer))
 
     def states(self, layer: int) -> dict[str, Node]:
-        """The placeholders of a layer's states by name, without those of keys and values."""
-        return {name: node for name, node in self.layers[layer].items() if _is_state(name)}
-
-
-def _is_state(name: str) -> bool:
-    return name not in ("keys", "values")
+        """The placeholders of a layer's states by name: not keys and values, nor numbers that a cache counts with."""
+        held = self.layers[layer].items()
+        return {name: node for name, node in held if name not in ("keys", "values") and len(shape(node)) > 1}
 
 
 def read_step(captured: Captured, folds: dict[str, Any], cache: Any) -> CachedStep:

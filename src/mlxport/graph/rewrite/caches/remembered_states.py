@@ -52,27 +52,33 @@ def find_states(step: CachedStep) -> list[Remembered]:
         if node.target is store and isinstance(node.meta["store"], Node)
     }
     found = [
-        Remembered(layer, name, _taken_up(layer, held, written.get(held)))
+        Remembered(layer, name, node)
         for layer in step.layers
         for name, held in step.states(layer).items()
-        if held.users or held in written
+        if held in written or any(user.op == "call_function" for user in held.users)
+        for node in _taken_up(layer, held, written.get(held))
     ]
     return sorted(found, key=lambda state: state.node)
 
 
-def _taken_up(layer: int, held: Node, written: Any) -> Node:
-    """The op that takes up what is held."""
+def _taken_up(layer: int, held: Node, written: Any) -> list[Node]:
+    """The op that takes up what is held; several, where the parts of a stack go through scans of their own."""
     users = [user for user in held.users if kind(user) not in ("sym_size", "copy")]
     for user in users:
         if kind(user) == "cat" and user.args[0][0] is held and len(user.args[0]) == 2 and _last_axis(user):
-            return user
+            return [user]
     kept = _kept(written)
-    if kind(kept) == "getitem" and kind(kept.args[0]) in _SCANS and kept.args[1] == 1:
-        scan: Node = kept.args[0]
-        if scan.args[-1] is None or peel(scan.args[-1]) is held:  # some kernels start anew where several tokens come
-            return scan
+    parts = kept.args[0] if kind(kept) == "stack" else [kept]
+    scans = [part.args[0] for part in map(_kept, parts) if kind(part) == "getitem" and part.args[1] == 1]
+    if len(scans) == len(parts) and all(kind(scan) in _SCANS and _starts_from(scan, held) for scan in scans):
+        return scans
     used = ", ".join(sorted({kind(user) or user.op for user in users})) or kind(kept) or "nothing"
     raise NotCached(f"layer {layer}: what is remembered as {held.name} is used by {used}, not by a scan that is known")
+
+
+def _starts_from(scan: Node, held: Node) -> bool:
+    """Whether a scan goes on from what is held; some kernels start anew where several tokens come."""
+    return scan.args[-1] is None or peel(scan.args[-1]) is held
 
 
 def _kept(written: Any) -> Any:
