@@ -13,11 +13,13 @@ __all__ = [
     "attend",
     "attention_mask",
     "biased_mask",
+    "chunk_mask",
     "entry",
     "gated_delta",
     "masked_scores",
     "offset",
     "positions",
+    "row_offset",
     "same_positions",
     "selective_scan",
     "state_mask",
@@ -47,6 +49,11 @@ def attention_mask(like: torch.Tensor, cache: Any, window: int | None = None, ar
     raise NotImplementedError
 
 
+def chunk_mask(like: torch.Tensor, caches: Any, index: int, chunk: int) -> Any:
+    """What new tokens see of the keys that the cache of one layer holds: those of their own chunk, up to their own."""
+    raise NotImplementedError
+
+
 def attend(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -62,6 +69,11 @@ def attend(
 
 def positions(like: torch.Tensor, offset: Any, start: int = 0) -> torch.Tensor:
     """Positions [1 or batch, length] of new tokens after ``offset`` others, from ``start`` on."""
+    raise NotImplementedError
+
+
+def row_offset(offset: Any) -> Any:
+    """Tokens before, to be added to numbers [batch, length]."""
     raise NotImplementedError
 
 

@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 
 import sympy
 
-__all__ = ["example_sizes"]
+__all__ = ["add_size", "example_sizes"]
 
 _FOUND: WeakKeyDictionary[Any, dict[sympy.Symbol, int]] = WeakKeyDictionary()
 
@@ -26,6 +26,14 @@ def example_sizes(environment: Any) -> dict[sympy.Symbol, int]:
                     known.update(_shares(check.expr, known))
         _FOUND[environment] = known
     return _FOUND[environment]
+
+
+def add_size(environment: Any, name: str, value: int) -> sympy.Symbol:
+    """A new symbol for a size that the program did not have, with its value in the example."""
+    symbol = sympy.Symbol(name, integer=True, positive=True)
+    environment.backed_var_to_val[symbol] = value
+    _FOUND.pop(environment, None)
+    return symbol
 
 
 def _shares(equation: sympy.Eq, known: dict[sympy.Symbol, int]) -> dict[sympy.Symbol, int]:

@@ -12,8 +12,9 @@ from torch.fx import Node
 
 from mlxport.graph.lower.registry import UnsupportedOp
 
-__all__ = ["expression", "placeholder", "size_name", "written"]
+__all__ = ["TOTAL", "expression", "placeholder", "size_name", "written"]
 
+TOTAL = "total"  # symbol of the number of all tokens, in a step of generation
 _EXPRESSIONS: dict[str, sympy.Expr] = {}
 _NAMES: dict[sympy.Expr, str] = {}  # sympy takes long to print
 
@@ -42,7 +43,7 @@ def size_name(captured: Any, size: sympy.Expr) -> str:
             for axis, found in enumerate(value.shape):
                 if isinstance(found, torch.SymInt) and found.node.expr == size:
                     return _AXES.get((value.ndim, axis), "N" if axis == 0 else "L")
-    return "N" if not size.is_Symbol or str(size).startswith("u") else "L"
+    return "N" if not size.is_Symbol or str(size).startswith(("u", TOTAL)) else "L"
 
 
 _AXES = {
@@ -132,7 +133,7 @@ def _number(number: sympy.Expr) -> ast.expr:
 
 
 def _sum(size: sympy.Expr, names: Mapping[sympy.Expr, str]) -> ast.expr:
-    terms = sorted(size.args, key=lambda term: (bool(term.is_number), _negative(term)))
+    terms = sorted(size.args, key=lambda term: (_negative(term), bool(term.is_number)))
     tree = written(terms[0], names)
     for term in terms[1:]:
         if _negative(term):

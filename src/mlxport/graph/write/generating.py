@@ -17,7 +17,7 @@ _UPDATE = re.compile(r"( *)(\w+, \w+) = (\w+)\.update_and_fetch\((.*)\)")
 
 _IMPORTS = (
     "from mlx_lm.models.base import create_attention_mask, create_ssm_mask, scaled_dot_product_attention",
-    "from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, RotatingKVCache",
+    "from mlx_lm.models.cache import ArraysCache, CacheList, ChunkedKVCache, KVCache, RotatingKVCache",
     "from mlx_lm.models.gated_delta import gated_delta_kernel, gated_delta_ops",
     "from mlx_lm.models.ssm import ssm_update",
 )
@@ -44,8 +44,9 @@ def generating(captured: Captured, caches: Sequence[CacheKind]) -> Generating:
     """The parts for a model with these caches."""
     layers = _layers(captured)
     of_all = "self.layers" if len(list(captured.modules[layers].children())) == len(caches) else f"range({len(caches)})"
+    listed = ["@property", "def layers(self):", f"    return self.{layers}", ""]
     methods = [
-        *("@property", "def layers(self):", f"    return self.{layers}", ""),
+        *(listed if layers != "layers" else []),
         *("def make_cache(self):", f"    return {_made(caches, of_all)}"),
     ]
     call = "self, input_ids, cache=None", ["if cache is None:", f"    cache = {_none(caches, of_all)}"]
@@ -82,6 +83,8 @@ def _none(caches: Sequence[CacheKind], of_all: str) -> str:
 
 def _cache(kind: CacheKind) -> str:
     keys = "KVCache()" if kind.window is None else f"RotatingKVCache(max_size={kind.window})"
+    if kind.chunk:
+        keys = f"ChunkedKVCache(chunk_size={kind.chunk})"
     if not kind.states:
         return keys
     states = f"ArraysCache(size={kind.states})"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -51,11 +53,13 @@ def emit_step(model: Any, *, model_type: str = "", fold_batchnorm: bool = False)
     vocabulary = int(model.config.get_text_config().vocab_size)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(min(3, vocabulary - 1), vocabulary, (_BATCH, _PAST), generator=generator)
-    cache = _example_cache(model, parameter, ids)
     new = ids[:, :_NEW].clone()  # a view would fix its sizes
     try:
-        with apply_patches("dynamo"), reset_model_state(model), whole_kernels(model):
-            captured = capture(model, (), {"input_ids": new, parameter: cache})
+        # With the patches a layer with a window keeps all tokens: their number is one symbol.
+        with apply_patches("dynamo"), _experts_gathered(model), whole_kernels(model):
+            cache = _example_cache(model, parameter, ids)
+            with reset_model_state(model), _one_past(model, parameter):
+                captured = capture(model, (), {"input_ids": new, parameter: cache})
         return build(captured, model_type=model_type, batchnorm=fold_batchnorm, cache=cache)
     except NotCached as error:
         raise _not_cached(model, str(error)) from error
@@ -67,18 +71,58 @@ def emit_step(model: Any, *, model_type: str = "", fold_batchnorm: bool = False)
 
 def _example_cache(model: Any, parameter: str, ids: torch.Tensor) -> Any:
     """What the model remembers of some tokens, of the right sizes and all zero: nothing is computed for it."""
+    from transformers.cache_utils import EncoderDecoderCache
+
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        with mode, torch.no_grad(), whole_kernels(model):
+        with mode, torch.no_grad():
             output = model(input_ids=mode.from_tensor(ids), use_cache=True)
     except Exception as error:  # the model's own code
         raise _not_cached(model, f"{type(error).__name__}: {error}") from error
-    cache = output.get(parameter)
+    cache = getattr(output, parameter, None)
+    if isinstance(cache, EncoderDecoderCache) and not any(
+        layer.is_initialized for layer in cache.cross_attention_cache.layers
+    ):
+        cache = cache.self_attention_cache  # of a decoder that could have had an encoder
+    if cache is None and getattr(model.config, "is_decoder", None) is False:
+        raise _not_cached(model, "its config.json says is_decoder: false, so that tokens see those after them")
     if cache is None:
         raise _not_cached(model, f"it gives no {parameter} with use_cache=True")
     if not hasattr(cache, "layers"):
         raise _not_cached(model, f"a {type(cache).__name__} is a cache of unknown kind")
     return pytree.tree_map_only(torch.Tensor, lambda held: torch.zeros(held.shape, dtype=held.dtype), cache)
+
+
+@contextmanager
+def _experts_gathered(model: Any) -> Iterator[None]:
+    """Each token multiplied by the matrices of its experts: other ways to compute it ask values how many there are."""
+    configs = {id(config): config for part in model.modules() if (config := getattr(part, "config", None)) is not None}
+    chosen = [config for config in configs.values() if hasattr(config, "_experts_implementation")]
+    before = [config._experts_implementation for config in chosen]
+    try:
+        for config in chosen:
+            config._experts_implementation = "batched_mm"
+        yield
+    finally:
+        for config, name in zip(chosen, before, strict=True):
+            config._experts_implementation = name
+
+
+@contextmanager
+def _one_past(model: Any, parameter: str) -> Iterator[None]:
+    """All layers hold as many tokens: nothing else says so where some have windows and others have not."""
+
+    def compare(_: Any, __: Any, given: dict[str, Any]) -> None:
+        held = (getattr(layer, "keys", None) for layer in given[parameter].layers)
+        lengths = [keys.shape[2] for keys in held if isinstance(keys, torch.Tensor) and keys.ndim == 4]
+        for length in lengths[1:]:
+            torch._check(length == lengths[0])
+
+    hook = model.register_forward_pre_hook(compare, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _not_cached(model: Any, reason: str) -> UnsupportedError:

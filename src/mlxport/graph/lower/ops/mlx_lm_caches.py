@@ -59,6 +59,12 @@ def attention_mask(like: Expr, cache: Expr, window: int | None = None, array: bo
     return _called(ast.Name("create_attention_mask"), shadow, like, cache, **options)
 
 
+@fused(targets.chunk_mask)
+def chunk_mask(like: Expr, caches: Expr, index: int, chunk: int) -> Expr:
+    """``chunk_mask(input_ids, cache, 0, 8192)``."""
+    return registered_helper(helper.chunk_mask).called(_mx.zeros((1, 1), _mx.bool_), like, caches, index, chunk)
+
+
 @fused(targets.attend)
 def attend(
     query: Expr, key: Expr, value: Expr, cache: Expr, mask: Any, scale: float = 1.0, sinks: Expr | None = None
@@ -79,6 +85,12 @@ def positions(like: Expr, offset: Any, start: int = 0) -> Expr:
     given = {"start": start} if start else {}
     shadow = mx.zeros((1, like.value.shape[1]), mx.int64).value
     return registered_helper(helper.positions_after).called(shadow, like, offset, **given)
+
+
+@fused(targets.row_offset)
+def row_offset(offset: Expr) -> Expr:
+    """``row_offset(offset)``."""
+    return registered_helper(helper.row_offset).called(_mx.full((1, 1), _PAST, _mx.int64), offset)
 
 
 @fused(targets.same_positions)

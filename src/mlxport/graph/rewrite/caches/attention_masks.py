@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.fx import Node
 
 from mlxport.graph.lower import cache_ops
-from mlxport.graph.lower.fused_ops import attention, causal, sliding_window
+from mlxport.graph.lower.fused_ops import attention
+from mlxport.graph.lower.traits import traits_of
 from mlxport.graph.rewrite.caches.cached_step import CachedStep, CacheKind, NotCached
-from mlxport.graph.rewrite.fuse.mask_forms import mask_form
-from mlxport.graph.rewrite.fuse.values import CannotEvaluate, symbols
-from mlxport.graph.rewrite.graph_queries import Editor, ancestors, is_float, kind, ndim, shape, where
+from mlxport.graph.rewrite.caches.keys_values import counts_all, layer_of
+from mlxport.graph.rewrite.caches.visible_keys import HIDDEN, visible_keys
+from mlxport.graph.rewrite.fuse.values import symbols
+from mlxport.graph.rewrite.graph_queries import Editor, ancestors, is_cast, is_float, kind, ndim, shape, where
 
 __all__ = ["attend_to_caches"]
 
 _aten = torch.ops.aten
-_HIDDEN = -1e4
 
 
 class _Masks:
@@ -27,24 +29,34 @@ class _Masks:
 
     def __init__(self, step: CachedStep) -> None:
         self._step = step
-        self._made: dict[tuple[int | None, bool], Node] = {}
-        self._windows: dict[int, int | None] = {}
+        self._made: dict[tuple[CacheKind, bool], Node] = {}
+        self._seen: dict[int, CacheKind] = {}
 
-    def of(self, layer: int, window: int | None, array: bool = False) -> Node:
-        """The mask of all layers with this window."""
-        known = self._windows.setdefault(layer, window)
-        if known != window:
-            raise NotCached(f"layer {layer} has two windows: {known} and {window}")
-        self._step.kinds[layer] = replace(self._step.kinds.get(layer, CacheKind()), window=window)
-        if (window, array) not in self._made:
-            step = self._step
-            more: tuple[Any, ...] = (window, True) if array else (window,) if window else ()
-            name = "mask" if window is None else "window_mask"
-            self._made[window, array] = step.shared(
-                cache_ops.attention_mask, step.ids, step.entry(layer), *more,
-                val=step.fake((1, 1), torch.bool), argument="mask", variable=name,
-            )  # fmt: skip
-        return self._made[window, array]
+    def of(self, layer: int, seen: CacheKind, array: bool = False) -> Node:
+        """The mask of all layers that see as much."""
+        known = self._seen.setdefault(layer, seen)
+        if known != seen:
+            raise NotCached(f"layer {layer} sees in two ways: {known} and {seen}")
+        kept = self._step.kinds.get(layer, CacheKind())
+        self._step.kinds[layer] = replace(kept, window=seen.window, chunk=seen.chunk)
+        if (seen, array) not in self._made:
+            self._made[seen, array] = self._chunks(layer, seen.chunk) if seen.chunk else self._all(layer, seen, array)
+        return self._made[seen, array]
+
+    def _all(self, layer: int, seen: CacheKind, array: bool) -> Node:
+        step, window = self._step, seen.window
+        more: tuple[Any, ...] = (window, True) if array else (window,) if window else ()
+        return step.shared(
+            cache_ops.attention_mask, step.ids, step.entry(layer), *more,
+            val=step.fake((1, 1), torch.bool), argument="mask", variable="window_mask" if window else "mask",
+        )  # fmt: skip
+
+    def _chunks(self, layer: int, chunk: int) -> Node:
+        step = self._step
+        return step.shared(
+            cache_ops.chunk_mask, step.ids, step.caches, layer, chunk,
+            val=step.fake((1, 1), torch.bool), argument="mask", variable="chunk_mask",
+        )  # fmt: skip
 
 
 def attend_to_caches(step: CachedStep, fetched: Mapping[int, Node]) -> int:
@@ -55,12 +67,13 @@ def attend_to_caches(step: CachedStep, fetched: Mapping[int, Node]) -> int:
     """
     masks, count = _Masks(step), 0
     for node in list(step.captured.graph.nodes):
-        if node.target is attention or kind(node) == "scaled_dot_product_attention":
-            _attention(step, masks, fetched, node)
+        hidden = _hidden(step, node)
+        if hidden is not None:
+            _scores(step, masks, fetched, node, hidden)
             count += 1
     for node in list(step.captured.graph.nodes):
-        if kind(node) in ("add", "where") and _hides(step, node):
-            _scores(step, masks, fetched, node)
+        if node.target is attention or kind(node) == "scaled_dot_product_attention":
+            _attention(step, masks, fetched, node)
             count += 1
     step.captured.graph.eliminate_dead_code()
     return count
@@ -69,16 +82,29 @@ def attend_to_caches(step: CachedStep, fetched: Mapping[int, Node]) -> int:
 def _attention(step: CachedStep, masks: _Masks, fetched: Mapping[int, Node], node: Node) -> None:
     query, key, value, mask, scale, *sinks = _arguments(node)
     layer = _layer(fetched, (key, value), node)
-    window, bias = _form(step, mask, (shape(query)[-2], shape(key)[-2]), node)
     edit = Editor(step.captured, node)
     cache = step.cache(layer)
-    if bias is None:
-        given = masks.of(layer, window)
+    seen, bias = CacheKind(), None
+    masked = isinstance(mask, Node) and _is_masked(mask)
+    if not masked:
+        seen, bias = visible_keys(step, mask, (shape(query)[-2], shape(key)[-2]), node)
+    if masked:
+        given = mask
+    elif bias is None:
+        given = masks.of(layer, seen)
     else:
         bias = _in_layer(step, edit, bias, key)
-        given = edit.call(cache_ops.biased_mask, bias, masks.of(layer, window, array=True), val=bias.meta["val"])
+        given = edit.call(cache_ops.biased_mask, bias, masks.of(layer, seen, array=True), val=bias.meta["val"])
     made = edit.call(cache_ops.attend, query, key, value, cache, given, scale, *sinks, val=node.meta["val"])
     edit.replace(made)
+
+
+def _is_masked(mask: Node) -> bool:
+    """Whether a mask was put upon what is added to the scores."""
+    views: Node = mask
+    while traits_of(views).view is not None or is_cast(views):
+        views = views.args[0]  # type: ignore[assignment]
+    return views.target is cache_ops.masked_scores
 
 
 def _arguments(node: Node) -> tuple[Any, ...]:
@@ -97,128 +123,74 @@ def _arguments(node: Node) -> tuple[Any, ...]:
 
 
 def _layer(fetched: Mapping[int, Node], nodes: tuple[Node, ...], node: Node) -> int:
-    """The layer whose keys and values these are, or are made of (latents that become keys): the nearest update."""
-    layers = {update: number for number, update in fetched.items()}
-    seen: set[Node] = set()
-    level = list(nodes)
-    while level:
-        for item in level:
-            if item in layers:
-                return layers[item]
-        seen.update(level)
-        level = list({other for item in level for other in item.all_input_nodes if other not in seen})
-    raise NotCached(f"the attention of {where(node)} sees keys that no cache holds")
-
-
-def _form(step: CachedStep, mask: Any, lengths: tuple[Any, Any], node: Node) -> tuple[int | None, Node | None]:
-    """The window of a mask, None for all tokens before; and what is added to the scores beside it."""
-    if mask is None:
-        raise NotCached(f"the attention of {where(node)} hides nothing, later tokens neither")
-    if mask == "causal" or mask.target is causal:
-        return None, None
-    if mask.target is sliding_window:
-        return mask.args[1], None
-    step.values.learn(mask)
-    visible = True if mask.meta["val"].dtype is torch.bool else None
-    found = mask_form(mask, step.values, lengths, visible)
-    if found == "causal" or isinstance(found, int):
-        return (found if isinstance(found, int) else None), None
-    if visible is None and (parts := _bias(step, mask, lengths)) is not None:
-        return parts
-    raise NotCached(f"the mask of {where(node)} has a form that mlx-lm's caches do not have")
-
-
-def _bias(step: CachedStep, mask: Node, lengths: tuple[Any, Any]) -> tuple[int | None, Node] | None:
-    """The window of an added mask, and the node among those that it is made of that is added where a key is seen."""
-    for node in [item for item in sorted(ancestors([mask])) if is_float(item) and item in step.values.static]:
-        window = _beside(step, mask, node, lengths)
-        if window is not None:
-            return (None if window == 0 else window), node
-    return None
-
-
-def _beside(step: CachedStep, mask: Node, bias: Node, lengths: tuple[Any, Any]) -> int | None:
-    """The window (0 for none) of ``mask`` without ``bias``, where it is that wherever it hides nothing."""
-    if not 1 <= ndim(bias) <= 4:
-        return None
-    windows = set()
-    for sizes in step.values.sizes():
-        try:
-            whole, part = step.values.run([mask, bias], {}, sizes)
-            rows, columns = (step.values.number(length, sizes) for length in lengths)
-            shown = whole > _HIDDEN
-            same = torch.broadcast_to(part, whole.shape)
-        except (CannotEvaluate, RuntimeError):
-            return None
-        if not bool(shown.any()) or not torch.equal(whole[shown], same[shown]) or not bool((same > _HIDDEN).all()):
-            return None
-        form = _visible_form(shown, rows, columns)
-        if form is None:
-            return None
-        windows.add(form)
-    windows = windows - {0} or windows
-    return windows.pop() if len(windows) == 1 else None
+    """The layer whose keys and values these are, or are made of."""
+    layer = layer_of(fetched, nodes)
+    if layer is None:
+        raise NotCached(f"the attention of {where(node)} sees keys that no cache holds")
+    return layer
 
 
 def _in_layer(step: CachedStep, edit: Editor, bias: Node, keys: Node) -> Node:
     """``bias`` computed within a layer, where the number of all keys is known: that of those which the cache gave."""
-    axis, total = next((axis, size) for axis, size in enumerate(shape(keys)) if _counts_all(step, size))
+    axis, total = next((axis, size) for axis, size in enumerate(shape(keys)) if counts_all(step, size))
     size = edit.call(_aten.sym_size.int, keys, axis, val=total)
     copies: dict[Node, Node] = {}
     for node in sorted({bias, *ancestors([bias])}):
         value = node.meta.get("val")
-        if isinstance(value, torch.SymInt) and value.node.expr == total.node.expr:
-            copies[node] = size
-        elif step.past not in symbols([node, *node.all_input_nodes]) and not any(
-            item in copies for item in node.all_input_nodes
-        ):
-            continue  # it is the same for all layers
-        elif isinstance(value, torch.Tensor) and node.op == "call_function":
+        if isinstance(value, torch.SymInt) and value.node.expr in (total.node.expr, step.past):
+            new = edit.known_size(shape(step.ids)[1])
+            copies[node] = size if value.node.expr != step.past else edit.call(operator.sub, size, new, val=value)
+        elif node.op == "call_function" and (step.past in symbols([node]) or copies.keys() & set(node.all_input_nodes)):
             args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda item: copies.get(item, item))
             copies[node] = edit.call(node.target, *args, val=value, **kwargs)
     return copies.get(bias, bias)
 
 
-def _counts_all(step: CachedStep, size: Any) -> bool:
-    return not isinstance(size, int) and bool(size.node.expr == step.past + step.length)
+# Attention that is written out, since something is done to the scores (soft caps), or biases made of values: a mask is
+# put upon them.
+@dataclass(frozen=True)
+class _Hidden:
+    """What a static mask hides numbers of: ``shown`` is the truth value that shows one, None for an added mask."""
+
+    mask: Node
+    scores: Node
+    shown: bool | None
 
 
-def _visible_form(shown: torch.Tensor, rows: int, columns: int) -> int | None:
-    """0 where all tokens up to its own are seen, else the window; None for another form."""
-    if shown.shape[-2:] != (rows, columns):
+def _hidden(step: CachedStep, node: Node) -> _Hidden | None:
+    """The mask that ``node`` puts upon scores of all keys, if it is such."""
+    if not is_float(node) or ndim(node) < 3 or not counts_all(step, shape(node)[-1]):
         return None
-    triangle = torch.ones(rows, columns, dtype=torch.bool).tril(columns - rows)
-    if bool((shown == triangle).all()):
-        return 0
-    window = int(shown.reshape(-1, rows, columns)[0, -1].sum())
-    return window if window and bool((shown == (triangle & ~triangle.tril(columns - rows - window))).all()) else None
+    found: list[_Hidden] = []
+    if kind(node) == "add":
+        pairs = (node.args[:2], node.args[1::-1])
+        found = [_Hidden(mask, scores, None) for mask, scores in pairs if isinstance(mask, Node) and is_float(mask)]
+    elif kind(node) == "where" and _lowest(step, node.args[2]):
+        found = [_Hidden(node.args[0], node.args[1], True)]
+    elif kind(node) == "where" and _lowest(step, node.args[1]):
+        found = [_Hidden(node.args[0], node.args[2], False)]
+    elif kind(node) == "masked_fill" and _lowest(step, node.args[2]):
+        found = [_Hidden(node.args[1], node.args[0], False)]
+    return next((item for item in found if _put_upon(step, item)), None)
 
 
-# Attention that is written out, since something is done to the scores (soft caps): a mask is added to them.
-def _hides(step: CachedStep, node: Node) -> bool:
-    return is_float(node) and ndim(node) >= 3 and any(True for _ in _hiding(step, node))
+def _put_upon(step: CachedStep, found: _Hidden) -> bool:
+    if not isinstance(found.scores, Node) or found.scores in step.values.static:
+        return False
+    return found.mask in step.values.static and step.past in symbols([found.mask]) and ndim(found.mask) >= 2
 
 
-def _hiding(step: CachedStep, node: Node) -> Iterator[tuple[Node, Node]]:
-    """The mask of masked scores, and the scores."""
-    tensors = [item for item in node.args if isinstance(item, Node) and ndim(item) >= 2]
-    for mask in tensors:
-        others = [item for item in tensors if item is not mask]
-        if len(others) == 1 and mask in step.values.static and others[0] not in step.values.static:
-            if step.past is not None and step.past in symbols([mask]):
-                yield mask, others[0]
+def _lowest(step: CachedStep, fill: Any) -> bool:
+    number = step.values.scalar(fill)
+    return number is not None and number <= HIDDEN
 
 
-def _scores(step: CachedStep, masks: _Masks, fetched: Mapping[int, Node], node: Node) -> None:
-    mask, scores = next(iter(_hiding(step, node)))
-    layer = _layer(fetched, (scores,), node)
-    lengths = shape(scores)[-2], shape(scores)[-1]
-    boolean = mask.meta["val"].dtype is torch.bool
-    if kind(node) == "where" and not (boolean and node.args[1] is scores):
-        raise NotCached(f"the scores of {where(node)} are chosen in a way that is not known")
-    window, bias = _form(step, mask, lengths, node)
-    edit = Editor(step.captured, node)
+def _scores(step: CachedStep, masks: _Masks, fetched: Mapping[int, Node], node: Node, hidden: _Hidden) -> None:
+    layer = _layer(fetched, (hidden.scores,), node)
+    lengths = shape(node)[-2], shape(node)[-1]
+    seen, bias = visible_keys(step, hidden.mask, lengths, node, hidden.shown)
+    edit, scores = Editor(step.captured, node), hidden.scores
     if bias is not None:
         scores = edit.call(_aten.add.Tensor, scores, _in_layer(step, edit, bias, fetched[layer]))
-    given = masks.of(layer, window, array=True)
+    given = masks.of(layer, seen, array=True)
     edit.replace(edit.call(cache_ops.masked_scores, scores, given, val=node.meta["val"]))

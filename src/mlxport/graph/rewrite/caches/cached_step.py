@@ -28,11 +28,13 @@ class CacheKind:
 
     Attributes:
         window: Tokens that attention sees, None for all: ``RotatingKVCache(max_size=window)``.
+        chunk: Tokens that see each other alone, None for all: ``ChunkedKVCache(chunk_size=chunk)``.
         states: Arrays that are kept in the place of keys and values: ``ArraysCache(size=states)``.
         both: Whether keys and values are kept beside states: ``CacheList`` of the states' cache and theirs.
     """
 
     window: int | None = None
+    chunk: int | None = None
     states: int = 0
     both: bool = False
 

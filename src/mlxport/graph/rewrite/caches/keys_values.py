@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+import sympy
+import torch
 from torch.fx import Node
 
 from mlxport.graph.lower import cache_ops
+from mlxport.graph.lower.data_dependent import add_size
+from mlxport.graph.lower.symbolic_sizes import TOTAL
 from mlxport.graph.rewrite.caches.cached_step import CachedStep, NotCached
 from mlxport.graph.rewrite.graph_queries import Editor, kind
 
-__all__ = ["common_scope", "fetch_keys_and_values", "find_keys_and_values"]
+__all__ = [
+    "common_scope",
+    "count_from_keys",
+    "counts_all",
+    "fetch_keys_and_values",
+    "find_keys_and_values",
+    "layer_of",
+    "measure_keys",
+]
 
 
 def find_keys_and_values(step: CachedStep) -> dict[int, list[Node]]:
@@ -60,3 +73,60 @@ def _updated(step: CachedStep, number: int, joined: list[Node]) -> Node:
     for node in sorted(joined, reverse=True):
         step.captured.graph.erase_node(node)
     return made
+
+
+def layer_of(fetched: Mapping[int, Node], nodes: Iterable[Node]) -> int | None:
+    """The layer whose keys and values ``nodes`` are, or are made of (latents that become keys): the nearest update."""
+    layers = {update: number for number, update in fetched.items()}
+    seen: set[Node] = set()
+    level = list(nodes)
+    while level:
+        for item in level:
+            if item in layers:
+                return layers[item]
+        seen.update(level)
+        level = list({other for item in level for other in item.all_input_nodes if other not in seen})
+    return None
+
+
+def measure_keys(step: CachedStep, fetched: Mapping[int, Node]) -> None:
+    """Let what is made of all keys take their number from them: before the layers it is not known."""
+    for node in list(step.captured.graph.nodes):
+        if not counts_all(step, node.meta.get("val")):
+            continue
+        for user in list(node.users):
+            layer = layer_of(fetched, [item for item in user.all_input_nodes if item is not node])
+            if layer is not None and not isinstance(user.meta.get("val"), torch.SymInt):
+                user.replace_input_with(node, _number_of_keys(step, fetched[layer], node.meta["val"]))
+
+
+def count_from_keys(step: CachedStep) -> sympy.Symbol:
+    """Say the tokens before as all less the new ones, from here on: a layer knows its keys, and no more.
+
+    Returns:
+        The symbol of the number of all tokens.
+    """
+    environment = step.ids.meta["val"].fake_mode.shape_env
+    known = environment.backed_var_to_val
+    total = add_size(environment, TOTAL, int(known[step.past] + known[step.length]))
+    environment.replacements[step.past] = total - step.length
+    environment._replacements_version_counter += 1  # sizes are kept as they were read under the last number
+    environment._update_version_counter()
+    return total
+
+
+def counts_all(step: CachedStep, size: Any) -> bool:
+    """Whether ``size`` is the number of all tokens, those before and the new ones."""
+    return isinstance(size, torch.SymInt) and bool(size.node.expr == step.past + step.length)
+
+
+def _number_of_keys(step: CachedStep, update: Node, total: Any) -> Node:
+    """The size of the keys that the cache gave, read once in a layer."""
+    keys = next(user for user in update.users if user.args[1] == 0)
+    for user in keys.users:
+        if kind(user) == "sym_size" and user.args[1] == 2:
+            return user
+    with step.captured.graph.inserting_after(keys):
+        size = step.captured.graph.call_function(torch.ops.aten.sym_size.int, (keys, 2))
+    size.meta = {**keys.meta, "val": total}
+    return size

@@ -9,7 +9,7 @@ from mlxport.graph.lower import cache_ops
 from mlxport.graph.lower.fused_ops import rotary
 from mlxport.graph.rewrite.caches.cached_step import CachedStep, NotCached
 from mlxport.graph.rewrite.fuse.values import CannotEvaluate, symbols
-from mlxport.graph.rewrite.graph_queries import Editor, ndim, shape
+from mlxport.graph.rewrite.graph_queries import Editor, kind, ndim, shape
 
 __all__ = ["count_from_offset"]
 
@@ -40,6 +40,7 @@ def count_from_offset(step: CachedStep) -> None:
     offset = _Offset(step)
     _rotary(step, offset)
     _counted(step, offset)
+    _added(step, offset)
 
 
 def _rotary(step: CachedStep, offset: _Offset) -> None:
@@ -61,9 +62,27 @@ def _counted(step: CachedStep, offset: _Offset) -> None:
         if start not in made:
             value = step.fake((1, shape(step.ids)[1]), torch.int64)
             more = [start] if start else []
-            made[start] = step.shared(cache_ops.positions, step.ids, offset.node(), *more, val=value)
+            made[start] = step.shared(
+                cache_ops.positions, step.ids, offset.node(), *more, val=value, argument="positions"
+            )
         placed = _like(step, made[start], node)
         node.replace_all_uses_with(placed, delete_user_cb=lambda user, users=users: user in users)
+
+
+def _added(step: CachedStep, offset: _Offset) -> None:
+    """The number of tokens before, added to a number of each token: those that are no padding are counted, say."""
+    for node in list(step.captured.graph.nodes):
+        if kind(node) != "add" or node in step.values.static or ndim(node) != 2:
+            continue
+        for size in [item for item in node.args if isinstance(item, Node) and _is_past(step, item)]:
+            edit = Editor(step.captured, node)
+            rows = edit.call(cache_ops.row_offset, offset.node(), val=step.fake((1, 1), torch.int64))
+            node.args = tuple(rows if item is size else item for item in node.args)
+
+
+def _is_past(step: CachedStep, node: Node) -> bool:
+    size = node.meta.get("val")
+    return isinstance(size, torch.SymInt) and bool(size.node.expr == step.past)
 
 
 def _after_past(step: CachedStep) -> list[Node]:
@@ -110,6 +129,6 @@ def _like(step: CachedStep, positions: Node, node: Node) -> Node:
         result = edit.call(cache_ops.same_positions, positions, val=step.fake(shape(node), torch.int64))
     for axis in range(rank - 2):
         result = edit.call(torch.ops.aten.unsqueeze.default, result, 1 + axis)
-    if not isinstance(shape(node)[0], int):  # the original has them for each row
+    if rank > 1 and not isinstance(shape(node)[0], int):  # the original has them for each row
         result = edit.call(torch.ops.aten.expand.default, result, edit.sizes(step.ids, (0, 1)), val=node.meta["val"])
     return edit.cast(result, node.meta["val"].dtype)

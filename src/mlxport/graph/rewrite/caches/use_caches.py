@@ -15,7 +15,13 @@ from mlxport.graph.lower import cache_ops
 from mlxport.graph.lower.one_function import is_assertion
 from mlxport.graph.rewrite.caches.attention_masks import attend_to_caches
 from mlxport.graph.rewrite.caches.cached_step import CachedStep, CacheKind, NotCached, read_step
-from mlxport.graph.rewrite.caches.keys_values import common_scope, fetch_keys_and_values, find_keys_and_values
+from mlxport.graph.rewrite.caches.keys_values import (
+    common_scope,
+    count_from_keys,
+    fetch_keys_and_values,
+    find_keys_and_values,
+    measure_keys,
+)
 from mlxport.graph.rewrite.caches.remembered_states import find_states, keep_states
 from mlxport.graph.rewrite.caches.token_positions import count_from_offset
 from mlxport.graph.rewrite.fuse.values import symbols
@@ -48,6 +54,7 @@ def use_caches(captured: Captured, folds: dict[str, Any], cache: Any) -> list[Ca
     if not attend_to_caches(step, fetched) and not states:
         raise NotCached("no attention to what its cache holds was found")
     count_from_offset(step)
+    measure_keys(step, fetched)
     captured.graph.eliminate_dead_code()
     _take_caches(step)
     return [step.kinds.get(number, CacheKind()) for number in sorted(step.layers)]
@@ -113,9 +120,12 @@ def _size_of_ids(step: CachedStep, size: Node) -> None:
 
 def _no_past(step: CachedStep) -> None:
     """Refuse a tensor whose sizes follow from the tokens before and that is made of nothing that a cache gave."""
+    if step.past is None:
+        return
+    total = count_from_keys(step)
     known: set[Node] = set()
     for node in step.captured.graph.nodes:
         if node.target is cache_ops.update_and_fetch or any(item in known for item in node.all_input_nodes):
             known.add(node)
-        elif step.past is not None and step.past in symbols([node]) and node.op == "call_function":
+        elif total in symbols([node]) and node.op == "call_function":
             raise NotCached(f"{where(node) or 'the model'} computes {node.name} from the number of tokens before")

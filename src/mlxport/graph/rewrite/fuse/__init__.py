@@ -16,8 +16,8 @@ from mlxport.graph.rewrite.fuse.fusion import Fusion
 __all__ = ["FUSIONS", "Fusion", "fuse"]
 
 # The files, in the order in which they are applied.
-FUSIONS = ("activation_functions", "rms_norm", "layer_norm", "linear_layers", "moe_loops", "moe", "rope",
-           "scaled_dot_product", "known_masks")  # fmt: skip
+FUSIONS = ("scattered_parts", "activation_functions", "rms_norm", "layer_norm", "linear_layers", "moe_loops", "moe",
+           "rope", "scaled_dot_product", "known_masks")  # fmt: skip
 
 
 def fuse(captured: Any, folds: dict[str, Any] | None = None) -> list[Fusion]:

@@ -11,7 +11,7 @@ from torch.fx import Node
 from mlxport.graph.rewrite.fuse.values import CannotEvaluate, Values, symbols
 from mlxport.graph.rewrite.graph_queries import kind
 
-__all__ = ["mask_form"]
+__all__ = ["mask_form", "numbers_of"]
 
 _HIDDEN = -1e4  # an added mask hides what it makes smaller than this
 _LARGEST = 2048  # a mask of up to this length is computed to see what it does at a number that it mentions
@@ -63,7 +63,7 @@ def _trials(mask: Node, values: Values, lengths: tuple[Any, Any]) -> Iterator[tu
     axes &= symbols([mask])
     if not axes:
         return
-    found = _numbers(mask, values)
+    found = numbers_of(mask, values)
     for number in sorted(found):
         if number <= _LARGEST:
             limit = min(values.captured.ranges.get(str(symbol), (0, _LARGEST + 2))[1] for symbol in axes)
@@ -73,7 +73,7 @@ def _trials(mask: Node, values: Values, lengths: tuple[Any, Any]) -> Iterator[tu
         yield from (({**small[0], **dict.fromkeys(axes, 12)}, dict.fromkeys(large, stand_in)) for stand_in in (4, 7))
 
 
-def _numbers(mask: Node, values: Values) -> set[int]:
+def numbers_of(mask: Node, values: Values) -> set[int]:
     """Integers that the formula of a mask mentions, and the lengths of the buffers in it."""
     found: set[int] = set()
     seen: set[Node] = set()
