@@ -55,6 +55,8 @@ def _target(captured: Captured, units: ScopeParts, index: int, unit: Node | Scop
     results = units.results(unit)
     if len(results) != 1 or results[0] in named:
         return None
+    if isinstance(unit, Node) and unit.meta.get("stays"):
+        return None  # what it reads changes after it
     uses = units.uses.get(results[0].name, [])
     if len(uses) != 1:
         return None

@@ -33,12 +33,14 @@ class Attention(nn.Module):
 
     def __init__(self, number: int, attend: Any) -> None:
         super().__init__()
-        self.number, self.attend = number, attend
+        self.number, self.attend, self.turn = number, attend, None
         self.qkv = nn.Linear(WIDTH, 3 * WIDTH, bias=False)
 
     def forward(self, x, cache, past):
         parts = self.qkv(x).view(*x.shape[:2], 3 * HEADS, WIDTH // HEADS).transpose(1, 2)
         query, key, value = parts.chunk(3, dim=1)
+        if self.turn is not None:
+            query, key = self.turn(query, past), self.turn(key, past)
         key, value = cache.update(key, value, self.number)
         return x + self.attend(query, key, value, past, self.number).transpose(1, 2).reshape(x.shape)
 

@@ -97,6 +97,7 @@ class CachedStep:
         with self.captured.graph.inserting_before(self.first):
             node = self.captured.graph.call_function(target, args)
         node.meta = {"nn_module_stack": self.scope, "stack_trace": "", "val": val}
+        node.meta["stays"] = target is not cache_ops.entry  # caches move while the layers run
         if argument:
             node.meta |= {"argument": argument, "variable": variable or argument}
         return node

@@ -1,0 +1,71 @@
+"""Positions are counted from the tokens that caches hold, read before any layer puts new ones there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from steps import WIDTH, Model, Pair, causal
+
+
+def turned(x, past):
+    """Rotary embedding of tokens that come after ``past`` others."""
+    width = x.shape[-1]
+    inverse = 1.0 / 10000.0 ** (torch.arange(0, width, 2) / width)
+    angles = torch.outer(torch.arange(past, past + x.shape[2]).float(), inverse).repeat(1, 2)
+    first, second = x.chunk(2, dim=-1)
+    return x * angles.cos() + torch.cat((-second, first), dim=-1) * angles.sin()
+
+
+def turned_in_the_last_layer(query, key, value, past, layer):
+    mask = causal(past, query.shape[2])
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+class TurnedLast(Model):
+    """Of two layers, only the second turns queries and keys."""
+
+    def __init__(self):
+        super().__init__(turned_in_the_last_layer)
+        first, second = self.layers
+        second.turn = turned
+
+    def forward(self, input_ids, past_key_values=None, use_cache=True):
+        return super().forward(input_ids, past_key_values, use_cache)
+
+
+def added(x, past):
+    table = torch.sin(torch.outer(torch.arange(64).float(), torch.arange(1, WIDTH + 1) / WIDTH))
+    return x + table[torch.arange(past, past + x.shape[1])[None]]
+
+
+def looked_up_flat(x, past):
+    table = torch.sin(torch.outer(torch.arange(64).float(), torch.arange(1, WIDTH + 1) / WIDTH))
+    positions = torch.arange(past, past + x.shape[1])
+    return x + table.index_select(0, positions).unsqueeze(0)
+
+
+def attend(query, key, value, past, layer):
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=causal(past, query.shape[2]))
+
+
+def test_offset_is_read_before_the_layers(tmp_path):
+    pair = Pair(TurnedLast(), tmp_path)
+    lines = [line.strip() for line in pair.source.splitlines()]
+    read = next(index for index, line in enumerate(lines) if "cache[0].offset" in line)
+    assert lines[read].startswith("offset = ")
+    assert read < next(index for index, line in enumerate(lines) if "self.layers[0](" in line)
+    pair.check()
+
+
+def test_tables_of_positions(tmp_path):
+    pair = Pair(Model(attend, added), tmp_path)
+    assert "positions_after(" in pair.source
+    pair.check()
+
+
+def test_positions_that_a_batch_has_once(tmp_path):
+    pair = Pair(Model(attend, looked_up_flat), tmp_path)
+    pair.check(batched=False)
+    with pytest.raises(ValueError, match="its prompts must be of one length"):
+        pair.in_a_batch()
