@@ -39,9 +39,9 @@ def selective_scan(x, dt, A, B, C, cache, slot, mask=None):
         dt = mx.where(mask[..., None], dt, 0)  # a step of no time leaves the state as it is
     state = None if cache is None else cache[slot]
     if x.shape[1] == 1:
-        new = (dt * x)[:, 0, :, None] * B
-        state = new if state is None else new + state * mx.exp(dt[:, 0, :, None] * A)
-        y = (state @ C.swapaxes(1, 2)).swapaxes(1, 2)
+        new = (dt * x).swapaxes(1, 2) * B
+        state = new if state is None else new + state * mx.exp(dt.swapaxes(1, 2) * A)
+        y = C @ state.swapaxes(1, 2)
     else:
         y, state = scan_spans(dt * x, dt, A, B, C, state)
     if cache is not None:
@@ -52,8 +52,8 @@ def selective_scan(x, dt, A, B, C, cache, slot, mask=None):
 def scan_spans(dtx, dt, A, B, C, state, span=32):
     """Mamba's scan of many tokens: within spans of all at once from nothing, then what each span starts from."""
     length = dt.shape[1]
-    padding = -length % span
-    parts = [mx.pad(item, [(0, 0), (0, padding), (0, 0)]) for item in (dtx, dt, B, C)]
+    span = min(span, length)
+    parts = [mx.pad(item, [(0, 0), (0, -length % span), (0, 0)]) for item in (dtx, dt, B, C)]
     dtx, dt, B, C = [item.reshape(item.shape[0], -1, span, 1, item.shape[-1]) for item in parts]
     steps, columns = dt.swapaxes(3, 4), C.swapaxes(3, 4)
     inner, outputs = 0, []
@@ -109,6 +109,7 @@ def gated_delta(q, k, v, g, beta, cache, slot, mask=None):
 def delta_chunks(q, k, v, g, beta, state, size=16):
     """The gated delta rule of many tokens in chunks: what those of one correct in each other is a triangular system."""
     length, groups = v.shape[1], v.shape[2] // k.shape[2]
+    size = min(size, length)
     g = g if g.ndim == 4 else g[..., None]
     q, k = [mx.repeat(item, groups, axis=2) for item in (q, k)] if groups > 1 else (q, k)
     parts = [item.swapaxes(1, 2) for item in (q, k, v, g, beta[..., None])]

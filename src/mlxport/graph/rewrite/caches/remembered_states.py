@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from mlxport.graph.capture.origin import module_path
 from mlxport.graph.capture.stores import store
 from mlxport.graph.lower import cache_ops
 from mlxport.graph.lower.traits import View, traits_of
 from mlxport.graph.rewrite.caches.cached_step import CachedStep, CacheKind, NotCached
+from mlxport.graph.rewrite.caches.time_first import put_time_first
 from mlxport.graph.rewrite.graph_queries import Editor, kind, ndim, peel, shape, where
 
 __all__ = ["Remembered", "find_states", "keep_states"]
@@ -95,6 +97,7 @@ def _last_axis(node: Node) -> bool:
 
 def keep_states(step: CachedStep, states: list[Remembered]) -> None:
     """Put all states on the caches of their layers, in the order of the program."""
+    paths = {module_path(state.node) for state in states}
     for node in list(step.captured.graph.nodes):
         if node.target is store and isinstance(node.meta["store"], Node):
             step.captured.graph.erase_node(node)
@@ -116,6 +119,7 @@ def keep_states(step: CachedStep, states: list[Remembered]) -> None:
         known = step.kinds.get(layer, CacheKind())
         step.kinds[layer] = replace(known, states=last + 1, both=step.both(layer))
     step.captured.graph.eliminate_dead_code()
+    put_time_first(step, paths)
 
 
 def _last_inputs(step: CachedStep, state: Remembered, place: tuple[Any, ...]) -> None:
@@ -153,8 +157,7 @@ def _convolve(step: CachedStep, conv: Node, inputs: Node, new: Node) -> None:
         weight = weight.args[0]
     else:
         weight = edit.call(_aten.unsqueeze.default, weight, 1)
-    more = ([1], [0], [1], False, [0], channels)
-    made = edit.call(_aten.convolution.default, inputs, weight, bias, *more, val=value)
+    made = edit.call(_aten.conv1d.default, inputs, weight, bias, [1], [0], [1], channels, val=value)
     edit.replace(made)
     _shortened(step, made)
 
