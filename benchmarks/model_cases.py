@@ -57,8 +57,14 @@ def make_config(model_type: str, variant: Variant) -> Any:
     return config
 
 
-def make_model(model_type: str, class_name: str, variant: Variant) -> Any:
+def make_model(model_type: str, class_name: str, variant: Variant, **changes: Any) -> Any:
     """The model with seeded random weights that hide nothing: no zeros, no ones.
+
+    Args:
+        model_type: Key of transformers' mappings.
+        class_name: The class.
+        variant: See ``VARIANTS``.
+        changes: Fields of the config, set where it has them.
 
     Raises:
         ValueError: if it would be too large.
@@ -68,6 +74,8 @@ def make_model(model_type: str, class_name: str, variant: Variant) -> Any:
 
     torch.manual_seed(0)
     config = make_config(model_type, variant)
+    for name in changes.keys() & vars(config).keys():
+        setattr(config, name, changes[name])
     model_class = getattr(transformers, class_name)
     wanted = getattr(model_class, "config_class", None)
     if wanted is not None and not isinstance(config, wanted):

@@ -108,6 +108,8 @@ def test_a_quantized_output_is_that_of_the_same_weights_in_torch(tmp_path):
     assert report.parity.passed and report.plan.bits_per_weight < 12
     config = json.loads((tmp_path / "q/config.json").read_text())
     assert config["quantization"]["bits"] == 4 and config["model_file"] == "model.py"
+    found = report.parity.generation
+    assert found.reference == "the stored weights in torch, with its cache" and found.equal == found.tokens == 32
 
 
 def test_it_generates_where_it_was_written_and_asks_for_trust_elsewhere(ported, request, tmp_path, monkeypatch):
@@ -124,6 +126,39 @@ def test_it_generates_where_it_was_written_and_asks_for_trust_elsewhere(ported, 
 def test_verify_compares_it_again(ported):
     _, folder, _ = ported("bloom")
     assert mlxport.verify(folder / "mlx", folder / "hf").passed
+
+
+def test_text_generated_with_caches_is_part_of_the_verification(ported):
+    _, folder, report = ported("opt")
+    found = report.parity.generation
+    assert (found.tokens, found.equal) == (32, 32) and found.reference == "the original, with its cache"
+    assert found.summary() == "generation: 32 tokens equal; chunks, batch, saved cache, trim: ok"
+    recorded = json.loads((folder / "mlx/mlxport.json").read_text())["parity"]["generation"]
+    assert recorded["equal"] == 32 and [check["name"] for check in recorded["checks"]] == [
+        "tokens", "chunks", "batch", "saved cache", "trim",
+    ]  # fmt: skip
+    card = (folder / "mlx/README.md").read_text()
+    assert "- generation: 32 of 32 tokens as the original's; equal: tokens, chunks, batch, saved cache, trim\n" in card
+
+
+def test_from_disk_as_many_steps_as_are_affordable(ported):
+    _, folder, _ = ported("opt")
+    found = mlxport.verify(folder / "mlx", folder / "hf", mode="layerwise").generation
+    assert found.reference == "the original, whole texts" and not found.failures
+    assert (found.tokens, found.equal) == (32, 32)
+
+
+def test_a_model_that_is_wrong_in_batches_alone_is_not_verified(ported, request, tmp_path):
+    import shutil
+
+    _, folder, _ = ported("opt")
+    shutil.copytree(folder / "mlx", tmp_path / "mlx")
+    with (tmp_path / "mlx/model.py").open("a") as file:
+        file.write("\n_right = Model.__call__\nModel.__call__ = lambda self, *args, **kwargs: _right(")
+        file.write("self, *args, **kwargs)[::-1]\n")
+    given = [str(tmp_path / "mlx"), "--against", str(folder / "hf"), "--trust-remote-code"]
+    found = request.getfixturevalue("mlxport")("verify", *given)
+    assert found.code == 3 and "generation, batch: token 2 of a prompt of 11 tokens differs" in found.err
 
 
 def test_without_a_cache_it_computes_whole_sequences(ported, tmp_path):

@@ -102,6 +102,7 @@ def _written_logits(work: Verifying) -> Verified:
         mode=work.mode,
         invert=functools.partial(invert, work.conversion.program),
         trained=work.trained,
+        generation=work.layout.verifies_generation,
         on_progress=work.say,
     )
     return Verified(_passed(report, work.folder, "architecture"), tokenizer)
@@ -244,6 +245,7 @@ def _folder_logits(asked: _Asked) -> ParityReport:
             mode=asked.mode,
             invert=inverse,
             trained=_trained(record),
+            generation=asked.layout.verifies_generation,
             on_progress=progress.message,
         )
         progress.message("comparing the tokenizer and the files")

@@ -91,6 +91,8 @@ class Layout:
         usage: The card's section on how the output is used.
         verification: What is compared with the original: ``logits`` of a language model, all ``outputs`` of the example
             that the conversion holds, or nothing.
+        verifies_generation: Whether the comparison of ``logits`` goes on to text generated with the runtime's caches:
+            the model's code is as new as its weights, and nobody else has run it.
         wrote: Whether a folder without a record is of this layout, by its config.
         not_generating: Why ``generate`` and ``chat`` cannot run it, and what to do with the folder ``PATH``; None if
             they can.
@@ -114,6 +116,7 @@ class Layout:
     task: str = ""
     usage: str = ""
     verification: Literal["logits", "outputs", ""] = ""
+    verifies_generation: bool = False
     wrote: Callable[[Mapping[str, Any]], bool] = lambda config: False
     not_generating: tuple[str, str] | None = None
 

@@ -226,6 +226,7 @@ def _parity(parity: Mapping[str, Any] | None) -> str:
     positions = parity.get("positions")
     if isinstance(positions, Mapping):
         remarks.append(f"- proven up to position {positions.get('proven')} of {positions.get('end')}")
+    remarks += _generation(parity)
     remarks += [f"- {_cell(note)}" for note in _list(parity.get("notes"))]
     return "\n".join([*lines, "", *remarks] if remarks else lines)
 
@@ -239,6 +240,17 @@ def _ported(parity: Mapping[str, Any], verdict: str) -> list[str]:
         inputs = ": ".join(str(item[key]) for key in ("compared", "inputs") if item.get(key))
         lines.append(f"| {_cell(inputs)} | {_cell(item.get('name'))} | {figures} |")
     return [*lines, "", *_weights(parity), *(f"- {_cell(note)}" for note in _list(parity.get("notes")))]
+
+
+def _generation(parity: Mapping[str, Any]) -> list[str]:
+    found = parity.get("generation")
+    if not isinstance(found, Mapping):
+        return []
+    checks = [check for check in _list(found.get("checks")) if isinstance(check, Mapping)]
+    well = [str(check.get("name")) for check in checks if not check.get("failure") and not check.get("limit")]
+    limits = [f"; {check.get('name')}: {check.get('limit')}" for check in checks if check.get("limit")]
+    lines = f"{found.get('equal')} of {found.get('tokens')} tokens as the original's; equal: {', '.join(well)}"
+    return [f"- generation: {_cell(lines + ''.join(limits))}"]
 
 
 def _weights(parity: Mapping[str, Any]) -> list[str]:

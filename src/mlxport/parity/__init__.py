@@ -70,6 +70,7 @@ def verify(
     memory_limit: int | None = None,
     tokens: int | None = None,
     trained: frozenset[str] = frozenset(),
+    generation: bool = False,
     on_progress: Callable[[str], None] | None = None,
 ) -> ParityReport:
     """Compare a converted folder with its original: logits on text, and every stored tensor.
@@ -82,6 +83,7 @@ def verify(
         memory_limit: Bytes that ``full`` may take; default half of what is available.
         tokens: Length of the long input sequence; default by the size of the model.
         trained: Paths of the output's modules that were trained after they had been converted.
+        generation: Whether to generate text with caches too: in batches, from chunks, beyond windows.
         on_progress: Called with a line for each step.
 
     Returns:
@@ -108,5 +110,6 @@ def verify(
         tokens,
         on_progress or (lambda _: None),
         trained,
+        generation,
     )
     return replace(report, seconds=round(time.monotonic() - start, 2))

@@ -66,12 +66,13 @@ def execute(
     tokens: int | None,
     say: Callable[[str], None],
     trained: frozenset[str] = frozenset(),
+    generation: bool = False,
 ) -> ParityReport:
     """Run one verification; see ``mlxport.parity.verify``."""
     from mlxport.layouts.mlx_lm.opening import text_part
 
     invert = invert or _default_inverse(checkpoint)
-    work = _Sides(folder, text_part(checkpoint), mode, invert, memory_limit, tokens, say, trained)
+    work = _Sides(folder, text_part(checkpoint), mode, invert, memory_limit, tokens, say, trained, generation)
     if not in_mlx_files(checkpoint.weight_files):
         return _against_torch(work)
     # Of many architectures the layouts are one; where they are not, torch refuses it or computes something else.
@@ -103,6 +104,7 @@ class _Sides:
     tokens: int | None
     say: Callable[[str], None]
     trained: frozenset[str]
+    generation: bool
 
     @property
     def parameters(self) -> int:
@@ -162,7 +164,20 @@ def _against_torch(work: _Sides) -> ParityReport:
     upto = max(len(ids) for ids in run.ids)
     positions = probe_positions(run, settings, context, exact_tokens, upto, near_attention)
     said = (*report.notes, *filter(None, [growth_note(settings, context)]))
-    return replace(report, positions=positions, notes=said, passed=not positions.failures)
+    report = replace(report, positions=positions, notes=said, passed=not positions.failures)
+    return _generated(work, run, report, context, theirs.sliding_window) if work.generation else report
+
+
+def _generated(work: _Sides, run: Run, report: ParityReport, context: int | None, window: int | None) -> ParityReport:
+    """The report with what text generated with caches shows; what is wrong without them is not looked for there."""
+    from mlxport.parity.continuations import probe_generation
+
+    if not report.passed:
+        return report
+    known = len(run.notes)
+    found = probe_generation(run, report.mode, work.parameters, context, window)
+    notes = (*report.notes, *run.notes[known:])
+    return replace(report, generation=found, notes=notes, passed=not found.failures)
 
 
 def _compared(run: Run, mode: str) -> ParityReport:

@@ -18,7 +18,7 @@ from mlxport.parity.setup import ORIGINAL, SAME_WEIGHTS, STEPPED, Run
 from mlxport.parity.torch_rows import TORCH_DTYPES, read_tensor
 from mlxport.quant.tolerances import EQUAL
 
-__all__ = ["verify_full"]
+__all__ = ["same_weights", "verify_full"]
 
 
 def _reference_logits(run: Run, weights: Mapping[str, torch.Tensor] | None = None) -> Array:
@@ -29,7 +29,7 @@ def _reference_logits(run: Run, weights: Mapping[str, torch.Tensor] | None = Non
     return logits
 
 
-def _same_weights(run: Run) -> Mapping[str, torch.Tensor] | None:
+def same_weights(run: Run) -> Mapping[str, torch.Tensor] | None:
     """What the torch model needs to hold the very weights that were stored; None where that cannot be had."""
     layout = run.layout
     if layout is not None:
@@ -58,7 +58,7 @@ def _compare(run: Run) -> list[Comparison]:
     if row.row in EQUAL:
         return comparisons
     run.say("running the stored weights in torch")
-    same = _same_weights(run)
+    same = same_weights(run)
     if same is None:
         return [*comparisons, compare_modules(run.stored)]
     return [*comparisons, compare_logits(SAME_WEIGHTS, logits, _reference_logits(run, same), run.equal_row)]
@@ -71,7 +71,7 @@ def _diverging(run: Run, comparisons: list[Comparison]) -> Divergence | None:
     # A wrong tensor shows against the original; everything else against the very weights that the output holds.
     wrong = wrong_tensors(run)
     lossy = any(c.name not in (ORIGINAL, STEPPED) for c in comparisons)
-    weights = _same_weights(run) if lossy and not wrong else None
+    weights = same_weights(run) if lossy and not wrong else None
     model = ref.load_reference(run.checkpoint, weights)
     return bisect(run, model, tight=not lossy or weights is not None, wrong=wrong)
 

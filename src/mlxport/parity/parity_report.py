@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from mlxport.layouts.left_out import parts_in_words
+from mlxport.parity.generation_report import Generation
 from mlxport.types import ModelPart
 
 __all__ = ["Comparison", "Divergence", "FarAttention", "LayerError", "ParityReport", "Positions", "WeightCheck"]
@@ -223,6 +224,7 @@ class ParityReport:
         notes: What a reader must know: how inputs were chosen, what was not covered.
         problems: What is wrong besides the model: files that changed since, another tokenizer.
         left_out: Parts of the original that are not in the output, which is its text model alone.
+        generation: What text generated with caches showed, where the layout asks for that.
         seconds: Wall time.
     """
 
@@ -239,6 +241,7 @@ class ParityReport:
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     left_out: tuple[ModelPart, ...] = ()
+    generation: Generation | None = None
     seconds: float = field(default=0.0, compare=False)
 
     @property
@@ -266,6 +269,8 @@ class ParityReport:
         lines += [f"wrong: {line}" for line in self.problems]
         if self.positions is not None:
             lines.append(self.positions.summary())
+        if self.generation is not None:
+            lines.append(self.generation.summary())
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes), *filter(None, [self.alone])])
 
     def failure_message(self) -> str:
@@ -274,6 +279,7 @@ class ParityReport:
             return ""
         computes = all(c.passed for c in self.comparisons) and (self.weights is None or self.weights.passed)
         computes = computes and not (self.positions and self.positions.failures)
+        computes = computes and not (self.generation and self.generation.failures)
         lines = [
             "the output is not the original's" if computes else "the output does not compute what the original computes"
         ]
@@ -282,6 +288,8 @@ class ParityReport:
             lines += self.weights.failures
         if self.positions is not None:
             lines += self.positions.failures
+        if self.generation is not None:
+            lines += self.generation.failures
         if self.divergence is not None:
             lines.append(self.divergence.summary())
         lines += self.problems

@@ -49,5 +49,7 @@ def show_parity(report: ParityReport, console: Console | None = None) -> None:
         console.print(escape(line))
     if report.positions is not None:
         console.print(escape(report.positions.summary()))
+    if report.generation is not None:
+        console.print(escape(report.generation.summary()))
     if report.alone:
         console.print(escape(f"compared: {report.alone}"))

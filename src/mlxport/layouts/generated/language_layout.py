@@ -68,5 +68,6 @@ GENERATED_LM = Layout(
     task="text-generation",
     usage=_USAGE,
     verification="logits",
+    verifies_generation=True,
     wrote=lambda config: False,
 )
