@@ -6,6 +6,8 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import sympy
+from torch.utils._sympy.numbers import int_oo
+from torch.utils._sympy.value_ranges import ValueRanges
 
 __all__ = ["add_size", "example_sizes"]
 
@@ -32,6 +34,7 @@ def add_size(environment: Any, name: str, value: int) -> sympy.Symbol:
     """A new symbol for a size that the program did not have, with its value in the example."""
     symbol = sympy.Symbol(name, integer=True, positive=True)
     environment.backed_var_to_val[symbol] = value
+    environment.var_to_range[symbol] = ValueRanges(1, int_oo)  # torch asks for it where sizes follow from each other
     _FOUND.pop(environment, None)
     return symbol
 

@@ -117,7 +117,8 @@ def count_from_keys(step: CachedStep) -> sympy.Symbol:
 
 def counts_all(step: CachedStep, size: Any) -> bool:
     """Whether ``size`` is the number of all tokens, those before and the new ones."""
-    return isinstance(size, torch.SymInt) and bool(size.node.expr == step.past + step.length)
+    known = isinstance(size, torch.SymInt) and step.past is not None  # without keys nobody counts
+    return known and bool(size.node.expr == step.past + step.length)
 
 
 def _number_of_keys(step: CachedStep, update: Node, total: Any) -> Node:
