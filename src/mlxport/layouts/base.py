@@ -72,7 +72,7 @@ class Layout:
         claims: Whether ``--layout auto`` means this one, by a checkpoint's config and the names of its tensors (none
             while only the config is known). The first in the table that claims a checkpoint gets it.
         opens: From a checkpoint and the options to what will be written.
-        traces: The runtime's model of a checkpoint in a dtype, where its own code is not what builds it.
+        traces: The model of a checkpoint in a dtype, as the runtime builds it; None where it has none.
         foresees: ``opens`` by the headers alone, as far as it goes without the weights: what it refuses is known before
             they are fetched. None where that takes too long.
         check: Refuses a config that cannot be converted, before anything else is fetched; its second argument is what

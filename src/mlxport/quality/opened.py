@@ -15,13 +15,15 @@ from mlx.utils import tree_flatten
 
 from mlxport.errors import ConfigError, MlxportError, NumericsError, UnsupportedError, UsageError, VerificationError
 from mlxport.layouts.conversion import TracedModel
-from mlxport.layouts.table import refuse_unknown_code
+from mlxport.layouts.mlx_lm.layout import MLX_LM
+from mlxport.layouts.table import AUTO, chosen, layout_of, refuse_unknown_code
 from mlxport.model import loaded as out
 from mlxport.model.hooks import first_array, watching
 from mlxport.model.memory import available_memory
 from mlxport.model.streaming import stream
 from mlxport.model.tensors import Tensor, computed_tensors, stored_tensors, whole
 from mlxport.model_config import ModelConfig
+from mlxport.output.record import read_record
 from mlxport.run.load import resolve
 from mlxport.source import open_checkpoint
 from mlxport.source.jsonfile import read_object
@@ -207,7 +209,6 @@ def open_original(source: str | Path | Checkpoint, *, trust_remote_code: bool = 
         SourceError: It cannot be opened.
         UnsupportedError: mlx-lm cannot run it.
     """
-    from mlxport.layouts.mlx_lm.opening import open_model
 
     def check(config: Mapping[str, Any]) -> None:
         refuse_unknown_code(config, str(source), trust_remote_code)
@@ -215,7 +216,9 @@ def open_original(source: str | Path | Checkpoint, *, trust_remote_code: bool = 
     if not isinstance(source, Checkpoint):
         source = open_checkpoint(source, trust_remote_code=trust_remote_code, check_config=check)
     try:
-        opened = open_model(source, dtype="float32")
+        traces = chosen(AUTO, source.config, source.tensors).traces or MLX_LM.traces
+        assert traces is not None
+        opened = traces(source, "float32")
     except UnsupportedError as error:
         hint = "quality is measured with mlx-lm's model of the original; mlxport verify compares with torch's"
         raise UnsupportedError(f"no original to measure against: {error.message}", hint=hint) from error
@@ -246,7 +249,8 @@ def open_output(folder: str | Path, *, trust_remote_code: bool = False) -> Opene
     """
     path = resolve(folder)
     config = read_object(path / "config.json", ConfigError, unique=False)
-    if refuse_foreign_source(path, config, trust_remote_code):  # as what the hint names would
+    own = refuse_foreign_source(path, config, trust_remote_code)  # as what the hint names would
+    if own and layout_of(config, read_record(path)).not_generating is not None:
         raise UnsupportedError(
             f"{folder} is built by code of its own, and quality is measured with mlx-lm's models",
             hint="mlxport verify compares a port with its original in torch",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mlxport.layouts.base import Layout, LayoutOptions, Refusal
 
 if TYPE_CHECKING:
-    from mlxport.layouts.conversion import Conversion
+    from mlxport.layouts.conversion import Conversion, TracedModel
     from mlxport.types import Checkpoint
 
 __all__ = ["MLX_LM"]
@@ -60,6 +60,12 @@ def _foresees(checkpoint: Checkpoint, options: LayoutOptions) -> Conversion:
     return open_model(checkpoint, dtype=options.dtype, headers_only=True).conversion(options.quant)
 
 
+def _traces(checkpoint: Checkpoint, dtype: str) -> TracedModel:
+    from mlxport.layouts.mlx_lm.opening import open_model
+
+    return open_model(checkpoint, dtype=dtype)
+
+
 def _glance(config: Mapping[str, Any]) -> bool:
     """Whether mlx-lm has a file of the model type's name."""
     spec, name = importlib.util.find_spec("mlx_lm"), str(config.get("model_type"))
@@ -72,6 +78,7 @@ MLX_LM = Layout(
     claims=_claims,
     opens=_opens,
     foresees=_foresees,
+    traces=_traces,
     check=_check,
     glance=_glance,
     refuses=(
