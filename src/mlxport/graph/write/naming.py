@@ -50,7 +50,7 @@ def result_name(node: Node) -> str:
 # Names of ops that are Python's, too.
 _BETTER = {
     "getitem": "part", "slice": "part", "select": "part", "sum": "total", "max": "largest", "min": "smallest",
-    "any": "some", "all": "every", "abs": "size", "pow": "power", "round": "rounded", "sorted": "ordered",
+    "attend": "output", "any": "some", "all": "every", "abs": "size", "pow": "power", "round": "rounded", "sorted": "ordered",
 }  # fmt: skip
 
 
