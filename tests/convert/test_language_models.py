@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import ast
 import json
+import shutil
 import subprocess
 import sys
+from functools import partial
 
 import mlx.core as mx
 import numpy as np
 import pytest
 import torch
+import transformers
 from mlx_lm.generate import BatchGenerator, generate_step
 from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_prompt_cache, trim_prompt_cache
 from mlx_lm.utils import load_model
 
 import mlxport
+from checkpoints import write_tokenizer
 from language_models import CONFIGS, greedy, save_language_model
 from mlxport.errors import UnsafeError, UnsupportedError
 
@@ -171,8 +175,6 @@ def test_without_a_cache_it_computes_whole_sequences(ported, tmp_path):
 
 
 def test_a_changed_source_is_not_run(ported, tmp_path):
-    import shutil
-
     _, folder, _ = ported("opt")
     shutil.copytree(folder / "mlx", tmp_path / "mlx")
     with (tmp_path / "mlx/model.py").open("a") as file:
@@ -182,16 +184,48 @@ def test_a_changed_source_is_not_run(ported, tmp_path):
 
 
 def test_the_layout_is_refused_where_nothing_is_remembered(tmp_path):
-    import transformers
-
     config = transformers.BertConfig(
         vocab_size=320, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
     )
     transformers.BertLMHeadModel(config).save_pretrained(tmp_path / "hf")
-    from checkpoints import write_tokenizer
-
     write_tokenizer(tmp_path / "hf", 320)
     with pytest.raises(UnsupportedError, match="past_key_values") as error:
         mlxport.convert(tmp_path / "hf", tmp_path / "out")
     assert "--no-cache" in (error.value.hint or "")
     assert not (tmp_path / "out").exists()
+
+
+def small(config_class, **changes):
+    sizes = dict(vocab_size=320, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    return config_class(**sizes | dict(num_key_value_heads=2, max_position_embeddings=96) | changes)
+
+
+OTHERWISE = {  # mlx-lm has these: one says so by its config, one drops weights that count
+    "glm": (
+        partial(small, transformers.GlmConfig, head_dim=8, partial_rotary_factor=0.5, pad_token_id=0), "partial_rotary",
+    ),
+    "ernie4_5_moe": (
+        partial(
+            small, transformers.Ernie4_5_MoeConfig, moe_num_experts=4, moe_k=2, moe_intermediate_size=16,
+            moe_layer_start_index=0,
+        ),
+        "e_score_correction_bias",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_what_mlx_lm_would_compute_otherwise_brings_its_own_source(name, tmp_path):
+    make, reason = OTHERWISE[name]
+    torch.manual_seed(3)
+    original = transformers.AutoModelForCausalLM.from_config(make()).eval()
+    with torch.no_grad():
+        for parameter in original.parameters():
+            parameter.add_(torch.rand_like(parameter) * 0.1)
+    original.save_pretrained(tmp_path / "hf")
+    write_tokenizer(tmp_path / "hf", 320)
+    report = mlxport.convert(tmp_path / "hf", tmp_path / "mlx")
+    assert report.parity.passed
+    assert any(reason in note and "generated-lm" in note for note in report.notes)
+    with pytest.raises(UnsupportedError, match=reason):
+        mlxport.convert(tmp_path / "hf", tmp_path / "other", layout="mlx-lm")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mlxport.convert.convert_report import MARGIN_BYTES, ConvertReport
 from mlxport.convert.keywords import with_keywords
@@ -15,10 +14,11 @@ from mlxport.convert.resolved_options import ResolvedOptions, resolve
 from mlxport.convert.source_hashes import Hashes
 from mlxport.convert.steps import State, run
 from mlxport.convert.without_torch import leave_torch_out
-from mlxport.errors import Interrupted, system_errors
+from mlxport.errors import Interrupted, UnsupportedError, system_errors
 from mlxport.layouts.base import Layout
+from mlxport.layouts.generated.language_layout import GENERATED_LM
 from mlxport.layouts.left_out import absent_towers
-from mlxport.layouts.table import AUTO, chosen, why_not_the_runtimes
+from mlxport.layouts.table import AUTO, chosen, generates_instead, why_not_the_runtimes
 from mlxport.output.fingerprint import fingerprint
 from mlxport.output.plan import make_plan, parse_size
 from mlxport.output.surroundings import check_surroundings, nothing_left_by_torch
@@ -58,16 +58,22 @@ def convert(source: str | Path, destination: str | Path, options: ConvertOptions
         leave_torch_out(str(source), asked.layout)
     checkpoint = open_source(str(source), asked, foreseeing(asked))
     layout = chosen(asked.layout, checkpoint.config, checkpoint.tensors, cache=asked.cache)
-    said = surprise(layout, checkpoint.config, asked.layout)
-    asked = replace(asked, layout=layout.name)
+    why = why_not_the_runtimes(checkpoint.config)
     with Hashes(checkpoint, start=not asked.dry_run) as hashes, next_step(checkpoint.config, str(source)):
-        conversion, asked = opened(checkpoint, layout, asked)
+        try:
+            conversion, settled = opened(checkpoint, layout, replace(asked, layout=layout.name))
+        except UnsupportedError as error:
+            if asked.layout != AUTO or layout is GENERATED_LM or not generates_instead(error, checkpoint, asked.cache):
+                raise
+            layout, why = GENERATED_LM, error.message
+            conversion, settled = opened(checkpoint, layout, replace(asked, layout=layout.name))
+        said = surprise(layout, why, asked.layout)
         conversion = replace(conversion, notes=(*said, *conversion.notes))
-        return carry_out(conversion, str(source), checkpoint, target, layout, asked, hashes)
+        return carry_out(conversion, str(source), checkpoint, target, layout, settled, hashes)
 
 
-def surprise(layout: Layout, config: Mapping[str, Any], asked: str) -> tuple[str, ...]:
-    """What to say where ``auto`` means a layout that brings code of its own, and of what that can do."""
+def surprise(layout: Layout, why: str, asked: str) -> tuple[str, ...]:
+    """What to say where ``auto`` means a layout that brings code of its own: why, and what that can do."""
     if asked != AUTO or not layout.needs_torch:
         return ()
     if layout.not_generating is None:
@@ -75,7 +81,7 @@ def surprise(layout: Layout, config: Mapping[str, Any], asked: str) -> tuple[str
     else:
         what, can = layout.not_generating[0], "call it with mlxport.load(DST)(...)"
         what = f"{what}: {can}; mlxport generate and chat cannot run it"
-    return (f"{why_not_the_runtimes(config)}, so the layout is {layout.name!r}, {what}",)
+    return (f"{why}, so the layout is {layout.name!r}, {what}",)
 
 
 def opened(checkpoint: Checkpoint, layout: Layout, options: ResolvedOptions) -> tuple[Conversion, ResolvedOptions]:

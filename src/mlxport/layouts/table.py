@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlxport.errors import MlxportError, UnsupportedError, UsageError
 from mlxport.layouts.base import Layout
@@ -14,9 +14,13 @@ from mlxport.layouts.mlx_lm.layout import MLX_LM
 from mlxport.model_config import ModelConfig
 from mlxport.source import needs_remote_code, refuse_remote_code
 
+if TYPE_CHECKING:
+    from mlxport.types import Checkpoint
+
 __all__ = [
     "AUTO",
     "chosen",
+    "generates_instead",
     "in_words",
     "is_other_model",
     "layout_of",
@@ -120,6 +124,11 @@ def is_other_model(error: MlxportError) -> bool:
     from mlxport.layouts.mlx_lm.rope_settings import REFUSED
 
     return isinstance(error, UnsupportedError) and error.hint == REFUSED
+
+
+def generates_instead(error: MlxportError, checkpoint: Checkpoint, cache: bool) -> bool:
+    """Whether a model that was refused, since mlx-lm would compute something else, can bring source of its own."""
+    return cache and is_other_model(error) and GENERATED_LM.claims(checkpoint.config, checkpoint.tensors)
 
 
 def why_not_the_runtimes(config: Mapping[str, Any]) -> str:

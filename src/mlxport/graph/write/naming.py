@@ -50,7 +50,8 @@ def result_name(node: Node) -> str:
 # Names of ops that are Python's, too.
 _BETTER = {
     "getitem": "part", "slice": "part", "select": "part", "sum": "total", "max": "largest", "min": "smallest",
-    "attend": "output", "any": "some", "all": "every", "abs": "size", "pow": "power", "round": "rounded", "sorted": "ordered",
+    "any": "some", "all": "every", "abs": "size", "pow": "power", "round": "rounded", "sorted": "ordered",
+    "attend": "output",
 }  # fmt: skip
 
 
