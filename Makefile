@@ -5,9 +5,10 @@
 # make sweep  every architecture of mlx-lm against PyTorch (long); writes docs/architectures.md
 # make sweep-ops  torch's op and module databases against PyTorch (long); writes docs/ops.md
 # make sweep-models  a tiny model of every transformers type, ported (hours; goes on where it stopped); docs/models.md
+# make sweep-generate  a tiny model of every causal type of transformers, generating in mlx-lm (hours; goes on where it stopped); docs/generating.md
 # make sweep-quality  every quantizer, mlx-lm's too, on three language models (hours; goes on where it stopped); docs/quality.md
 # make docs   the documentation as a site, in site/; docs/generate.py makes what is made from the code
-# make bench  conversion beside cp and mlx_lm (makes 2.5 GB files), ports beside hand-written MLX, quantizers
+# make bench  conversion beside cp and mlx_lm (makes 2.5 GB files), ports beside hand-written MLX and mlx-lm's models, quantizers
 # Each makes .venv and installs what it needs.
 
 PYTHON ?= python3
@@ -20,7 +21,7 @@ WORKERS ?= 2
 OPENBLAS := $(firstword $(wildcard /usr/lib/*/openblas-pthread/libopenblas.so.0))
 RUN := $(if $(OPENBLAS),env LD_PRELOAD=$(OPENBLAS) )
 
-.PHONY: demo test check sweep sweep-ops sweep-models sweep-quality bench docs format clean
+.PHONY: demo test check sweep sweep-ops sweep-models sweep-generate sweep-quality bench docs format clean
 
 $(VENV)/.installed: pyproject.toml constraints/linux.txt
 	$(PYTHON) -m venv $(VENV)
@@ -61,6 +62,9 @@ sweep-ops: $(VENV)/.installed
 sweep-models: $(VENV)/.installed
 	$(RUN)$(BIN)/python benchmarks/sweep_models.py --json .sweep-models.jsonl --output docs/models.md
 
+sweep-generate: $(VENV)/.installed
+	$(RUN)$(BIN)/python benchmarks/sweep_generate.py --json .sweep-generate.jsonl --output docs/generating.md
+
 sweep-quality: $(VENV)/.installed
 	$(BIN)/pip install --quiet $(if $(filter Linux,$(UNAME)),-c constraints/linux.txt) -e ".[torch,dev,bench]"
 	test -d .sweep-llama || $(BIN)/python benchmarks/train_llama.py .sweep-llama
@@ -78,6 +82,7 @@ docs: $(VENV)/.docs
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/convert.py
 	$(RUN)$(BIN)/python benchmarks/port.py
+	$(RUN)$(BIN)/python benchmarks/generate.py
 	$(RUN)$(BIN)/python benchmarks/quantizers.py
 	$(RUN)$(BIN)/python benchmarks/allocation.py
 

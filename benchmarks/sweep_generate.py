@@ -59,7 +59,7 @@ def _checked(model_type: str, class_name: str) -> dict[str, Any]:
     from mlxport.parity.generation_checks import check_generation
     from mlxport.quant.tolerances import ROWS
 
-    model, texts = _original(model_type, class_name)
+    model, texts, odd = _original(model_type, class_name)
     with tempfile.TemporaryDirectory() as temporary:
         folder = _converted(model, Path(temporary))
         found: dict[str, Any] = {"lines": (folder / "model.py").read_text().count("\n")}
@@ -70,19 +70,20 @@ def _checked(model_type: str, class_name: str) -> dict[str, Any]:
         name: "ok" if not (item.failure or item.limit) else f"no: {item.limit}" if item.limit else "differs"
         for name, item in checks.items()
     }
-    failures = [f"{item.name}: {item.failure}" for item in report.checks if item.failure]
+    failures = [odd] if odd else []
+    failures += [f"{item.name}: {item.failure}" for item in report.checks if item.failure]
     if differing and not checks["tokens"].failure:
         failures.append(f"{differing}, where logits are as good as equal")
     equal = not checks["tokens"].failure and not differing
     return {**found, "status": "equal" if equal else "differs", "reason": "; ".join(failures)}
 
 
-def _original(model_type: str, class_name: str) -> tuple[Any, list[Any]]:
-    """The first tiny model that runs with a cache, and what transformers writes with it."""
+def _original(model_type: str, class_name: str) -> tuple[Any, list[Any], str]:
+    """The first tiny model that runs with a cache, what transformers writes with it, and what is odd about that."""
     import torch
 
     from mlxport.layouts.generated.generation_step import cache_parameter
-    from mlxport.parity.continuations import greedy
+    from mlxport.parity.continuations import followed
 
     failure: Exception | None = None
     for variant in cases.VARIANTS:
@@ -97,7 +98,8 @@ def _original(model_type: str, class_name: str) -> tuple[Any, list[Any]]:
             parameter = cache_parameter(model.forward)
             if parameter is None or output.get(parameter) is None:
                 raise _Stopped("no-cache", "it gives no cache in transformers")
-            return model, [greedy(model, prompt, COUNT) for prompt in prompts]
+            texts = [followed(model, prompt, COUNT) for prompt in prompts]
+            return model, [text for text, _ in texts], texts[0][1]
         except _Stopped:
             raise
         except Exception as error:
@@ -112,15 +114,17 @@ def _converted(model: Any, folder: Path) -> Path:
     from mlxport.errors import UnsupportedError
 
     model.save_pretrained(folder / "original")
-    _write_tokenizer(folder / "original", model.config.get_text_config().vocab_size)
+    write_tokenizer(folder / "original", model.config.get_text_config().vocab_size)
     try:
-        mlxport.convert(folder / "original", folder / "ported", layout="generated-lm", verify="none", quiet=True)
+        mlxport.convert(
+            folder / "original", folder / "ported", layout="generated-lm", verify="none", quiet=True, text_only=True
+        )
     except UnsupportedError as error:
         raise _Stopped("refused", error.message) from error
     return folder / "ported"
 
 
-def _write_tokenizer(folder: Path, vocabulary: int) -> None:
+def write_tokenizer(folder: Path, vocabulary: int) -> None:
     """One word a token."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
-from mlxport.errors import MlxportError, UnsupportedError
+from mlxport.errors import ConfigError, MlxportError, UnsupportedError
 from mlxport.model import loaded as out
 from mlxport.model.memory import available_memory
 from mlxport.model.tokens import probe_ids
@@ -21,6 +21,8 @@ from mlxport.parity.parity_report import ParityReport, Positions
 from mlxport.parity.probe_length import affordable_length, probe_length
 from mlxport.parity.setup import Run
 from mlxport.run.load import in_mlx_files
+from mlxport.source.jsonfile import read_object
+from mlxport.source.written_code import model_file
 from mlxport.types import Checkpoint
 
 __all__ = ["execute", "full_bytes"]
@@ -46,10 +48,12 @@ def _default_inverse(checkpoint: Checkpoint) -> Invert | None:
     return inverse
 
 
-def _limits(checkpoint: Checkpoint) -> tuple[int | None, bool, bool]:
+def _limits(checkpoint: Checkpoint, folder: Path) -> tuple[int | None, bool, bool]:
     """Up to how many tokens mlx-lm computes the same, whether a near variant only, and whether of attention too."""
     from mlxport.layouts.mlx_lm.normalize import normalize_config
 
+    if model_file(folder, read_object(folder / "config.json", ConfigError, unique=False)) is not None:
+        return None, False, False  # its own source computes all that the original does
     try:
         normalized = normalize_config(checkpoint.config)
     except MlxportError:
@@ -153,7 +157,7 @@ def _against_torch(work: _Sides) -> ParityReport:
     settings = config.to_dict()
     theirs = ModelConfig(settings)
     context = checkpoint.model_config.context_length or theirs.context_length
-    exact_tokens, near, near_attention = _limits(checkpoint)
+    exact_tokens, near, near_attention = _limits(checkpoint, work.folder)
     affordable = affordable_length(work.parameters, checkpoint.model_config, config)
     run, mode = _run(work, theirs.needed("vocabulary"), affordable, exact_tokens, near)
     report = _compared(run, mode)

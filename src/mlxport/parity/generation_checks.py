@@ -22,7 +22,6 @@ __all__ = ["Continuation", "check_generation", "smallest_window"]
 _FAILURES = (
     ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
-_AFTER = 3  # tokens that are generated after a chunked prompt, a loaded cache, a trim
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,12 @@ _Rows = Iterator[tuple[Continuation, int, Array]]
 
 
 def check_generation(
-    model: Any, texts: Sequence[Continuation], beyond: Continuation | None, tolerance: Tolerance, reference: str
+    model: Any,
+    texts: Sequence[Continuation],
+    beyond: Continuation | None,
+    tolerance: Tolerance,
+    reference: str,
+    after: int = 3,
 ) -> Generation:
     """Generate what the original generates, in every way that mlx-lm has.
 
@@ -59,15 +63,16 @@ def check_generation(
         beyond: One that ends beyond the smallest window, None where the model has none or it is too long.
         tolerance: Of logits of equal weights.
         reference: Where the logits are from.
+        after: Tokens that are generated after a chunked prompt, a loaded cache, a trim.
     """
     first = texts[0]
     found: list[Array] = []
     checks = [_check("tokens", _kept(_one_by_one(model, first), found), tolerance)]
     others: dict[str, _Rows] = {
-        "chunks": _in_chunks(model, first),
+        "chunks": _in_chunks(model, first, first.prompt + after),
         "batch": _in_a_batch(model, texts),
-        "saved cache": _from_a_file(model, first),
-        "trim": _trimmed(model, min(texts, key=lambda text: text.prompt)),
+        "saved cache": _from_a_file(model, first, after),
+        "trim": _trimmed(model, min(texts, key=lambda text: text.prompt), after),
     }
     window = smallest_window(model)
     if beyond is None and window is not None and window < len(first.ids):
@@ -172,7 +177,7 @@ def _one_by_one(model: Any, text: Continuation) -> _Rows:
     yield from _follow(model, text, cache, text.prompt, len(text.ids))
 
 
-def _in_chunks(model: Any, text: Continuation, stop: int | None = None) -> _Rows:
+def _in_chunks(model: Any, text: Continuation, stop: int) -> _Rows:
     """A prompt in pieces, the last one token, as mlx-lm reads it."""
     cache, done = _new_cache(model), 0
     for piece in (*[max(2, (text.prompt - 1) * 2 // 5)] * 3, text.prompt):
@@ -180,10 +185,10 @@ def _in_chunks(model: Any, text: Continuation, stop: int | None = None) -> _Rows
         if until > done:
             yield text, done, _run(model, [text.ids[done:until]], cache)[0]
         done = until
-    yield from _follow(model, text, cache, done, stop or done + 1 + _AFTER)
+    yield from _follow(model, text, cache, done, stop)
 
 
-def _from_a_file(model: Any, text: Continuation) -> _Rows:
+def _from_a_file(model: Any, text: Continuation, after: int) -> _Rows:
     """A prompt, then its cache from a file."""
     from mlx_lm.models.cache import load_prompt_cache, save_prompt_cache
 
@@ -194,10 +199,10 @@ def _from_a_file(model: Any, text: Continuation) -> _Rows:
         save_prompt_cache(path, cache)
         cache = load_prompt_cache(path)
         mx.eval([held.state for held in cache])
-    yield from _follow(model, text, cache, text.prompt, text.prompt + _AFTER)
+    yield from _follow(model, text, cache, text.prompt, text.prompt + after)
 
 
-def _trimmed(model: Any, text: Continuation) -> _Rows:
+def _trimmed(model: Any, text: Continuation, after: int) -> _Rows:
     """A prompt, two tokens that do not belong there, and back."""
     from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
 
@@ -209,7 +214,7 @@ def _trimmed(model: Any, text: Continuation) -> _Rows:
         raise _CannotError(f"{' and '.join(kinds)} cannot")
     if (count := trim_prompt_cache(cache, 2)) != 2:
         raise ValueError(f"{count} tokens were trimmed, not 2")
-    yield from _follow(model, text, cache, text.prompt, text.prompt + _AFTER)
+    yield from _follow(model, text, cache, text.prompt, text.prompt + after)
 
 
 def _in_a_batch(model: Any, texts: Sequence[Continuation]) -> _Rows:
