@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from mlxport.errors import ConfigError, MlxportError, UnsupportedError
+from mlxport.layouts.generated.generation_step import takes_positions
 from mlxport.layouts.generated.hf_weights import assign
 from mlxport.layouts.mlx_lm.unsaid_sizes import in_question
 from mlxport.parity.fp8 import source_weights
@@ -156,8 +157,9 @@ def load_reference(checkpoint: Checkpoint, weights: Mapping[str, torch.Tensor] |
 
 def logits(model: Any, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Logits of one sequence, float32, [tokens, vocabulary]."""
+    given: dict[str, Any] = {"position_ids": torch.arange(len(ids))[None]} if takes_positions(model) else {}
     with torch.inference_mode():
-        output = model(input_ids=torch.from_numpy(ids.copy())[None], use_cache=False).logits
+        output = model(input_ids=torch.from_numpy(ids.copy())[None], use_cache=False, **given).logits
     if output is None:
         raise MlxportError(f"{type(model).__name__} returned no logits")
     return np.asarray(output[0].to(torch.float32).numpy())

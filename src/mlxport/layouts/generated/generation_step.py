@@ -19,7 +19,7 @@ from mlxport.graph.lower.one_function import MissingOps
 from mlxport.graph.rewrite.caches.cached_step import NotCached
 from mlxport.layouts.generated.emitting import missing
 
-__all__ = ["WITHOUT_CACHE", "cache_parameter", "emit_step"]
+__all__ = ["WITHOUT_CACHE", "cache_parameter", "emit_step", "takes_positions"]
 
 WITHOUT_CACHE = "add --no-cache for a port of whole sequences, which is called from Python and does not generate"
 _PARAMETERS = ("past_key_values", "cache_params", "cache")
@@ -30,6 +30,12 @@ _BATCH, _PAST, _NEW = 2, 9, 3
 def cache_parameter(forward: Any) -> str | None:
     """The parameter that takes what a model remembers of the tokens before; None where there is none."""
     return next((name for name in _PARAMETERS if name in inspect.signature(forward).parameters), None)
+
+
+def takes_positions(model: Any) -> bool:
+    """Whether a model is of BERT's kind and told positions: when it generates they are 0, 1, 2 …, unlike its own."""
+    decodes = bool(getattr(getattr(model, "config", None), "is_decoder", False))
+    return decodes and "position_ids" in inspect.signature(model.forward).parameters
 
 
 def emit_step(model: Any, *, model_type: str = "", fold_batchnorm: bool = False) -> Port:
@@ -58,7 +64,7 @@ def emit_step(model: Any, *, model_type: str = "", fold_batchnorm: bool = False)
         # With the patches a layer with a window keeps all tokens: their number is one symbol.
         with apply_patches("dynamo"), _experts_gathered(model), whole_kernels(model):
             cache = _example_cache(model, parameter, ids)
-            with reset_model_state(model), _one_past(model, parameter):
+            with reset_model_state(model), _as_generated(model, parameter):
                 captured = capture(model, (), {"input_ids": new, parameter: cache})
         return build(captured, model_type=model_type, batchnorm=fold_batchnorm, cache=cache)
     except NotCached as error:
@@ -109,16 +115,21 @@ def _experts_gathered(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _one_past(model: Any, parameter: str) -> Iterator[None]:
-    """All layers hold as many tokens: nothing else says so where some have windows and others have not."""
+def _as_generated(model: Any, parameter: str) -> Iterator[None]:
+    """Calls as transformers' ``generate`` has them: all layers hold as many tokens, those with windows, too."""
+    positioned = takes_positions(model)
 
-    def compare(_: Any, __: Any, given: dict[str, Any]) -> None:
+    def complete(_: Any, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         held = (getattr(layer, "keys", None) for layer in given[parameter].layers)
         lengths = [keys.shape[2] for keys in held if isinstance(keys, torch.Tensor) and keys.ndim == 4]
         for length in lengths[1:]:
             torch._check(length == lengths[0])
+        if positioned and lengths:
+            positions = torch.arange(lengths[0], lengths[0] + given["input_ids"].shape[1])
+            given = {**given, "position_ids": positions[None]}
+        return args, given
 
-    hook = model.register_forward_pre_hook(compare, with_kwargs=True)
+    hook = model.register_forward_pre_hook(complete, with_kwargs=True)
     try:
         yield
     finally:

@@ -11,11 +11,6 @@ def positions_after(tokens, offset, start=0):
     return steps + (offset[:, None] if isinstance(offset, mx.array) and offset.ndim else offset)
 
 
-def row_offset(offset):
-    """``offset`` to be added to numbers [B, L]; in a batch there is one for each row."""
-    return offset[:, None] if isinstance(offset, mx.array) and offset.ndim else offset
-
-
 def same_positions(positions):
     """Positions [L] that all rows of a batch have."""
     if positions.shape[0] > 1:

@@ -9,7 +9,7 @@ from mlxport.graph.lower import cache_ops
 from mlxport.graph.lower.fused_ops import rotary
 from mlxport.graph.rewrite.caches.cached_step import CachedStep, NotCached
 from mlxport.graph.rewrite.fuse.values import CannotEvaluate, symbols
-from mlxport.graph.rewrite.graph_queries import Editor, kind, ndim, shape
+from mlxport.graph.rewrite.graph_queries import Editor, ndim, shape
 
 __all__ = ["count_from_offset"]
 
@@ -40,7 +40,6 @@ def count_from_offset(step: CachedStep) -> None:
     offset = _Offset(step)
     _rotary(step, offset)
     _counted(step, offset)
-    _added(step, offset)
 
 
 def _rotary(step: CachedStep, offset: _Offset) -> None:
@@ -67,22 +66,6 @@ def _counted(step: CachedStep, offset: _Offset) -> None:
             )
         placed = _like(step, made[start], node)
         node.replace_all_uses_with(placed, delete_user_cb=lambda user, users=users: user in users)
-
-
-def _added(step: CachedStep, offset: _Offset) -> None:
-    """The number of tokens before, added to a number of each token: those that are no padding are counted, say."""
-    for node in list(step.captured.graph.nodes):
-        if kind(node) != "add" or node in step.values.static or ndim(node) != 2:
-            continue
-        for size in [item for item in node.args if isinstance(item, Node) and _is_past(step, item)]:
-            edit = Editor(step.captured, node)
-            rows = edit.call(cache_ops.row_offset, offset.node(), val=step.fake((1, 1), torch.int64))
-            node.args = tuple(rows if item is size else item for item in node.args)
-
-
-def _is_past(step: CachedStep, node: Node) -> bool:
-    size = node.meta.get("val")
-    return isinstance(size, torch.SymInt) and bool(size.node.expr == step.past)
 
 
 def _after_past(step: CachedStep) -> list[Node]:
