@@ -13,6 +13,7 @@ from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.stores import store
 from mlxport.graph.lower import cache_ops
 from mlxport.graph.lower.one_function import is_assertion
+from mlxport.graph.rewrite.caches.adjacent_slices import split_once
 from mlxport.graph.rewrite.caches.attention_masks import attend_to_caches
 from mlxport.graph.rewrite.caches.cached_step import CachedStep, CacheKind, NotCached, read_step
 from mlxport.graph.rewrite.caches.keys_values import (
@@ -55,6 +56,7 @@ def use_caches(captured: Captured, folds: dict[str, Any], cache: Any) -> list[Ca
         raise NotCached("no attention to what its cache holds was found")
     count_from_offset(step)
     measure_keys(step, fetched)
+    split_once(captured)
     captured.graph.eliminate_dead_code()
     _take_caches(step)
     return [step.kinds.get(number, CacheKind()) for number in sorted(step.layers)]
