@@ -45,6 +45,13 @@ def looked_up_flat(x, past):
     return x + table.index_select(0, positions).unsqueeze(0)
 
 
+def looked_up_in_planes(x, past):
+    """Positions of several kinds, before the axis of the rows."""
+    table = torch.sin(torch.outer(torch.arange(64).float(), torch.arange(1, WIDTH + 1) / WIDTH))
+    positions = torch.arange(past, past + x.shape[1]).view(1, 1, -1).expand(4, x.shape[0], -1)
+    return x + table[positions[1:]].sum(0)
+
+
 def attend(query, key, value, past, layer):
     return F.scaled_dot_product_attention(query, key, value, attn_mask=causal(past, query.shape[2]))
 
@@ -58,8 +65,9 @@ def test_offset_is_read_before_the_layers(tmp_path):
     pair.check()
 
 
-def test_tables_of_positions(tmp_path):
-    pair = Pair(Model(attend, added), tmp_path)
+@pytest.mark.parametrize("way", [added, looked_up_in_planes])
+def test_tables_of_positions(tmp_path, way):
+    pair = Pair(Model(attend, way), tmp_path)
     assert "positions_after(" in pair.source
     pair.check()
 

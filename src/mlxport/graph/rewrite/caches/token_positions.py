@@ -9,7 +9,7 @@ from mlxport.graph.lower import cache_ops
 from mlxport.graph.lower.fused_ops import rotary
 from mlxport.graph.rewrite.caches.cached_step import CachedStep, NotCached
 from mlxport.graph.rewrite.fuse.values import CannotEvaluate, symbols
-from mlxport.graph.rewrite.graph_queries import Editor, ndim, shape
+from mlxport.graph.rewrite.graph_queries import Editor, ndim, same_size, shape
 
 __all__ = ["count_from_offset"]
 
@@ -110,8 +110,20 @@ def _like(step: CachedStep, positions: Node, node: Node) -> Node:
     rank = ndim(node)
     if rank == 1:
         result = edit.call(cache_ops.same_positions, positions, val=step.fake(shape(node), torch.int64))
+    rows = _row_axis(step, node)
     for axis in range(rank - 2):
-        result = edit.call(torch.ops.aten.unsqueeze.default, result, 1 + axis)
+        result = edit.call(torch.ops.aten.unsqueeze.default, result, axis if axis < rows else 1 + axis)
     if rank > 1 and not isinstance(shape(node)[0], int):  # the original has them for each row
         result = edit.call(torch.ops.aten.expand.default, result, edit.sizes(step.ids, (0, 1)), val=node.meta["val"])
     return edit.cast(result, node.meta["val"].dtype)
+
+
+def _row_axis(step: CachedStep, node: Node) -> int:
+    """The axis of positions that the rows of a batch have: its own, or that which it is spread along later."""
+    batch, rank = shape(step.ids)[0], ndim(node)
+    for item in (node, *node.users):
+        if ndim(item) == rank:
+            found = [axis for axis, size in enumerate(shape(item)[:-1]) if same_size(size, batch)]
+            if found:
+                return found[0]
+    return 0
