@@ -229,3 +229,29 @@ def test_what_mlx_lm_would_compute_otherwise_brings_its_own_source(name, tmp_pat
     assert any(reason in note and "generated-lm" in note for note in report.notes)
     with pytest.raises(UnsupportedError, match=reason):
         mlxport.convert(tmp_path / "hf", tmp_path / "other", layout="mlx-lm")
+
+
+def test_half_precision_beyond_a_window_computes_what_the_same_weights_compute_in_float32(tmp_path):
+    import transformers
+
+    from checkpoints import write_tokenizer
+
+    torch.manual_seed(5)
+    config = transformers.Gemma3TextConfig(
+        vocab_size=320, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, sliding_window=60, layer_types=["sliding_attention", "full_attention"],
+        max_position_embeddings=256, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * (0.3 if parameter.ndim > 1 else 0.1))
+    model.save_pretrained(tmp_path / "hf")
+    write_tokenizer(tmp_path / "hf", 320)
+    report = mlxport.convert(tmp_path / "hf", tmp_path / "out", layout="generated-lm", dtype="bfloat16")
+    assert "astype(mx.bfloat16)" in (tmp_path / "out/model.py").read_text()  # where torch casts back from float32
+    original, same = report.parity.comparisons
+    assert original.row == "bfloat16" and same.relative < 1e-3
+    assert report.parity.generation.summary() == (
+        "generation: 32 tokens equal; chunks, batch, saved cache, trim, window: ok"
+    )

@@ -34,8 +34,13 @@ Packing = Mapping[str, Any]  # mode, bits, group_size: keyword arguments of ``mx
 DTYPE_NAMES: Mapping[str, str] = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 
 
-def load_output(folder: Path, *, trust_remote_code: bool = False) -> Any:
+def load_output(folder: Path, *, trust_remote_code: bool = False, in_float32: bool = False) -> Any:
     """The model as mlx-lm builds it, nothing read yet.
+
+    Args:
+        folder: The written folder.
+        trust_remote_code: Whether code of the folder may run.
+        in_float32: Whether it will be upcast, so that source of its own shall not round what it computes either.
 
     Raises:
         ConfigError: Its config has values that no model can have, or declares layers that the weights do not hold.
@@ -49,7 +54,9 @@ def load_output(folder: Path, *, trust_remote_code: bool = False) -> Any:
     ModelConfig(config).check(Path(folder) / "config.json")
     check_output_counts(Path(folder), config)
     try:
-        return load_language_model(Path(folder), config, lazy=True, trust_remote_code=trust_remote_code)[0]
+        return load_language_model(
+            Path(folder), config, lazy=True, trust_remote_code=trust_remote_code, in_float32=in_float32
+        )[0]
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError) as error:
         raise VerificationError(
             f"mlx-lm cannot load the output: {type(error).__name__}: {error}",

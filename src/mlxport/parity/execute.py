@@ -131,7 +131,7 @@ def _run(
     if mode == "auto":
         small = work.parameters <= FULL_PARAMETERS and full_bytes(checkpoint, length, vocabulary) <= limit
         mode = "full" if small else "layerwise"
-    model = out.load_output(folder, trust_remote_code=checkpoint.trust_remote_code)
+    model = out.load_output(folder, trust_remote_code=checkpoint.trust_remote_code, in_float32=True)
     floats, dtype = out.float_dtypes(folder)
     run = Run(
         folder=folder,

@@ -63,7 +63,7 @@ class FarOutput:
     """
 
     def __init__(self, folder: Path, *, trust_remote_code: bool = False) -> None:
-        self.model = out.upcast(out.load_output(folder, trust_remote_code=trust_remote_code))
+        self.model = out.upcast(out.load_output(folder, trust_remote_code=trust_remote_code, in_float32=True))
         # Blocks stay lazy, so that those that are passed over are never read; of embeddings only rows are.
         self.tensors = stored_tensors(folder)
         stream(self.model, {name: tensor for name, tensor in self.tensors.items() if block_of(name) is None})

@@ -105,7 +105,7 @@ def largest_activations(
     parameters = sum(prod(ref.shape) for ref in output_refs(folder).values())
     length, _ = probe_length(parameters, settings.context_length, settings.sliding_window)
     ids, _ = probe_ids(folder, vocabulary, length, trust_remote_code=trust_remote_code)
-    model = out.load_output(folder, trust_remote_code=trust_remote_code)
+    model = out.load_output(folder, trust_remote_code=trust_remote_code, in_float32=True)
     stream(model, folder)
     found: dict[str, Activation] = {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from mlxport.source.jsonfile import read_object
 from mlxport.source.safe_files import refuse_special_files
 from mlxport.source.written_code import model_file, source_to_run
 from mlxport.transform.cpu_experts import half_precision_experts
+
+_HALF = re.compile(r"\bmx\.b?float16\b")
 
 __all__ = ["check_source", "load_language_model", "load_port", "unquantized_port"]
 
@@ -43,7 +46,12 @@ def load_port(folder: Path, *, trust_remote_code: bool = False) -> nn.Module:
 
 
 def load_language_model(
-    folder: Path, config: Mapping[str, Any], *, lazy: bool = False, trust_remote_code: bool = False
+    folder: Path,
+    config: Mapping[str, Any],
+    *,
+    lazy: bool = False,
+    trust_remote_code: bool = False,
+    in_float32: bool = False,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """``mlx_lm.utils.load_model`` of a folder, built by its own source where its config names one that may run.
 
@@ -54,6 +62,7 @@ def load_language_model(
         config: Its config.json.
         lazy: Whether to leave the weights on disk.
         trust_remote_code: Whether source that this installation did not write may run.
+        in_float32: Whether what the source casts to the dtype of its weights stays float32, for who upcasts these.
 
     Returns:
         The model, and its config as mlx-lm reads it.
@@ -67,7 +76,8 @@ def load_language_model(
     if path is None:
         return load_model(folder, lazy=lazy)  # type: ignore[no-any-return]
     refuse_special_files(folder)
-    source = execute(source_to_run(path, trust_remote_code).decode(), str(path))
+    text = source_to_run(path, trust_remote_code).decode()
+    source = execute(_HALF.sub("mx.float32", text) if in_float32 else text, str(path))
     model, loaded = load_model(
         folder, lazy=lazy, model_config={"model_file": None},
         get_model_classes=lambda config: (source.Model, source.ModelArgs),
