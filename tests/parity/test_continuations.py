@@ -37,18 +37,19 @@ def test_penalties_that_a_checkpoint_asks_for_are_none_of_the_model(opt):
     assert why == "" and [int(row.argmax()) for row in text.logits[len(PROMPT) - 1 : -1]] == text.ids[len(PROMPT) :]
 
 
-def test_positions_that_generate_counts_otherwise_than_the_model():
-    torch.manual_seed(0)
-    config = transformers.RobertaConfig(
-        vocab_size=320, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=64, is_decoder=True, initializer_range=0.5,
-    )  # fmt: skip
-    model = transformers.RobertaForCausalLM(config).eval()
-    text, why = followed(model, PROMPT, 6)
+def test_inputs_that_generate_makes_otherwise_than_the_model(opt, monkeypatch):
+    right = opt.prepare_inputs_for_generation
+
+    def shifted(input_ids, **options):
+        given = right(input_ids, **options)
+        return {**given, "input_ids": (given["input_ids"] + 1) % 320}
+
+    monkeypatch.setattr(opt, "prepare_inputs_for_generation", shifted)
+    text, why = followed(opt, PROMPT, 6)
     assert "generate is off from its own forward pass" in why and why.endswith("whole texts instead")
     assert len(text.ids) == len(PROMPT) + 5
-    np.testing.assert_allclose(text.logits, whole(model, text.ids), atol=1e-4)
-    assert text.ids[-1] == whole(model, text.ids[:-1])[-1].argmax()
+    np.testing.assert_allclose(text.logits, whole(opt, text.ids), atol=1e-4)
+    assert text.ids[-1] == whole(opt, text.ids[:-1])[-1].argmax()
 
 
 def test_a_model_that_does_not_generate(opt, monkeypatch):
