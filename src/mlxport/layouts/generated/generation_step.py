@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 
 from mlxport.errors import UnsupportedError
@@ -79,10 +80,12 @@ def _example_cache(model: Any, parameter: str, ids: torch.Tensor) -> Any:
     """What the model remembers of some tokens, of the right sizes and all zero: nothing is computed for it."""
     from transformers.cache_utils import EncoderDecoderCache
 
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    # Numbers that only values say (an expert's tokens) get symbols: nothing that is remembered depends on them.
+    symbols = ShapeEnv(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True)
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=symbols)
     try:
         with mode, torch.no_grad():
-            output = model(input_ids=mode.from_tensor(ids), use_cache=True)
+            output = model(input_ids=mode.from_tensor(ids, static_shapes=True), use_cache=True)
     except Exception as error:  # the model's own code
         raise _not_cached(model, f"{type(error).__name__}: {error}") from error
     cache = getattr(output, parameter, None)
