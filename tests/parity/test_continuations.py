@@ -40,8 +40,8 @@ def test_penalties_that_a_checkpoint_asks_for_are_none_of_the_model(opt):
 def test_inputs_that_generate_makes_otherwise_than_the_model(opt, monkeypatch):
     right = opt.prepare_inputs_for_generation
 
-    def shifted(input_ids, **options):
-        given = right(input_ids, **options)
+    def shifted(input_ids, **kwargs):  # generate looks for the name
+        given = right(input_ids, **kwargs)
         return {**given, "input_ids": (given["input_ids"] + 1) % 320}
 
     monkeypatch.setattr(opt, "prepare_inputs_for_generation", shifted)
