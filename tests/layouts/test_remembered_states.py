@@ -153,3 +153,15 @@ def test_a_saved_cache_goes_on(ported: Any, model_type: str, tmp_path: Path) -> 
 def test_without_a_cache(ported: Any, model_type: str) -> None:
     wanted, model = ported(model_type)
     assert int(model(mx.array(PROMPTS[:1]))[0, -1].argmax()) == wanted[0][0]
+
+
+def test_mamba_reads_as_that_of_mlx_lm() -> None:
+    """No transposes between its layers, all of which are layers of MLX; one loop over layers and caches."""
+    source = emit_step(_model("mamba"), model_type="ported").source
+    mixer = source[source.index("class MambaMixer") : source.index("class MambaBlock")]
+    assert "swapaxes" not in mixer and "transpose" not in mixer
+    for name, made in (("conv1d", "nn.Conv1d"), ("dt_proj", "nn.Linear"), ("x_proj", "nn.Linear")):
+        assert f"self.{name} = {made}(" in mixer
+    assert "state_mask = create_ssm_mask(input_ids, cache[0])" in source
+    assert "for layer, c in zip(self.layers, cache" in source
+    assert "return [ArraysCache(size=2) for _ in self.layers]" in source
