@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from mlxport.graph.lower.traits import declare
+
 __all__ = [
     "attend",
     "attention_mask",
@@ -23,6 +25,7 @@ __all__ = [
     "selective_scan",
     "state_mask",
     "state_space",
+    "swiglu",
     "update_and_fetch",
     "with_past",
 ]
@@ -139,4 +142,10 @@ def gated_delta(
     mask: Any,
 ) -> torch.Tensor:
     """``state_ops.gated_delta`` from the state that is kept."""
+    raise NotImplementedError
+
+
+@declare(pointwise=True)
+def swiglu(gate: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """``silu(gate) * x``, both of one shape."""
     raise NotImplementedError

@@ -103,3 +103,9 @@ def biased_mask(bias: Expr, visible: Expr) -> Expr:
 def masked_scores(scores: Expr, visible: Expr) -> Expr:
     """``masked_scores(scores, mask)``."""
     return registered_helper(helper.masked_scores).called(scores.value, scores, visible)
+
+
+@fused(targets.swiglu)
+def swiglu(gate: Expr, x: Expr) -> Expr:
+    """mlx-lm's ``swiglu``."""
+    return _called(ast.Name("swiglu"), x.value, gate, x)

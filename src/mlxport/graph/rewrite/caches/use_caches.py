@@ -16,6 +16,7 @@ from mlxport.graph.lower.one_function import is_assertion
 from mlxport.graph.rewrite.caches.adjacent_slices import split_once
 from mlxport.graph.rewrite.caches.attention_masks import attend_to_caches
 from mlxport.graph.rewrite.caches.cached_step import CachedStep, CacheKind, NotCached, read_step
+from mlxport.graph.rewrite.caches.gated_units import compile_gates
 from mlxport.graph.rewrite.caches.keys_values import (
     common_scope,
     count_from_keys,
@@ -57,6 +58,7 @@ def use_caches(captured: Captured, folds: dict[str, Any], cache: Any) -> list[Ca
     count_from_offset(step)
     measure_keys(step, fetched)
     split_once(captured)
+    compile_gates(captured)
     captured.graph.eliminate_dead_code()
     _take_caches(step)
     return [step.kinds.get(number, CacheKind()) for number in sorted(step.layers)]
