@@ -78,6 +78,7 @@ def file_source(
     imports += [
         "from dataclasses import dataclass, fields",
         "from pathlib import Path",
+        "from typing import Any",
         "",
         "import mlx.core as mx",
         "import mlx.nn as nn",
