@@ -63,7 +63,7 @@ def saved(tmp_path):
     ids=["tied", "experts stacked and fused", "images"],
 )
 def test_converted(make, fits, saved, tmp_path, mlxport):
-    result = mlxport("convert", saved(make), tmp_path / "out", "--layout", "generated", "--json")
+    result = mlxport("convert", saved(make), tmp_path / "out", "--layout", "generated", "--no-cache", "--json")
     assert result.code == 0, result.err
     report = json.loads(result.out)
     assert report["verified"]

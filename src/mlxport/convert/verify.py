@@ -134,6 +134,26 @@ def _written_outputs(work: Verifying) -> Verified:
     return Verified(_passed(report, work.folder, "model"))
 
 
+def _written_sequences(work: Verifying) -> Verified:
+    from mlxport.layouts.generated.loading import load_port
+    from mlxport.parity.tokenizer import check_tokenizer
+
+    tokenizer = check_tokenizer(work.folder, work.checkpoint)
+    parity = _written_outputs(work).parity
+    conversion = _generated(work.conversion)
+    report = _with_steps(parity, load_port(work.folder), conversion)
+    return Verified(_passed(report, work.folder, "model"), tokenizer)
+
+
+def _with_steps(report: Any, model: Any, conversion: GeneratedConversion) -> PortParity:
+    """A report with what is wrong of single steps on caches."""
+    from mlxport.parity.sequence_steps import step_problems
+
+    problems = step_problems(model, conversion.example, conversion.dtype)
+    found: PortParity = replace(report, problems=(*report.problems, *problems))
+    return found
+
+
 def _passed(report: Any, folder: Path, what: str) -> Any:
     if not report.passed:
         advice = getattr(report, "hint", "") or f"please report this {what}"
@@ -162,6 +182,7 @@ def _no_verification(layout: Layout) -> UnsupportedError:
 _WRITTEN: Mapping[str, Callable[[Verifying], Verified]] = {
     "logits": _written_logits,
     "outputs": _written_outputs,
+    "sequences": _written_sequences,
     "": _not_verified,
 }
 
@@ -304,7 +325,16 @@ def _original(asked: _Asked, options: ResolvedOptions) -> GeneratedConversion:
     return _generated(asked.layout.opens(checkpoint, options))
 
 
+def _folder_sequences(asked: _Asked) -> PortParity:
+    from mlxport.layouts.generated.loading import load_port
+
+    report = _folder_outputs(asked)
+    conversion = _original(asked, ResolvedOptions(layout=asked.layout.name))
+    return _with_steps(report, load_port(asked.folder, trust_remote_code=asked.trust_remote_code), conversion)
+
+
 _FOLDERS: Mapping[str, Callable[[_Asked], ParityReport | PortParity]] = {
     "logits": _folder_logits,
     "outputs": _folder_outputs,
+    "sequences": _folder_sequences,
 }

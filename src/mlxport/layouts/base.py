@@ -90,7 +90,7 @@ class Layout:
             nothing.
         usage: The card's section on how the output is used.
         verification: What is compared with the original: ``logits`` of a language model, all ``outputs`` of the example
-            that the conversion holds, or nothing.
+            that the conversion holds, ``sequences`` that are written in one call and in several, or nothing.
         verifies_generation: Whether the comparison of ``logits`` goes on to text generated with the runtime's caches:
             the model's code is as new as its weights, and nobody else has run it.
         wrote: Whether a folder without a record is of this layout, by its config.
@@ -115,7 +115,7 @@ class Layout:
     tokenizer: bool = True
     task: str = ""
     usage: str = ""
-    verification: Literal["logits", "outputs", ""] = ""
+    verification: Literal["logits", "outputs", "sequences", ""] = ""
     verifies_generation: bool = False
     wrote: Callable[[Mapping[str, Any]], bool] = lambda config: False
     not_generating: tuple[str, str] | None = None

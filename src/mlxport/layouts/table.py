@@ -10,6 +10,7 @@ from mlxport.errors import MlxportError, UnsupportedError, UsageError
 from mlxport.layouts.base import Layout
 from mlxport.layouts.generated.language_layout import GENERATED_LM
 from mlxport.layouts.generated.layout import GENERATED
+from mlxport.layouts.generated.sequence_layout import GENERATED_SEQ2SEQ
 from mlxport.layouts.mlx_lm.layout import MLX_LM
 from mlxport.model_config import ModelConfig
 from mlxport.source import needs_remote_code, refuse_remote_code
@@ -35,7 +36,8 @@ __all__ = [
 ]
 
 AUTO = "auto"
-_BUILT_IN = (MLX_LM, GENERATED_LM, GENERATED)
+_WITH_CACHE = (GENERATED_LM, GENERATED_SEQ2SEQ)
+_BUILT_IN = (MLX_LM, *_WITH_CACHE, GENERATED)
 _GENERATIVE = ("CausalLM", "LMHead", "ConditionalGeneration")
 _table: dict[str, Layout] = {}
 
@@ -97,11 +99,11 @@ def chosen(asked: str, config: Mapping[str, Any], tensors: Collection[str] = (),
     Raises:
         UsageError: There is no layout of this name.
     """
-    if asked == GENERATED.name and cache and GENERATED_LM.claims(config, tensors):
-        return GENERATED_LM
+    if asked == GENERATED.name and cache:
+        return next((layout for layout in _WITH_CACHE if layout.claims(config, tensors)), GENERATED)
     if asked != AUTO:
         return named(asked)
-    offered = [layout for layout in layouts() if cache or layout is not GENERATED_LM]
+    offered = [layout for layout in layouts() if cache or layout not in _WITH_CACHE]
     first, *others = [layout for layout in offered if layout.claims(config, tensors)] or offered[:1]
     if GENERATED_LM in others and _computes_otherwise(first, config):
         return GENERATED_LM
@@ -158,6 +160,9 @@ def way_out(config: Mapping[str, Any], source: str) -> str:
     if GENERATED_LM.claims(config, ()):
         command = f"mlxport convert {shlex.quote(source)} DST"
         return f"it converts to MLX source of its own, which mlx-lm runs and is verified against PyTorch: {command}"
+    if GENERATED_SEQ2SEQ.claims(config, ()):
+        command = f"mlxport convert {shlex.quote(source)} DST"
+        return f"it converts to MLX source of its own, verified against PyTorch, for mlxport generate: {command}"
     if GENERATED.claims(config, ()):
         command = f"mlxport convert {shlex.quote(source)} DST --layout {GENERATED.name}"
         return f"it converts to a port, MLX source of its own that is verified against PyTorch: {command}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mlxport.errors import UsageError
 from mlxport.model_config import ModelConfig
 from mlxport.run.kv import KVQuant, check_model, chosen_kv, prompt_cache, recorded_kv
-from mlxport.run.load import check_ids, load_model, resolve
+from mlxport.run.load import check_ids, load_model, refuse_encoder, resolve
 from mlxport.run.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class AutoModelForCausalLM:
         """
         folder = resolve(path)
         model, config = load_model(folder, trust_remote_code=trust_remote_code)
+        refuse_encoder(model, "AutoModelForCausalLM")
         return MlxCausalLM(model, config, recorded_kv(folder))
 
 

@@ -12,7 +12,7 @@ from mlxport.errors import UsageError
 from mlxport.printable import printable, write_generated
 from mlxport.run.generate import GenerationResult, reset_peak_memory, stream, usable_kv
 from mlxport.run.kv import KVQuant, prompt_cache
-from mlxport.run.load import LoadedModel, load
+from mlxport.run.load import LoadedModel, load, refuse_encoder
 from mlxport.run.sampling import Sampling
 from mlxport.source.tokenizer_loading import encoded, rendered
 
@@ -145,6 +145,7 @@ def chat(
     source, out, err = stdin or sys.stdin, stdout or sys.stdout, stderr or sys.stderr
     reset_peak_memory()
     loaded = path if isinstance(path, LoadedModel) else load(path, trust_remote_code=trust_remote_code)
+    refuse_encoder(loaded.model, "chat")
 
     def warn(line: str) -> None:
         print(f"warning: {printable(line)}", file=err)

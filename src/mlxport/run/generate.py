@@ -7,7 +7,7 @@ import resource
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import IO, Any
 
 from mlxport.errors import UsageError, WeightsError
@@ -83,7 +83,7 @@ def generate(
     on_text: Callable[[str], object] | None = None,
     on_warning: Callable[[str], object] | None = None,
 ) -> GenerationResult:
-    """Continue or answer `prompt`.
+    """Continue or answer `prompt`; a model with an encoder reads it, and writes what follows from it.
 
     The tokenizer's chat template is applied where it has one, as mlx-lm does.
 
@@ -118,10 +118,21 @@ def generate(
     loaded = path if isinstance(path, LoadedModel) else load(path, trust_remote_code=trust_remote_code)
     tokens = _encode(loaded.tokenizer, prompt, system_prompt, ignore_chat_template)
     warn = on_warning or _warn
-    kv = usable_kv(loaded, kv_bits, kv_group_size, quantized_kv_start, warn)
+    reads = hasattr(loaded.model, "encode")
+    if reads and (kv_bits, kv_group_size, quantized_kv_start) != (None, None, None):
+        raise UsageError("a model with an encoder has no quantized cache", hint="leave --kv-bits out")
+    kv = None if reads else usable_kv(loaded, kv_bits, kv_group_size, quantized_kv_start, warn)
     if (limit := loaded.context_length) is not None and len(tokens) > limit:
         warn(f"the prompt has {len(tokens)} tokens, the model was made for {limit}: expect a poor answer")
     with remarked(warn):
+        if reads:
+            from mlxport.run.sequences import read_source
+
+            read = read_source(loaded, tokens, sampling.max_tokens, warn)
+            made = stream(
+                loaded, [read.start], sampling, on_text=on_text, cache=read.cache, logits_processors=read.processors
+            )
+            return replace(made, prompt_tokens=len(tokens), prompt_tps=read.tps)
         return stream(loaded, tokens, sampling, kv=kv, on_text=on_text)
 
 
@@ -164,6 +175,7 @@ def stream(
     cache: list[Any] | None = None,
     cached_tokens: int = 0,
     catch_interrupt: bool = False,
+    logits_processors: Sequence[Callable[[Any, Any], Any]] = (),
 ) -> GenerationResult:
     """Run mlx-lm's generation on prompt tokens; `cache` is continued in place.
 
@@ -184,6 +196,7 @@ def stream(
     reason = "interrupted"
     try:
         options = {"max_tokens": sampling.max_tokens, "sampler": sampler, **(kv.options() if kv is not None else {})}
+        options["logits_processors"] = list(logits_processors)
         options["prompt_cache"] = prompt_cache(loaded.model, kv) if cache is None else cache
         for last in _running(loaded, stream_generate(loaded.model, loaded.tokenizer, list(tokens), **options)):
             if last.finish_reason != "stop":

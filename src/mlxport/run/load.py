@@ -16,6 +16,7 @@ from mlxport.errors import (
     TokenizerError,
     UnsafeError,
     UnsupportedError,
+    UsageError,
     WeightsError,
 )
 from mlxport.model_config import ModelConfig
@@ -24,7 +25,16 @@ from mlxport.run.detokenizer import StreamedText
 from mlxport.run.kv import KVQuant, recorded_kv
 from mlxport.source.tokenizer_loading import check_decoder, check_settings, checked_ends, reason, refusing
 
-__all__ = ["LoadedModel", "check_ids", "in_mlx_files", "is_mlx_format", "load", "load_model", "resolve"]
+__all__ = [
+    "LoadedModel",
+    "check_ids",
+    "in_mlx_files",
+    "is_mlx_format",
+    "load",
+    "load_model",
+    "refuse_encoder",
+    "resolve",
+]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # What mlx_lm.load fetches of a repository.
@@ -189,6 +199,17 @@ def load_model(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any, d
 
     with refusing(failed):
         return load_language_model(folder, config, trust_remote_code=trust_remote_code)
+
+
+def refuse_encoder(model: Any, what: str) -> None:
+    """Refuse a model with an encoder where only what continues its prompt can be used.
+
+    Raises:
+        UsageError: It has one.
+    """
+    if hasattr(model, "encode"):
+        hint = "mlxport generate DST --prompt ... lets it read a text and write another"
+        raise UsageError(f"{what}: this model reads with an encoder, and continues no text", hint=hint)
 
 
 def check_ids(tokens: Iterable[int], config: dict[str, Any]) -> None:

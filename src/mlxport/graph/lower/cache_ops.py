@@ -5,6 +5,7 @@ None has a meaning in torch: a cache is an object, and what it gives depends on 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ __all__ = [
     "chunk_mask",
     "entry",
     "gated_delta",
+    "kept",
     "masked_scores",
     "offset",
     "positions",
@@ -36,8 +38,16 @@ def entry(caches: Any, index: int, part: int | None = None) -> Any:
     raise NotImplementedError
 
 
-def offset(caches: Any, index: int, part: int | None = None) -> Any:
-    """Tokens that the cache of one layer holds; in a batch of different lengths, an array with one number a row."""
+def kept(cache: Any, index: int, sizes: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """``cache[index]``: an array that a cache was given before; its sizes are those of the example."""
+    raise NotImplementedError
+
+
+def offset(caches: Any, index: int, part: int | None = None, given: bool = False) -> Any:
+    """Tokens that the cache of one layer holds; in a batch of different lengths, an array with one number a row.
+
+    Without a cache it is 0, unless one is always ``given``.
+    """
     raise NotImplementedError
 
 

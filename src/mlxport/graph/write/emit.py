@@ -12,10 +12,12 @@ from typing import Any
 
 from mlxport.graph.lower.one_function import helper_sources, used_helpers
 from mlxport.graph.write.classes import ClassDef
+from mlxport.graph.write.encoding import Encoding, encode_steps, step_of_decoder
 from mlxport.graph.write.generating import Generating, with_cache
 from mlxport.graph.write.loops import roll
 from mlxport.graph.write.number_names import Field
 from mlxport.graph.write.paths import member, target
+from mlxport.graph.write.scope_parts import Step
 
 __all__ = ["file_source", "format_source"]
 
@@ -60,7 +62,7 @@ def file_source(
         call: Signature of the root's ``__call__`` and statements that come before its own.
         model_type: Value of ``ModelArgs.model_type``.
         limits: Sentences on what the root's inputs may hold, for its docstring.
-        generates: What a language model has beside, for mlx-lm to run it; such a file has no ``load`` of its own.
+        generates: What a language model has beside, for mlx-lm to run it: without an encoder it has no ``load``.
     """
     parts = [_args_source(fields, model_type)]
     for cls in classes:
@@ -70,7 +72,7 @@ def file_source(
         parts.append(f"Model = {root.name}")
     body = "\n\n\n".join(parts)
     helpers = list(helper_sources(used_helpers(body)).values())
-    loads = [_LOAD.strip()] if generates is None else []
+    loads = [_LOAD.strip()] if generates is None or generates.encoding is not None else []
     code = "\n\n\n".join([*map(str.strip, helpers), body, *loads])
     imports = ["import json"]
     if re.search(r"\bmath\.", code):
@@ -117,15 +119,31 @@ def _class_source(
             lines += ["        self.args = args", "        self.model_type = args.model_type"]
         lines += textwrap.indent("\n".join(init), "        ").splitlines()
         lines.append("")
+    steps, result = cls.steps, cls.result
+    encoding = generates.encoding if generates is not None and call is not None else None
+    if encoding is not None and result is not None:
+        lines += [*_encode_lines(cls, encode_steps(encoding, steps, result), encoding, generates), ""]
+        steps, result = step_of_decoder(encoding, steps, result)
     signature, before = call if call is not None else (", ".join(["self", *cls.parameters]), [])
     lines.append(f"    def __call__({signature}):")
-    lists = _lists(cls) | ({} if generates is None else {"cache": generates.layer_count})
-    rolled = roll([(step.targets, _text(step.value)) for step in cls.steps], lists)
-    body = [*before, *(rolled if generates is None else with_cache(rolled))]
-    if cls.result is not None:
-        body.append(f"return {_returned(cls.result)}")
+    body = [*before, *_statements(cls, steps, generates)]
+    if result is not None:
+        body.append(f"return {_returned(result)}")
     lines += textwrap.indent("\n".join(body or ["pass"]), "        ").splitlines()
     return "\n".join(lines)
+
+
+def _statements(cls: ClassDef, steps: Sequence[Step], generates: Generating | None) -> list[str]:
+    lists = {**_lists(cls), **({} if generates is None else generates.lists)}
+    rolled = roll([(step.targets, _text(step.value)) for step in steps], lists)
+    return rolled if generates is None or generates.encoding is not None else list(with_cache(rolled))
+
+
+def _encode_lines(cls: ClassDef, steps: Sequence[Step], encoding: Encoding, generates: Generating | None) -> list[str]:
+    body = ['"""Read tokens [B, L]; what the decoder asks of them is put into ``cache``, of ``make_cache``."""']
+    body += _statements(cls, steps, generates)
+    head = f"    def encode(self, {encoding.source}, cache):"
+    return [head, *textwrap.indent("\n".join(body), "        ").splitlines()]
 
 
 def _returned(tree: ast.expr) -> str:

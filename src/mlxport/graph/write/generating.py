@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mlxport.graph.capture.captured import Captured
 from mlxport.graph.lower import cache_ops
 from mlxport.graph.rewrite.caches.cached_step import CacheKind
+from mlxport.graph.write.encoding import Encoding
 
 __all__ = ["Generating", "generating", "with_cache"]
 
@@ -32,13 +33,15 @@ class Generating:
         call: Signature of the root's ``__call__`` and statements that come before its own.
         methods: Further methods of the root, indented.
         imports: From mlx-lm; those that are not used are taken out again.
-        layer_count: How many caches there are.
+        lists: Expressions of lists, with their lengths: the caches, and the root's layers.
+        encoding: How the program is cut in two where it has an encoder.
     """
 
     call: tuple[str, list[str]]
     methods: str
     imports: tuple[str, ...]
-    layer_count: int
+    lists: Mapping[str, int]
+    encoding: Encoding | None = None
 
 
 def generating(captured: Captured, caches: Sequence[CacheKind]) -> Generating:
@@ -51,7 +54,22 @@ def generating(captured: Captured, caches: Sequence[CacheKind]) -> Generating:
         *("def make_cache(self):", f"    return {_made(caches, of_all)}"),
     ]
     call = "self, input_ids, cache=None", ["if cache is None:", f"    cache = {_none(caches, of_all)}"]
-    return Generating(call, "\n".join(f"    {line}" if line else "" for line in methods), _IMPORTS, len(caches))
+    lists, encoding = {"cache": len(caches)}, _encoding(captured, caches)
+    if encoding is not None:
+        read = ["if cache is None:", "    cache = self.make_cache()", f"    self.encode({encoding.source}, cache)"]
+        call = f"self, {encoding.written}, cache=None, {encoding.source}=None", read
+        lists |= {f"self.{layers}": len(caches)}
+    text = "\n".join(f"    {line}" if line else "" for line in methods)
+    return Generating(call, text, _IMPORTS, lists, encoding)
+
+
+def _encoding(captured: Captured, caches: Sequence[CacheKind]) -> Encoding | None:
+    """How the program is cut in two, where its layers keep something of an encoder's output."""
+    source, written, *rest = captured.signature.parameters
+    if not rest:
+        return None
+    places = [f"cache[{layer}][0][{index}]" for layer, kind in enumerate(caches) for index in range(kind.states)]
+    return Encoding(source, written, tuple(places))
 
 
 def _layers(captured: Captured) -> str:

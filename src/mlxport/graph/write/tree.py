@@ -16,7 +16,7 @@ from mlxport.graph.lower.lowering import is_read
 
 __all__ = ["Scope", "build_tree", "nodes_in", "scopes"]
 
-_ORDER = {"mask": 1, "state_mask": 2, "cache": 3, "state_cache": 4, "offset": 5}
+_ORDER = {"mask": 1, "state_mask": 2, "cache": 3, "state_cache": 4, "encoded": 4, "offset": 5}
 _CONTAINERS = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict)
 
 

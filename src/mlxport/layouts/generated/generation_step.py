@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -19,13 +19,14 @@ from mlxport.graph.capture.hub_kernels import whole_kernels
 from mlxport.graph.lower.one_function import MissingOps
 from mlxport.graph.rewrite.caches.cached_step import NotCached
 from mlxport.layouts.generated.emitting import missing
+from mlxport.layouts.generated.sequence_step import as_step, is_encoder_decoder
 
 __all__ = ["WITHOUT_CACHE", "cache_parameter", "emit_step", "takes_positions"]
 
 WITHOUT_CACHE = "add --no-cache for a port of whole sequences, which is called from Python and does not generate"
 _PARAMETERS = ("past_key_values", "cache_params", "cache")
 # A length of one fixes what follows from it, and equal ones become one symbol.
-_BATCH, _PAST, _NEW = 2, 9, 3
+_BATCH, _PAST, _NEW, _SOURCE = 2, 9, 3, 7
 
 
 def cache_parameter(forward: Any) -> str | None:
@@ -60,13 +61,13 @@ def emit_step(model: Any, *, model_type: str = "", fold_batchnorm: bool = False)
     vocabulary = int(model.config.get_text_config().vocab_size)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(min(3, vocabulary - 1), vocabulary, (_BATCH, _PAST), generator=generator)
-    new = ids[:, :_NEW].clone()  # a view would fix its sizes
     try:
         # With the patches a layer with a window keeps all tokens: their number is one symbol.
         with apply_patches("dynamo"), _experts_gathered(model), whole_kernels(model):
             cache = _example_cache(model, parameter, ids)
-            with reset_model_state(model), _as_generated(model, parameter):
-                captured = capture(model, (), {"input_ids": new, parameter: cache})
+            step = as_step(model) if is_encoder_decoder(model) else nullcontext()
+            with step, reset_model_state(model), _as_generated(model, parameter):
+                captured = capture(model, (), {**_new_tokens(model, ids, generator), parameter: cache})
         return build(captured, model_type=model_type, batchnorm=fold_batchnorm, cache=cache)
     except NotCached as error:
         raise _not_cached(model, str(error)) from error
@@ -74,6 +75,15 @@ def emit_step(model: Any, *, model_type: str = "", fold_batchnorm: bool = False)
         raise _not_cached(model, str(error)) from error
     except MissingOps as error:
         raise missing(error.missing) from None
+
+
+def _new_tokens(model: Any, ids: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Tokens of a step, beside those that an encoder has read."""
+    new = ids[:, :_NEW].clone()  # a view would fix its sizes
+    if not is_encoder_decoder(model):
+        return {"input_ids": new}
+    read = torch.randint(int(ids.min()), int(ids.max()) + 1, (_BATCH, _SOURCE), generator=generator)
+    return {"input_ids": read, "decoder_input_ids": new}
 
 
 def _example_cache(model: Any, parameter: str, ids: torch.Tensor) -> Any:
@@ -85,12 +95,14 @@ def _example_cache(model: Any, parameter: str, ids: torch.Tensor) -> Any:
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=symbols)
     try:
         with mode, torch.no_grad():
-            output = model(input_ids=mode.from_tensor(ids, static_shapes=True), use_cache=True)
+            tokens = mode.from_tensor(ids, static_shapes=True)
+            more = {"decoder_input_ids": tokens} if is_encoder_decoder(model) else {}
+            output = model(input_ids=tokens, **more, use_cache=True)
     except Exception as error:  # the model's own code
         raise _not_cached(model, f"{type(error).__name__}: {error}") from error
     cache = getattr(output, parameter, None)
-    if isinstance(cache, EncoderDecoderCache) and not any(
-        layer.is_initialized for layer in cache.cross_attention_cache.layers
+    if isinstance(cache, EncoderDecoderCache) and (
+        is_encoder_decoder(model) or not any(layer.is_initialized for layer in cache.cross_attention_cache.layers)
     ):
         cache = cache.self_attention_cache  # of a decoder that could have had an encoder
     if cache is None and getattr(model.config, "is_decoder", None) is False:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as _mx
@@ -32,10 +33,18 @@ def entry(caches: Expr, index: int, part: int | None = None) -> Expr:
     return Expr(node, caches.value)
 
 
+@fused(targets.kept)
+def kept(cache: Expr, index: int, sizes: Sequence[int], dtype: _mx.Dtype) -> Expr:
+    """``encoded[0]``."""
+    return Expr(ast.Subscript(cache.node, ast.Constant(index)), _mx.zeros(sizes, dtype), dynamic=True)
+
+
 @fused(targets.offset)
-def offset(caches: Expr, index: int, part: int | None = None) -> Expr:
+def offset(caches: Expr, index: int, part: int | None = None, given: bool = False) -> Expr:
     """``cache[0].offset``, 0 without a cache."""
     cache = entry(caches, index, part)
+    if given:
+        return Expr(ast.Attribute(cache.node, "offset"), _mx.array(_PAST, _mx.int64))
     known = ast.Compare(cache.node, [ast.IsNot()], [ast.Constant(None)])
     read = ast.IfExp(known, ast.Attribute(cache.node, "offset"), ast.Constant(0))
     return Expr(read, _mx.array(_PAST, _mx.int64))

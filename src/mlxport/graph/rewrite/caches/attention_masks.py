@@ -31,6 +31,7 @@ class _Masks:
         self._step = step
         self._made: dict[tuple[CacheKind, bool], Node] = {}
         self._seen: dict[int, CacheKind] = {}
+        self._learned: dict[Node, Node] = {}
 
     def of(self, layer: int, seen: CacheKind, array: bool = False) -> Node:
         """The mask of all layers that see as much."""
@@ -42,6 +43,15 @@ class _Masks:
         if (seen, array) not in self._made:
             self._made[seen, array] = self._chunks(layer, seen.chunk) if seen.chunk else self._all(layer, seen, array)
         return self._made[seen, array]
+
+    def learned(self, bias: Node, edit: Editor, update: Node) -> Node:
+        """A bias by a table of distances, computed in the first layer that has it, for all."""
+        if bias not in self._learned:
+            keys = next(user for user in update.users if user.args[1] == 0)
+            if bias < keys:
+                raise NotCached(f"{where(bias)} computes a bias of positions before there are keys")
+            self._learned[bias] = _in_layer(self._step, edit, bias, keys)
+        return self._learned[bias]
 
     def _all(self, layer: int, seen: CacheKind, array: bool) -> Node:
         step, window = self._step, seen.window
@@ -73,6 +83,8 @@ def attend_to_caches(step: CachedStep, fetched: Mapping[int, Node]) -> int:
             count += 1
     for node in list(step.captured.graph.nodes):
         if node.target is attention or kind(node) == "scaled_dot_product_attention":
+            if step.source is not None and layer_of(fetched, _arguments(node)[1:3]) is None:
+                continue  # within an encoder, or to its output
             _attention(step, masks, fetched, node)
             count += 1
     step.captured.graph.eliminate_dead_code()
@@ -146,6 +158,19 @@ def _in_layer(step: CachedStep, edit: Editor, bias: Node, keys: Node) -> Node:
     return copies.get(bias, bias)
 
 
+def _reader(fetched: Mapping[int, Node], node: Node) -> int:
+    """The layer of the first attention that ``node`` is given to."""
+    after, users = {node}, sorted(node.users)
+    while users:
+        user = users.pop(0)
+        if user.target is attention or kind(user) == "scaled_dot_product_attention":
+            return _layer(fetched, _arguments(user)[1:3], user)
+        if user not in after:
+            after.add(user)
+            users = sorted({*users, *user.users})
+    raise NotCached(f"{where(node)} hides keys that no cache holds")
+
+
 # Attention that is written out, since something is done to the scores (soft caps), or biases made of values: a mask is
 # put upon them.
 @dataclass(frozen=True)
@@ -186,11 +211,16 @@ def _lowest(step: CachedStep, fill: Any) -> bool:
 
 
 def _scores(step: CachedStep, masks: _Masks, fetched: Mapping[int, Node], node: Node, hidden: _Hidden) -> None:
-    layer = _layer(fetched, (hidden.scores,), node)
+    layer, learned = layer_of(fetched, (hidden.scores,)), False
+    if layer is None:  # a bias that is made of positions, by a table that was learned
+        layer, learned = _reader(fetched, node), True
     lengths = shape(node)[-2], shape(node)[-1]
     seen, bias = visible_keys(step, hidden.mask, lengths, node, hidden.shown)
     edit, scores = Editor(step.captured, node), hidden.scores
+    if learned:
+        scores = masks.learned(scores, edit, fetched[layer])
     if bias is not None:
         scores = edit.call(_aten.add.Tensor, scores, _in_layer(step, edit, bias, fetched[layer]))
     given = masks.of(layer, seen, array=True)
-    edit.replace(edit.call(cache_ops.masked_scores, scores, given, val=node.meta["val"]))
+    value = scores.meta["val"] if learned else node.meta["val"]  # such a bias is the same for all rows
+    edit.replace(edit.call(cache_ops.masked_scores, scores, given, val=value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,12 +42,13 @@ class CacheKind:
 
 @dataclass
 class CachedStep:
-    """A captured program of ``(input_ids, cache)``.
+    """A captured program of ``(input_ids, cache)``, or of ``(input_ids, decoder_input_ids, cache)``.
 
     Attributes:
         captured: The program.
         values: Computes its parts.
         ids: Placeholder of the token ids [batch, length].
+        source: Placeholder of those that an encoder reads, None where there is no encoder.
         layers: Number of the layer to the placeholders of what its cache holds, by the name that transformers has.
         length: Symbol of the number of new tokens.
         past: Symbol of the number of tokens before, None where nothing is as long as these.
@@ -58,6 +60,7 @@ class CachedStep:
     captured: Captured
     values: Values
     ids: Node
+    source: Node | None
     layers: Mapping[int, Mapping[str, Node]]
     length: Any
     past: Any
@@ -111,6 +114,8 @@ class CachedStep:
     def entry(self, layer: int, states: bool = False) -> Node:
         """The cache of a layer's keys and values, or that of its states, as an expression of its own."""
         argument = "state_cache" if states and self.both(layer) else "cache"
+        if states and self.source is not None:
+            argument = "encoded"
         value = self.fake((), torch.int64)
         return self.shared(cache_ops.entry, self.caches, *self.place(layer, states), val=value, argument=argument)
 
@@ -120,8 +125,8 @@ class CachedStep:
         return (index, int(not states)) if self.both(layer) else (index,)
 
     def both(self, layer: int) -> bool:
-        """Whether a layer has states beside its keys and values."""
-        return "keys" in self.layers[layer] and bool(self.states(layer))
+        """Whether a layer has states, or what an encoder gave, beside its keys and values."""
+        return self.source is not None or "keys" in self.layers[layer] and bool(self.states(layer))
 
     def states(self, layer: int) -> dict[str, Node]:
         """The placeholders of a layer's states by name: not keys and values, nor numbers that a cache counts with."""
@@ -140,11 +145,9 @@ def read_step(captured: Captured, folds: dict[str, Any], cache: Any) -> CachedSt
     Raises:
         NotCached: A cache of unknown form, or sizes that came out fixed.
     """
-    ids = next((node for node in captured.inputs if node is not None and node.name.startswith("input_ids")), None)
-    if ids is None:
-        raise NotCached("it takes no input_ids")
+    ids, source = _tokens(captured)
     layers: dict[int, dict[str, Node]] = {}
-    for node, place in _places(captured, cache).items():
+    for node, place in _places(captured, cache, (ids, source)).items():
         if place is None:
             raise NotCached(f"its cache holds {node.name}, which belongs to no layer")
         layers.setdefault(place[0], {})[place[1]] = node
@@ -158,7 +161,8 @@ def read_step(captured: Captured, folds: dict[str, Any], cache: Any) -> CachedSt
     graph = captured.graph
     with graph.inserting_before(next(iter(graph.nodes))):
         caches = graph.placeholder("cache")
-    step = CachedStep(captured, Values(captured, folds), ids, layers, _symbol(length), past and _symbol(past), caches)
+    values = Values(captured, folds)
+    step = CachedStep(captured, values, ids, source, layers, _symbol(length), past and _symbol(past), caches)
     caches.meta = {"val": step.fake((), torch.int64), "argument": "cache", "variable": "cache"}
     return step
 
@@ -167,7 +171,18 @@ def _symbol(size: Any) -> sympy.Expr:
     return size.node.expr
 
 
-def _places(captured: Captured, cache: Any) -> dict[Node, tuple[int, str] | None]:
+def _tokens(captured: Captured) -> tuple[Node, Node | None]:
+    """The placeholder of the new tokens, and that of those which an encoder reads."""
+    named = {re.sub(r"_\d+$", "", node.name): node for node in captured.inputs if node is not None}
+    inputs = {name: named[name] for name in ("input_ids", "decoder_input_ids") if name in named}
+    if "input_ids" not in inputs:
+        raise NotCached("it takes no input_ids")
+    if "decoder_input_ids" in inputs:
+        return inputs["decoder_input_ids"], inputs["input_ids"]
+    return inputs["input_ids"], None
+
+
+def _places(captured: Captured, cache: Any, tokens: tuple[Node | None, ...]) -> dict[Node, tuple[int, str] | None]:
     """Each placeholder of the cache, with the number of its layer and its name there."""
     known: dict[int, tuple[int, str]] = {}
     for number, layer in enumerate(cache.layers):
@@ -180,5 +195,5 @@ def _places(captured: Captured, cache: Any) -> dict[Node, tuple[int, str] | None
     return {
         node: known.get(id(value))
         for node, value in pairs
-        if node is not None and isinstance(value, torch.Tensor) and not node.name.startswith("input_ids")
+        if node is not None and isinstance(value, torch.Tensor) and node not in tokens
     }

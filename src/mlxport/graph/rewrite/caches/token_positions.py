@@ -25,8 +25,9 @@ class _Offset:
         if self._node is None:
             step = self._step
             layer = min(number for number, held in step.layers.items() if "keys" in held)
+            place = step.place(layer) if step.source is None else (*step.place(layer), True)
             self._node = step.shared(
-                cache_ops.offset, step.caches, *step.place(layer), val=step.fake((), torch.int64), argument="offset"
+                cache_ops.offset, step.caches, *place, val=step.fake((), torch.int64), argument="offset"
             )
         return self._node
 

@@ -16,6 +16,7 @@ from mlxport.graph.lower.one_function import is_assertion
 from mlxport.graph.rewrite.caches.adjacent_slices import split_once
 from mlxport.graph.rewrite.caches.attention_masks import attend_to_caches
 from mlxport.graph.rewrite.caches.cached_step import CachedStep, CacheKind, NotCached, read_step
+from mlxport.graph.rewrite.caches.encoder_output import keep_encoder_output
 from mlxport.graph.rewrite.caches.gated_units import compile_gates
 from mlxport.graph.rewrite.caches.keys_values import (
     common_scope,
@@ -59,6 +60,8 @@ def use_caches(captured: Captured, folds: dict[str, Any], cache: Any) -> list[Ca
     measure_keys(step, fetched)
     split_once(captured)
     compile_gates(captured)
+    if step.source is not None:
+        keep_encoder_output(step, fetched)
     captured.graph.eliminate_dead_code()
     _take_caches(step)
     return [step.kinds.get(number, CacheKind()) for number in sorted(step.layers)]
@@ -95,16 +98,17 @@ def _take_caches(step: CachedStep) -> None:
             raise NotCached(f"{where(user) or 'the model'} takes what is remembered by {kind(user) or user.op}")
         graph.erase_node(node)
     _no_past(step)
-    captured.inputs[:] = [step.ids, step.caches]
-    ids = next(value for value in captured.values if isinstance(value, torch.Tensor))
-    captured.values[:] = [ids, 0]
-    captured.in_spec = pytree.tree_flatten(((), {"input_ids": 0, "cache": 0}))[1]
+    tokens = {"input_ids": step.ids}
+    if step.source is not None:
+        tokens = {"input_ids": step.source, "decoder_input_ids": step.ids}
+    examples = dict(zip(captured.inputs, captured.values, strict=True))
+    captured.inputs[:] = [*tokens.values(), step.caches]
+    captured.values[:] = [*(examples[node] for node in tokens.values()), 0]
+    captured.in_spec = pytree.tree_flatten(((), dict.fromkeys([*tokens, "cache"], 0)))[1]
     parameter = inspect.Parameter
     captured.signature = inspect.Signature(
-        [
-            parameter("input_ids", parameter.POSITIONAL_OR_KEYWORD),
-            parameter("cache", parameter.POSITIONAL_OR_KEYWORD, default=None),
-        ]
+        [parameter(name, parameter.POSITIONAL_OR_KEYWORD) for name in tokens]
+        + [parameter("cache", parameter.POSITIONAL_OR_KEYWORD, default=None)]
     )
     alive = set(graph.nodes)
     captured.weights = {node: name for node, name in captured.weights.items() if node in alive}

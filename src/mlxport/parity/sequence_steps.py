@@ -1,0 +1,40 @@
+"""What a decoder writes token by token on its caches, against what it writes of a whole text at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlxport.graph.capture.examples import Example
+from mlxport.graph.write.port_weights import from_torch
+from mlxport.quant.tolerances import PORTED
+
+__all__ = ["step_problems"]
+
+_PIECES = (1, 2, 1, 1)  # tokens of the first calls; a last one gets the rest
+
+
+def step_problems(model: nn.Module, example: Example, dtype: str) -> list[str]:
+    """How a text that is written in pieces, each on what the caches hold of those before, differs from one call.
+
+    Args:
+        model: The port.
+        example: ``input_ids`` and ``decoder_input_ids`` [batch, length].
+        dtype: Main dtype of the port.
+    """
+    source, written = (from_torch(example.kwargs[name]) for name in ("input_ids", "decoder_input_ids"))
+    written = mx.concatenate([written] * 4, axis=1)
+    whole = model(written, input_ids=source)
+    cache: list[Any] = model.make_cache()
+    model.encode(source, cache)
+    pieces, start = [], 0
+    for size in (*_PIECES, written.shape[1]):
+        pieces.append(model(written[:, start : start + size], cache))
+        start += size
+    difference = float(mx.abs(mx.concatenate(pieces, axis=1) - whole).max())
+    scale = float(mx.abs(whole).max())
+    if difference <= PORTED[dtype].largest * scale:
+        return []
+    return [f"logits of single steps are {difference:.2e} from those of the whole text, of {scale:.2e}"]

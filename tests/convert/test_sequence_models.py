@@ -1,0 +1,153 @@
+"""Models of an encoder and a decoder write what transformers writes: one reading, and then steps on mlx-lm's caches."""
+
+from __future__ import annotations
+
+import json
+
+import mlx.core as mx
+import pytest
+import torch
+from mlx_lm.generate import generate_step
+from mlx_lm.models.cache import trim_prompt_cache
+
+import mlxport
+from mlxport.errors import UsageError
+from mlxport.graph.write.execute_source import execute
+from mlxport.graph.write.port_weights import from_torch, port_weights
+from mlxport.layouts.generated.generation_step import emit_step
+from mlxport.run.sequence_rules import SequenceRules
+from sequence_models import CONFIGS, make_sequence_model, save_sequence_model, written
+
+SOURCES = [[5, 40, 31, 7, 300, 22, 90, 14, 15, 16, 200], [9, 8, 7, 3]]
+TOKENS = 16
+RULES = {"no_repeat_ngram_size": 1, "suppress_tokens": [3], "forced_eos_token_id": None}  # no token twice, and no end
+
+
+@pytest.fixture(scope="module")
+def emitted():
+    """Original and port of a model, made once."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            model = make_sequence_model(name)
+            port = emit_step(model, model_type=name)
+            state = {
+                **dict(model.named_parameters(remove_duplicate=False)),
+                **dict(model.named_buffers(remove_duplicate=False)),
+            }
+            tensors = {**port.captured.state, **state}
+            source = execute(port.source)
+            ported = source.Model(source.ModelArgs())
+            weights = port_weights(port.weights, port.folds, lambda key: from_torch(tensors[key].detach()))
+            ported.load_weights(list(weights.items()))
+            made[name] = model, ported.eval(), port
+        return made[name]
+
+    return get
+
+
+def tokens(ported, source, start=2):
+    cache = ported.make_cache()
+    ported.encode(mx.array([source]), cache)
+    processors = SequenceRules(RULES, (), TOKENS).processors()
+    steps = generate_step(
+        mx.array([start]), ported, max_tokens=TOKENS, prompt_cache=cache, logits_processors=processors
+    )
+    return [int(token) for token, _ in steps]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_steps_on_caches_write_the_same_tokens(emitted, name):
+    original, ported, _ = emitted(name)
+    for source in SOURCES:
+        wanted = written(original, source, TOKENS, **RULES)
+        assert len(set(wanted)) == TOKENS
+        assert tokens(ported, source) == wanted
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_text_in_one_call_and_in_pieces_has_the_original_logits(emitted, name):
+    original, ported, _ = emitted(name)
+    source, text = (
+        torch.tensor([SOURCES[0], SOURCES[0][::-1]]),
+        torch.tensor([[2, 5, 9, 11, 200, 7], [2, 6, 8, 8, 1, 4]]),
+    )
+    with torch.no_grad():
+        wanted = from_torch(original(input_ids=source, decoder_input_ids=text).logits)
+    bound = 1e-4 * float(mx.abs(wanted).max())
+    assert float(mx.abs(ported(from_torch(text), input_ids=from_torch(source)) - wanted).max()) < bound
+    cache = ported.make_cache()
+    ported.encode(from_torch(source), cache)
+    pieces = [ported(from_torch(text[:, start:stop]), cache) for start, stop in ((0, 2), (2, 3), (3, 6))]
+    assert float(mx.abs(mx.concatenate(pieces, axis=1) - wanted).max()) < bound
+
+
+def test_the_encoder_is_read_once_and_each_layer_keeps_two_arrays(emitted):
+    _, ported, port = emitted("bart")
+    cache = ported.make_cache()
+    ported.encode(mx.array([SOURCES[0]]), cache)
+    assert [[array.shape for array in layer[0].cache] for layer in cache] == [[(1, 4, 11, 8)] * 2] * 2
+    call = port.source.rpartition("def __call__")[2].partition("def layers")[0]
+    assert "k_proj" not in call and ".encode(input_ids, cache)" in call
+
+
+def test_a_bias_of_distances_is_looked_up_once_for_all_layers(emitted):
+    _, _, port = emitted("t5")
+    assert port.source.count("relative_attention_bias(") == 2  # the encoder's and the decoder's
+
+
+@pytest.fixture(scope="module")
+def ported(tmp_path_factory):
+    """Original, folder and report of converted models, made once."""
+    made = {}
+
+    def get(name, **settings):
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            model = save_sequence_model(name, folder / "hf", **settings)
+            made[name] = model, folder, mlxport.convert(folder / "hf", folder / "mlx")
+        return made[name]
+
+    return get
+
+
+GIVEN = {"forced_bos_token_id": 40, "no_repeat_ngram_size": 2, "suppress_tokens": [17, 18], "bad_words_ids": [[50]]}
+
+
+@pytest.mark.parametrize("name", ["bart", "t5"])
+def test_generate_writes_what_transformers_writes(ported, name):
+    original, folder, report = ported(name, **(GIVEN if name == "bart" else {}))
+    assert report.parity.passed
+    record = json.loads((folder / "mlx/mlxport.json").read_text())
+    assert record["options"]["layout"] == "generated-seq2seq"
+    loaded = mlxport.run.load(folder / "mlx")
+    source = loaded.tokenizer.encode("hello small world")
+    wanted = written(original, source, TOKENS)
+    result = mlxport.generate(loaded, "hello small world", max_tokens=TOKENS, ignore_chat_template=True)
+    ends = [] if result.end_token is None else [result.end_token]
+    assert [*result.tokens, *ends] == wanted and result.prompt_tokens == len(source)
+
+
+def test_it_neither_chats_nor_continues_a_text(ported):
+    _, folder, _ = ported("bart")
+    with pytest.raises(UsageError, match="reads with an encoder"):
+        mlxport.run.chat(folder / "mlx")
+    with pytest.raises(UsageError, match="reads with an encoder"):
+        mlxport.AutoModelForCausalLM.from_pretrained(folder / "mlx")
+
+
+def test_a_quantized_one_is_verified_and_writes(tmp_path):
+    save_sequence_model("t5", tmp_path / "hf")
+    report = mlxport.convert(tmp_path / "hf", tmp_path / "mlx", quantize=8, q_group_size=32)
+    assert report.parity.passed
+    assert mlxport.generate(tmp_path / "mlx", "hello", max_tokens=3).generation_tokens == 3
+
+
+def test_what_was_written_can_be_taken_back(emitted):
+    _, ported, _ = emitted("t5")
+    cache = ported.make_cache()
+    ported.encode(mx.array([SOURCES[0]]), cache)
+    first = ported(mx.array([[2, 5, 9]]), cache)
+    trim_prompt_cache([layer[1] for layer in cache], 2)
+    assert mx.allclose(ported(mx.array([[5, 9]]), cache), first[:, 1:], atol=1e-4)
