@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import tempfile
 import time
 import warnings
@@ -189,7 +190,8 @@ def table(results: dict[str, dict[str, Any]], total: int) -> str:
     for row in rows:
         checks = row.get("checks", {})
         limits = [f"{name}: {said.removeprefix('no: ')}" for name, said in checks.items() if said.startswith("no: ")]
-        said = "; ".join([*filter(None, [row.get("reason", "")]), *limits]).replace("|", "\\|")[:240]
+        said = "; ".join([*filter(None, [row.get("reason", "")]), *limits]).replace("|", "\\|")
+        said = re.sub(r"/\S*/", "", said)[:240]  # no path of this machine
         cells = (checks.get(name, "").partition(":")[0] for name in CHECKS)
         lines.append(f"| {row['type']} | {row['status']} | {' | '.join(cells)} | {row.get('lines', '')} | {said} |")
     return "\n".join(lines) + "\n"
