@@ -6,6 +6,7 @@ import ast
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mlxport.graph.rewrite.caches.cached_step import NotCached
 from mlxport.graph.write.scope_parts import Step
 
 __all__ = ["Encoding", "encode_steps", "step_of_decoder"]
@@ -55,7 +56,11 @@ def _put(steps: list[Step], place: str, value: ast.expr) -> None:
 
 
 def _needed(steps: Sequence[Step], results: Sequence[ast.expr], own: str, other: str) -> list[Step]:
-    """The statements that ``results`` follow from; sizes that both inputs have are taken from ``own``."""
+    """The statements that ``results`` follow from; sizes that both inputs have are taken from ``own``.
+
+    Raises:
+        NotCached: Something else of ``other`` is needed.
+    """
     wanted = {name for result in results for name in _names(result)}
     found = []
     for step in reversed(steps):
@@ -74,7 +79,7 @@ def _of_own(step: Step, used: set[str], own: str, other: str) -> Step:
     shape = f"{other}.shape"
     text = ast.unparse(step.value)
     if not (text == f"{shape}[0]" or (text == shape and used == {step.targets[0]})):
-        raise AssertionError(f"{text} is needed by the other part")
+        raise NotCached(f"{text} is needed where {own} is given alone")
     return Step((step.targets[0],), ast.parse(f"{own}.shape[0]", mode="eval").body)
 
 
