@@ -115,9 +115,10 @@ class ResNetBasicLayer(nn.Module):
         ]
 
     def __call__(self, hidden_state):
-        x = self.layer[0](hidden_state)
-        hidden_state_2 = self.layer[1](x)
-        hidden_state = hidden_state_2 + hidden_state
+        x = hidden_state
+        for layer_module in self.layer:
+            x = layer_module(x)
+        hidden_state = x + hidden_state
         return nn.relu(hidden_state)
 
 
@@ -131,10 +132,11 @@ class ResNetBasicLayer2(nn.Module):
         ]
 
     def __call__(self, hidden_state):
-        x = self.layer[0](hidden_state)
-        hidden_state_2 = self.layer[1](x)
+        x = hidden_state
+        for layer_module in self.layer:
+            x = layer_module(x)
         residual = self.shortcut(hidden_state)
-        hidden_state = hidden_state_2 + residual
+        hidden_state = x + residual
         return nn.relu(hidden_state)
 
 
@@ -144,9 +146,10 @@ class ResNetStage(nn.Module):
         self.layers = [ResNetBasicLayer(in_channels=args.embedding_size) for _ in range(2)]
 
     def __call__(self, input):
-        x = self.layers[0](input)
-        hidden_state = self.layers[1](x)
-        return hidden_state
+        x = input
+        for layer in self.layers:
+            x = layer(x)
+        return x
 
 
 class ResNetStage2(nn.Module):
@@ -158,9 +161,10 @@ class ResNetStage2(nn.Module):
         ]
 
     def __call__(self, input):
-        x = self.layers[0](input)
-        hidden_state = self.layers[1](x)
-        return hidden_state
+        x = input
+        for layer in self.layers:
+            x = layer(x)
+        return x
 
 
 class ResNetEncoder(nn.Module):
@@ -175,10 +179,9 @@ class ResNetEncoder(nn.Module):
 
     def __call__(self, hidden_state):
         input = hidden_state
-        for stage in self.stages[:3]:
+        for stage in self.stages:
             input = stage(input)
-        hidden_state = self.stages[3](input)
-        return hidden_state
+        return input
 
 
 class ResNetModel(nn.Module):
