@@ -85,7 +85,8 @@ def test_an_architecture_that_mlx_lm_does_not_have(bert: Path, tmp_path: Path, m
 def test_a_language_model_is_sent_to_the_layout_that_generates(tmp_path: Path, mlxport: Run) -> None:
     write_side_files(tmp_path / "m", 1)
     save(tmp_path / "m" / "model.safetensors", weights(1), "F32")
-    assert mlxport("convert", tmp_path / "m", tmp_path / "port", "--layout", "generated", "--verify", "none").code == 0
+    whole = ("--layout", "generated", "--no-cache", "--verify", "none")
+    assert mlxport("convert", tmp_path / "m", tmp_path / "port", *whole).code == 0
     assert "--layout mlx-lm" in hint_of(mlxport("generate", tmp_path / "port", "--prompt", "a"))
     assert mlxport("convert", tmp_path / "m", tmp_path / "o", "--layout", "mlx-lm", "--verify", "none").code == 0
 

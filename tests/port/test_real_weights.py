@@ -142,7 +142,7 @@ def test_code(tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = EXAMPLES / "tiny-llama"
-    mlxport.convert(folder, tmp_path / "out", layout="generated", dtype="float32", verify="none")
+    mlxport.convert(folder, tmp_path / "out", layout="generated", cache=False, dtype="float32", verify="none")
     text = (EXAMPLES / "heldout.txt").read_text()
     ids = AutoTokenizer.from_pretrained(folder)(text, return_tensors="np")["input_ids"][:, :256]
     with torch.no_grad():

@@ -250,7 +250,8 @@ def open_output(folder: str | Path, *, trust_remote_code: bool = False) -> Opene
     path = resolve(folder)
     config = read_object(path / "config.json", ConfigError, unique=False)
     own = refuse_foreign_source(path, config, trust_remote_code)  # as what the hint names would
-    if own and layout_of(config, read_record(path)).not_generating is not None:
+    layout = layout_of(config, read_record(path))
+    if own and not (layout.needs_torch and layout.not_generating is None):  # of its own, and mlx-lm runs it
         raise UnsupportedError(
             f"{folder} is built by code of its own, and quality is measured with mlx-lm's models",
             hint="mlxport verify compares a port with its original in torch",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from mlxport.graph.write.execute_source import execute
 from mlxport.source.declared_counts import check_output_counts
 from mlxport.source.jsonfile import read_object
 from mlxport.source.safe_files import refuse_special_files
-from mlxport.source.written_code import model_file, source_to_run
+from mlxport.source.written_code import model_file, refuse_model_file, source_to_run
 from mlxport.transform.cpu_experts import half_precision_experts
 
 _HALF = re.compile(r"\bmx\.b?float16\b")
@@ -76,6 +77,8 @@ def load_language_model(
     if path is None:
         return load_model(folder, lazy=lazy)  # type: ignore[no-any-return]
     refuse_special_files(folder)
+    if not os.path.lexists(path):
+        refuse_model_file(folder, config, trust_remote_code)
     text = source_to_run(path, trust_remote_code).decode()
     source = execute(_HALF.sub("mx.float32", text) if in_float32 else text, str(path))
     model, loaded = load_model(
