@@ -77,7 +77,7 @@ def surprise(layout: Layout, why: str, asked: str) -> tuple[str, ...]:
     if asked != AUTO or not layout.needs_torch:
         return ()
     if layout.not_generating is None:
-        what = f"{layout.summary}: mlxport generate and chat, and mlx_lm.generate --trust-remote-code"
+        what = f"{layout.summary}: {layout.run_by}"
     else:
         what, can = layout.not_generating[0], "call it with mlxport.load(DST)(...)"
         what = f"{what}: {can}; mlxport generate and chat cannot run it"

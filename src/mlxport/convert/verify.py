@@ -109,6 +109,12 @@ def _written_logits(work: Verifying) -> Verified:
 
 
 def _written_outputs(work: Verifying) -> Verified:
+    report, _ = _compared_outputs(work)
+    return Verified(_passed(report, work.folder, "model"))
+
+
+def _compared_outputs(work: Verifying) -> tuple[PortParity, Any]:
+    """What the comparison of a port that was just written found, and the port."""
     from mlxport.layouts.generated.loading import load_port, unquantized_port
     from mlxport.model.memory import available_memory
     from mlxport.parity.port_comparison import compare_port
@@ -123,35 +129,34 @@ def _written_outputs(work: Verifying) -> Verified:
             f"the port's {needed} of weights run in memory, of which {free} may be taken",
             hint="verify it on a machine with more memory: mlxport verify DST --against SRC",
         )
+    model = load_port(work.folder)  # written by this very run, which has noted it
     report = compare_port(
         conversion,
-        load_port(work.folder),  # written by this very run, which has noted it
+        model,
         dtype=conversion.dtype,
         bits=min((spec.bits for spec in conversion.quantized.values()), default=None),
         unquantized=functools.partial(unquantized_port, work.folder),
         on_outputs=functools.partial(conversion.keep_outputs, work.folder),
     )
-    return Verified(_passed(report, work.folder, "model"))
+    return report, model
 
 
 def _written_sequences(work: Verifying) -> Verified:
-    from mlxport.layouts.generated.loading import load_port
     from mlxport.parity.tokenizer import check_tokenizer
 
     tokenizer = check_tokenizer(work.folder, work.checkpoint)
-    parity = _written_outputs(work).parity
-    conversion = _generated(work.conversion)
-    report = _with_steps(parity, load_port(work.folder), conversion)
+    report, model = _compared_outputs(work)
+    _passed(report, work.folder, "model")
+    report = _with_steps(report, model, _generated(work.conversion))
     return Verified(_passed(report, work.folder, "model"), tokenizer)
 
 
-def _with_steps(report: Any, model: Any, conversion: GeneratedConversion) -> PortParity:
+def _with_steps(report: PortParity, model: Any, conversion: GeneratedConversion) -> PortParity:
     """A report with what is wrong of single steps on caches."""
     from mlxport.parity.sequence_steps import step_problems
 
     problems = step_problems(model, conversion.example, conversion.dtype)
-    found: PortParity = replace(report, problems=(*report.problems, *problems))
-    return found
+    return replace(report, problems=(*report.problems, *problems))
 
 
 def _passed(report: Any, folder: Path, what: str) -> Any:
@@ -257,8 +262,7 @@ def _folder_logits(asked: _Asked) -> ParityReport:
     given, made = record.get("options"), record.get("output")
     dtype = given.get("dtype", "auto") if isinstance(given, dict) else "auto"
     written = made.get("files") if isinstance(made, dict) else None
-    opens = asked.layout.traces
-    inverse = parity.own_inverse(checkpoint, dtype if dtype in DTYPES else "auto", opens)
+    inverse = parity.own_inverse(checkpoint, dtype if dtype in DTYPES else "auto", asked.layout.traces)
     with make_progress(0, f"verifying {folder.name}", quiet=asked.quiet) as progress:
         report = parity.verify(
             folder,
@@ -283,6 +287,15 @@ def _trained(record: Mapping[str, Any]) -> frozenset[str]:
 
 
 def _folder_outputs(asked: _Asked) -> PortParity:
+    return _compared_folder(asked)[0]
+
+
+def _folder_sequences(asked: _Asked) -> PortParity:
+    return _with_steps(*_compared_folder(asked))
+
+
+def _compared_folder(asked: _Asked) -> tuple[PortParity, Any, GeneratedConversion]:
+    """What the comparison of a port's folder found, the port, and what it was compared with."""
     from mlxport import parity
 
     if reason := parity.unavailable():
@@ -310,7 +323,9 @@ def _folder_outputs(asked: _Asked) -> PortParity:
     report = compare_port(conversion, model, dtype=dtype, bits=bits, unquantized=unquantized)
     wrong = wrong_weights(model, conversion.unquantized()) if report.passed else []
     problem = f"stored weights differ from the original's: {', '.join(wrong[:8])}"
-    return replace(report, problems=(problem,)) if wrong else report
+    if wrong:
+        report = replace(report, problems=(problem,))
+    return report, model, conversion
 
 
 def _original(asked: _Asked, options: ResolvedOptions) -> GeneratedConversion:
@@ -323,14 +338,6 @@ def _original(asked: _Asked, options: ResolvedOptions) -> GeneratedConversion:
     trust = asked.trust_remote_code
     checkpoint = open_checkpoint(asked.against, revision=asked.revision, trust_remote_code=trust)
     return _generated(asked.layout.opens(checkpoint, options))
-
-
-def _folder_sequences(asked: _Asked) -> PortParity:
-    from mlxport.layouts.generated.loading import load_port
-
-    report = _folder_outputs(asked)
-    conversion = _original(asked, ResolvedOptions(layout=asked.layout.name))
-    return _with_steps(report, load_port(asked.folder, trust_remote_code=asked.trust_remote_code), conversion)
 
 
 _FOLDERS: Mapping[str, Callable[[_Asked], ParityReport | PortParity]] = {

@@ -93,6 +93,7 @@ class Layout:
             that the conversion holds, ``sequences`` that are written in one call and in several, or nothing.
         verifies_generation: Whether the comparison of ``logits`` goes on to text generated with the runtime's caches:
             the model's code is as new as its weights, and nobody else has run it.
+        run_by: The commands that generate text with it, where that has to be said.
         wrote: Whether a folder without a record is of this layout, by its config.
         not_generating: Why ``generate`` and ``chat`` cannot run it, and what to do with the folder ``PATH``; None if
             they can.
@@ -117,6 +118,7 @@ class Layout:
     usage: str = ""
     verification: Literal["logits", "outputs", "sequences", ""] = ""
     verifies_generation: bool = False
+    run_by: str = ""
     wrote: Callable[[Mapping[str, Any]], bool] = lambda config: False
     not_generating: tuple[str, str] | None = None
 

@@ -104,8 +104,9 @@ def chosen(asked: str, config: Mapping[str, Any], tensors: Collection[str] = (),
     if asked != AUTO:
         return named(asked)
     offered = [layout for layout in layouts() if cache or layout not in _WITH_CACHE]
-    first, *others = [layout for layout in offered if layout.claims(config, tensors)] or offered[:1]
-    if GENERATED_LM in others and _computes_otherwise(first, config):
+    first = next((layout for layout in offered if layout.claims(config, tensors)), offered[0])
+    # Asked in this order: for what the first layout computes right, transformers need not be imported.
+    if cache and _computes_otherwise(first, config) and GENERATED_LM.claims(config, tensors):
         return GENERATED_LM
     return first
 

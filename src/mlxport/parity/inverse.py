@@ -33,6 +33,10 @@ def own_inverse(
         dtype: As it was given to ``convert``.
         traces: The model of a checkpoint in a dtype, as its layout has it; None is mlx-lm's own.
     """
+    from mlxport.layouts.mlx_lm.layout import MLX_LM
+
+    traces = traces or MLX_LM.traces
+    assert traces is not None
     return OwnInverse(checkpoint, dtype, traces)
 
 
@@ -42,16 +46,12 @@ class OwnInverse:
 
     checkpoint: Checkpoint
     dtype: str
-    traces: Callable[[Checkpoint, str], TracedModel] | None = None
+    traces: Callable[[Checkpoint, str], TracedModel]
 
     @cached_property
     def program(self) -> Program:
         """From the checkpoint's tensors to the output's."""
-        if self.traces is not None:
-            return self.traces(self.checkpoint, self.dtype).plain.program
-        from mlxport.layouts.mlx_lm.opening import open_model
-
-        return open_model(self.checkpoint, dtype=self.dtype).plain.program
+        return self.traces(self.checkpoint, self.dtype).plain.program
 
     def __call__(self, outputs: Mapping[str, mx.array]) -> dict[str, mx.array]:
         """The checkpoint's tensors of mlx-lm's."""

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 
 from mlxport.errors import UsageError, VerificationError
 
@@ -76,18 +75,14 @@ def port(
 def _instance(result: Port) -> nn.Module:
     """Execute the source and fill the model with weights made from the captured module's tensors."""
     from mlxport.graph.write.execute_source import execute
+    from mlxport.graph.write.port_weights import fill
     from mlxport.transform.cpu_experts import half_precision_experts
 
     half_precision_experts()
     namespace = execute(result.source)
     model: nn.Module = namespace.Model(namespace.ModelArgs())
-    weights = make_weights(result)
-    expected = dict(tree_flatten(model.parameters()))
-    if missing := sorted(set(expected) ^ set(weights)):
-        raise AssertionError(f"the emitted model and its weights differ in {missing}")
-    model.load_weights(list(weights.items()))
     object.__setattr__(model, "source", result.source)
-    return model.eval()
+    return fill(model, make_weights(result))
 
 
 def make_weights(result: Port) -> dict[str, mx.array]:

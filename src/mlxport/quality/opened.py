@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten
 
 from mlxport.errors import ConfigError, MlxportError, NumericsError, UnsupportedError, UsageError, VerificationError
 from mlxport.layouts.conversion import TracedModel
+from mlxport.layouts.generated.language_layout import GENERATED_LM
 from mlxport.layouts.mlx_lm.layout import MLX_LM
 from mlxport.layouts.table import AUTO, chosen, layout_of, refuse_unknown_code
 from mlxport.model import loaded as out
@@ -250,8 +251,7 @@ def open_output(folder: str | Path, *, trust_remote_code: bool = False) -> Opene
     path = resolve(folder)
     config = read_object(path / "config.json", ConfigError, unique=False)
     own = refuse_foreign_source(path, config, trust_remote_code)  # as what the hint names would
-    layout = layout_of(config, read_record(path))
-    if own and not (layout.needs_torch and layout.not_generating is None):  # of its own, and mlx-lm runs it
+    if own and layout_of(config, read_record(path)) is not GENERATED_LM:  # whose source mlx-lm runs
         raise UnsupportedError(
             f"{folder} is built by code of its own, and quality is measured with mlx-lm's models",
             hint="mlxport verify compares a port with its original in torch",

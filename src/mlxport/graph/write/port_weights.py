@@ -6,13 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import torch
+from mlx.utils import tree_flatten
 
 from mlxport.graph.lower.helpers.conv import grouped_transposed_weight
 from mlxport.graph.lower.layer_specs import Fold, Weight
 from mlxport.graph.lower.one_function import compile_source, flat_source
 
-__all__ = ["apply_fold", "apply_weight", "from_torch", "port_weights", "to_mlx"]
+__all__ = ["apply_fold", "apply_weight", "fill", "from_torch", "port_weights", "to_mlx"]
 
 
 def apply_fold(fold: Fold, sources: Sequence[mx.array]) -> mx.array:
@@ -20,6 +22,18 @@ def apply_fold(fold: Fold, sources: Sequence[mx.array]) -> mx.array:
     (value,) = compile_source(flat_source(fold.graph))(*sources)
     result: mx.array = value
     return result
+
+
+def fill(model: nn.Module, weights: Mapping[str, mx.array]) -> nn.Module:
+    """An emitted model with its weights, all of them, in eval mode.
+
+    Raises:
+        AssertionError: They are not those that the source asks for, which is a bug of the emitter.
+    """
+    expected = dict(tree_flatten(model.parameters()))
+    if differing := sorted(set(expected) ^ set(weights)):
+        raise AssertionError(f"the emitted model and its weights differ in {differing}")
+    return model.load_weights(list(weights.items())).eval()
 
 
 def port_weights(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from mlxport.layouts.base import Layout, LayoutOptions, Refusal
-from mlxport.layouts.generated.layout import GENERATED
+from mlxport.layouts.base import PORT_FILE, Layout, LayoutOptions
+from mlxport.layouts.generated.layout import NO_MLXFN, claims_class
 
 if TYPE_CHECKING:
     from mlxport.layouts.conversion import Conversion, TracedModel
@@ -28,13 +28,7 @@ versions and hashes of source and output are in `mlxport.json`."""
 
 def _claims(config: Mapping[str, Any], tensors: Collection[str]) -> bool:
     """Whether transformers has the class as a language model, and torch is there to capture it."""
-    if not GENERATED.claims(config, tensors):
-        return False
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(str(config.get("model_type")), ())
-    classes = {known} if isinstance(known, str) else set(known)
-    return not classes.isdisjoint(map(str, config.get("architectures") or ()))
+    return claims_class(config, tensors, "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
 
 
 def _opens(checkpoint: Checkpoint, options: LayoutOptions) -> Conversion:
@@ -56,18 +50,13 @@ GENERATED_LM = Layout(
     opens=_opens,
     traces=_traces,
     needs_torch=True,
-    refuses=(
-        Refusal(
-            ("mlxfn",),
-            "--mlxfn: for whole sequences, and this port takes mlx-lm's caches",
-            "leave it out, or add --no-cache",
-        ),
-    ),
+    refuses=(NO_MLXFN,),
     records=("fold_batchnorm",),
-    files=("model.py", "__pycache__/model.*.pyc"),
+    files=(PORT_FILE, "__pycache__/model.*.pyc"),
     task="text-generation",
     usage=_USAGE,
     verification="logits",
     verifies_generation=True,
+    run_by="mlxport generate and chat, and mlx_lm.generate --trust-remote-code",
     wrote=lambda config: False,
 )

@@ -13,7 +13,14 @@ if TYPE_CHECKING:
     from mlxport.layouts.conversion import Conversion
     from mlxport.types import Checkpoint
 
-__all__ = ["GENERATED"]
+__all__ = ["GENERATED", "NO_MLXFN", "claims_class"]
+
+NO_MLXFN = Refusal(
+    ("mlxfn",),
+    "--mlxfn: for whole sequences, and this port takes mlx-lm's caches",
+    "leave it out, or add --no-cache",
+)
+"""Of the layouts whose ports generate."""
 
 _USAGE = """\
 ## Use
@@ -39,6 +46,17 @@ def _claims(config: Mapping[str, Any], tensors: Collection[str]) -> bool:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     return str(config.get("model_type")) in CONFIG_MAPPING
+
+
+def claims_class(config: Mapping[str, Any], tensors: Collection[str], mapping: str) -> bool:
+    """Whether the model can be captured, and its class is the one that a mapping of transformers has for its type."""
+    if not _claims(config, tensors):
+        return False
+    from transformers.models.auto import modeling_auto
+
+    known = getattr(modeling_auto, mapping).get(str(config.get("model_type")), ())
+    classes = {known} if isinstance(known, str) else set(known)
+    return not classes.isdisjoint(map(str, config.get("architectures") or ()))
 
 
 def _opens(checkpoint: Checkpoint, options: LayoutOptions) -> Conversion:

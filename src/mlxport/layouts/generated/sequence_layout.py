@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mlxport.layouts.base import LayoutOptions, Refusal
-from mlxport.layouts.generated.layout import GENERATED
+from mlxport.layouts.generated.layout import GENERATED, NO_MLXFN, claims_class
 
 if TYPE_CHECKING:
     from mlxport.layouts.conversion import Conversion
@@ -40,13 +40,8 @@ _NOT_FOR = "for language models without an encoder"
 
 def _claims(config: Mapping[str, Any], tensors: Collection[str]) -> bool:
     """Whether transformers has the class as a model of two texts, and torch is there to capture it."""
-    if config.get("is_encoder_decoder") is not True or not GENERATED.claims(config, tensors):
-        return False
-    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
-
-    known = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.get(str(config.get("model_type")), ())
-    classes = {known} if isinstance(known, str) else set(known)
-    return not classes.isdisjoint(map(str, config.get("architectures") or ()))
+    both = config.get("is_encoder_decoder") is True
+    return both and claims_class(config, tensors, "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES")
 
 
 def _opens(checkpoint: Checkpoint, options: LayoutOptions) -> Conversion:
@@ -70,17 +65,14 @@ GENERATED_SEQ2SEQ = replace(
             f"--fit, --target-size and --target-bpw: {_NOT_FOR}",
             "choose bits with -q, or a recipe with --recipe",
         ),
-        Refusal(
-            ("mlxfn",),
-            "--mlxfn: for whole sequences, and this port takes mlx-lm's caches",
-            "leave it out, or add --no-cache",
-        ),
+        NO_MLXFN,
     ),
     records=("fold_batchnorm",),
     tokenizer=True,
     task="text2text-generation",
     usage=_USAGE,
     verification="sequences",
+    run_by="mlxport generate",
     wrote=lambda config: False,
     not_generating=None,
 )

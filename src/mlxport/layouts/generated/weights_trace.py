@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import torch
 from mlx.utils import tree_flatten
 
@@ -16,7 +15,7 @@ from mlxport.errors import WeightsError
 from mlxport.graph.build import Port
 from mlxport.graph.capture.examples import Example
 from mlxport.graph.write.execute_source import execute
-from mlxport.graph.write.port_weights import from_torch, port_weights
+from mlxport.graph.write.port_weights import fill, from_torch, port_weights
 from mlxport.layouts.base import PORT_FILE
 from mlxport.layouts.conversion import Conversion, make_conversion
 from mlxport.layouts.generated.example_files import finish_example, write_inputs, write_outputs
@@ -120,13 +119,8 @@ def assemble(
     base.setdefault("model_type", port.model_type)
 
     def pipeline(arrays: dict[str, mx.array]) -> dict[str, mx.array]:
-        model: nn.Module = namespace.Model(namespace.ModelArgs())
         weights = weights_of_port(port, arrays, maps)
-        expected = dict(tree_flatten(model.parameters()))
-        if differing := sorted(set(expected) ^ set(weights)):
-            raise AssertionError(f"the emitted model and its weights differ in {differing}")
-        model.load_weights(list(weights.items()))
-        model.eval()
+        model = fill(namespace.Model(namespace.ModelArgs()), weights)
         built.config = dict(base)
         built.parameters = sum(array.size for array in weights.values())
         if quant is not None:
