@@ -159,6 +159,12 @@ SPECIFIC: dict[str, dict[str, Any]] = {
                      "activation_sparsity_pattern": None, "intermediate_size": 48},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2, "num_dense_layers": 1},
     "falcon_h1": {"mamba_d_ssm": 64},
+    "bamba": {"attn_layer_indices": [1]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
+    "zamba": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2},
+    "qwen4_exp_text": {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 16,
+                       "indexer_compress_ratio": 4},
 }  # fmt: skip
 
 
@@ -222,7 +228,8 @@ def tiny(model_type: str | None, config_class: Any, variant: Variant, probe: Any
     fields = {} if probe is None else _set_by_parent(config_class, probe)
     probe = probe if probe is not None else config_class()
     aliases = getattr(probe, "attribute_map", {})
-    real = {**vars(probe), **{key: getattr(probe, key, None) for key in aliases}}
+    given = [key for key, name in aliases.items() if not isinstance(getattr(config_class, name, None), property)]
+    real = {**vars(probe), **{key: getattr(probe, key, None) for key in given}}
     chosen: dict[str, Any] = {}
     for name, value in {**TINY, **variant.fields}.items():
         if name not in real or value is ... or (name in _OPTIONAL and real[name] is None):
@@ -245,7 +252,8 @@ def tiny(model_type: str | None, config_class: Any, variant: Variant, probe: Any
             if getattr(inner, "model_type", None):
                 fields[name]["model_type"] = inner.model_type
     fields.update(_rope(real, fields))
-    fields.update(SPECIFIC.get(model_type or "", {}))
+    fields = {aliases.get(name, name): value for name, value in fields.items()}
+    fields.update({aliases.get(name, name): value for name, value in SPECIFIC.get(model_type or "", {}).items()})
     return {name: value for name, value in fields.items() if value is not ...}
 
 

@@ -14,10 +14,12 @@ from torch.utils import _pytree as pytree
 
 from mlxport.errors import UnsupportedError
 from mlxport.graph.build import Port, build
+from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.export import CaptureError, capture
 from mlxport.graph.capture.hub_kernels import whole_kernels
 from mlxport.graph.lower.one_function import MissingOps
 from mlxport.graph.rewrite.caches.cached_step import NotCached
+from mlxport.graph.rewrite.caches.token_positions import NotCounted
 from mlxport.layouts.generated.emitting import missing
 from mlxport.layouts.generated.sequence_step import as_step, is_encoder_decoder
 
@@ -51,30 +53,39 @@ def emit_step(model: Any, *, model_type: str = "", fold_batchnorm: bool = False)
     Raises:
         UnsupportedError: It keeps nothing of the tokens before, or what mlx-lm's caches cannot.
     """
-    from transformers.exporters.exporter_dynamo import register_cache_pytrees_for_model, reset_model_state
-    from transformers.exporters.utils import apply_patches
-
     parameter = cache_parameter(model.forward)
     if parameter is None:
         raise _not_cached(model, "its forward takes no cache")
+    try:
+        try:
+            captured, cache = _captured(model, parameter, takes_positions(model))
+            return build(captured, model_type=model_type, batchnorm=fold_batchnorm, cache=cache)
+        except NotCounted:  # such a model relies on ``generate``, which counts for it
+            if "position_ids" not in inspect.signature(model.forward).parameters:
+                raise
+        captured, cache = _captured(model, parameter, True)
+        return build(captured, model_type=model_type, batchnorm=fold_batchnorm, cache=cache)
+    except (NotCached, CaptureError) as error:
+        raise _not_cached(model, str(error)) from error
+    except MissingOps as error:
+        raise missing(error.missing) from None
+
+
+def _captured(model: Any, parameter: str, positioned: bool) -> tuple[Captured, Any]:
+    """The program of a step and the example's cache; ``positioned``: whether the model is told positions."""
+    from transformers.exporters.exporter_dynamo import register_cache_pytrees_for_model, reset_model_state
+    from transformers.exporters.utils import apply_patches
+
     register_cache_pytrees_for_model(model)
     vocabulary = int(model.config.get_text_config().vocab_size)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(min(3, vocabulary - 1), vocabulary, (_BATCH, _PAST), generator=generator)
-    try:
-        # With the patches a layer with a window keeps all tokens: their number is one symbol.
-        with apply_patches("dynamo"), _experts_gathered(model), whole_kernels(model):
-            cache = _example_cache(model, parameter, ids)
-            step = as_step(model) if is_encoder_decoder(model) else nullcontext()
-            with step, reset_model_state(model), _as_generated(model, parameter):
-                captured = capture(model, (), {**_new_tokens(model, ids, generator), parameter: cache})
-        return build(captured, model_type=model_type, batchnorm=fold_batchnorm, cache=cache)
-    except NotCached as error:
-        raise _not_cached(model, str(error)) from error
-    except CaptureError as error:
-        raise _not_cached(model, str(error)) from error
-    except MissingOps as error:
-        raise missing(error.missing) from None
+    # With the patches a layer with a window keeps all tokens: their number is one symbol.
+    with apply_patches("dynamo"), _experts_gathered(model), whole_kernels(model):
+        cache = _example_cache(model, parameter, ids)
+        step = as_step(model) if is_encoder_decoder(model) else nullcontext()
+        with step, reset_model_state(model), _as_generated(model, parameter, positioned):
+            return capture(model, (), {**_new_tokens(model, ids, generator), parameter: cache}), cache
 
 
 def _new_tokens(model: Any, ids: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -130,9 +141,8 @@ def _experts_gathered(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _as_generated(model: Any, parameter: str) -> Iterator[None]:
+def _as_generated(model: Any, parameter: str, positioned: bool) -> Iterator[None]:
     """Calls as transformers' ``generate`` has them: all layers hold as many tokens, those with windows, too."""
-    positioned = takes_positions(model)
 
     def complete(_: Any, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         held = (getattr(layer, "keys", None) for layer in given[parameter].layers)

@@ -7,12 +7,18 @@ import torch
 import torch.nn.functional as F
 from steps import WIDTH, Model, Pair, causal
 
+from mlxport.errors import UnsupportedError
+
 
 def turned(x, past):
     """Rotary embedding of tokens that come after ``past`` others."""
+    return turned_at(x, torch.arange(past, past + x.shape[2]))
+
+
+def turned_at(x, positions):
     width = x.shape[-1]
     inverse = 1.0 / 10000.0 ** (torch.arange(0, width, 2) / width)
-    angles = torch.outer(torch.arange(past, past + x.shape[2]).float(), inverse).repeat(1, 2)
+    angles = torch.outer(positions.float(), inverse).repeat(1, 2)
     first, second = x.chunk(2, dim=-1)
     return x * angles.cos() + torch.cat((-second, first), dim=-1) * angles.sin()
 
@@ -77,3 +83,44 @@ def test_positions_that_a_batch_has_once(tmp_path):
     pair.check(batched=False)
     with pytest.raises(ValueError, match="its prompts must be of one length"):
         pair.in_a_batch()
+
+
+class LeftToGenerate(Model):
+    """Positions are told by whoever calls; by itself it takes the first of the new tokens for the first of all."""
+
+    def forward(self, input_ids, past_key_values=None, use_cache=True, position_ids=None):
+        self.embed = lambda x, past: x + self._table(x.shape[1], position_ids)
+        return super().forward(input_ids, past_key_values, use_cache)
+
+    def _table(self, length, position_ids):
+        if position_ids is None:
+            position_ids = torch.arange(length)[None]
+        return F.embedding(position_ids, torch.sin(torch.arange(64 * WIDTH).float()).view(64, WIDTH))
+
+
+class NeverCounted(LeftToGenerate):
+    """As above, and nobody can tell it."""
+
+    def forward(self, input_ids, past_key_values=None, use_cache=True):
+        return super().forward(input_ids, past_key_values, use_cache)
+
+
+class TurnedByTheCaller(Model):
+    """Rotary positions that are told by whoever calls."""
+
+    def forward(self, input_ids, past_key_values=None, use_cache=True, position_ids=None):
+        for layer in self.layers:
+            layer.turn = lambda x, past: turned_at(
+                x, torch.arange(x.shape[2]) if position_ids is None else position_ids[0]
+            )
+        return super().forward(input_ids, past_key_values, use_cache)
+
+
+@pytest.mark.parametrize("kind", [LeftToGenerate, TurnedByTheCaller])
+def test_positions_that_are_left_to_generate(tmp_path, kind):
+    Pair(kind(attend), tmp_path).check()
+
+
+def test_positions_that_nobody_counts_are_refused(tmp_path):
+    with pytest.raises(UnsupportedError, match="positions of the model do not follow from the tokens before"):
+        Pair(NeverCounted(attend), tmp_path)

@@ -9,9 +9,13 @@ from mlxport.graph.lower import cache_ops
 from mlxport.graph.lower.fused_ops import rotary
 from mlxport.graph.rewrite.caches.cached_step import CachedStep, NotCached
 from mlxport.graph.rewrite.fuse.values import CannotEvaluate, symbols
-from mlxport.graph.rewrite.graph_queries import Editor, ndim, same_size, shape
+from mlxport.graph.rewrite.graph_queries import Editor, kind, ndim, same_size, shape, where
 
-__all__ = ["count_from_offset"]
+__all__ = ["NotCounted", "count_from_offset"]
+
+
+class NotCounted(NotCached):
+    """A step whose positions start anew, since the model leaves it to ``generate`` to count the tokens before."""
 
 
 class _Offset:
@@ -37,18 +41,39 @@ def count_from_offset(step: CachedStep) -> None:
 
     Raises:
         NotCached: Something else is computed from the number of tokens before.
+        NotCounted: New tokens have the same positions, however many came before.
     """
     offset = _Offset(step)
+    if step.source is None and step.past is not None:
+        _check_looked_up(step)
     _rotary(step, offset)
     _counted(step, offset)
 
 
+def _check_looked_up(step: CachedStep) -> None:
+    """Refuse places in a table that differ between new tokens, and do not follow from those before."""
+    after = set(_after_past(step))
+    for node in step.captured.graph.nodes:
+        places = node.args[1] if kind(node) == "embedding" else None
+        if places not in step.values.static or places in after or step.length not in symbols([places]):
+            continue
+        try:
+            (found,) = step.values.run([places], {}, next(step.values.sizes()))
+        except CannotEvaluate:
+            continue
+        if bool((found != found.flatten()[0]).any()):
+            raise NotCounted(f"the positions of {where(node) or 'the model'} do not follow from the tokens before")
+
+
 def _rotary(step: CachedStep, offset: _Offset) -> None:
     for node in list(step.captured.graph.nodes):
-        if node.target is rotary and isinstance(node.args[5], Node):
-            if node.args[5].meta["val"].node.expr != step.past:
-                raise NotCached(f"rotary positions start at {node.args[5].meta['val']}")
-            node.args = (*node.args[:5], offset.node(), *node.args[6:])
+        if node.target is not rotary or (step.source is not None and not isinstance(node.args[5], Node)):
+            continue  # an encoder counts from its first token
+        if not isinstance(node.args[5], Node):
+            raise NotCounted(f"the positions of {where(node) or 'the model'} do not follow from the tokens before")
+        if node.args[5].meta["val"].node.expr != step.past:
+            raise NotCached(f"rotary positions start at {node.args[5].meta['val']}")
+        node.args = (*node.args[:5], offset.node(), *node.args[6:])
 
 
 def _counted(step: CachedStep, offset: _Offset) -> None:
