@@ -88,6 +88,8 @@ def opened(checkpoint: Checkpoint, layout: Layout, options: ResolvedOptions) -> 
     """What will be written, and the options with what was chosen under a limit."""
     if options.limit is None:
         _check_report_tokenizer(checkpoint, options)
+    if layout.needs_torch and layout.tokenizer:
+        check_tokenizer_files(checkpoint, None)  # a capture takes minutes; again with the rows once these are known
     conversion = layout.opens(checkpoint, options)
     parts = parts_left_out(checkpoint, conversion, options)
     if options.limit is not None:

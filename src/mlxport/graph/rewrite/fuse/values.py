@@ -13,6 +13,7 @@ from typing import Any
 import sympy
 import torch
 from torch.fx import Node
+from torch.fx.node import map_aggregate
 
 from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.guards import SizeRule, size_rules
@@ -168,8 +169,6 @@ class Values:
         def argument(item: Any) -> Any:
             if isinstance(item, Node):
                 return known[item]
-            if isinstance(item, list | tuple):
-                return type(item)(map(argument, item))
             if isinstance(item, torch.device):
                 return torch.device("cpu")
             if numbers and type(item) in (int, float) and item in numbers:
@@ -187,10 +186,11 @@ class Values:
             else:
                 # Copies have been taken out of the graph: what was a view need not be one here.
                 target: Any = torch.ops.aten.reshape.default if traits_of(node).sized else node.target
-                keywords = {key: argument(part) for key, part in node.kwargs.items()}
+                # Not by a function that calls itself: it would keep all values until the next collection of garbage.
+                args, keywords = map_aggregate(node.args, argument), map_aggregate(node.kwargs, argument)
                 try:
                     with torch.no_grad(), _wide_default():
-                        known[node] = target(*map(argument, node.args), **keywords)
+                        known[node] = target(*args, **keywords)
                 except (RuntimeError, IndexError, ValueError, TypeError, NotImplementedError) as error:
                     raise CannotEvaluate(f"{node.name}: {error}") from error
         return [known[node] for node in wanted]
