@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import shutil
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -25,6 +27,7 @@ from mlxport.errors import UnsafeError, UnsupportedError
 
 PROMPTS = [[5, 40, 31, 7, 300, 22, 90, 14, 15, 16, 200], [9, 8, 7]]
 TOKENS = 12
+EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama"
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +117,36 @@ def test_a_quantized_output_is_that_of_the_same_weights_in_torch(tmp_path):
     assert config["quantization"]["bits"] == 4 and config["model_file"] == "model.py"
     found = report.parity.generation
     assert found.reference == "the stored weights in torch, with its cache" and found.equal == found.tokens == 32
+
+
+def test_a_trained_model_by_both_routes_is_one_model_at_4_bits(tmp_path):
+    prompt = mx.array([[5, 40, 31, 7, 300, 22, 90, 14, 15, 16, 200]])
+    logits, texts = {}, {}
+    for layout in ("mlx-lm", "generated-lm"):
+        mlxport.convert(EXAMPLE, tmp_path / layout, layout=layout, quantize=4, q_group_size=32, verify="none")
+        model = load_model(tmp_path / layout, trust_remote_code=True)[0]
+        logits[layout] = np.array(model(prompt).astype(mx.float32))
+        texts[layout] = [tokens(model, prompt[0]), tokens(model, prompt[0], kv_bits=8, kv_group_size=32)]
+    assert json.loads((tmp_path / "generated-lm/config.json").read_text())["model_file"] == "model.py"
+    np.testing.assert_array_equal(*logits.values())
+    assert texts["mlx-lm"] == texts["generated-lm"]
+
+
+def test_mlx_lms_own_command_trains_an_adapter(ported, tmp_path):
+    _, folder, _ = ported("opt")
+    row = json.dumps({"text": "w5 w40 w31 w7 w300 w22 w90 w14 " * 3})
+    for name in ("train", "valid"):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join([row] * 4) + "\n")
+    run = [sys.executable, "-m", "mlx_lm", "lora", "--model", str(folder / "mlx"), "--trust-remote-code", "--train"]
+    options = {"data": tmp_path, "iters": 10, "batch-size": 2, "learning-rate": 1e-2, "num-layers": 2}
+    options |= {"steps-per-report": 5, "adapter-path": tmp_path / "adapters"}
+    given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    done = subprocess.run([*run, *given], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = re.sub(r"\x1b\[[\d;]*m", "", done.stdout)
+    losses = [float(found) for found in re.findall(r"\bval\s+([\d.]+)", said)]
+    assert len(losses) == 2 and losses[1] < losses[0], said
+    assert (tmp_path / "adapters/adapters.safetensors").stat().st_size > 0
 
 
 def test_it_generates_where_it_was_written_and_asks_for_trust_elsewhere(ported, request, tmp_path, monkeypatch):
