@@ -5,7 +5,7 @@
 # make sweep  every architecture of mlx-lm against PyTorch (long); writes docs/architectures.md
 # make sweep-ops  torch's op and module databases against PyTorch (long); writes docs/ops.md
 # make sweep-models  a tiny model of every transformers type, ported (hours; goes on where it stopped); docs/models.md
-# make sweep-generate  a tiny model of every causal type of transformers, generating in mlx-lm (hours; goes on where it stopped); docs/generating.md
+# make sweep-generate  a tiny model of every type of transformers that writes, generating in mlx-lm (hours; goes on where it stopped); docs/generating.md
 # make sweep-quality  every quantizer, mlx-lm's too, on three language models (hours; goes on where it stopped); docs/quality.md
 # make docs   the documentation as a site, in site/; docs/generate.py makes what is made from the code
 # make bench  conversion beside cp and mlx_lm (makes 2.5 GB files), ports beside hand-written MLX and mlx-lm's models, quantizers

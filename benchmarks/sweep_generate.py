@@ -1,4 +1,4 @@
-"""Convert a tiny random model of every causal type of transformers, generate in unmodified mlx-lm, compare tokens.
+"""Convert a tiny random model of every type of transformers that writes, generate in unmodified mlx-lm, compare tokens.
 
 Each runs in a process of its own, with a limit on its time. Results are JSON lines, appended as they come; a second run
 goes on where the first ended. Writes docs/generating.md.
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import model_cases as cases
+import sequence_cases as sequences
 import sweep_pool
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,6 +28,8 @@ COUNT = 32
 PROMPTS = (11, 3, 24)  # tokens; two are followed by COUNT tokens, the last is the third of a batch
 CHECKS = ("chunks", "batch", "saved cache", "trim", "window")
 RAN = ("equal", "differs", "refused", "error", "time")  # statuses of models that run with a cache in transformers
+
+Task = tuple[str, str]  # type and class
 
 
 class _Stopped(Exception):
@@ -37,7 +40,7 @@ class _Stopped(Exception):
         self.status = status
 
 
-def check(task: tuple[str, str]) -> dict[str, Any]:
+def check(task: Task) -> dict[str, Any]:
     """Build, convert, generate and compare one model; what stops it is part of the result."""
     import torch
     import transformers
@@ -64,7 +67,7 @@ def _checked(model_type: str, class_name: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = _converted(model, Path(temporary))
         found: dict[str, Any] = {"lines": (folder / "model.py").read_text().count("\n")}
-        ported, differing = _generated(folder, texts)
+        ported, differing = (_translated if model.config.is_encoder_decoder else _generated)(folder, model, texts)
         report = check_generation(ported, texts, None, ROWS["same weights"], "")
     checks = {item.name: item for item in report.checks}
     found["checks"] = {
@@ -81,26 +84,16 @@ def _checked(model_type: str, class_name: str) -> dict[str, Any]:
 
 def _original(model_type: str, class_name: str) -> tuple[Any, list[Any], str]:
     """The first tiny model that runs with a cache, what transformers writes with it, and what is odd about that."""
-    import torch
-
-    from mlxport.layouts.generated.generation_step import cache_parameter
-    from mlxport.parity.continuations import followed
-
     failure: Exception | None = None
     for variant in cases.VARIANTS:
         try:
-            model = cases.make_model(model_type, class_name, variant, is_decoder=True)
+            changes = {} if _reads(class_name) else {"is_decoder": True}
+            model = cases.make_model(model_type, class_name, variant, **changes)
             model.config.use_cache = True
-            vocabulary = model.config.get_text_config().vocab_size
-            generator = torch.Generator().manual_seed(3)
-            prompts = [torch.randint(5, vocabulary - 1, (n,), generator=generator).numpy() for n in PROMPTS]
-            with torch.no_grad():
-                output = model(input_ids=torch.tensor(prompts[0])[None], use_cache=True)
-            parameter = cache_parameter(model.forward)
-            if parameter is None or output.get(parameter) is None:
-                raise _Stopped("no-cache", "it gives no cache in transformers")
-            texts = [followed(model, prompt, COUNT) for prompt in prompts]
-            return model, [text for text, _ in texts], texts[0][1]
+            if model.config.is_encoder_decoder:
+                source = sequences.sources(model)[0]
+                return model, sequences.written_texts(model, source, PROMPTS, COUNT), ""
+            return model, *_continued(model)
         except _Stopped:
             raise
         except Exception as error:
@@ -109,16 +102,43 @@ def _original(model_type: str, class_name: str) -> tuple[Any, list[Any], str]:
     raise _Stopped("not-eager", sweep_pool.failure(failure))
 
 
+def _reads(class_name: str) -> bool:
+    """Whether a class is listed with those that read one text and write another."""
+    return class_name in {name for _, name in _listed("SEQ_TO_SEQ_CAUSAL_LM")}
+
+
+def _continued(model: Any) -> tuple[list[Any], str]:
+    """What transformers writes after prompts, and what is odd about that."""
+    import torch
+
+    from mlxport.layouts.generated.generation_step import cache_parameter
+    from mlxport.parity.continuations import followed
+
+    vocabulary = model.config.get_text_config().vocab_size
+    generator = torch.Generator().manual_seed(3)
+    prompts = [torch.randint(5, vocabulary - 1, (n,), generator=generator).numpy() for n in PROMPTS]
+    with torch.no_grad():
+        output = model(input_ids=torch.tensor(prompts[0])[None], use_cache=True)
+    parameter = cache_parameter(model.forward)
+    if parameter is None or output.get(parameter) is None:
+        raise _Stopped("no-cache", "it gives no cache in transformers")
+    texts = [followed(model, prompt, COUNT) for prompt in prompts]
+    return [text for text, _ in texts], texts[0][1]
+
+
 def _converted(model: Any, folder: Path) -> Path:
     """The folder that ``convert`` makes of it."""
     import mlxport
     from mlxport.errors import UnsupportedError
 
+    layout = "generated-seq2seq" if model.config.is_encoder_decoder else "generated-lm"
+    if model.config.is_encoder_decoder:
+        sequences.free(model)
     model.save_pretrained(folder / "original")
     write_tokenizer(folder / "original", model.config.get_text_config().vocab_size)
     try:
         mlxport.convert(
-            folder / "original", folder / "ported", layout="generated-lm", verify="none", quiet=True, text_only=True
+            folder / "original", folder / "ported", layout=layout, verify="none", quiet=True, text_only=True
         )
     except UnsupportedError as error:
         raise _Stopped("refused", error.message) from error
@@ -127,16 +147,27 @@ def _converted(model: Any, folder: Path) -> Path:
 
 def write_tokenizer(folder: Path, vocabulary: int) -> None:
     """One word a token."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = models.WordLevel({f"w{index}": index for index in range(vocabulary)}, unk_token="w1")
+    words = models.WordLevel({"<unk>" if index == 1 else f"w{index}": index for index in range(vocabulary)}, "<unk>")
     tokenizer = Tokenizer(words)
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w1", eos_token="w2").save_pretrained(folder)
+    end = AddedToken("w2", single_word=True)  # not the beginning of w20
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token=end).save_pretrained(folder)
 
 
-def _generated(folder: Path, texts: list[Any]) -> tuple[Any, str]:
+def _translated(folder: Path, model: Any, texts: list[Any]) -> tuple[Any, str]:
+    """A decoder that has read a text, and where what it writes of texts is not what transformers writes."""
+    from mlx_lm.utils import load_model
+
+    from mlxport.parity.sequence_steps import HasRead
+
+    ported = load_model(folder, trust_remote_code=True)[0]
+    return HasRead(ported, sequences.sources(model)[0]), sequences.differing(model, folder, COUNT)
+
+
+def _generated(folder: Path, _: Any, texts: list[Any]) -> tuple[Any, str]:
     """mlx-lm's model of a folder, and where the tokens that it generates are not those of the texts."""
     import mlx.core as mx
     from mlx_lm.generate import generate_step
@@ -152,22 +183,27 @@ def _generated(folder: Path, texts: list[Any]) -> tuple[Any, str]:
     return model, ""
 
 
-def tasks() -> list[tuple[str, str]]:
-    """Type and class of every causal language model; a run cut short is a fair sample."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as names
-
-    found = [(name, known if isinstance(known, str) else known[0]) for name, known in names.items()]
+def tasks() -> list[Task]:
+    """Type and class of every model that writes; a run cut short is a fair sample."""
+    found = dict.fromkeys((*_listed("CAUSAL_LM"), *_listed("SEQ_TO_SEQ_CAUSAL_LM")))
     return sorted(found, key=lambda task: hashlib.md5(repr(task).encode()).digest())
 
 
-def table(results: dict[str, dict[str, Any]], total: int) -> str:
+def _listed(head: str) -> list[tuple[str, str]]:
+    """Type and class of the models that transformers lists with a head."""
+    from transformers.models.auto import modeling_auto
+
+    names = getattr(modeling_auto, f"MODEL_FOR_{head}_MAPPING_NAMES")
+    return [(name, known if isinstance(known, str) else known[0]) for name, known in names.items()]
+
+
+def table(results: dict[Task, dict[str, Any]], total: int) -> str:
     """The committed page; ``total``: how many cases there are."""
-    rows = [results[key] for key in sorted(results)]
-    ran = [row for row in rows if row["status"] in RAN]
-    equal = [row for row in ran if row["status"] == "equal"]
     versions = ", ".join(
         f"{name} {importlib.metadata.version(name)}" for name in ("mlx", "mlx-lm", "torch", "transformers")
     )
+    reading = {task for task in results if _reads(task[1])}
+    causal = [results[task] for task in sorted(results.keys() - reading)]
     lines = [
         "# Language models generated",
         "",
@@ -177,31 +213,50 @@ def table(results: dict[str, dict[str, Any]], total: int) -> str:
         "after the cache was saved and loaded, and after it was trimmed. Made by `make sweep-generate` with",
         f"{versions}.",
         "",
+        *([f"Tried so far: {len(results)} of {total}, in an order that has nothing to do with their names."]
+          if len(results) < total else []),
+        *_part(causal),
+        "",
+        "## Models that read one text and write another",
+        "",
+        f"Those with an encoder are converted to `generated-seq2seq`: {COUNT} tokens by `mlxport generate`, and by",
+        "mlx-lm's `generate_step` with the cache that `encode` filled, from texts of "
+        f"{' and '.join(map(str, sequences.SOURCES))} tokens, against transformers.",
+        "Then as above, each prompt the beginning of what is written. Types that hear are tried with tokens alone.",
+        "",
+        *_part([results[task] for task in sorted(reading)]),
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _part(rows: list[dict[str, Any]]) -> list[str]:
+    """How many of some types write the same, and each with the reason why it does not."""
+    ran = [row for row in rows if row["status"] in RAN]
+    equal = [row for row in ran if row["status"] == "equal"]
+    lines = [
         f"{len(equal)} of {len(ran)} that run with a cache in transformers write the same tokens "
         f"({100 * len(equal) / max(len(ran), 1):.0f}%).",
-        *([f"Tried so far: {len(rows)} of {total}, in an order that has nothing to do with their names."]
-          if len(rows) < total else []),
         f"{sum(row['status'] == 'not-eager' for row in rows)} more do not run from a config derived like this, "
         f"{sum(row['status'] == 'no-cache' for row in rows)} give no cache.",
         "",
         f"| model type | tokens | {' | '.join(CHECKS)} | lines | reason |",
         f"|---|---|{'---|' * len(CHECKS)}---:|---|",
-    ]  # fmt: skip
+    ]
     for row in rows:
         checks = row.get("checks", {})
         limits = [f"{name}: {said.removeprefix('no: ')}" for name, said in checks.items() if said.startswith("no: ")]
         said = "; ".join([*filter(None, [row.get("reason", "")]), *limits]).replace("|", "\\|")
-        said = re.sub(r"/\S*/", "", said)[:240]  # no path of this machine
+        said = " ".join(re.sub(r"/\S*/", "", said).split())[:240]  # no path of this machine, no line of its own
         cells = (checks.get(name, "").partition(":")[0] for name in CHECKS)
         lines.append(f"| {row['type']} | {row['status']} | {' | '.join(cells)} | {row.get('lines', '')} | {said} |")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
-def load(path: Path) -> dict[str, dict[str, Any]]:
-    """Results of earlier runs, the last of each type."""
+def load(path: Path) -> dict[Task, dict[str, Any]]:
+    """Results of earlier runs, the last of each case."""
     if not path.exists():
         return {}
-    return {row["type"]: row for row in map(json.loads, path.read_text().splitlines())}
+    return {(row["type"], row["class"]): row for row in map(json.loads, path.read_text().splitlines())}
 
 
 def main() -> None:
@@ -219,13 +274,13 @@ def main() -> None:
     if arguments.only is not None:
         todo = [task for task in todo if task[0] in arguments.only]
     elif arguments.status is not None:
-        todo = [task for task in todo if done.get(task[0], {}).get("status") in arguments.status]
+        todo = [task for task in todo if done.get(task, {}).get("status") in arguments.status]
     else:
-        todo = [task for task in todo if task[0] not in done]
+        todo = [task for task in todo if task not in done]
     with arguments.json.open("a") as log:
         for task, found, why in sweep_pool.outcomes(check, todo, arguments.workers, arguments.timeout):
             row = {"type": task[0], "class": task[1], **(found or {"status": "time", "reason": why})}
-            done[task[0]] = row
+            done[task] = row
             log.write(json.dumps(row) + "\n")
             log.flush()
             print(f"{row['type']:24} {row['status']:9} {row.get('seconds', ''):6} {row['reason'][:160]}", flush=True)

@@ -20,12 +20,13 @@ _BART: dict[str, Any] = dict(
 _T5: dict[str, Any] = dict(d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4,
                            relative_attention_num_buckets=8, relative_attention_max_distance=24)  # fmt: skip
 
-# Each stands for a way to tell positions: a learned table, distances, sinusoids by place.
+# Each stands for a way to tell positions: a learned table, distances, sinusoids by place, counts of what is no padding.
 CONFIGS = {
     "bart": partial(transformers.BartConfig, **_COMMON, **_BART),
     "t5": partial(transformers.T5Config, **_COMMON, **_T5),
     "umt5": partial(transformers.UMT5Config, **_COMMON, **_T5, feed_forward_proj="gated-gelu"),
     "marian": partial(transformers.MarianConfig, **_COMMON, **_BART),
+    "m2m_100": partial(transformers.M2M100Config, **_COMMON, **_BART),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -11,9 +12,28 @@ from mlxport.graph.capture.examples import Example
 from mlxport.graph.write.port_weights import from_torch
 from mlxport.quant.tolerances import PORTED
 
-__all__ = ["step_problems"]
+__all__ = ["HasRead", "step_problems"]
 
 _PIECES = (1, 2, 1, 1)  # tokens of the first calls; a last one gets the rest
+
+
+class HasRead:
+    """A decoder whose encoder has read a text, as mlx-lm runs a language model."""
+
+    def __init__(self, model: Any, source: Sequence[int]) -> None:
+        self._model = model
+        self._source = mx.array([list(source)])
+
+    def make_cache(self) -> list[Any]:
+        """Caches that hold what the encoder has read."""
+        cache: list[Any] = self._model.make_cache()
+        self._model.encode(self._source, cache)
+        return cache
+
+    def __call__(self, ids: mx.array, cache: list[Any]) -> mx.array:
+        """Logits [1, length, vocabulary] after each of the tokens."""
+        logits: mx.array = self._model(ids, cache)
+        return logits
 
 
 def step_problems(model: nn.Module, example: Example, dtype: str) -> list[str]:

@@ -23,6 +23,7 @@ __all__ = [
     "masked_scores",
     "offset",
     "positions",
+    "row_offset",
     "same_positions",
     "selective_scan",
     "state_mask",
@@ -81,6 +82,11 @@ def attend(
 
 def positions(like: torch.Tensor, offset: Any, start: int = 0) -> torch.Tensor:
     """Positions [1 or batch, length] of new tokens after ``offset`` others, from ``start`` on."""
+    raise NotImplementedError
+
+
+def row_offset(offset: Any) -> Any:
+    """Tokens before, to be added to numbers [batch, length] of new ones."""
     raise NotImplementedError
 
 

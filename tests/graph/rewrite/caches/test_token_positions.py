@@ -85,6 +85,22 @@ def test_positions_that_a_batch_has_once(tmp_path):
         pair.in_a_batch()
 
 
+class CountsNoPadding(Model):
+    """Positions count the tokens that are not 0, which stands for padding."""
+
+    def forward(self, input_ids, past_key_values=None, use_cache=True):
+        real = input_ids.ne(0).int()
+        table = torch.sin(torch.arange(64 * WIDTH).float()).view(64, WIDTH)
+        self.embed = lambda x, past: x + F.embedding((torch.cumsum(real, dim=1).int() + past) * real, table)
+        return super().forward(input_ids, past_key_values, use_cache)
+
+
+def test_positions_that_count_what_is_no_padding(tmp_path):
+    pair = Pair(CountsNoPadding(attend), tmp_path)
+    assert "row_offset(offset)" in pair.source
+    pair.check()
+
+
 class LeftToGenerate(Model):
     """Positions are told by whoever calls; by itself it takes the first of the new tokens for the first of all."""
 

@@ -5,6 +5,11 @@ from __future__ import annotations
 import mlx.core as mx
 
 
+def row_offset(offset):
+    """``offset``, to be added to numbers [B, L]; in a batch there may be one for each row."""
+    return offset[:, None] if isinstance(offset, mx.array) and offset.ndim else offset
+
+
 def positions_after(tokens, offset, start=0):
     """Positions [1 or B, L] of the tokens that come after ``offset`` others; in a batch an offset for each row."""
     steps = mx.arange(start, start + tokens.shape[1])[None]

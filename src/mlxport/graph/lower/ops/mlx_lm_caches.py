@@ -96,6 +96,12 @@ def positions(like: Expr, offset: Any, start: int = 0) -> Expr:
     return registered_helper(helper.positions_after).called(shadow, like, offset, **given)
 
 
+@fused(targets.row_offset)
+def row_offset(offset: Expr) -> Expr:
+    """``row_offset(offset)``."""
+    return registered_helper(helper.row_offset).called(_mx.full((1, 1), _PAST, _mx.int64), offset)
+
+
 @fused(targets.same_positions)
 def same_positions(positions: Expr) -> Expr:
     """``same_positions(positions)``."""

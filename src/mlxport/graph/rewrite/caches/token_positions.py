@@ -48,6 +48,7 @@ def count_from_offset(step: CachedStep) -> None:
         _check_looked_up(step)
     _rotary(step, offset)
     _counted(step, offset)
+    _added(step, offset)
 
 
 def _check_looked_up(step: CachedStep) -> None:
@@ -92,6 +93,28 @@ def _counted(step: CachedStep, offset: _Offset) -> None:
             )
         placed = _like(step, made[start], node)
         node.replace_all_uses_with(placed, delete_user_cb=lambda user, users=users: user in users)
+
+
+def _added(step: CachedStep, offset: _Offset) -> None:
+    """The number of tokens before, added to a number of each new token: those that are no padding are counted, say."""
+    for node in list(step.captured.graph.nodes):
+        if kind(node) != "add" or node in step.values.static or not _of_each_token(step, node) or node.kwargs:
+            continue
+        for size in [item for item in node.args if isinstance(item, Node) and _is_past(step, item)]:
+            edit = Editor(step.captured, node)
+            rows = edit.call(cache_ops.row_offset, offset.node(), val=step.fake((1, 1), torch.int64))
+            node.args = tuple(rows if item is size else item for item in node.args)
+
+
+def _of_each_token(step: CachedStep, node: Node) -> bool:
+    """Whether ``node`` is [batch, new tokens]."""
+    sizes = shape(node) if ndim(node) == 2 else ()
+    return bool(sizes) and all(same_size(own, size) for own, size in zip(sizes, shape(step.ids), strict=True))
+
+
+def _is_past(step: CachedStep, node: Node) -> bool:
+    size = node.meta.get("val")
+    return isinstance(size, torch.SymInt) and bool(size.node.expr == step.past)
 
 
 def _after_past(step: CachedStep) -> list[Node]:
