@@ -89,8 +89,9 @@ def make_model(model_type: str, class_name: str, variant: Variant, **changes: An
     model = model_class._from_config(config) if hasattr(model_class, "_from_config") else model_class(config)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for value in model.parameters():
-            if value.is_floating_point() and value.numel() and value.device.type != "meta":
+        computed = getattr(model, "_keys_to_ignore_on_save", None) or ()  # anew, from the config
+        for name, value in model.named_parameters():
+            if name not in computed and value.is_floating_point() and value.numel() and value.device.type != "meta":
                 noise = torch.randn(value.shape, generator=generator)
                 if value.ndim >= 2:
                     value.copy_(noise * min(0.3, value[0].numel() ** -0.5))

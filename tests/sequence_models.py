@@ -35,7 +35,7 @@ def make_sequence_model(name: str, noise: float = 0.2) -> Any:
     torch.manual_seed(7)
     model = transformers.AutoModelForSeq2SeqLM.from_config(CONFIGS[name]()).eval()
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in filter(lambda item: item.requires_grad, model.parameters()):  # not what is never stored
             parameter.add_(torch.randn_like(parameter) * (noise if parameter.ndim > 1 else 0.1))
     return model
 

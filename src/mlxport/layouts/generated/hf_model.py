@@ -107,8 +107,32 @@ def empty_model(checkpoint: Checkpoint, *, dtype: torch.dtype, attention: str = 
                 hint="get config.json again from where the weights are from",
             ) from error
         model.tie_weights()
+        _compute_frozen(model, checkpoint)
         return model.eval()
     raise AssertionError("unreachable")
+
+
+def _compute_frozen(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
+    """Compute parameters that are not trained and that the checkpoint leaves out (Marian's sinusoids): as buffers."""
+    for name, parameter in list(model.named_parameters()):
+        if parameter.requires_grad or name in checkpoint.tensors:
+            continue
+        owner, _, leaf = name.rpartition(".")
+        module = model.get_submodule(owner)
+        first, second = (_initial(model, module, leaf, parameter) for _ in range(2))
+        if torch.equal(first, second):  # neither random nor left as it was
+            del module._parameters[leaf]
+            module.register_buffer(leaf, first)
+        else:
+            module._parameters[leaf] = parameter
+
+
+def _initial(model: PreTrainedModel, module: torch.nn.Module, leaf: str, like: torch.Tensor) -> torch.Tensor:
+    """What transformers gives a parameter before a checkpoint is loaded."""
+    value = torch.full(like.shape, torch.nan, dtype=like.dtype)
+    module._parameters[leaf] = torch.nn.Parameter(value, requires_grad=False)
+    model._init_weights(module)  # type: ignore[no-untyped-call]
+    return module._parameters[leaf].detach()
 
 
 @contextmanager
