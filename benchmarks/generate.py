@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import os
+import shlex
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,7 +28,7 @@ from port import primitives
 from sweep_generate import write_tokenizer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-VOCABULARY, PROMPT, STEPS = 16384, 256, 32
+VOCABULARY, PROMPT, STEPS = 16384, 128, 16
 _WIDE: dict[str, Any] = dict(
     vocab_size=VOCABULARY, hidden_size=768, intermediate_size=2048, num_hidden_layers=10, num_attention_heads=12,
     num_key_value_heads=4, max_position_embeddings=1024, bos_token_id=None, eos_token_id=None, pad_token_id=None,
@@ -81,11 +83,11 @@ def prompted(model: Any, ids: mx.array) -> list[Any]:
     return list(cache)
 
 
-def timed(run: Callable[[], Any]) -> float:
-    """Seconds of a call."""
+def timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of a call, and what it gives."""
     start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+    result = run()
+    return time.perf_counter() - start, result
 
 
 def decode(model: Any, cache: list[Any]) -> None:
@@ -102,23 +104,58 @@ def steps_of(model: Any, ids: mx.array) -> int:
     return primitives(lambda: model(mx.array([[1]]), cache=cache))
 
 
-def measured(sides: dict[str, Any], repeat: int) -> dict[str, Any]:
-    """Both sides in turn, by what was measured."""
+def run_in_mlx(model: Any, ids: mx.array) -> tuple[float, float]:
+    """Seconds of a prompt and of the steps after one."""
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    prefill, cache = timed(lambda: prompted(model, ids))
+    return prefill, timed(lambda: decode(model, cache))[0]
+
+
+def opened_in_torch(original: Path) -> Callable[[mx.array], tuple[float, float]]:
+    """The same of transformers' model, with its own cache."""
+    import torch
+    import transformers
+
+    from mlxport.layouts.generated.generation_step import cache_parameter
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(original, dtype=torch.float32).eval()
+    parameter = cache_parameter(model.forward)
+
+    def run(ids: mx.array) -> tuple[float, float]:
+        def step(token: Any, cache: Any) -> tuple[Any, Any]:
+            with torch.no_grad():
+                output = model(input_ids=token, use_cache=True, **({parameter: cache} if cache is not None else {}))
+            return output.logits[:, -1].argmax(-1, keepdim=True), output[parameter]
+
+        def steps() -> None:
+            token, held = torch.tensor([[1]]), cache
+            for _ in range(STEPS):
+                token, held = step(token, held)
+
+        prompt = torch.from_numpy(np.array(ids)).long()
+        prefill, (_, cache) = timed(lambda: step(prompt, None))
+        return prefill, timed(steps)[0]
+
+    return run
+
+
+def measured(sides: dict[str, Any], repeat: int, original: Path | None) -> dict[str, Any]:
+    """Both sides, and torch where ``original`` is given, in turn, by what was measured."""
     ids = mx.array(np.random.default_rng(0).integers(0, VOCABULARY, (1, PROMPT)))
     logits = [np.array(model(ids, cache=prompted(model, ids[:, :8]))) for model in sides.values()]
-    times: dict[str, dict[str, list[float]]] = {what: {name: [] for name in sides} for what in ("prefill", "decode")}
+    in_torch = opened_in_torch(original) if repeat and original is not None else None
+    names = [*sides, *(["torch"] if in_torch else [])]
+    times: dict[str, dict[str, list[float]]] = {what: {name: [] for name in names} for what in ("prefill", "decode")}
     peaks = {}
     for round_ in range(repeat + 1 if repeat else 0):
-        for name, model in sides.items():
-            mx.clear_cache()
-            mx.reset_peak_memory()
-            prefill = timed(lambda model=model: prompted(model, ids))  # type: ignore[misc]
-            cache = prompted(model, ids)
-            steps = timed(lambda model=model, cache=cache: decode(model, cache))  # type: ignore[misc]
-            peaks[name] = mx.get_peak_memory()
+        for name in names:
+            found = in_torch(ids) if name == "torch" and in_torch else run_in_mlx(sides[name], ids)
+            if name in sides:
+                peaks[name] = mx.get_peak_memory()
             if round_:
-                times["prefill"][name].append(prefill)
-                times["decode"][name].append(steps)
+                times["prefill"][name].append(found[0])
+                times["decode"][name].append(found[1])
     return {
         "difference": float(np.abs(logits[0] - logits[1]).max() / np.abs(logits[1]).max()),
         "primitives": {name: steps_of(model, ids) for name, model in sides.items()},
@@ -131,13 +168,13 @@ def cells(found: dict[str, Any]) -> list[str]:
     """Of a row of the table: tokens in a second, both sides, and how they compare within a round."""
     rows = [" / ".join(str(count) for count in found["primitives"].values())]
     for what, tokens in (("prefill", PROMPT), ("decode", STEPS)):
-        ours, theirs = found["times"][what].values()
+        ours, theirs, *others = found["times"][what].values()
         if not ours:
             rows.append("")
             continue
         ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
-        speeds = " / ".join(f"{tokens / statistics.median(side):.0f}" for side in (ours, theirs))
-        rows.append(f"{speeds} ({ratio:.2f})")
+        ours, theirs, *others = (f"{tokens / statistics.median(side):.0f}" for side in (ours, theirs, *others))
+        rows.append(f"{ours} / {theirs} ({ratio:.2f})" + "".join(f"; {speed}" for speed in others))
     peaks = " / ".join(f"{peak / 1e6:.0f} MB" for peak in found["peaks"].values())
     return [*rows, peaks, f"{found['difference']:.0e}"]
 
@@ -153,10 +190,11 @@ def page(lines: list[str], repeat: int) -> str:
         "Language models ported from transformers (`--layout generated-lm`) beside mlx-lm's own code for them, both",
         f"loaded by mlx-lm: random weights, a prompt of {PROMPT} tokens, then {STEPS} steps. Primitives are those of",
         "one step's graph; speeds are tokens in a second, and in brackets the median of the ratios within a round:",
-        "above 1 the port is faster. Memory is MLX's peak. The last column is the largest difference of a logit, of",
+        "above 1 the port is faster. After a semicolon, for the record: the original in torch, eager, float32, in the",
+        "same rounds. Memory is MLX's peak. The last column is the largest difference of a logit, of",
         "the largest; parameters are those of the original. Made by",
-        "`python benchmarks/generate.py --bits 0 --timed llama qwen3 --output docs/generation-speed.md`,",
-        f"{repeat} rounds in turn, on a machine that did other work too, so that speeds say little below a tenth,",
+        f"`{shlex.join(['python', 'benchmarks/generate.py', *sys.argv[1:]])}`,",
+        f"{repeat} rounds in turn,",
         f"on {os.cpu_count()} cores ({mx.default_device()}), {versions}.",
         "",
         "| model | parameters | weights | primitives: ported / own | prompt, tokens/s | steps, tokens/s | memory | |",
@@ -186,7 +224,8 @@ def main() -> None:
                         side: opened(Path(folder, "original"), Path(folder, f"{layout}-{bits}"), layout, bits)
                         for side, layout in SIDES.items()
                     }
-                    row = cells(measured(sides, options.repeat if model_type in options.timed else 0))
+                    repeat = options.repeat if model_type in options.timed else 0
+                    row = cells(measured(sides, repeat, None if bits else Path(folder, "original")))
                 except mlxport.MlxportError as error:
                     row = [f"refused: {error.message}", "", "", "", ""]
                 lines.append(f"| {model_type} | {parameters / 1e6:.0f} M | {name} | {' | '.join(row)} |")
