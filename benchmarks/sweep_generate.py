@@ -120,10 +120,23 @@ def _continued(model: Any) -> tuple[list[Any], str]:
     with torch.no_grad():
         output = model(input_ids=torch.tensor(prompts[0])[None], use_cache=True)
     parameter = cache_parameter(model.forward)
-    if parameter is None or output.get(parameter) is None:
+    if parameter is None or (output.get(parameter) is None and not _fills(model, parameter, prompts[0])):
         raise _Stopped("no-cache", "it gives no cache in transformers")
     texts = [followed(model, prompt, COUNT) for prompt in prompts]
     return [text for text, _ in texts], texts[0][1]
+
+
+def _fills(model: Any, parameter: str, prompt: Any) -> bool:
+    """Whether a model puts something into the cache that ``generate`` gives it, though it hands none back."""
+    import torch
+    from transformers import DynamicCache
+
+    if parameter != "past_key_values":
+        return False
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(input_ids=torch.tensor(prompt)[None], past_key_values=cache, use_cache=True)
+    return any(getattr(layer, "is_initialized", False) for layer in cache.layers)
 
 
 def _converted(model: Any, folder: Path) -> Path:

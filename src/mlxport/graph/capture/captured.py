@@ -32,6 +32,8 @@ class Captured:
         modules: Path to module, for class names and attributes.
         signature: Signature of the module's forward.
         ranges: Symbol name to the lowest and highest size that torch.export and the tables allow.
+        each_token: Path of each module that was captured for one token, which is called for each, to the axis along
+            which its results are put together.
         limits: What else the sizes must satisfy for the tables that are looked up.
     """
 
@@ -51,6 +53,7 @@ class Captured:
     mutations: list[tuple[str | Node, Node]] = field(default_factory=list)
     aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    each_token: Mapping[str, int] = field(default_factory=dict)
 
     def written(self) -> frozenset[str]:
         """All names of the parameters and buffers that the module writes while it runs."""

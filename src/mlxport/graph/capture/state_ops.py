@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["causal_conv1d", "gated_delta", "selective_scan", "state_space"]
+__all__ = ["all_tokens", "causal_conv1d", "gated_delta", "one_token", "selective_scan", "state_space"]
 
 _Function = Callable[..., Any]
 
@@ -114,3 +114,23 @@ def gated_delta(q: Any, k: Any, v: Any, g: Any, beta: Any, state: Any) -> tuple[
         state = state + k[:, t, ..., None] * (beta[:, t, :, None] * (v[:, t] - known))[:, :, None]
         outputs.append((q[:, t, :, None] @ state)[..., 0, :])
     return torch.stack(outputs, 1), state
+
+
+def _one_token_sizes(x: Any, axis: int) -> Any:
+    return x.new_empty([1 if index == axis else size for index, size in enumerate(x.shape)])
+
+
+@_operator("(Tensor x, int axis) -> Tensor", _one_token_sizes)
+def one_token(x: torch.Tensor, axis: int) -> torch.Tensor:
+    """The first of the tokens along ``axis``, in the place of each: what a recurrent module is captured with."""
+    return x.narrow(axis, 0, 1).clone()
+
+
+def _all_tokens_sizes(x: Any, axis: int, like: Any, along: int) -> Any:
+    return x.new_empty([like.shape[along] if index == axis else size for index, size in enumerate(x.shape)])
+
+
+@_operator("(Tensor x, int axis, Tensor like, int along) -> Tensor", _all_tokens_sizes)
+def all_tokens(x: torch.Tensor, axis: int, like: torch.Tensor, along: int) -> torch.Tensor:
+    """What was computed for one token, in the place of what each gives: as many as ``like`` has along ``along``."""
+    return x.repeat_interleave(like.shape[along], dim=axis)

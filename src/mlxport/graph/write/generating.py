@@ -96,8 +96,16 @@ def _made(caches: Sequence[CacheKind], of_all: str) -> str:
 
 def _none(caches: Sequence[CacheKind], of_all: str) -> str:
     """The expression of a list of no caches."""
-    empty = ["(None, None)" if kind.both else "None" for kind in caches]
-    return f"[{empty[0]}] * len({of_all})" if len(set(empty)) == 1 else f"[{', '.join(empty)}]"
+    empty = [_empty(kind) for kind in caches]
+    if len(set(empty)) == 1:
+        return f"[{empty[0]} for _ in {of_all}]" if caches[0].stepped else f"[{empty[0]}] * len({of_all})"
+    return f"[{', '.join(empty)}]"
+
+
+def _empty(kind: CacheKind) -> str:
+    """No cache of a layer; one of states where these are carried from token to token."""
+    states = f"ArraysCache(size={kind.states})" if kind.stepped else "None"
+    return f"({states}, None)" if kind.both else states
 
 
 def _cache(kind: CacheKind) -> str:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch.fx import Node
 
 from mlxport.graph.capture.captured import Captured
+from mlxport.graph.capture.origin import module_path
 from mlxport.graph.capture.stores import store
+from mlxport.graph.lower import cache_ops
 from mlxport.graph.lower.expr import Expr
 from mlxport.graph.lower.lowering import is_read, lower_node, symbolic
 from mlxport.graph.lower.one_function import Gaps, is_assertion
 
 __all__ = ["lower_graph"]
+
+_AROUND = (cache_ops.one_token, cache_ops.all_tokens)
 
 
 def lower_graph(captured: Captured) -> dict[Node, Any]:
@@ -34,17 +38,44 @@ def lower_graph(captured: Captured) -> dict[Node, Any]:
         with gaps.at(node):
             result = _lowered(node, lowered)
             other = _alias(by_name, result)
-            if other is not None and not gaps:
+            if other is not None and not gaps and node.target not in _AROUND:
                 node.replace_all_uses_with(other)
                 graph.erase_node(node)
             else:
                 lowered[node] = result
     gaps.check()
+    _take_out(captured, lowered)
     for node in reversed(list(lowered)):  # what only served nodes that are gone
-        if not node.users and node.target is not store:
+        if not node.users and node.target not in (store, cache_ops.keep_token):
             graph.erase_node(node)
             del lowered[node]
     return lowered
+
+
+def _take_out(captured: Captured, lowered: dict[Node, Any]) -> None:
+    """Let the ops around modules that are called for each token go: they stand for one token, and for all, by its name.
+
+    Whoever calls the module has to know what it takes one token of; ``meta["each_token"]`` says it.
+    """
+    names: dict[str, str] = {}
+    for node in [node for node in lowered if node.target in _AROUND]:
+        other: Any = node.args[0]
+        names["%" + node.name] = "%" + other.name
+        if node.target is cache_ops.one_token:
+            other.meta.setdefault("each_token", {})[module_path(node)] = node.args[1]
+        node.replace_all_uses_with(other)
+        captured.graph.erase_node(node)
+        del lowered[node]
+    if names:
+        for name in (name for result in lowered.values() for name in _names(result)):
+            name.id = names.get(name.id, name.id)
+
+
+def _names(result: Any) -> Iterator[ast.Name]:
+    """The names in an expression, or in several."""
+    for item in result if isinstance(result, list | tuple) else [result]:
+        if isinstance(item, Expr):
+            yield from (name for name in ast.walk(item.node) if isinstance(name, ast.Name))
 
 
 def _lowered(node: Node, lowered: Mapping[Node, Any]) -> Any:

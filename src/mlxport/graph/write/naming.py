@@ -51,7 +51,7 @@ def result_name(node: Node) -> str:
 _BETTER = {
     "getitem": "part", "slice": "part", "select": "part", "sum": "total", "max": "largest", "min": "smallest",
     "any": "some", "all": "every", "abs": "size", "pow": "power", "round": "rounded", "sorted": "ordered",
-    "attend": "output",
+    "attend": "output", "recall": "before",
 }  # fmt: skip
 
 

@@ -14,9 +14,10 @@ from torch.fx import Node
 from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.origin import Statement, statement
 from mlxport.graph.capture.stores import store
-from mlxport.graph.lower import symbolic_sizes
+from mlxport.graph.lower import cache_ops, symbolic_sizes
 from mlxport.graph.lower.expr import to_ast
 from mlxport.graph.write.paths import Paths
+from mlxport.graph.write.token_loops import call_for_each_token
 from mlxport.graph.write.tree import Scope
 
 __all__ = ["Body", "Context", "Reference", "Step", "ScopeParts", "is_list"]
@@ -119,7 +120,7 @@ class ScopeParts:
         """The values that a unit gives."""
         if isinstance(unit, Scope):
             return unit.outputs
-        return [] if unit.target is store else [unit]
+        return [] if unit.target in (store, cache_ops.keep_token) else [unit]
 
     def _statement(self, unit: Node | Scope) -> Statement | None:
         nodes = self.results(unit)
@@ -137,7 +138,9 @@ class ScopeParts:
                 arguments.append(ast.Name("@" + item.path))
             else:
                 arguments.append(symbolic_sizes.placeholder(item))
-        return ast.Call(ast.Name("@" + unit.path), arguments, [])
+        call = ast.Call(ast.Name("@" + unit.path), arguments, [])
+        captured = self.context.captured
+        return call_for_each_token(captured, unit, call) if unit.path in captured.each_token else call
 
     def _outputs(self) -> ast.expr:
         names: list[ast.expr] = [ast.Name("%" + node.name) for node in self.scope.outputs]

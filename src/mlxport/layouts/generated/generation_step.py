@@ -21,14 +21,19 @@ from mlxport.graph.lower.one_function import MissingOps
 from mlxport.graph.rewrite.caches.cached_step import NotCached
 from mlxport.graph.rewrite.caches.token_positions import NotCounted
 from mlxport.layouts.generated.emitting import missing
+from mlxport.layouts.generated.recurrent_step import Example, as_recurrent_step, example_of
 from mlxport.layouts.generated.sequence_step import as_step, is_encoder_decoder
 
 __all__ = ["WITHOUT_CACHE", "cache_parameter", "emit_step", "takes_positions"]
 
 WITHOUT_CACHE = "add --no-cache for a port of whole sequences, which is called from Python and does not generate"
-_PARAMETERS = ("past_key_values", "cache_params", "cache")
+_PARAMETERS = ("past_key_values", "cache_params", "cache", "state")
 # A length of one fixes what follows from it, and equal ones become one symbol.
 _BATCH, _PAST, _NEW, _SOURCE = 2, 9, 3, 7
+
+
+class _UnknownCache(NotCached):
+    """What is remembered is not in a cache of layers: it may be found all the same."""
 
 
 def cache_parameter(forward: Any) -> str | None:
@@ -56,19 +61,46 @@ def emit_step(model: Any, *, model_type: str = "", fold_batchnorm: bool = False)
     parameter = cache_parameter(model.forward)
     if parameter is None:
         raise _not_cached(model, "its forward takes no cache")
-    try:
+    problem: Exception | None = None
+    for capture_step in (_captured, _captured_recurrent):
         try:
-            captured, cache = _captured(model, parameter, takes_positions(model))
+            try:
+                captured, cache = capture_step(model, parameter, takes_positions(model))
+                return build(captured, model_type=model_type, batchnorm=fold_batchnorm, cache=cache)
+            except NotCounted:  # such a model relies on ``generate``, which counts for it
+                if "position_ids" not in inspect.signature(model.forward).parameters:
+                    raise
+            captured, cache = capture_step(model, parameter, True)
             return build(captured, model_type=model_type, batchnorm=fold_batchnorm, cache=cache)
-        except NotCounted:  # such a model relies on ``generate``, which counts for it
-            if "position_ids" not in inspect.signature(model.forward).parameters:
-                raise
-        captured, cache = _captured(model, parameter, True)
-        return build(captured, model_type=model_type, batchnorm=fold_batchnorm, cache=cache)
-    except (NotCached, CaptureError) as error:
-        raise _not_cached(model, str(error)) from error
-    except MissingOps as error:
-        raise missing(error.missing) from None
+        except (NotCached, CaptureError) as error:
+            problem = error if problem is None or isinstance(problem, _UnknownCache) else problem
+        except MissingOps as error:
+            raise missing(error.missing) from None
+    raise _not_cached(model, str(problem)) from problem
+
+
+def _captured_recurrent(model: Any, parameter: str, positioned: bool) -> tuple[Captured, Example]:
+    """The same of a model that remembers in a way of its own, whose recurrent modules are captured for one token."""
+    from transformers.exporters.exporter_dynamo import register_cache_pytrees_for_model, reset_model_state
+    from transformers.exporters.utils import apply_patches
+
+    if is_encoder_decoder(model):
+        raise NotCached("its decoder carries states from token to token")
+    register_cache_pytrees_for_model(model)
+    ids = _example_ids(model)
+    with apply_patches("dynamo"), _experts_gathered(model), reset_model_state(model):
+        example = example_of(model, parameter, ids)
+        with as_recurrent_step(model, example, positioned):
+            inputs = {"input_ids": ids[:, :_NEW].clone(), "given": example.given, "held": [*example.held.values()]}
+            captured = capture(model, (), inputs)
+    captured.each_token = {path: axes[0] or 0 for path, axes in example.axes.items()}
+    return captured, example
+
+
+def _example_ids(model: Any) -> torch.Tensor:
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(min(3, vocabulary - 1), vocabulary, (_BATCH, _PAST), generator=generator)
 
 
 def _captured(model: Any, parameter: str, positioned: bool) -> tuple[Captured, Any]:
@@ -77,9 +109,7 @@ def _captured(model: Any, parameter: str, positioned: bool) -> tuple[Captured, A
     from transformers.exporters.utils import apply_patches
 
     register_cache_pytrees_for_model(model)
-    vocabulary = int(model.config.get_text_config().vocab_size)
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(min(3, vocabulary - 1), vocabulary, (_BATCH, _PAST), generator=generator)
+    generator, ids = torch.Generator().manual_seed(1), _example_ids(model)
     # With the patches a layer with a window keeps all tokens: their number is one symbol.
     with apply_patches("dynamo"), _experts_gathered(model), whole_kernels(model):
         cache = _example_cache(model, parameter, ids)
@@ -110,18 +140,18 @@ def _example_cache(model: Any, parameter: str, ids: torch.Tensor) -> Any:
             more = {"decoder_input_ids": tokens} if is_encoder_decoder(model) else {}
             output = model(input_ids=tokens, **more, use_cache=True)
     except Exception as error:  # the model's own code
-        raise _not_cached(model, f"{type(error).__name__}: {error}") from error
+        raise NotCached(f"{type(error).__name__}: {error}") from error
     cache = getattr(output, parameter, None)
     if isinstance(cache, EncoderDecoderCache) and (
         is_encoder_decoder(model) or not any(layer.is_initialized for layer in cache.cross_attention_cache.layers)
     ):
         cache = cache.self_attention_cache  # of a decoder that could have had an encoder
     if cache is None and getattr(model.config, "is_decoder", None) is False:
-        raise _not_cached(model, "its config.json says is_decoder: false, so that tokens see those after them")
+        raise NotCached("its config.json says is_decoder: false, so that tokens see those after them")
     if cache is None:
-        raise _not_cached(model, f"it gives no {parameter} with use_cache=True")
+        raise _UnknownCache(f"it gives no {parameter} with use_cache=True")
     if not hasattr(cache, "layers"):
-        raise _not_cached(model, f"a {type(cache).__name__} is a cache of unknown kind")
+        raise _UnknownCache(f"a {type(cache).__name__} is a cache of unknown kind")
     return pytree.tree_map_only(torch.Tensor, lambda held: torch.zeros(held.shape, dtype=held.dtype), cache)
 
 

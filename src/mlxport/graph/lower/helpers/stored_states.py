@@ -14,6 +14,26 @@ def keep_state(cache, slot, state, length):
         cache.advance(length)
 
 
+def recall(cache, slot, sizes, dtype):
+    """What the last token left; zeros before the first."""
+    return mx.zeros(sizes, dtype) if cache[slot] is None else cache[slot]
+
+
+def keep_token(cache, slot, before, state, mask=None):
+    """Keep a layer's state after one token; rows in which that is padding keep what they had."""
+    if mask is not None:
+        state = mx.where(mask.reshape(-1, *[1] * (state.ndim - 1)), state, before)
+    keep_state(cache, slot, state, 1)
+
+
+def each_token(step, mask, length, axis=1):
+    """What ``step`` gives for one token after another, put together along ``axis``; ``mask`` hides padding."""
+    made = [step(t, None if mask is None else mask[:, t]) for t in range(length)]
+    if isinstance(made[0], tuple):
+        return tuple(mx.concatenate(parts, axis=axis) for parts in zip(*made, strict=True))
+    return mx.concatenate(made, axis=axis)
+
+
 def with_past(x, width, cache, slot, mask=None):
     """``x`` [B, L, C] after the last ``width`` inputs before it, zeros before the first."""
     length = x.shape[1]

@@ -31,6 +31,7 @@ class CacheKind:
         window: Tokens that attention sees, None for all: ``RotatingKVCache(max_size=window)``.
         chunk: Tokens that see each other alone, None for all: ``ChunkedKVCache(chunk_size=chunk)``.
         states: Arrays that are kept in the place of keys and values: ``ArraysCache(size=states)``.
+        stepped: Whether a module of the layer is called for each token: it needs a cache to carry its states.
         both: Whether keys and values are kept beside states: ``CacheList`` of the states' cache and theirs.
     """
 
@@ -38,6 +39,7 @@ class CacheKind:
     chunk: int | None = None
     states: int = 0
     both: bool = False
+    stepped: bool = False
 
 
 @dataclass

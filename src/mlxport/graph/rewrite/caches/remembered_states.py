@@ -19,6 +19,7 @@ from mlxport.graph.lower import cache_ops
 from mlxport.graph.lower.traits import View, traits_of
 from mlxport.graph.rewrite.caches.cached_step import CachedStep, CacheKind, NotCached
 from mlxport.graph.rewrite.caches.time_first import put_time_first
+from mlxport.graph.rewrite.caches.token_states import called_for_each_token, close_modules, keep_token_state
 from mlxport.graph.rewrite.graph_queries import Editor, kind, ndim, peel, shape, where
 
 __all__ = ["Remembered", "find_states", "keep_states"]
@@ -34,12 +35,15 @@ class Remembered:
     Attributes:
         layer: Its number.
         name: What transformers calls it.
-        node: The op that takes it up: the ``cat`` of a convolution's inputs, or the scan.
+        node: The op that takes it up: the ``cat`` of a convolution's inputs, or the scan; or what is kept of it by a
+            module that is called for each token.
+        held: Of such a module, the input that it reads.
     """
 
     layer: int
     name: str
     node: Node
+    held: Node | None = None
 
 
 def find_states(step: CachedStep) -> list[Remembered]:
@@ -54,13 +58,21 @@ def find_states(step: CachedStep) -> list[Remembered]:
         if node.target is store and isinstance(node.meta["store"], Node)
     }
     found = [
-        Remembered(layer, name, node)
+        state
         for layer in step.layers
         for name, held in step.states(layer).items()
         if held in written or any(user.op == "call_function" for user in held.users)
-        for node in _taken_up(layer, held, written.get(held))
+        for state in _states_of(step, layer, name, held, written.get(held))
     ]
     return sorted(found, key=lambda state: state.node)
+
+
+def _states_of(step: CachedStep, layer: int, name: str, held: Node, written: Any) -> list[Remembered]:
+    """What is held as one state, or as one of each scan that goes on from a part of it."""
+    kept = _kept(written)
+    if called_for_each_token(step, held, kept) is not None:
+        return [Remembered(layer, name, kept, held)]
+    return [Remembered(layer, name, node) for node in _taken_up(layer, held, written)]
 
 
 def _taken_up(layer: int, held: Node, written: Any) -> list[Node]:
@@ -97,7 +109,7 @@ def _last_axis(node: Node) -> bool:
 
 def keep_states(step: CachedStep, states: list[Remembered]) -> None:
     """Put all states on the caches of their layers, in the order of the program."""
-    paths = {module_path(state.node) for state in states}
+    paths = {module_path(state.node) for state in states if state.held is None}
     for node in list(step.captured.graph.nodes):
         if node.target is store and isinstance(node.meta["store"], Node):
             step.captured.graph.erase_node(node)
@@ -111,14 +123,18 @@ def keep_states(step: CachedStep, states: list[Remembered]) -> None:
                 cache_ops.state_mask, step.ids, first, val=step.fake(shape(step.ids), torch.bool), argument="state_mask"
             )
         place = (step.cache(state.layer, states=True), slot, mask)
-        if kind(state.node) == "cat":
+        if state.held is not None:
+            keep_token_state(step, state.held, state.node, place)
+        elif kind(state.node) == "cat":
             _last_inputs(step, state, place)
         else:
             _scan(step, state, place)
     for layer, last in slots.items():
         known = step.kinds.get(layer, CacheKind())
-        step.kinds[layer] = replace(known, states=last + 1, both=step.both(layer))
+        stepped = any(state.layer == layer and state.held is not None for state in states)
+        step.kinds[layer] = replace(known, states=last + 1, both=step.both(layer), stepped=stepped)
     step.captured.graph.eliminate_dead_code()
+    close_modules(step)
     put_time_first(step, paths)
 
 
