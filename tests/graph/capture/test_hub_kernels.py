@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from mlxport.graph.capture.hub_kernels import whole_kernels
 
@@ -60,6 +61,12 @@ def _delta(heads: int, *gate: int) -> dict[str, Any]:
     }
 
 
+def _wkv() -> dict[str, Any]:
+    given = {"time_decay": _random(WIDTH), "time_first": _random(WIDTH)}
+    given |= {"key": _random(B, L, WIDTH), "value": _random(B, L, WIDTH)}
+    return given | {"state": [_random(B, WIDTH), _random(B, WIDTH).exp(), _random(B, WIDTH)], "return_state": True}
+
+
 def _conv() -> dict[str, Any]:
     return {
         "hidden_states": _random(B, WIDTH, L),
@@ -73,6 +80,7 @@ CASES: dict[str, tuple[str, str, Callable[[], dict[str, Any]]]] = {
     "conv": ("mamba", "causal_conv1d_fn", _conv),
     "mamba": ("mamba", "mamba_selective_scan", _mamba),
     "mamba2": ("mamba2", "mamba2_chunk_scan", _mamba2),
+    "wkv": ("rwkv", "rwkv_linear_attention", _wkv),
     "delta": ("qwen3_next", "torch_chunk_gated_delta_rule", lambda: _delta(GROUPS)),
     "delta of channels": ("kimi_linear", "chunk_kimi_delta_attention", lambda: _delta(HEADS, STATE)),
 }
@@ -91,6 +99,6 @@ def test_as_transformers(case: str) -> None:
         whole = getattr(file, name)
         got = whole(**given)
     assert getattr(file, name) is not whole, "the file has its own functions back"
-    for ours, theirs in zip(*[item if isinstance(item, tuple) else (item,) for item in (got, wanted)], strict=True):
+    for ours, theirs in zip(tree_leaves(got), tree_leaves(wanted), strict=True):
         assert ours.dtype == theirs.dtype
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

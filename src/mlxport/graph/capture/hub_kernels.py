@@ -18,7 +18,7 @@ from torch.nn.functional import rms_norm, silu, softplus
 
 from mlxport.graph.capture import state_ops
 
-__all__ = ["whole_kernels"]
+__all__ = ["has_kernels", "whole_kernels"]
 
 _KERNELS: dict[str, Callable[..., Any]] = {}
 _L2_EPSILON = 1e-6  # of the kernels that normalise queries and keys
@@ -27,13 +27,7 @@ _L2_EPSILON = 1e-6  # of the kernels that normalise queries and keys
 @contextmanager
 def whole_kernels(model: torch.nn.Module) -> Iterator[None]:
     """Within, the scans and convolutions of the model's modeling files are one op each."""
-    files = {type(module).__module__ for module in model.modules()}
-    found = [
-        (vars(sys.modules[file]), name, function)
-        for file in files
-        for name, function in vars(sys.modules[file]).items()
-        if _kernel(function) in _KERNELS
-    ]
+    found = _found(model)
     for scope, name, function in found:
         scope[name] = _whole(function)
     try:
@@ -41,6 +35,22 @@ def whole_kernels(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for scope, name, function in found:
             scope[name] = function
+
+
+def has_kernels(model: torch.nn.Module) -> bool:
+    """Whether there are such functions in the model's modeling files."""
+    return bool(_found(model))
+
+
+def _found(model: torch.nn.Module) -> list[tuple[dict[str, Any], str, Callable[..., Any]]]:
+    """The functions with their names, and where these are looked up."""
+    files = {type(module).__module__ for module in model.modules()}
+    return [
+        (vars(sys.modules[file]), name, function)
+        for file in files
+        for name, function in vars(sys.modules[file]).items()
+        if _kernel(function) in _KERNELS
+    ]
 
 
 def _whole(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -56,9 +66,11 @@ def _whole(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _kernel(function: Any) -> str:
-    """The name of the kernel that a function of transformers stands in for, empty where it does for none."""
-    if not inspect.isfunction(function) or not hasattr(function, "__wrapped__"):
+    """The name of the kernel that a function of transformers stands in for, or chooses; empty where there is none."""
+    if not inspect.isfunction(function):
         return ""
+    if not hasattr(function, "__wrapped__"):
+        return function.__name__
     cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
     return str(cells["func_name"].cell_contents) if "func_name" in cells else ""
 
@@ -136,6 +148,20 @@ def _state_space(
     low, high = map(float, dt_limit)
     made, state = state_ops.state_space(hidden_states, dt, A, B, C, D, dt_bias, low, high, initial_states)
     return (made.float(), state) if return_final_states else made.float()
+
+
+@_stands_for("rwkv_linear_attention")
+def _wkv(
+    time_decay: torch.Tensor,
+    time_first: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    state: Any = None,
+    return_state: bool = False,
+) -> Any:
+    before = [None] * 3 if state is None else state
+    result, *after = state_ops.wkv(time_decay, time_first, key, value, *before)
+    return result, after if return_state or state is not None else None
 
 
 @_stands_for("chunk_gated_delta_rule", "chunk_kda")

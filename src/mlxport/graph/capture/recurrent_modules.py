@@ -153,6 +153,8 @@ def _step(places: OutputAxes, tokens: Callable[[], Any]) -> Callable[..., Any]:
         one = [state_ops.one_token(leaf, along[index]) if index in along else leaf for index, leaf in enumerate(leaves)]
         args, kwargs = pytree.tree_unflatten(one, spec)
         made, spec = _flat(type(self).forward(self, *args, **kwargs))
+        if any(place is not None and item.shape[place] != 1 for item, place in zip(made, places, strict=True)):
+            raise ValueError(f"{type(self).__name__} does not give one token for one")
         index, axis = next(iter(along.items()))
         made = [
             item if place is None else state_ops.all_tokens(item, place, leaves[index], axis)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["all_tokens", "causal_conv1d", "gated_delta", "one_token", "selective_scan", "state_space"]
+__all__ = ["all_tokens", "causal_conv1d", "gated_delta", "one_token", "selective_scan", "state_space", "wkv"]
 
 _Function = Callable[..., Any]
 
@@ -114,6 +114,37 @@ def gated_delta(q: Any, k: Any, v: Any, g: Any, beta: Any, state: Any) -> tuple[
         state = state + k[:, t, ..., None] * (beta[:, t, :, None] * (v[:, t] - known))[:, :, None]
         outputs.append((q[:, t, :, None] @ state)[..., 0, :])
     return torch.stack(outputs, 1), state
+
+
+def _wkv_sizes(decay: Any, first: Any, k: Any, v: Any, total: Any, weight: Any, largest: Any) -> Any:
+    state = k.new_empty((k.shape[0], k.shape[2]), dtype=torch.float32)
+    return torch.empty_like(k), state, torch.empty_like(state), torch.empty_like(state)
+
+
+@_operator(
+    "(Tensor decay, Tensor first, Tensor k, Tensor v, Tensor? total, Tensor? weight, Tensor? largest) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    _wkv_sizes,
+)
+def wkv(decay: Any, first: Any, k: Any, v: Any, total: Any, weight: Any, largest: Any) -> tuple[torch.Tensor, ...]:
+    """RWKV's attention: values weighed by ``exp(k)``, which decays by ``exp(-exp(decay))`` from token to token.
+
+    decay, first (added to the newest key): [D]; k, v: [B, L, D]; total, weight: [B, D], sums of the weighed values and
+    of the weights before, both divided by ``exp(largest)``. Gives y [B, L, D] and the three after the last.
+    """
+    if total is None:
+        total, weight = (k.new_zeros(k.shape[0], k.shape[2], dtype=torch.float32) for _ in range(2))
+        largest = torch.full_like(total, -1e38)
+    outputs = []
+    for t in range(k.shape[1]):
+        key, value = k[:, t].float(), v[:, t]
+        top = torch.maximum(largest, key + first)
+        before, new = torch.exp(largest - top), torch.exp(key + first - top)
+        outputs.append((before * total + new * value) / (before * weight + new))
+        top = torch.maximum(largest - torch.exp(decay), key)
+        before, new, largest = torch.exp(largest - torch.exp(decay) - top), torch.exp(key - top), top
+        total, weight = before * total + new * value, before * weight + new
+    return torch.stack(outputs, 1).to(k.dtype), total, weight, largest
 
 
 def _one_token_sizes(x: Any, axis: int) -> Any:

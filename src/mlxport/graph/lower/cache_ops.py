@@ -36,6 +36,7 @@ __all__ = [
     "swiglu",
     "update_and_fetch",
     "with_past",
+    "wkv",
 ]
 
 
@@ -163,6 +164,13 @@ def gated_delta(
     mask: Any,
 ) -> torch.Tensor:
     """``state_ops.gated_delta`` from the state that is kept."""
+    raise NotImplementedError
+
+
+def wkv(
+    decay: torch.Tensor, first: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cache: Any, slot: int, mask: Any
+) -> torch.Tensor:
+    """``state_ops.wkv`` from the state that is kept."""
     raise NotImplementedError
 
 

@@ -14,8 +14,8 @@ from mlxport.graph.rewrite.graph_queries import same_shape
 __all__ = ["remove_noops"]
 
 # What gives its input back where that has the result's shape, beside casts and views: dropout as captured in eval mode,
-# a pad by nothing, one repetition.
-_IF_SAME = frozenset({"dropout", "feature_dropout", "constant_pad_nd", "repeat"})
+# a pad by nothing, one repetition, all of a tensor written over.
+_IF_SAME = frozenset({"dropout", "feature_dropout", "constant_pad_nd", "repeat", "slice_scatter"})
 _KEEPS_ORDER = (View.SAME, View.RESHAPED, View.BROADCAST, View.PART)
 
 
@@ -27,11 +27,19 @@ def remove_noops(graph: Graph) -> None:
         if is_assertion(node):
             graph.erase_node(node)
             continue
-        source = _shown(node) if traits_of(node).logic == "and" else node.args[0] if node.args else None
+        source = _source(node)
         if isinstance(source, Node) and _gives_back(node, source):
             node.replace_all_uses_with(source)
             graph.erase_node(node)
     graph.eliminate_dead_code()
+
+
+def _source(node: Node) -> Any:
+    """The input that the op may give back."""
+    if traits_of(node).logic == "and":
+        return _shown(node)
+    place = traits_of(node).name == "slice_scatter"  # what is written over all of another
+    return node.args[place] if len(node.args) > place else None
 
 
 def _shown(node: Node) -> Any:

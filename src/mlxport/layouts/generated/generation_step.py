@@ -16,12 +16,12 @@ from mlxport.errors import UnsupportedError
 from mlxport.graph.build import Port, build
 from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.export import CaptureError, capture
-from mlxport.graph.capture.hub_kernels import whole_kernels
+from mlxport.graph.capture.hub_kernels import has_kernels, whole_kernels
 from mlxport.graph.lower.one_function import MissingOps
 from mlxport.graph.rewrite.caches.cached_step import NotCached
 from mlxport.graph.rewrite.caches.token_positions import NotCounted
 from mlxport.layouts.generated.emitting import missing
-from mlxport.layouts.generated.recurrent_step import Example, as_recurrent_step, example_of
+from mlxport.layouts.generated.recurrent_step import RememberedExample, as_recurrent_step, example_of
 from mlxport.layouts.generated.sequence_step import as_step, is_encoder_decoder
 
 __all__ = ["WITHOUT_CACHE", "cache_parameter", "emit_step", "takes_positions"]
@@ -62,7 +62,8 @@ def emit_step(model: Any, *, model_type: str = "", fold_batchnorm: bool = False)
     if parameter is None:
         raise _not_cached(model, "its forward takes no cache")
     problem: Exception | None = None
-    for capture_step in (_captured, _captured_recurrent):
+    ways = [_captured, _captured_kernels] if has_kernels(model) else [_captured]
+    for capture_step in (*ways, _captured_recurrent):
         try:
             try:
                 captured, cache = capture_step(model, parameter, takes_positions(model))
@@ -79,7 +80,14 @@ def emit_step(model: Any, *, model_type: str = "", fold_batchnorm: bool = False)
     raise _not_cached(model, str(problem)) from problem
 
 
-def _captured_recurrent(model: Any, parameter: str, positioned: bool) -> tuple[Captured, Example]:
+def _captured_kernels(model: Any, parameter: str, positioned: bool) -> tuple[Captured, RememberedExample]:
+    """The same of a model that remembers in a way of its own, with functions that are captured whole."""
+    return _captured_recurrent(model, parameter, positioned, each_token=False)
+
+
+def _captured_recurrent(
+    model: Any, parameter: str, positioned: bool, each_token: bool = True
+) -> tuple[Captured, RememberedExample]:
     """The same of a model that remembers in a way of its own, whose recurrent modules are captured for one token."""
     from transformers.exporters.exporter_dynamo import register_cache_pytrees_for_model, reset_model_state
     from transformers.exporters.utils import apply_patches
@@ -88,8 +96,9 @@ def _captured_recurrent(model: Any, parameter: str, positioned: bool) -> tuple[C
         raise NotCached("its decoder carries states from token to token")
     register_cache_pytrees_for_model(model)
     ids = _example_ids(model)
-    with apply_patches("dynamo"), _experts_gathered(model), reset_model_state(model):
-        example = example_of(model, parameter, ids)
+    kernels = nullcontext() if each_token else whole_kernels(model)
+    with apply_patches("dynamo"), _experts_gathered(model), reset_model_state(model), kernels:
+        example = example_of(model, parameter, ids, each_token)
         with as_recurrent_step(model, example, positioned):
             inputs = {"input_ids": ids[:, :_NEW].clone(), "given": example.given, "held": [*example.held.values()]}
             captured = capture(model, (), inputs)

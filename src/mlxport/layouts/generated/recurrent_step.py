@@ -26,13 +26,13 @@ from mlxport.graph.capture.recurrent_modules import (
 )
 from mlxport.graph.rewrite.caches.cached_step import NotCached
 
-__all__ = ["Example", "as_recurrent_step", "example_of"]
+__all__ = ["RememberedExample", "as_recurrent_step", "example_of"]
 
 _OWN = ("keys", "values")  # of attention, which the general pass knows
 
 
 @dataclass
-class Example:
+class RememberedExample:
     """What is remembered in an example.
 
     Attributes:
@@ -77,8 +77,8 @@ def _tensors(holder: Any, place: str = "", seen: frozenset[int] = frozenset()) -
     return found
 
 
-def example_of(model: Any, parameter: str, ids: torch.Tensor) -> Example:
-    """What the model remembers of some tokens, and which of its modules compute with it.
+def example_of(model: Any, parameter: str, ids: torch.Tensor, each_token: bool) -> RememberedExample:
+    """What the model remembers of some tokens, and, for ``each_token``, which of its modules compute with it.
 
     Raises:
         NotCached: Nothing is remembered, or something reads it that is no part of a layer.
@@ -88,13 +88,13 @@ def example_of(model: Any, parameter: str, ids: torch.Tensor) -> Example:
     with mode, torch.no_grad():
         given, held = _remembered(model, parameter, mode.from_tensor(ids, static_shapes=True))
 
-        def fresh() -> Example:
+        def fresh() -> RememberedExample:
             def empty(item: torch.Tensor) -> torch.Tensor:
                 return torch.zeros(item.shape, dtype=item.dtype)
 
-            return Example(parameter, *pytree.tree_map_only(torch.Tensor, empty, (given, held)))
+            return RememberedExample(parameter, *pytree.tree_map_only(torch.Tensor, empty, (given, held)))
 
-        def run(length: int, example: Example) -> Any:
+        def run(length: int, example: RememberedExample) -> Any:
             with example_in_modules(model, example.held):
                 return model(input_ids=mode.from_tensor(ids[:, :length]), **{parameter: example.given}, use_cache=True)
 
@@ -102,10 +102,10 @@ def example_of(model: Any, parameter: str, ids: torch.Tensor) -> Example:
         states = {name: item for name, item in traced.tensors().items() if name.rpartition(".")[2] not in _OWN}
         found = readers(model, states, lambda: run(1, traced))
         reading = {name: paths for name, paths in found.items() if states[name].ndim > 1}  # no counters
-        axes = recurrent(model, reading, lambda length: run(length, fresh()))
-        if not axes or any(layer_number(path) is None for path in axes):
+        axes = recurrent(model, reading, lambda length: run(length, fresh())) if each_token else {}
+        if each_token and not axes or any(layer_number(path) is None for path in axes):
             raise NotCached("what it remembers is read by no module of a layer, or by none that is given all tokens")
-    example = Example(
+    example = RememberedExample(
         parameter, *pytree.tree_map_only(torch.Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype), (given, held))
     )
     example.axes = axes
@@ -138,7 +138,7 @@ def _remembered(model: Any, parameter: str, ids: torch.Tensor) -> tuple[Any, dic
     return given, held
 
 
-def _place(example: Example, found: dict[str, set[str]]) -> None:
+def _place(example: RememberedExample, found: dict[str, set[str]]) -> None:
     """Say which layer each tensor belongs to: where it lies in the cache, or whose modules read it."""
     places: dict[str, int] = {}
     tensors = example.tensors()
@@ -150,7 +150,7 @@ def _place(example: Example, found: dict[str, set[str]]) -> None:
             example.stacks[name] = tensors[name]
         elif numbers:
             places[name] = numbers.pop()
-    count = 1 + max([*places.values(), *(layer_number(path) or 0 for path in example.axes)])
+    count = 1 + max([*places.values(), *(layer_number(path) or 0 for paths in found.values() for path in paths)])
     example.layers = [SimpleNamespace() for _ in range(count)]
     for name, tensor in tensors.items():
         if name not in example.stacks:  # counters are nobody's
@@ -172,7 +172,7 @@ def example_in_modules(model: Any, held: dict[tuple[str, str], torch.Tensor]) ->
 
 
 @contextmanager
-def as_recurrent_step(model: Any, example: Example, positioned: bool) -> Iterator[None]:
+def as_recurrent_step(model: Any, example: RememberedExample, positioned: bool) -> Iterator[None]:
     """Let ``model`` be called as ``(input_ids, given, held) -> logits``, both written to, modules one token each."""
     length: list[Any] = [0]
     places = list(example.held)

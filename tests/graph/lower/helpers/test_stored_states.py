@@ -48,6 +48,26 @@ def _turned(item: torch.Tensor) -> torch.Tensor:
     return item.transpose(1, 2)
 
 
+def _recurrence(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    states = [torch.zeros(B, WIDTH)]
+    for t in range(x.shape[1]):
+        states.append(torch.tanh(x[:, t] + states[-1] @ weight))
+    return torch.stack(states[1:], 1)
+
+
+def _each_token(x: mx.array, weight: mx.array, cache: ArraysCache | None, slot: int, mask: mx.array | None) -> mx.array:
+    """A module that carries a state, as a port calls it; without a cache it is given one of its own."""
+    own = ArraysCache(size=1) if cache is None else cache
+
+    def step(now: mx.array, valid: mx.array | None) -> mx.array:
+        before = helpers.recall(own, slot, (B, WIDTH), mx.float32)
+        state = mx.tanh(now[:, 0] + before @ weight)
+        helpers.keep_token(own, slot, before, state, valid)
+        return state[:, None]
+
+    return helpers.each_token(lambda t, valid: step(x[:, t : t + 1], valid), mask, x.shape[1])
+
+
 SCANS = {
     "selective_scan": Scan(
         lambda: {
@@ -79,6 +99,18 @@ SCANS = {
         lambda given, *place: helpers.state_space(
             *[given[name] for name in ("x", "dt", "A_log", "B", "C", "D", "dt_bias")], (0.1, 1.0), *place
         ),
+    ),
+    "wkv": Scan(
+        lambda: {"k": torch.randn(B, L, WIDTH) * 4, "v": torch.randn(B, L, WIDTH)},
+        lambda: {"decay": torch.randn(WIDTH) * 2, "first": torch.randn(WIDTH)},
+        lambda given: state_ops.wkv(given["decay"], given["first"], given["k"], given["v"], None, None, None)[0],
+        lambda given, *place: helpers.wkv(*[given[name] for name in ("decay", "first", "k", "v")], *place),
+    ),
+    "each_token": Scan(
+        lambda: {"x": torch.randn(B, L, WIDTH)},
+        lambda: {"weight": torch.randn(WIDTH, WIDTH) / 2},
+        lambda given: _recurrence(given["x"], given["weight"]),
+        lambda given, *place: _each_token(given["x"], given["weight"], *place),
     ),
     "gated_delta": _delta(None),
     "gated_delta of channels": _delta(STATE),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from steps import VOCABULARY, WIDTH, Pair
 from torch import nn
+from transformers import RwkvConfig, RwkvForCausalLM
 from transformers.modeling_outputs import ModelOutput
 
 from mlxport.errors import UnsupportedError
@@ -93,3 +94,15 @@ def test_states_are_carried_from_token_to_token(tmp_path, kind):
 def test_what_is_carried_outside_of_layers_is_refused(tmp_path):
     with pytest.raises(UnsupportedError, match="what it remembers is read by no module of a layer"):
         Pair(Outside(InStacks), tmp_path)
+
+
+def test_rwkv_is_computed_for_all_tokens_at_once(tmp_path):
+    """Its states lie in stacks, its tokens are shifted by one, and its attention is a function that is known."""
+    config = RwkvConfig(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, attention_hidden_size=WIDTH, num_hidden_layers=2, use_cache=True
+    )
+    torch.manual_seed(0)
+    pair = Pair(RwkvForCausalLM(config), tmp_path)
+    assert "each_token" not in pair.source
+    assert "wkv(self.time_decay, self.time_first, key, value, cache, 1, state_mask)" in pair.source
+    pair.check()

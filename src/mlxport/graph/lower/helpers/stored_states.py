@@ -159,3 +159,36 @@ def delta_chunks(q, k, v, g, beta, state, size=16):
         ys.append(q[:, :, i] @ state.swapaxes(2, 3) + seen[:, :, i] @ new)
         state = state * total[:, :, i, None] + new.swapaxes(2, 3) @ k[:, :, i]
     return mx.concatenate(ys, axis=2).swapaxes(1, 2)[:, :length], state
+
+
+def wkv(decay, first, k, v, cache, slot, mask=None, span=16):
+    """RWKV's attention: values weighed by exp(k), which decays from token to token; k, v [B, L, D].
+
+    What is kept is the mean of the values before, and the logarithm of the sum of their weights.
+    """
+    lowest, dtype, counts = -1e30, k.dtype, mx.ones((1, k.shape[1], 1))
+    k, fall = k.astype(mx.float32), -mx.exp(decay.astype(mx.float32))
+    if mask is not None:  # padding weighs nothing, and lets no time pass
+        mask = mask[..., None]
+        k, v, counts = mx.where(mask, k, lowest), mx.where(mask, v, 0), mask.astype(mx.float32)
+    state = None if cache is None else cache[slot]
+    if state is None:
+        mean, weight = mx.zeros_like(k[:, 0]), mx.full(k[:, 0].shape, lowest)
+    else:
+        mean, weight = state[..., 0], state[..., 1]
+    ys = []
+    for start in range(0, k.shape[1], span):
+        keys, values, steps = [item[:, start : start + span] for item in (k, v, counts)]
+        size, passed = keys.shape[1], mx.cumsum(steps, axis=1)
+        before = passed - steps
+        between = keys[:, None] + (before[:, :, None] - passed[:, None]) * fall
+        between = mx.where(mx.tri(size, k=-1, dtype=mx.bool_)[..., None], between, lowest)
+        between = mx.where(mx.eye(size, dtype=mx.bool_)[..., None], (keys + first)[:, None], between)
+        shares = mx.concatenate([(weight[:, None] + before * fall)[:, :, None], between], axis=2)
+        known = mx.concatenate([mean[:, None], values], axis=1)
+        ys.append((mx.softmax(shares, axis=2) * known[:, None]).sum(axis=2))
+        weights = mx.concatenate([weight[:, None] + passed[:, -1:] * fall, keys + (passed[:, -1:] - passed) * fall], 1)
+        mean, weight = (mx.softmax(weights, axis=1) * known).sum(axis=1), mx.logsumexp(weights, axis=1)
+    if cache is not None:
+        keep_state(cache, slot, mx.stack([mean, weight], axis=-1), k.shape[1])
+    return mx.concatenate(ys, axis=1).astype(dtype)

@@ -66,6 +66,12 @@ def gated_delta(q: Expr, k: Expr, v: Expr, g: Expr, beta: Expr, cache: Expr, slo
     return _called(helper.gated_delta, v.value.shape, q.dtype, q, k, v, g, beta, cache, slot, mask)
 
 
+@fused(targets.wkv)
+def wkv(decay: Expr, first: Expr, k: Expr, v: Expr, cache: Expr, slot: int, mask: Expr) -> Expr:
+    """``wkv(decay, first, k, v, cache, 0, mask)``."""
+    return _called(helper.wkv, k.value.shape, k.dtype, decay, first, k, v, cache, slot, mask)
+
+
 @fused(targets.one_token)
 def one_token(x: Expr, axis: int) -> Expr:
     """Nothing: whoever calls the module gives it one token."""

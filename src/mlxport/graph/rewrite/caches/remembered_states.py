@@ -19,13 +19,14 @@ from mlxport.graph.lower import cache_ops
 from mlxport.graph.lower.traits import View, traits_of
 from mlxport.graph.rewrite.caches.cached_step import CachedStep, CacheKind, NotCached
 from mlxport.graph.rewrite.caches.time_first import put_time_first
+from mlxport.graph.rewrite.caches.token_shifts import shift_by_one, shifted
 from mlxport.graph.rewrite.caches.token_states import called_for_each_token, close_modules, keep_token_state
 from mlxport.graph.rewrite.graph_queries import Editor, kind, ndim, peel, shape, where
 
 __all__ = ["Remembered", "find_states", "keep_states"]
 
 _aten = torch.ops.aten
-_SCANS = ("mlxport::selective_scan", "mlxport::state_space", "mlxport::gated_delta")
+_SCANS = ("mlxport::selective_scan", "mlxport::state_space", "mlxport::gated_delta", "mlxport::wkv")
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,14 @@ class Remembered:
         node: The op that takes it up: the ``cat`` of a convolution's inputs, or the scan; or what is kept of it by a
             module that is called for each token.
         held: Of such a module, the input that it reads.
+        shifted: Where ``node`` shifts tokens by one: what it shifts.
     """
 
     layer: int
     name: str
     node: Node
     held: Node | None = None
+    shifted: Node | None = None
 
 
 def find_states(step: CachedStep) -> list[Remembered]:
@@ -64,7 +67,8 @@ def find_states(step: CachedStep) -> list[Remembered]:
         if held in written or any(user.op == "call_function" for user in held.users)
         for state in _states_of(step, layer, name, held, written.get(held))
     ]
-    return sorted(found, key=lambda state: state.node)
+    once = {state.node: state for state in reversed(found)}  # a scan may take up several
+    return sorted(once.values(), key=lambda state: state.node)
 
 
 def _states_of(step: CachedStep, layer: int, name: str, held: Node, written: Any) -> list[Remembered]:
@@ -72,6 +76,8 @@ def _states_of(step: CachedStep, layer: int, name: str, held: Node, written: Any
     kept = _kept(written)
     if called_for_each_token(step, held, kept) is not None:
         return [Remembered(layer, name, kept, held)]
+    if (shift := shifted(held, kept)) is not None:
+        return [Remembered(layer, name, shift, shifted=kept.args[0])]
     return [Remembered(layer, name, node) for node in _taken_up(layer, held, written)]
 
 
@@ -83,16 +89,22 @@ def _taken_up(layer: int, held: Node, written: Any) -> list[Node]:
             return [user]
     kept = _kept(written)
     parts = kept.args[0] if kind(kept) == "stack" else [kept]
-    scans = [part.args[0] for part in map(_kept, parts) if kind(part) == "getitem" and part.args[1] == 1]
-    if len(scans) == len(parts) and all(kind(scan) in _SCANS and _starts_from(scan, held) for scan in scans):
-        return scans
+    results = [part for part in map(_kept, parts) if kind(part) == "getitem" and part.args[1] > 0]
+    if len(results) == len(parts) and all(_is_state(result, held) for result in results):
+        return [result.args[0] for result in results]
     used = ", ".join(sorted({kind(user) or user.op for user in users})) or kind(kept) or "nothing"
     raise NotCached(f"layer {layer}: what is remembered as {held.name} is used by {used}, not by a scan that is known")
 
 
-def _starts_from(scan: Node, held: Node) -> bool:
-    """Whether a scan goes on from what is held; some kernels start anew where several tokens come."""
-    return scan.args[-1] is None or peel(scan.args[-1]) is held
+def _is_state(result: Node, held: Node) -> bool:
+    """Whether a scan gives this after the last token, and goes on from what is held.
+
+    Some kernels start anew where several tokens come.
+    """
+    scan, place = result.args
+    states = len(scan.meta["val"]) - 1 if kind(scan) in _SCANS else 0
+    before = scan.args[len(scan.args) - states + place - 1] if states else held
+    return states > 0 and (before is None or peel(before) is held)
 
 
 def _kept(written: Any) -> Any:
@@ -123,7 +135,9 @@ def keep_states(step: CachedStep, states: list[Remembered]) -> None:
                 cache_ops.state_mask, step.ids, first, val=step.fake(shape(step.ids), torch.bool), argument="state_mask"
             )
         place = (step.cache(state.layer, states=True), slot, mask)
-        if state.held is not None:
+        if state.shifted is not None:
+            shift_by_one(step, state.node, state.shifted, place)
+        elif state.held is not None:
             keep_token_state(step, state.held, state.node, place)
         elif kind(state.node) == "cat":
             _last_inputs(step, state, place)
@@ -220,4 +234,8 @@ def _gated_delta(step: CachedStep, edit: Editor, scan: Node, place: tuple[Any, .
     return edit.call(cache_ops.gated_delta, *scan.args[:-1], *place, val=edit.anchor.meta["val"])
 
 
-_WRITTEN: Mapping[str, Any] = dict(zip(_SCANS, (_selective_scan, _state_space, _gated_delta), strict=True))
+def _wkv(step: CachedStep, edit: Editor, scan: Node, place: tuple[Any, ...]) -> Node:
+    return edit.call(cache_ops.wkv, *scan.args[:-3], *place, val=edit.anchor.meta["val"])
+
+
+_WRITTEN: Mapping[str, Any] = dict(zip(_SCANS, (_selective_scan, _state_space, _gated_delta, _wkv), strict=True))

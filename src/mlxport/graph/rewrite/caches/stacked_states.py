@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.stores import store
 from mlxport.graph.lower.traits import traits_of
 from mlxport.graph.rewrite.caches.cached_step import NotCached
-from mlxport.graph.rewrite.graph_queries import kind, shape
+from mlxport.graph.rewrite.graph_queries import kind
 
 __all__ = ["take_apart"]
 
@@ -61,7 +60,7 @@ class _Stack:
 
     def _of_stack(self, node: Any) -> bool:
         while isinstance(node, Node) and node is not self.node:
-            node = node.args[0] if kind(node) == "select_scatter" else _same(node)
+            node = node.args[0] if _passes(node) else None
         return node is self.node
 
     def _part_after(self, source: Node, axis: int, index: int) -> Node:
@@ -69,19 +68,18 @@ class _Stack:
         while source is not self.node:
             if kind(source) == "select_scatter" and self._place(source) == self._index(axis, index):
                 return source.args[1]
-            source = source.args[0] if kind(source) == "select_scatter" else _same(source)
+            source = source.args[0]
         return self._part(self._index(axis, index))
 
     def _written(self, final: Node) -> dict[int, Node]:
         """The last value of each part."""
         found: dict[int, Node] = {}
         while final is not self.node:
-            before = final.args[0] if kind(final) == "select_scatter" else _same(final)
-            if not isinstance(before, Node):
+            if not _passes(final):
                 raise NotCached(f"{self.node.name} holds states of all layers, and is written by {kind(final)}")
             if kind(final) == "select_scatter":
                 found.setdefault(self._place(final), final.args[1])
-            final = before
+            final = final.args[0]
         return found
 
     def _place(self, scatter: Node) -> int:
@@ -109,15 +107,6 @@ class _Stack:
         return self.parts[index]
 
 
-def _same(node: Node) -> Any:
-    """What ``node`` gives again: a copy of it, or all of it written over something else."""
-    if traits_of(node).copy:
-        return node.args[0]
-    if kind(node) != "slice_scatter":
-        return None
-    written: Any = node.args[1]
-    more: tuple[Any, ...] = tuple(node.args[2:])
-    axis, start, end, step = more + (0, None, None, 1)[len(more) :]
-    size = shape(node)[axis]
-    whole = start in (0, None) and step == 1 and (end in (None, sys.maxsize) or end == size)
-    return written if whole else None
+def _passes(node: Node) -> bool:
+    """Whether ``node`` is its first input, at most with another part."""
+    return kind(node) == "select_scatter" or traits_of(node).copy
