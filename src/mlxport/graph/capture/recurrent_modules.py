@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mlxport.graph.capture import state_ops
 
-__all__ = ["layer_number", "one_token_each", "readers", "recurrent"]
+__all__ = ["Untouched", "layer_number", "one_token_each", "readers", "recurrent"]
 
 # Of a module's outputs in order: the axis of the tokens, None where there is none.
 OutputAxes = tuple[int | None, ...]
@@ -45,6 +45,23 @@ class _Reads(TorchDispatchMode):  # type: ignore[misc]
 
     def _name(self, item: Any) -> str | None:
         return self._names.get(item.untyped_storage()._cdata) if isinstance(item, torch.Tensor) else None
+
+
+class Untouched(TorchDispatchMode):  # type: ignore[misc]
+    """Leaves a model's parameters as they are, whatever writes to them; ``written``: whether something would have."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self._storages = {tensor.untyped_storage()._cdata for tensor in model.parameters()}
+        self.written = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        first = args[0] if args else None
+        if func._schema.is_mutable and isinstance(first, torch.Tensor):
+            if first.untyped_storage()._cdata in self._storages:
+                self.written = True
+                return first
+        return func(*args, **(kwargs or {}))
 
 
 def readers(

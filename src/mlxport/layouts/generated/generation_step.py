@@ -19,9 +19,10 @@ from mlxport.graph.capture.export import CaptureError, capture
 from mlxport.graph.capture.hub_kernels import has_kernels, whole_kernels
 from mlxport.graph.lower.one_function import MissingOps
 from mlxport.graph.rewrite.caches.cached_step import NotCached
+from mlxport.graph.rewrite.caches.changed_weights import without_changes_of_weights
 from mlxport.graph.rewrite.caches.token_positions import NotCounted
 from mlxport.layouts.generated.emitting import missing
-from mlxport.layouts.generated.recurrent_step import RememberedExample, as_recurrent_step, example_of
+from mlxport.layouts.generated.recurrent_step import RememberedExample, as_recurrent_step, example_of, left_as_it_was
 from mlxport.layouts.generated.sequence_step import as_step, is_encoder_decoder
 
 __all__ = ["WITHOUT_CACHE", "cache_parameter", "emit_step", "takes_positions"]
@@ -102,6 +103,7 @@ def _captured_recurrent(
         with as_recurrent_step(model, example, positioned):
             inputs = {"input_ids": ids[:, :_NEW].clone(), "given": example.given, "held": [*example.held.values()]}
             captured = capture(model, (), inputs)
+    without_changes_of_weights(captured)
     captured.each_token = {path: axes[0] or 0 for path, axes in example.axes.items()}
     return captured, example
 
@@ -144,7 +146,7 @@ def _example_cache(model: Any, parameter: str, ids: torch.Tensor) -> Any:
     symbols = ShapeEnv(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True)
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=symbols)
     try:
-        with mode, torch.no_grad():
+        with mode, left_as_it_was(model), torch.no_grad():
             tokens = mode.from_tensor(ids, static_shapes=True)
             more = {"decoder_input_ids": tokens} if is_encoder_decoder(model) else {}
             output = model(input_ids=tokens, **more, use_cache=True)

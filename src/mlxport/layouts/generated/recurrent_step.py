@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from mlxport.graph.capture.recurrent_modules import (
     OutputAxes,
+    Untouched,
     layer_number,
     one_token_each,
     readers,
@@ -26,7 +27,7 @@ from mlxport.graph.capture.recurrent_modules import (
 )
 from mlxport.graph.rewrite.caches.cached_step import NotCached
 
-__all__ = ["RememberedExample", "as_recurrent_step", "example_of"]
+__all__ = ["RememberedExample", "as_recurrent_step", "example_of", "left_as_it_was"]
 
 _OWN = ("keys", "values")  # of attention, which the general pass knows
 
@@ -85,7 +86,7 @@ def example_of(model: Any, parameter: str, ids: torch.Tensor, each_token: bool) 
     """
     symbols = ShapeEnv(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True)
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=symbols)
-    with mode, torch.no_grad():
+    with mode, left_as_it_was(model), torch.no_grad():
         given, held = _remembered(model, parameter, mode.from_tensor(ids, static_shapes=True))
 
         def fresh() -> RememberedExample:
@@ -97,6 +98,12 @@ def example_of(model: Any, parameter: str, ids: torch.Tensor, each_token: bool) 
         def run(length: int, example: RememberedExample) -> Any:
             with example_in_modules(model, example.held):
                 return model(input_ids=mode.from_tensor(ids[:, :length]), **{parameter: example.given}, use_cache=True)
+
+        run(1, fresh())
+        with Untouched(model) as again:
+            run(1, fresh())
+        if again.written:  # what is done once, when it first runs, is as good as part of them
+            raise NotCached("it changes its weights in each step")
 
         traced = fresh()
         states = {name: item for name, item in traced.tensors().items() if name.rpartition(".")[2] not in _OWN}
@@ -118,7 +125,7 @@ def _remembered(model: Any, parameter: str, ids: torch.Tensor) -> tuple[Any, dic
     from transformers import DynamicCache
 
     before = {path: dict(vars(module)) for path, module in model.named_modules()}
-    try:
+    with left_as_it_was(model):
         given = getattr(model(input_ids=ids, use_cache=True), parameter, None)
         if given is None and parameter == "past_key_values":  # it is filled where it is given
             given = DynamicCache(config=model.config)
@@ -129,10 +136,6 @@ def _remembered(model: Any, parameter: str, ids: torch.Tensor) -> tuple[Any, dic
             for name, item in vars(module).items()
             if isinstance(item, torch.Tensor) and item is not before[path].get(name)
         }
-    finally:
-        for path, module in model.named_modules():
-            for name in vars(module).keys() & before[path].keys():
-                vars(module)[name] = before[path][name]
     if not _tensors(given) and not held:
         raise NotCached(f"it gives no {parameter} with use_cache=True")
     return given, held
@@ -156,6 +159,22 @@ def _place(example: RememberedExample, found: dict[str, set[str]]) -> None:
         if name not in example.stacks:  # counters are nobody's
             own = name.split(".", 2)[-1] if name.startswith("layers.") else name
             setattr(example.layers[places.get(name, 0)], own.replace(".", "_"), tensor)
+
+
+@contextmanager
+def left_as_it_was(model: torch.nn.Module) -> Iterator[None]:
+    """Within, the model may note what it likes in its modules' attributes; afterwards they are what they were.
+
+    Its parameters are not written to; inside of a FakeTensorMode, which would do it for those that are real.
+    """
+    before = {module: dict(vars(module)) for module in model.modules()}
+    try:
+        with Untouched(model):
+            yield
+    finally:
+        for module, attributes in before.items():
+            for name in vars(module).keys() & attributes.keys():
+                vars(module)[name] = attributes[name]
 
 
 @contextmanager

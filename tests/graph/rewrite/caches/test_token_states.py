@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from steps import VOCABULARY, WIDTH, Pair
+from steps import PROMPTS, VOCABULARY, WIDTH, Pair
 from torch import nn
 from transformers import RwkvConfig, RwkvForCausalLM
 from transformers.modeling_outputs import ModelOutput
@@ -94,6 +94,14 @@ def test_states_are_carried_from_token_to_token(tmp_path, kind):
 def test_what_is_carried_outside_of_layers_is_refused(tmp_path):
     with pytest.raises(UnsupportedError, match="what it remembers is read by no module of a layer"):
         Pair(Outside(InStacks), tmp_path)
+
+
+def test_weights_that_rwkv_divides_when_it_first_runs_stay_as_they_are(tmp_path):
+    config = RwkvConfig(vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=3, rescale_every=2, use_cache=True)
+    torch.manual_seed(0)
+    pair = Pair(RwkvForCausalLM(config), tmp_path)
+    assert "self.output(sigmoid * wkv_2) / 2" in pair.source
+    assert [pair.generated(prompt) for prompt in PROMPTS] == [pair.wanted(prompt) for prompt in PROMPTS]
 
 
 def test_rwkv_is_computed_for_all_tokens_at_once(tmp_path):
