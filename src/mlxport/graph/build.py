@@ -13,6 +13,7 @@ from mlxport.graph.capture.table_limits import SizeLimit, ValueLimit, limit_size
 from mlxport.graph.lower.layer_specs import Fold, LayerSpec, Weight
 from mlxport.graph.rewrite.batchnorm import fold_batchnorm
 from mlxport.graph.rewrite.caches.cached_step import CacheKind
+from mlxport.graph.rewrite.caches.stacked_states import take_apart
 from mlxport.graph.rewrite.caches.use_caches import use_caches
 from mlxport.graph.rewrite.channels_last.sinking import channels_last
 from mlxport.graph.rewrite.constants import inline_constants
@@ -110,6 +111,7 @@ def _rewrite(captured: Captured, port: Port, fusions: bool, batchnorm: bool, cac
         port.fusions = fuse(captured, port.folds)
         remove_noops(captured.graph)
     if cache is not None:
+        take_apart(captured, cache)
         port.caches = use_caches(captured, port.folds, cache)
         remove_noops(captured.graph)
     layers = find_layers(captured)

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.fx.node import has_side_effect
 
 from mlxport.graph.lower.traits import declare
 
@@ -18,16 +17,12 @@ __all__ = [
     "attention_mask",
     "biased_mask",
     "chunk_mask",
-    "all_tokens",
     "entry",
     "gated_delta",
-    "keep_token",
     "kept",
     "masked_scores",
     "offset",
-    "one_token",
     "positions",
-    "recall",
     "row_offset",
     "same_positions",
     "selective_scan",
@@ -36,7 +31,6 @@ __all__ = [
     "swiglu",
     "update_and_fetch",
     "with_past",
-    "wkv",
 ]
 
 
@@ -165,37 +159,6 @@ def gated_delta(
 ) -> torch.Tensor:
     """``state_ops.gated_delta`` from the state that is kept."""
     raise NotImplementedError
-
-
-def wkv(
-    decay: torch.Tensor, first: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cache: Any, slot: int, mask: Any
-) -> torch.Tensor:
-    """``state_ops.wkv`` from the state that is kept."""
-    raise NotImplementedError
-
-
-# Modules that are called for each token: within, tensors have one. Nothing is written for the first two.
-def one_token(x: torch.Tensor, axis: int) -> torch.Tensor:
-    """``x`` with one token along ``axis``, as the module is given it."""
-    raise NotImplementedError
-
-
-def all_tokens(x: torch.Tensor, axis: int, length: Any) -> torch.Tensor:
-    """``x`` with as many tokens along ``axis`` as the module is called for."""
-    raise NotImplementedError
-
-
-def recall(cache: Any, slot: int, sizes: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """What the last token left at ``slot``; zeros before the first."""
-    raise NotImplementedError
-
-
-def keep_token(cache: Any, slot: int, before: torch.Tensor, state: torch.Tensor, mask: Any) -> None:
-    """Keep ``state`` after one token, or what was ``before`` in rows where it is padding."""
-    raise NotImplementedError
-
-
-has_side_effect(keep_token)
 
 
 @declare(pointwise=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mlxport.graph.capture.captured import Captured
-from mlxport.graph.lower import cache_ops
+from mlxport.graph.lower.token_ops import is_on_cache
 from mlxport.graph.rewrite.caches.cached_step import CacheKind
 from mlxport.graph.write.encoding import Encoding
 
@@ -76,7 +76,7 @@ def _layers(captured: Captured) -> str:
     """Path of the list of the modules that the caches are of: the outermost list in which most ops on them lie."""
     found: Counter[str] = Counter()
     for node in captured.graph.nodes:
-        if node.op == "call_function" and getattr(node.target, "__module__", "") == cache_ops.__name__:
+        if node.op == "call_function" and is_on_cache(node):
             paths = [path.partition("@")[0] for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
             found.update(path.rpartition(".")[0] for path in paths[: _outermost(paths)][-1:])
     return found.most_common(1)[0][0]

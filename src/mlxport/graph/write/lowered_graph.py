@@ -13,14 +13,14 @@ from torch.fx import Node
 from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.origin import module_path
 from mlxport.graph.capture.stores import store
-from mlxport.graph.lower import cache_ops
+from mlxport.graph.lower import token_ops
 from mlxport.graph.lower.expr import Expr
 from mlxport.graph.lower.lowering import is_read, lower_node, symbolic
 from mlxport.graph.lower.one_function import Gaps, is_assertion
 
 __all__ = ["lower_graph"]
 
-_AROUND = (cache_ops.one_token, cache_ops.all_tokens)
+_AROUND = (token_ops.one_token, token_ops.all_tokens)
 
 
 def lower_graph(captured: Captured) -> dict[Node, Any]:
@@ -46,7 +46,7 @@ def lower_graph(captured: Captured) -> dict[Node, Any]:
     gaps.check()
     _take_out(captured, lowered)
     for node in reversed(list(lowered)):  # what only served nodes that are gone
-        if not node.users and node.target not in (store, cache_ops.keep_token):
+        if not node.users and node.target not in (store, token_ops.keep_token):
             graph.erase_node(node)
             del lowered[node]
     return lowered
@@ -61,7 +61,7 @@ def _take_out(captured: Captured, lowered: dict[Node, Any]) -> None:
     for node in [node for node in lowered if node.target in _AROUND]:
         other: Any = node.args[0]
         names["%" + node.name] = "%" + other.name
-        if node.target is cache_ops.one_token:
+        if node.target is token_ops.one_token:
             other.meta.setdefault("each_token", {})[module_path(node)] = node.args[1]
         node.replace_all_uses_with(other)
         captured.graph.erase_node(node)

@@ -14,7 +14,7 @@ from torch.fx import Node
 from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.origin import Statement, statement
 from mlxport.graph.capture.stores import store
-from mlxport.graph.lower import cache_ops, symbolic_sizes
+from mlxport.graph.lower import symbolic_sizes, token_ops
 from mlxport.graph.lower.expr import to_ast
 from mlxport.graph.write.paths import Paths
 from mlxport.graph.write.token_loops import call_for_each_token
@@ -120,7 +120,7 @@ class ScopeParts:
         """The values that a unit gives."""
         if isinstance(unit, Scope):
             return unit.outputs
-        return [] if unit.target in (store, cache_ops.keep_token) else [unit]
+        return [] if unit.target in (store, token_ops.keep_token) else [unit]
 
     def _statement(self, unit: Node | Scope) -> Statement | None:
         nodes = self.results(unit)

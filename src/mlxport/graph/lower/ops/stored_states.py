@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as _mx
 
 from mlxport.graph.lower import cache_ops as targets
+from mlxport.graph.lower import token_ops
 from mlxport.graph.lower.expr import Expr, mx, value_of
 from mlxport.graph.lower.helpers import stored_states as helper
 from mlxport.graph.lower.registry import fused
@@ -66,32 +67,32 @@ def gated_delta(q: Expr, k: Expr, v: Expr, g: Expr, beta: Expr, cache: Expr, slo
     return _called(helper.gated_delta, v.value.shape, q.dtype, q, k, v, g, beta, cache, slot, mask)
 
 
-@fused(targets.wkv)
+@fused(token_ops.wkv)
 def wkv(decay: Expr, first: Expr, k: Expr, v: Expr, cache: Expr, slot: int, mask: Expr) -> Expr:
     """``wkv(decay, first, k, v, cache, 0, mask)``."""
     return _called(helper.wkv, k.value.shape, k.dtype, decay, first, k, v, cache, slot, mask)
 
 
-@fused(targets.one_token)
+@fused(token_ops.one_token)
 def one_token(x: Expr, axis: int) -> Expr:
     """Nothing: whoever calls the module gives it one token."""
     return Expr(x.node, _mx.take(x.value, _mx.array([0]), axis=axis), dynamic=True)
 
 
-@fused(targets.all_tokens)
+@fused(token_ops.all_tokens)
 def all_tokens(x: Expr, axis: int, length: Any) -> Expr:
     """Nothing: whoever calls the module puts the tokens together."""
     return Expr(x.node, _mx.repeat(x.value, int(value_of(length)), axis=axis), dynamic=True)
 
 
-@fused(targets.recall)
+@fused(token_ops.recall)
 def recall(cache: Expr, slot: int, sizes: Sequence[Any], dtype: _mx.Dtype) -> Expr:
     """``recall(cache, 0, (B, 8, 64), mx.float32)``."""
     numbers = [int(value_of(size)) for size in sizes]
     return registered_helper(helper.recall).called(_mx.zeros(numbers, dtype), cache, slot, tuple(sizes), dtype)
 
 
-@fused(targets.keep_token)
+@fused(token_ops.keep_token)
 def keep_token(cache: Expr, slot: int, before: Expr, state: Expr, mask: Expr) -> Expr:
     """``keep_token(cache, 0, before, state, mask)``."""
     shadow = _mx.zeros((), _mx.bool_)  # it gives nothing

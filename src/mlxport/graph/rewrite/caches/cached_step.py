@@ -13,6 +13,7 @@ from torch.fx import Node
 
 from mlxport.graph.capture.captured import Captured
 from mlxport.graph.lower import cache_ops
+from mlxport.graph.lower.token_ops import is_on_cache
 from mlxport.graph.rewrite.fuse.values import Values
 from mlxport.graph.rewrite.graph_queries import shape
 
@@ -80,7 +81,7 @@ class CachedStep:
             for node in self.captured.graph.nodes
             if node.op == "call_function"
             and len(node.meta.get("nn_module_stack") or {}) >= depth
-            and getattr(node.target, "__module__", "") != cache_ops.__name__
+            and not is_on_cache(node)
         )
 
     def fake(self, sizes: tuple[Any, ...], dtype: torch.dtype) -> torch.Tensor:

@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from mlxport.graph.capture.origin import module_path
 from mlxport.graph.capture.stores import store
-from mlxport.graph.lower import cache_ops
+from mlxport.graph.lower import cache_ops, token_ops
 from mlxport.graph.lower.traits import View, traits_of
 from mlxport.graph.rewrite.caches.cached_step import CachedStep, CacheKind, NotCached
 from mlxport.graph.rewrite.caches.time_first import put_time_first
@@ -235,7 +235,7 @@ def _gated_delta(step: CachedStep, edit: Editor, scan: Node, place: tuple[Any, .
 
 
 def _wkv(step: CachedStep, edit: Editor, scan: Node, place: tuple[Any, ...]) -> Node:
-    return edit.call(cache_ops.wkv, *scan.args[:-3], *place, val=edit.anchor.meta["val"])
+    return edit.call(token_ops.wkv, *scan.args[:-3], *place, val=edit.anchor.meta["val"])
 
 
 _WRITTEN: Mapping[str, Any] = dict(zip(_SCANS, (_selective_scan, _state_space, _gated_delta, _wkv), strict=True))

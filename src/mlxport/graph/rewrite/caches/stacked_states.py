@@ -22,7 +22,7 @@ def take_apart(captured: Captured, example: Any) -> None:
     Raises:
         NotCached: Something else is done with a stack.
     """
-    for name, tensor in example.stacks.items():
+    for name, tensor in getattr(example, "stacks", {}).items():
         node = next(node for node, value in zip(captured.inputs, captured.values, strict=True) if value is tensor)
         if node is not None:
             _Stack(captured, example, name, node, tensor).take_apart()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from mlxport.graph.lower import cache_ops
+from mlxport.graph.lower import token_ops
 from mlxport.graph.lower.traits import traits_of
 from mlxport.graph.rewrite.caches.cached_step import CachedStep, NotCached
 from mlxport.graph.rewrite.graph_queries import Editor, kind, shape, where
@@ -63,16 +63,16 @@ def keep_token_state(step: CachedStep, held: Node, written: Node, place: tuple[A
     if not first or last is None:
         raise NotCached(f"{path} carries a state, and gives nothing for each token")
     cache, slot, mask = place
-    after = next(node for node in inside if node.target is not cache_ops.recall and kind(node) != _FIRST)
+    after = next(node for node in inside if node.target is not token_ops.recall and kind(node) != _FIRST)
     edit = Editor(step.captured, after)
     value = held.meta["val"]
     batch = edit.known_size(shape(step.ids)[0])
-    before = edit.call(cache_ops.recall, cache, slot, [batch, *shape(held)[1:]], value.dtype, val=value)
+    before = edit.call(token_ops.recall, cache, slot, [batch, *shape(held)[1:]], value.dtype, val=value)
     before.meta = {**before.meta, "nn_module_stack": last.meta["nn_module_stack"], "stack_trace": ""}
     held.replace_all_uses_with(before, delete_user_cb=lambda user: kind(user) not in ("sym_size", "copy"))
     _views_within(written, last)
     edit = Editor(step.captured, last)
-    edit.call(cache_ops.keep_token, cache, slot, before, written, mask, val=step.fake((), torch.bool))
+    edit.call(token_ops.keep_token, cache, slot, before, written, mask, val=step.fake((), torch.bool))
 
 
 def close_modules(step: CachedStep) -> None:
@@ -81,16 +81,16 @@ def close_modules(step: CachedStep) -> None:
         if kind(node) == _FIRST:
             x, axis = node.args
             Editor(step.captured, node).replace(
-                Editor(step.captured, node).call(cache_ops.one_token, x, axis, val=node.meta["val"])
+                Editor(step.captured, node).call(token_ops.one_token, x, axis, val=node.meta["val"])
             )
         elif kind(node) == _LAST:
             x, axis, like, along = node.args
             edit = Editor(step.captured, node)
             length = edit.size(like, along)
-            edit.replace(edit.call(cache_ops.all_tokens, x, axis, length, val=node.meta["val"]))
+            edit.replace(edit.call(token_ops.all_tokens, x, axis, length, val=node.meta["val"]))
     for node in step.captured.graph.nodes:
         path = module_of_each_token(step, node)
-        if path is not None and node.target is not cache_ops.all_tokens:
+        if path is not None and node.target is not token_ops.all_tokens:
             for user in node.users:
                 if module_of_each_token(step, user) != path and kind(user) != "sym_size":
                     raise NotCached(f"{where(user) or 'the model'} takes what {path} computes of one token")

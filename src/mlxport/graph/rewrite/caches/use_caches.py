@@ -26,7 +26,6 @@ from mlxport.graph.rewrite.caches.keys_values import (
     measure_keys,
 )
 from mlxport.graph.rewrite.caches.remembered_states import find_states, keep_states
-from mlxport.graph.rewrite.caches.stacked_states import take_apart
 from mlxport.graph.rewrite.caches.token_positions import count_from_offset
 from mlxport.graph.rewrite.fuse.values import symbols
 from mlxport.graph.rewrite.graph_queries import kind, same_size, shape, where
@@ -48,8 +47,6 @@ def use_caches(captured: Captured, folds: dict[str, Any], cache: Any) -> list[Ca
     Raises:
         NotCached: It cannot be written so; the graph is of no more use then.
     """
-    if getattr(cache, "stacks", None):
-        take_apart(captured, cache)
     step = read_step(captured, folds, cache)
     states = find_states(step)
     joined = find_keys_and_values(step)
