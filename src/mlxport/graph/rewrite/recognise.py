@@ -86,7 +86,7 @@ class _Finder:
         return (path, names) if free and alone and ours and vector else None
 
     def experts(
-        self, node: Node, x: Node, weight: Node, experts: Node, ascending: bool, bias: Any = None
+        self, node: Node, x: Node, weight: Node, experts: Node, ascending: bool | Node, bias: Any = None
     ) -> Match | None:
         turned = traits_of(weight).view is View.REORDERED and permutation(weight) == [0, 2, 1]
         stored = weight.args[0] if turned else weight  # (expert, out, in), or (expert, in, out)
@@ -98,9 +98,9 @@ class _Finder:
         count, inputs, outputs = weight.meta["val"].shape
         made = Weight((names["weight"],)) if turned else Weight((names["weight"],), "move", (1, 2))
         args = _given(input_dims=inputs, output_dims=outputs, num_experts=count, bias=bias is not None)
-        options = {"sorted_indices": True} if ascending else {}
+        options = {"sorted_indices": True} if ascending is True else {}
         spec = LayerSpec(path, SwitchLinear.__name__, args, 3, {**_plain(names), "weight": made}, options=options)
-        return Match(node, spec, (x, experts))
+        return Match(node, spec, (x, experts, *([ascending] if isinstance(ascending, Node) else [])))
 
     def embedding(
         self, node: Node, weight: Node, indices: Node, padding_idx: int, scale_grad_by_freq: bool, sparse: bool

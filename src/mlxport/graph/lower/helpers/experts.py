@@ -47,3 +47,20 @@ class SwitchLinear(nn.Module):
     def to_quantized(self, group_size=None, bits=None, mode="affine"):
         """Return the quantized layer, for nn.quantize."""
         return QuantizedSwitchLinear(self.weight, self.get("bias"), group_size, bits, mode)
+
+
+def rows_by_expert(x, experts):
+    """Rows of ``x`` for the experts [..., k] of each; many are sorted, so that each expert's matrices are read once.
+
+    Gives the rows [..., 1, width], the expert of each, and their order: None where they are not sorted.
+    """
+    if experts.size < 64:
+        return x[..., None, None, :], experts, None
+    order = mx.argsort(experts.flatten())
+    return x.flatten(0, -2)[order // experts.shape[-1], None], experts.flatten()[order], order
+
+
+def rows_of_tokens(x, order, experts):
+    """Rows [..., k, width] for ``experts`` [..., k], in the order before ``rows_by_expert``."""
+    x = x.squeeze(-2)
+    return x if order is None else x[mx.argsort(order)].reshape(*experts.shape, -1)

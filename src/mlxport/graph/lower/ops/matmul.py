@@ -109,9 +109,9 @@ def addr(self: Expr, vec1: Expr, vec2: Expr, beta: Any = 1, alpha: Any = 1) -> E
 
 
 @fused(targets.gather_mm)
-def gather_mm(x: Expr, weight: Expr, experts: Expr, ascending: bool = False, bias: Expr | None = None) -> Expr:
+def gather_mm(x: Expr, weight: Expr, experts: Expr, ascending: bool | Expr = False, bias: Expr | None = None) -> Expr:
     """``mx.gather_mm``."""
-    options = {"sorted_indices": True} if ascending else {}
+    options = {} if ascending is False else {"sorted_indices": ascending}
     product = mx.gather_mm(x, weight, rhs_indices=experts, **options)
     return product if bias is None else product + mx.expand_dims(bias[experts], -2)
 

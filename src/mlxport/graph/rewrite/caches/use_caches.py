@@ -26,6 +26,7 @@ from mlxport.graph.rewrite.caches.keys_values import (
     measure_keys,
 )
 from mlxport.graph.rewrite.caches.remembered_states import find_states, keep_states
+from mlxport.graph.rewrite.caches.sorted_experts import sort_experts
 from mlxport.graph.rewrite.caches.token_positions import count_from_offset
 from mlxport.graph.rewrite.fuse.values import symbols
 from mlxport.graph.rewrite.graph_queries import kind, same_size, shape, where
@@ -60,6 +61,7 @@ def use_caches(captured: Captured, folds: dict[str, Any], cache: Any) -> list[Ca
     measure_keys(step, fetched)
     split_once(captured)
     compile_gates(captured)
+    sort_experts(captured, step.values)
     if step.source is not None:
         keep_encoder_output(step, fetched)
     captured.graph.eliminate_dead_code()
