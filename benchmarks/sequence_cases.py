@@ -23,7 +23,7 @@ def sources(model: Any) -> list[list[int]]:
 
 
 def written_texts(model: Any, source: list[int], lengths: tuple[int, ...], count: int) -> list[Any]:
-    """Decoder's texts of some lengths, each with what transformers writes after it with its cache."""
+    """Decoder's texts of some lengths and what transformers writes after them, with its logits of the whole."""
     from mlxport.parity.generation_checks import Continuation
 
     vocabulary = model.config.get_text_config().vocab_size
@@ -32,12 +32,10 @@ def written_texts(model: Any, source: list[int], lengths: tuple[int, ...], count
     for length in lengths:
         prompt = torch.randint(5, vocabulary - 1, (1, length), generator=generator)
         prompt[0, 0] = START
-        made = _generated(model, source, count, decoder_input_ids=prompt)
-        steps = torch.cat(made.logits).float()
+        written = _generated(model, source, count, decoder_input_ids=prompt)[:, :-1]
         with torch.no_grad():
-            whole = model(input_ids=torch.tensor([source]), decoder_input_ids=prompt, use_cache=False).logits[0]
-        logits = torch.cat([whole[:-1].float(), steps]).numpy()
-        texts.append(Continuation(made.sequences[0, :-1].tolist(), length, logits))
+            whole = model(input_ids=torch.tensor([source]), decoder_input_ids=written, use_cache=False).logits[0]
+        texts.append(Continuation(written[0].tolist(), length, whole.float().numpy()))
     return texts
 
 
@@ -65,7 +63,7 @@ def differing(model: Any, folder: Path, count: int) -> str:
             "generate": (list(result.tokens), _generated(model, source, count, VARIED)),
         }
         for name, (tokens, made) in pairs.items():
-            wanted = made.sequences[0, 1:].tolist()
+            wanted = made[0, 1:].tolist()
             if tokens != wanted:
                 place = next((i for i, pair in enumerate(zip(tokens, wanted, strict=False)) if pair[0] != pair[1]), 0)
                 return f"{name} writes {tokens[place:][:4]} … from token {place + 1} on, not {wanted[place:][:4]} …"
@@ -75,7 +73,7 @@ def differing(model: Any, folder: Path, count: int) -> str:
 def _generated(model: Any, source: list[int], count: int, rules: Mapping[str, Any] | None = None, **given: Any) -> Any:
     ids = torch.tensor([source])
     model.generation_config = _rules(  # what a call's settings leave out is taken from the model's
-        max_new_tokens=count, min_new_tokens=count, return_dict_in_generate=True, output_logits=True, **(rules or {})
+        max_new_tokens=count, min_new_tokens=count, **(rules or {})
     )
     with torch.inference_mode():
         return model.generate(ids, attention_mask=torch.ones_like(ids), **given)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from mlxport.graph.rewrite.caches.changed_weights import without_changes_of_weig
 from mlxport.graph.rewrite.caches.token_positions import NotCounted
 from mlxport.layouts.generated.emitting import missing
 from mlxport.layouts.generated.recurrent_step import RememberedExample, as_recurrent_step, example_of, left_as_it_was
-from mlxport.layouts.generated.sequence_step import as_step, is_encoder_decoder
+from mlxport.layouts.generated.sequence_step import as_step, in_one_call, in_two_calls, is_encoder_decoder
 
 __all__ = ["WITHOUT_CACHE", "cache_parameter", "emit_step", "takes_positions"]
 
@@ -63,8 +64,7 @@ def emit_step(model: Any, *, model_type: str = "", fold_batchnorm: bool = False)
     if parameter is None:
         raise _not_cached(model, "its forward takes no cache")
     problem: Exception | None = None
-    ways = [_captured, _captured_kernels] if has_kernels(model) else [_captured]
-    for capture_step in (*ways, _captured_recurrent):
+    for capture_step in _ways(model):
         try:
             try:
                 captured, cache = capture_step(model, parameter, takes_positions(model))
@@ -81,6 +81,17 @@ def emit_step(model: Any, *, model_type: str = "", fold_batchnorm: bool = False)
     raise _not_cached(model, str(problem)) from problem
 
 
+def _ways(model: Any) -> Iterator[Callable[[Any, str, bool], tuple[Captured, Any]]]:
+    """How the program may be captured, the next where one does not do."""
+    yield _captured
+    if is_encoder_decoder(model):  # it may rely on how ``generate`` calls it
+        yield partial(_captured, call=in_two_calls)
+        return
+    if has_kernels(model):
+        yield _captured_kernels
+    yield _captured_recurrent
+
+
 def _captured_kernels(model: Any, parameter: str, positioned: bool) -> tuple[Captured, RememberedExample]:
     """The same of a model that remembers in a way of its own, with functions that are captured whole."""
     return _captured_recurrent(model, parameter, positioned, each_token=False)
@@ -93,8 +104,6 @@ def _captured_recurrent(
     from transformers.exporters.exporter_dynamo import register_cache_pytrees_for_model, reset_model_state
     from transformers.exporters.utils import apply_patches
 
-    if is_encoder_decoder(model):
-        raise NotCached("its decoder carries states from token to token")
     register_cache_pytrees_for_model(model)
     ids = _example_ids(model)
     kernels = nullcontext() if each_token else whole_kernels(model)
@@ -114,8 +123,17 @@ def _example_ids(model: Any) -> torch.Tensor:
     return torch.randint(min(3, vocabulary - 1), vocabulary, (_BATCH, _PAST), generator=generator)
 
 
-def _captured(model: Any, parameter: str, positioned: bool) -> tuple[Captured, Any]:
-    """The program of a step and the example's cache; ``positioned``: whether the model is told positions."""
+def _captured(
+    model: Any, parameter: str, positioned: bool, call: Callable[..., Any] = in_one_call
+) -> tuple[Captured, Any]:
+    """The program of a step and the example's cache.
+
+    Args:
+        model: The model.
+        parameter: Which takes the cache.
+        positioned: Whether it is told positions.
+        call: How one with an encoder is called.
+    """
     from transformers.exporters.exporter_dynamo import register_cache_pytrees_for_model, reset_model_state
     from transformers.exporters.utils import apply_patches
 
@@ -123,8 +141,8 @@ def _captured(model: Any, parameter: str, positioned: bool) -> tuple[Captured, A
     generator, ids = torch.Generator().manual_seed(1), _example_ids(model)
     # With the patches a layer with a window keeps all tokens: their number is one symbol.
     with apply_patches("dynamo"), _experts_gathered(model), whole_kernels(model):
-        cache = _example_cache(model, parameter, ids)
-        step = as_step(model) if is_encoder_decoder(model) else nullcontext()
+        cache = _example_cache(model, parameter, ids, call)
+        step = as_step(model, call) if is_encoder_decoder(model) else nullcontext()
         with step, reset_model_state(model), _as_generated(model, parameter, positioned):
             return capture(model, (), {**_new_tokens(model, ids, generator), parameter: cache}), cache
 
@@ -138,7 +156,7 @@ def _new_tokens(model: Any, ids: torch.Tensor, generator: torch.Generator) -> di
     return {"input_ids": read, "decoder_input_ids": new}
 
 
-def _example_cache(model: Any, parameter: str, ids: torch.Tensor) -> Any:
+def _example_cache(model: Any, parameter: str, ids: torch.Tensor, call: Callable[..., Any]) -> Any:
     """What the model remembers of some tokens, of the right sizes and all zero: nothing is computed for it."""
     from transformers.cache_utils import EncoderDecoderCache
 
@@ -148,8 +166,10 @@ def _example_cache(model: Any, parameter: str, ids: torch.Tensor) -> Any:
     try:
         with mode, left_as_it_was(model), torch.no_grad():
             tokens = mode.from_tensor(ids, static_shapes=True)
-            more = {"decoder_input_ids": tokens} if is_encoder_decoder(model) else {}
-            output = model(input_ids=tokens, **more, use_cache=True)
+            if is_encoder_decoder(model):
+                output = call(model, tokens, tokens)
+            else:
+                output = model(input_ids=tokens, use_cache=True)
     except Exception as error:  # the model's own code
         raise NotCached(f"{type(error).__name__}: {error}") from error
     cache = getattr(output, parameter, None)

@@ -92,8 +92,10 @@ def attend_to_caches(step: CachedStep, fetched: Mapping[int, Node]) -> int:
 
 
 def _attention(step: CachedStep, masks: _Masks, fetched: Mapping[int, Node], node: Node) -> None:
+    layer = _layer(fetched, _arguments(node)[1:3], node)
+    if ndim(node) == 3:
+        node = _with_heads(step, fetched[layer], node)
     query, key, value, mask, scale, *sinks = _arguments(node)
-    layer = _layer(fetched, (key, value), node)
     edit = Editor(step.captured, node)
     cache = step.cache(layer)
     seen, bias = CacheKind(), None
@@ -109,6 +111,25 @@ def _attention(step: CachedStep, masks: _Masks, fetched: Mapping[int, Node], nod
         given = edit.call(cache_ops.biased_mask, bias, masks.of(layer, seen, array=True), val=bias.meta["val"])
     made = edit.call(cache_ops.attend, query, key, value, cache, given, scale, *sinks, val=node.meta["val"])
     edit.replace(made)
+
+
+def _with_heads(step: CachedStep, update: Node, node: Node) -> Node:
+    """An attention of [batch * heads, length, width] as one of [batch, heads, length, width], as the cache keeps keys.
+
+    Raises:
+        NotCached: Its mask has those axes, too.
+    """
+    query, key, value, mask, scale, *sinks = _arguments(node)
+    if isinstance(mask, Node) and ndim(mask) > 2:
+        raise NotCached(f"the attention of {where(node)} has a mask for each row and head, in one axis")
+    edit = Editor(step.captured, node)
+    batch, heads = edit.sizes(next(user for user in update.users if user.args[1] == 0), (0, 1))
+    parts = [edit.view(item, [batch, heads, *edit.sizes(item, (1, 2))]) for item in (query, key, value)]
+    result = step.fake((*shape(parts[0])[:3], shape(value)[-1]), node.meta["val"].dtype)
+    made = edit.call(attention, *parts, mask, scale, *sinks, val=result)
+    sizes = [-1, edit.size(parts[0], 2), *shape(value)[-1:]]
+    edit.replace(edit.call(_aten.reshape.default, made, sizes, val=node.meta["val"]))
+    return made
 
 
 def _is_masked(mask: Node) -> bool:

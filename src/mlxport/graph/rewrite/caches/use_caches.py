@@ -18,6 +18,7 @@ from mlxport.graph.rewrite.caches.attention_masks import attend_to_caches
 from mlxport.graph.rewrite.caches.cached_step import CachedStep, CacheKind, NotCached, read_step
 from mlxport.graph.rewrite.caches.encoder_output import keep_encoder_output
 from mlxport.graph.rewrite.caches.gated_units import compile_gates
+from mlxport.graph.rewrite.caches.idle_masks import drop_idle_masks
 from mlxport.graph.rewrite.caches.keys_values import (
     common_scope,
     count_from_keys,
@@ -54,6 +55,8 @@ def use_caches(captured: Captured, folds: dict[str, Any], cache: Any) -> list[Ca
     step.scope = common_scope([*(state.node for state in states), *(node for pair in joined.values() for node in pair)])
     keep_states(step, states)
     _return_logits(captured)
+    if step.source is not None:
+        drop_idle_masks(step)
     fetched = fetch_keys_and_values(step, joined)
     if not attend_to_caches(step, fetched) and not states:
         raise NotCached("no attention to what its cache holds was found")

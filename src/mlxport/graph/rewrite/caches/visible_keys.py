@@ -33,6 +33,8 @@ def visible_keys(
     Raises:
         NotCached: None of the forms that mlx-lm's caches have.
     """
+    if mask is None and step.source is not None:
+        return CacheKind(), None  # made for one new token: several see what they would one by one
     if mask is None:
         raise NotCached(f"the attention of {where(node)} hides nothing, later tokens neither")
     if mask == "causal" or mask.target is causal:
