@@ -7,14 +7,17 @@ import json
 import mlx.core as mx
 import pytest
 import torch
+from mlx.utils import tree_flatten
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import trim_prompt_cache
 
 import mlxport
 from mlxport.errors import UsageError
+from mlxport.graph.capture.examples import Example
 from mlxport.graph.write.execute_source import execute
 from mlxport.graph.write.port_weights import from_torch, port_weights
 from mlxport.layouts.generated.generation_step import emit_step
+from mlxport.parity.sequence_steps import check_steps
 from mlxport.run.sequence_rules import SequenceRules
 from sequence_models import CONFIGS, make_sequence_model, save_sequence_model, written
 
@@ -119,6 +122,8 @@ GIVEN = {"forced_bos_token_id": 40, "no_repeat_ngram_size": 2, "suppress_tokens"
 def test_generate_writes_what_transformers_writes(ported, name):
     original, folder, report = ported(name, **(GIVEN if name == "bart" else {}))
     assert report.parity.passed
+    done = "chunks, saved cache: ok; batch: this model counts" if name == "marian" else "chunks, batch, saved cache: ok"
+    assert f"generation: 32 tokens equal; {done}" in report.parity.summary()
     record = json.loads((folder / "mlx/mlxport.json").read_text())
     assert record["options"]["layout"] == "generated-seq2seq"
     loaded = mlxport.run.load(folder / "mlx")
@@ -151,3 +156,16 @@ def test_what_was_written_can_be_taken_back(emitted):
     first = ported(mx.array([[2, 5, 9]]), cache)
     trim_prompt_cache([layer[1] for layer in cache], 2)
     assert mx.allclose(ported(mx.array([[5, 9]]), cache), first[:, 1:], atol=1e-4)
+
+
+def test_a_decoder_that_forgets_how_many_tokens_came_before_is_found(emitted):
+    _, ported, port = emitted("bart")
+    source = execute(port.source.replace("cache[0][1].offset", "0"))
+    wrong = source.Model(source.ModelArgs())
+    wrong.load_weights(tree_flatten(ported.parameters()))
+    example = Example(
+        "example", (), {"input_ids": torch.tensor([SOURCES[0]]), "decoder_input_ids": torch.tensor([[2, 5, 9]])}
+    )
+    assert not check_steps(ported, example, "float32", None, None).failures
+    failures = check_steps(wrong, example, "float32", None, None).failures
+    assert any("generated token 2 after a prompt of 11 tokens differs" in failure for failure in failures)

@@ -152,11 +152,17 @@ def _written_sequences(work: Verifying) -> Verified:
 
 
 def _with_steps(report: PortParity, model: Any, conversion: GeneratedConversion) -> PortParity:
-    """A report with what is wrong of single steps on caches."""
-    from mlxport.parity.sequence_steps import step_problems
+    """A report with what a text that is written on caches has shown."""
+    from mlxport.model_config import ModelConfig
+    from mlxport.parity.port_comparison import original_logits
+    from mlxport.parity.sequence_steps import check_steps
 
-    problems = step_problems(model, conversion.example, conversion.dtype)
-    return replace(report, problems=(*report.problems, *problems))
+    if not report.passed:
+        return report
+    equal = report.dtype == "float32" and report.bits is None
+    original = original_logits(conversion) if equal else None
+    context = ModelConfig(conversion.config).context_length
+    return replace(report, generation=check_steps(model, conversion.example, report.dtype, original, context))
 
 
 def _passed(report: Any, folder: Path, what: str) -> Any:

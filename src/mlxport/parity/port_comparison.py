@@ -8,6 +8,8 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
+import torch
 
 from mlxport.graph.capture.examples import Example, other_sizes
 from mlxport.layouts.generated.reference_module import copied, in_float32
@@ -17,8 +19,9 @@ from mlxport.parity.plain_ports import plain_ports
 from mlxport.parity.port_bisect import first_divergence
 from mlxport.parity.port_parity import verify_port
 from mlxport.parity.port_report import PortParity
+from mlxport.parity.recording import Array
 
-__all__ = ["compare_port"]
+__all__ = ["compare_port", "original_logits"]
 
 
 def compare_port(
@@ -57,6 +60,18 @@ def compare_port(
     followed = model if plain is None else plain.original
     divergence = first_divergence(followed, fresh(), example, dtype=dtype, expected=conversion.unquantized())
     return replace(report, divergence=divergence)
+
+
+def original_logits(conversion: GeneratedConversion) -> Callable[[Array, Array], Array]:
+    """From what an encoder reads and a text [1, length] to the original's logits [length, vocabulary], float32."""
+    model = _reference(conversion)()
+
+    def logits(source: Array, text: Array) -> Array:
+        with torch.inference_mode():
+            found = model(input_ids=torch.from_numpy(source), decoder_input_ids=torch.from_numpy(text))
+        return np.asarray(found[0].to(torch.float32).numpy())
+
+    return logits
 
 
 def _reference(conversion: GeneratedConversion) -> Callable[[], Any]:

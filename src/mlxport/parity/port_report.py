@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from mlxport.parity.generation_report import Generation
 from mlxport.parity.held_state import StateChange
 from mlxport.parity.parity_report import Divergence, WeightCheck
 
@@ -73,6 +74,7 @@ class PortParity:
         weights: Packed weights against the original's, None when nothing is quantized.
         stale: Where only calls after the first differ: what the original's first call changes of what it holds.
         unsteady: Whether the original itself gives something else when it is made and called anew.
+        generation: What a text written on caches showed, where the port has some.
     """
 
     dtype: str
@@ -85,11 +87,14 @@ class PortParity:
     weights: WeightCheck | None = None
     stale: StateChange | None = None
     unsteady: bool = False
+    generation: Generation | None = None
 
     @property
     def passed(self) -> bool:
         """Whether everything is within its bound."""
         weights = self.weights is None or self.weights.passed
+        if self.generation is not None and self.generation.failures:
+            return False
         return weights and all(item.passed for item in self.comparisons) and not self.problems
 
     @property
@@ -136,6 +141,7 @@ class PortParity:
             "notes": list(self.notes),
             "problems": list(self.problems),
             "weights": self.weights.to_json() if self.weights else None,
+            **({"generation": asdict(self.generation)} if self.generation else {}),
         }
 
     def summary(self) -> str:
@@ -143,6 +149,8 @@ class PortParity:
         lines = [item.summary() for item in self.comparisons]
         if self.weights is not None:
             lines.append(self.weights.summary())
+        if self.generation is not None:
+            lines.append(self.generation.summary())
         if self.divergence is not None:
             lines.append(self.divergence.summary())
         lines += [f"wrong: {line}" for line in self.problems]
@@ -154,6 +162,7 @@ class PortParity:
             return ""
         failures = [f"{c.title}: {c.failure}" for c in self.comparisons if not c.passed]
         failures += self.weights.failures if self.weights is not None else ()
+        failures += self.generation.failures if self.generation is not None else ()
         lines = [self._verdict(), *failures[:8], *self.problems]
         if self.stale is not None:
             lines.append(_told(self.stale))

@@ -1,20 +1,24 @@
-"""What a decoder writes token by token on its caches, against what it writes of a whole text at once."""
+"""What a decoder writes token by token on its caches, against the logits of the whole text."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
+import numpy as np
 
 from mlxport.graph.capture.examples import Example
-from mlxport.graph.write.port_weights import from_torch
-from mlxport.quant.tolerances import PORTED
+from mlxport.parity.generation_checks import Continuation, check_generation
+from mlxport.parity.generation_report import Generation
+from mlxport.parity.recording import Array
+from mlxport.quant.tolerances import PORTED, ROWS, Tolerance
 
-__all__ = ["HasRead", "step_problems"]
+__all__ = ["HasRead", "check_steps"]
 
-_PIECES = (1, 2, 1, 1)  # tokens of the first calls; a last one gets the rest
+_STEPS, _FEW = 32, 4
+_PROMPTS = {11: _STEPS, 3: _FEW, 24: _FEW}  # tokens that a text begins with, and how many more are written
+_LONGEST = max(sum(counts) for counts in _PROMPTS.items())
 
 
 class HasRead:
@@ -36,25 +40,43 @@ class HasRead:
         return logits
 
 
-def step_problems(model: nn.Module, example: Example, dtype: str) -> list[str]:
-    """How a text that is written in pieces, each on what the caches hold of those before, differs from one call.
+def check_steps(
+    model: Any, example: Example, dtype: str, original: Callable[[Array, Array], Array] | None, context: int | None
+) -> Generation:
+    """Let a decoder write a text, and run it in every way in which mlx-lm's caches are used.
 
     Args:
         model: The port.
-        example: ``input_ids`` and ``decoder_input_ids`` [batch, length].
+        example: ``input_ids`` and ``decoder_input_ids`` [batch, length]: what the encoder reads, and the first tokens.
         dtype: Main dtype of the port.
+        original: From a source and a text [1, length] to the original's logits; None where its weights are others: then
+            the port's own of the whole text are compared.
+        context: Tokens that the model was made for, None where nothing says.
     """
-    source, written = (from_torch(example.kwargs[name]) for name in ("input_ids", "decoder_input_ids"))
-    written = mx.concatenate([written] * 4, axis=1)
-    whole = model(written, input_ids=source)
-    cache: list[Any] = model.make_cache()
-    model.encode(source, cache)
-    pieces, start = [], 0
-    for size in (*_PIECES, written.shape[1]):
-        pieces.append(model(written[:, start : start + size], cache))
-        start += size
-    difference = float(mx.abs(mx.concatenate(pieces, axis=1) - whole).max())
-    scale = float(mx.abs(whole).max())
-    if difference <= PORTED[dtype].largest * scale:
-        return []
-    return [f"logits of single steps are {difference:.2e} from those of the whole text, of {scale:.2e}"]
+    source, begun = (example.kwargs[name][:1].numpy() for name in ("input_ids", "decoder_input_ids"))
+    reading = HasRead(model, source[0].tolist())
+    length = min(context or _LONGEST, _LONGEST)
+    text = _written(reading, begun[0].tolist(), length)
+    if original is not None:
+        logits = original(source, np.array([text]))
+    else:
+        logits = np.array(reading(mx.array([text]), reading.make_cache())[0].astype(mx.float32))
+    texts = []
+    for size, count in _PROMPTS.items():
+        prompt = max(2, min(size, length - count + 1))
+        end = min(prompt + count - 1, length)
+        texts.append(Continuation(text[:end], prompt, logits[:end]))
+    bound = max(ROWS["same weights"].required["relative"], PORTED[dtype].largest)
+    tolerance = Tolerance("steps", "one text in one call and in many", {"relative": bound})
+    said = "the original" if original is not None else "the port"
+    return check_generation(reading, texts, None, tolerance, f"{said}, whole texts", _FEW - 1)
+
+
+def _written(reading: HasRead, begun: Sequence[int], length: int) -> list[int]:
+    """A text that the likeliest tokens continue, ``length`` tokens in all."""
+    text, cache = list(begun[:length]), reading.make_cache()
+    new = text
+    while len(text) < length:
+        new = [int(reading(mx.array([new]), cache)[0, -1].argmax())]
+        text += new
+    return text

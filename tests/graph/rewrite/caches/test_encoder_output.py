@@ -137,6 +137,9 @@ def test_a_text_is_read_once_and_written_in_steps(tmp_path, model):
     pair = Reading(model(), tmp_path)
     wanted = [pair.wanted(source) for source in SOURCES]
     assert len({tuple(tokens) for tokens in wanted}) == 2
+    cache = pair.ported.make_cache()
+    pair.ported.encode(mx.array(SOURCES[:1]), cache)
+    assert {array.shape[0] for layer in cache for array in layer[0].cache} == {1}  # rows of a batch, not heads
     assert [pair.generated(source) for source in SOURCES] == wanted
     whole = pair.ported(mx.array([[START, *wanted[0]]]), input_ids=mx.array([SOURCES[0]]))
     assert [int(token) for token in whole[0, :-1].argmax(-1)] == wanted[0]

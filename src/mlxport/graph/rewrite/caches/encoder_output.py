@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+import torch
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from mlxport.graph.lower import cache_ops
 from mlxport.graph.lower.lowering import hint
 from mlxport.graph.rewrite.caches.cached_step import CachedStep, CacheKind, NotCached
-from mlxport.graph.rewrite.graph_queries import Editor, ancestors, kind, where
+from mlxport.graph.rewrite.graph_queries import Editor, ancestors, kind, shape, where
+
+_aten = torch.ops.aten
 
 __all__ = ["keep_encoder_output", "made_of"]
 
@@ -39,8 +42,8 @@ def keep_encoder_output(step: CachedStep, fetched: Mapping[int, Node]) -> None:
     written = made_of(step, [step.ids, step.caches])
     kept: dict[int, list[Node]] = {number: [] for number in fetched}
     for node in [node for node in step.captured.graph.nodes if node in read - written]:
-        if users := [user for user in node.users if user in written]:
-            kept[_layer(step, fetched, users)].append(node)
+        if users := sorted(user for user in node.users if user in written):
+            kept[_layer(step, fetched, users)].append(_by_rows(step, node, users, written))
     if len({len(nodes) for nodes in kept.values()}) != 1 or not all(kept.values()):
         raise NotCached("its layers do not read the same of the encoder")
     for number, nodes in kept.items():
@@ -50,6 +53,35 @@ def keep_encoder_output(step: CachedStep, fetched: Mapping[int, Node]) -> None:
     given = [node for nodes in kept.values() for node in nodes]
     _outside_of_decoder(given, written)
     _give(step, given)
+
+
+def _by_rows(step: CachedStep, node: Node, users: list[Node], written: set[Node]) -> Node:
+    """``node`` with the rows of the batch as its first axis: along that mlx-lm joins the caches of several texts."""
+    assert step.source is not None
+    rows, sizes = shape(step.source)[0], shape(node)
+    each = None if isinstance(sizes[0], int) else sizes[0].node.expr / rows.node.expr
+    if each is None or each == 1 or not each.is_Integer:
+        return node
+    split = _split(step, node, int(each))
+    edit = Editor(step.captured, users[0])
+    lengths = [
+        size if isinstance(size, int) else edit.call(_aten.sym_size.int, split, axis, val=size)
+        for axis, size in enumerate(sizes[1:], 2)
+    ]
+    joined = edit.call(_aten.reshape.default, split, [-1, *lengths], val=node.meta["val"])
+    written.update([joined, *(size for size in lengths if isinstance(size, Node))])
+    node.replace_all_uses_with(joined, delete_user_cb=lambda user: user in users)
+    return split
+
+
+def _split(step: CachedStep, node: Node, each: int) -> Node:
+    """``node`` [rows * each, ...] as [rows, each, ...], in the encoder's part."""
+    edit = Editor(step.captured, node.next)
+    value = step.fake((shape(step.ids)[0], each, *shape(node)[1:]), node.meta["val"].dtype)
+    more = edit.sizes(node, range(1, len(shape(node))))
+    made = edit.call(_aten.reshape.default, node, [-1, each, *more], val=value)
+    made.meta |= {key: node.meta[key] for key in ("nn_module_stack", "stack_trace") if key in node.meta}
+    return made
 
 
 def _layer(step: CachedStep, fetched: Mapping[int, Node], users: list[Node]) -> int:
