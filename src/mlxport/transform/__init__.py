@@ -12,13 +12,14 @@ from mlxport.transform.dtypes import float32, mx_dtype, st_dtype, to_bytes, to_m
 from mlxport.transform.evaluate import BLOCK_BYTES, Evaluator, lazy_arrays, row_blocks, working_bytes
 from mlxport.transform.exported import export
 from mlxport.transform.invert import NotInvertible, invert
-from mlxport.transform.program import Output, Pipeline, Program, Value
+from mlxport.transform.program import Call, Output, Pipeline, Program, Value
 from mlxport.transform.program_digest import program_digest
 from mlxport.transform.replacing import replacing
 from mlxport.transform.trace import lazy_outputs, trace, trace_shapes
 
 __all__ = [
     "BLOCK_BYTES",
+    "Call",
     "Evaluator",
     "NotInvertible",
     "Output",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from mlxport.graph.lower.token_ops import is_on_cache
 from mlxport.graph.rewrite.caches.cached_step import CacheKind
 from mlxport.graph.write.encoding import Encoding
 
-__all__ = ["Generating", "generating", "with_cache"]
+__all__ = ["Generating", "generating", "with_cache", "with_method"]
 
 _UPDATE = re.compile(r"( *)(\w+, \w+) = (\w+)\.update_and_fetch\((.*)\)")
 
@@ -130,3 +132,17 @@ def with_cache(lines: Sequence[str]) -> Iterator[str]:
             yield f"{indent}{names} = {given}"
         yield f"{indent}if {cache} is not None:"
         yield f"{indent}    {names} = {cache}.update_and_fetch({names})"
+
+
+def with_method(source: str, text: str) -> str:
+    """The file of a language model with one more method of its root, after that which makes caches."""
+    made = next(
+        item
+        for cls in ast.parse(source).body
+        if isinstance(cls, ast.ClassDef)
+        for item in cls.body
+        if isinstance(item, ast.FunctionDef) and item.name == "make_cache"
+    )
+    lines = source.splitlines()
+    assert made.end_lineno is not None
+    return "\n".join([*lines[: made.end_lineno], "", textwrap.indent(text, "    "), *lines[made.end_lineno :], ""])

@@ -13,6 +13,7 @@ from mlxport.graph.write.port_weights import fill
 from mlxport.layouts.base import PORT_FILE, LayoutOptions
 from mlxport.layouts.conversion import Conversion, ModelSource, TracedModel, empty, make_conversion
 from mlxport.layouts.generated.opening import PortedStep, port_step
+from mlxport.layouts.generated.sanitizing import add_sanitize, tied_names
 from mlxport.layouts.generated.weights_trace import MissingWeights, final_config, weights_of_port
 from mlxport.layouts.quantizing import Built, count_parameters, quantize
 from mlxport.quant import QuantRequest
@@ -52,6 +53,7 @@ def traced_language_model(checkpoint: Checkpoint, asked: str = "auto", fold_batc
         program = trace(pipeline, checkpoint.tensors)
     except MissingWeights as error:
         raise step.names_differ() from error
+    add_sanitize(port, program, source.config, tied_names(step.model))
     plain = make_conversion(program, built, dtype, None, list(port.notes), final_config)
     assert built.model is not None
     empty(built.model, program)

@@ -1,0 +1,108 @@
+"""The original's folder loads in mlx-lm through the model.py that a conversion wrote, and so do converted weights."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+
+import mlx.core as mx
+import mlx_lm
+import numpy as np
+import pytest
+import torch
+import transformers
+from mlx_lm.utils import load_model
+from safetensors.torch import load_file, save_file
+
+from checkpoints import write_tokenizer
+from mlxport.layouts.generated.language_model import traced_language_model
+from mlxport.source import open_checkpoint
+
+IDS = [[5, 40, 31, 7, 30], [9, 8, 7, 6, 5]]
+WIDTHS = dict(vocab_size=64, bos_token_id=None, eos_token_id=None, pad_token_id=None)
+
+
+def mixtral():
+    """Experts that are stored one by one, under other names."""
+    return transformers.MixtralConfig(
+        **WIDTHS, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=3, num_experts_per_tok=2, max_position_embeddings=64,
+    )  # fmt: skip
+
+
+def gpt2(inner=96):
+    """Matrices that are stored the other way round, under the same names."""
+    return transformers.GPT2Config(**WIDTHS, n_embd=32, n_layer=2, n_head=4, n_inner=inner, n_positions=64)
+
+
+def saved(config, folder):
+    """A random model as transformers saves it."""
+    torch.manual_seed(3)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    model.save_pretrained(folder)
+    write_tokenizer(folder, 64)
+    return model
+
+
+def ported_beside(folder):
+    """The port's notes; its source is put beside the original's weights, and nothing else is changed."""
+    made = traced_language_model(open_checkpoint(folder)).plain
+    for name, text in made.source_files.items():
+        (folder / name).write_text(text)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_file": "model.py"}))
+    return made.notes
+
+
+def agrees(folder, model, tolerance=1e-5):
+    """Whether mlx-lm computes what the original computes."""
+    with torch.no_grad():
+        wanted = model(torch.tensor(IDS)).logits.numpy()
+    found = np.array(load_model(folder, trust_remote_code=True)[0](mx.array(IDS)))
+    return np.abs(found - wanted).max() < tolerance * np.abs(wanted).max() + tolerance
+
+
+def converted_by_mlx_lm(folder, to, **options):
+    with contextlib.redirect_stdout(io.StringIO()):
+        mlx_lm.convert(str(folder), str(to), trust_remote_code=True, **options)
+
+
+@pytest.mark.parametrize("config", [mixtral, gpt2])
+def test_original_and_what_mlx_lm_makes_of_it_load(tmp_path, config):
+    model = saved(config(), tmp_path / "hf")
+    assert not any("sanitize" in note for note in ported_beside(tmp_path / "hf"))
+    assert agrees(tmp_path / "hf", model)
+    converted_by_mlx_lm(tmp_path / "hf", tmp_path / "mlx", dtype="float32")
+    assert agrees(tmp_path / "mlx", model)  # the same sanitize lets the port's own names and layouts pass
+    converted_by_mlx_lm(tmp_path / "hf", tmp_path / "q8", quantize=True, q_bits=8, q_group_size=32, dtype="float32")
+    assert agrees(tmp_path / "q8", model, 0.05) and not agrees(tmp_path / "q8", model, 1e-5)
+
+
+def test_experts_are_stacked_in_a_loop(tmp_path):
+    saved(mixtral(), tmp_path)
+    ported_beside(tmp_path)
+    source = (tmp_path / "model.py").read_text()
+    method = source[source.index("def sanitize") :]
+    assert method.count("for i in range(len(self.model.layers)):") == 1 and "for e in range(3)" in method
+
+
+def test_names_without_the_base_models_and_what_is_left_out(tmp_path):
+    model = saved(gpt2(), tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = {name.removeprefix("transformer."): tensor for name, tensor in load_file(file).items()}
+    tensors |= {f"h.{layer}.attn.masked_bias": torch.tensor(-1e4) for layer in range(2)}
+    save_file(tensors, file, {"format": "pt"})
+    ported_beside(tmp_path)
+    assert agrees(tmp_path, model)
+
+
+def test_a_long_table_that_is_stored_nowhere(tmp_path):
+    """No half of a method is written: a note says that the file loads converted weights only."""
+    config = transformers.XGLMConfig(
+        **WIDTHS | dict(pad_token_id=1), d_model=32, ffn_dim=48, num_layers=1, attention_heads=4,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    saved(config, tmp_path)
+    (note,) = [note for note in ported_beside(tmp_path) if "sanitize" in note]
+    assert "numbers is stored nowhere" in note and "def sanitize" not in (tmp_path / "model.py").read_text()
