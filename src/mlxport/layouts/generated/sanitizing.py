@@ -97,7 +97,7 @@ def sanitize_source(program: Program, tied: Collection[str], main: mx.Dtype) -> 
     """
     prefix = _prefix(program)
     values = _values(program)
-    spelled = _Spelled(values, prefix, main)
+    spelled = _SpelledWeights(values, prefix, main)
     items = list(spelled.items())
     dropped = _dropped(program, tied, prefix)
     popped = [f'weights.pop("{name}", None)' for name in sorted(set(tied) - set(values) - set(spelled.used))]
@@ -169,7 +169,7 @@ def _prefix(program: Program) -> _Prefix:
     return _Prefix()
 
 
-class _Spelled:
+class _SpelledWeights:
     """The weights that are not stored as they are, as statements on ``weights``."""
 
     def __init__(self, values: Mapping[str, Value], prefix: _Prefix, main: mx.Dtype) -> None:
@@ -227,7 +227,7 @@ def _telling(name: str, used: Collection[str]) -> str:
     raise NotSpelled(f"{name} is not told from others")
 
 
-def _witness(items: Sequence[_Item], values: Mapping[str, Value], spelled: _Spelled, prefix: _Prefix) -> str:
+def _witness(items: Sequence[_Item], values: Mapping[str, Value], spelled: _SpelledWeights, prefix: _Prefix) -> str:
     """What is so of converted weights alone."""
     original = {name: None for name in spelled.used}
     before = {ref.name for value in values.values() for ref in value.leaves()}

@@ -33,7 +33,7 @@ def sort_experts(captured: Captured, values: Values) -> None:
     for experts, products in groups.items():
         chosen = _choices(experts)
         if chosen is not None:
-            _Rows(captured, values, chosen, experts, products).rewrite()
+            _ChosenRows(captured, values, chosen, experts, products).rewrite()
     captured.graph.eliminate_dead_code()
 
 
@@ -47,7 +47,7 @@ def _choices(experts: Node) -> Node | None:
     return node if isinstance(shape(node)[-1], int) else None
 
 
-class _Rows:
+class _ChosenRows:
     """What is computed by rows, one for each choice.
 
     In the graph these have the axes of ``experts`` and one of channels, maybe among some of size 1. Rewritten, the axis
