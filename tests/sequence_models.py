@@ -50,10 +50,9 @@ def save_sequence_model(name: str, folder: Path, **settings: Any) -> Any:
 
 
 def written(model: Any, source: list[int], count: int, **settings: Any) -> list[int]:
-    """What transformers' greedy search writes of a text that it reads, the first token left out."""
+    """What transformers' greedy (or beam) search writes of a text that it reads, the first token left out."""
     ids = torch.tensor([source])
+    settings = {"max_new_tokens": count, "do_sample": False, "num_beams": 1, **settings}
     with torch.no_grad():
-        made = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, num_beams=1, **settings
-        )
+        made = model.generate(ids, attention_mask=torch.ones_like(ids), **settings)
     return made[0, 1:].tolist()

@@ -18,6 +18,7 @@ from mlxport.graph.write.execute_source import execute
 from mlxport.graph.write.port_weights import from_torch, port_weights
 from mlxport.layouts.generated.generation_step import emit_step
 from mlxport.parity.sequence_steps import check_steps
+from mlxport.run.beam_search import search_beams
 from mlxport.run.sequence_rules import SequenceRules
 from sequence_models import CONFIGS, make_sequence_model, save_sequence_model, written
 
@@ -98,6 +99,32 @@ def test_the_encoder_is_read_once_and_each_layer_keeps_two_arrays(emitted):
 def test_a_bias_of_distances_is_looked_up_once_for_all_layers(emitted):
     _, _, port = emitted("t5")
     assert port.source.count("relative_attention_bias(") == 2  # the encoder's and the decoder's
+
+
+SEARCHES = {
+    "plain": {},
+    "longer": {"length_penalty": 2.0, "early_stopping": True, "num_beams": 3},
+    "shorter": {"length_penalty": -1.0, "early_stopping": "never", "eos_token_id": [3, 20, 90]},
+    "never": {"length_penalty": 0.6, "early_stopping": "never", "num_beams": 2, "eos_token_id": [3, 40, 41, 42]},
+    "rules": {
+        "no_repeat_ngram_size": 2, "repetition_penalty": 1.4, "forced_bos_token_id": 40, "forced_eos_token_id": 3,
+        "bad_words_ids": [[50], [60, 61]], "suppress_tokens": [17, 18], "begin_suppress_tokens": [30], "min_length": 6,
+        "renormalize_logits": True,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("name", ["bart", "t5", "marian"])
+def test_beams_find_the_same_tokens(emitted, name, search):
+    original, ported, _ = emitted(name)
+    settings = {"num_beams": 4, "eos_token_id": [3], "forced_eos_token_id": None, **SEARCHES[search]}
+    for source in SOURCES:
+        wanted = written(original, source, TOKENS, **settings)
+        rules = SequenceRules(settings, tuple(settings["eos_token_id"]), TOKENS)
+        cache = ported.make_cache()
+        ported.encode(mx.array([source]), cache)
+        assert search_beams(ported, cache, 2, rules.ends, TOKENS, rules.beams(None), rules.rules()) == wanted
 
 
 @pytest.fixture(scope="module")

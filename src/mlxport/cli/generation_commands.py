@@ -41,8 +41,14 @@ class ChatFlags:
 class GenerateFlags(ChatFlags):
     """Those of ``generate``."""
 
-    max_tokens: int = refined(ChatFlags, "max_tokens", default=256)
+    max_tokens: int | None = option(  # type: ignore[assignment]
+        None, "Most tokens to generate [256, or what generation_config.json says for a model with an encoder].",
+        flags=("-m", "--max-tokens"),
+    )  # fmt: skip
     ignore_chat_template: bool = option(False, "Continue the prompt as it is.")
+    num_beams: int | None = option(None, "Beams of a model with an encoder [as its generation_config.json says].")
+    source_lang: str | None = option(None, "Language of the prompt, as an encoder's tokenizer calls it.")
+    target_lang: str | None = option(None, "Language that a model with an encoder is to write.")
 
 
 @flags_for(GenerateFlags)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from mlxport.run.auto import AutoModelForCausalLM, AutoTokenizer, MlxCausalLM
 from mlxport.run.chat import ChatSession, chat
-from mlxport.run.generate import GenerationResult, generate, read_prompt
+from mlxport.run.generate import generate, read_prompt
+from mlxport.run.generation_result import GenerationResult
 from mlxport.run.kv import KVQuant
 from mlxport.run.load import LoadedModel, load
 from mlxport.run.sampling import Sampling

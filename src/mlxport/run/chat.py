@@ -10,7 +10,8 @@ from typing import IO, Any
 
 from mlxport.errors import UsageError
 from mlxport.printable import printable, write_generated
-from mlxport.run.generate import GenerationResult, reset_peak_memory, stream, usable_kv
+from mlxport.run.generate import stream, usable_kv
+from mlxport.run.generation_result import GenerationResult, reset_peak_memory
 from mlxport.run.kv import KVQuant, prompt_cache
 from mlxport.run.load import LoadedModel, load, refuse_encoder
 from mlxport.run.sampling import Sampling

@@ -3,72 +3,32 @@
 from __future__ import annotations
 
 import os
-import resource
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import IO, Any
+from dataclasses import replace
+from typing import IO, TYPE_CHECKING, Any
 
 from mlxport.errors import UsageError, WeightsError
 from mlxport.model_config import ModelConfig
+from mlxport.run.generation_result import GenerationResult, peak_rss, reset_peak_memory
 from mlxport.run.kv import KVQuant, check_model, chosen_kv, prompt_cache
+from mlxport.run.languages import reading_in, token_of
 from mlxport.run.load import LoadedModel, check_ids, load
-from mlxport.run.sampling import Sampling
+from mlxport.run.sampling import MAX_TOKENS, Sampling
 from mlxport.source.tokenizer_loading import encoded, reason, refusing, rendered
 
-__all__ = ["GenerationResult", "generate", "read_prompt", "stream"]
+if TYPE_CHECKING:
+    from mlxport.run.sequence_rules import SequenceRules
 
-
-@dataclass(frozen=True, slots=True)
-class GenerationResult:
-    """One answer and how it went.
-
-    Attributes:
-        text: Generated text.
-        tokens: Its token ids, without the one that ends it.
-        prompt_tokens: Number of prompt tokens that were computed.
-        cached_tokens: Number of tokens before them that were in the cache already (chat).
-        generation_tokens: Number of tokens generated, the ending one included.
-        prompt_tps: Prompt tokens per second.
-        generation_tps: Generated tokens per second.
-        peak_memory: Most bytes that MLX arrays took, the weights included.
-        peak_rss: Most bytes of memory that the whole process has held (Python and libraries included).
-        finish_reason: ``"stop"`` (the model ended it), ``"length"`` (max_tokens) or ``"interrupted"``.
-        end_token: Id of the token that ended it, where the reason is ``"stop"``.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    prompt_tokens: int
-    cached_tokens: int
-    generation_tokens: int
-    prompt_tps: float
-    generation_tps: float
-    peak_memory: int
-    peak_rss: int
-    finish_reason: str
-    end_token: int | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values only."""
-        return {**asdict(self), "tokens": list(self.tokens)}
-
-    def summary(self) -> str:
-        """Lines for a terminal, in mlx-lm's words."""
-        cached = f" ({self.cached_tokens} more in the cache)" if self.cached_tokens else ""
-        return (
-            f"Prompt: {self.prompt_tokens} tokens{cached}, {self.prompt_tps:.3f} tokens-per-sec\n"
-            f"Generation: {self.generation_tokens} tokens, {self.generation_tps:.3f} tokens-per-sec\n"
-            f"Peak memory: {self.peak_memory / 1e9:.3f} GB in MLX arrays, {self.peak_rss / 1e9:.3f} GB in the process"
-        )
+__all__ = ["generate", "read_prompt", "stream"]
 
 
 def generate(
     path: str | os.PathLike[str] | LoadedModel,
     prompt: str,
     *,
-    max_tokens: int = 256,
+    max_tokens: int | None = None,
     temp: float = 0.0,
     top_p: float = 1.0,
     min_p: float = 0.0,
@@ -76,6 +36,9 @@ def generate(
     seed: int | None = None,
     system_prompt: str | None = None,
     ignore_chat_template: bool = False,
+    num_beams: int | None = None,
+    source_lang: str | None = None,
+    target_lang: str | None = None,
     kv_bits: int | str | None = None,
     kv_group_size: int | None = None,
     quantized_kv_start: int | None = None,
@@ -90,7 +53,7 @@ def generate(
     Args:
         path: Folder of an MLX model, a repository id, or what :func:`mlxport.run.load` returned.
         prompt: The message, or with ``ignore_chat_template`` the text to continue.
-        max_tokens: Most tokens to generate.
+        max_tokens: Most tokens to generate; None is 256, or what a model with an encoder has in generation_config.json.
         temp: Temperature; 0 is greedy.
         top_p: Probability mass to sample from, in (0, 1].
         min_p: Least probability relative to the most likely token's.
@@ -98,6 +61,10 @@ def generate(
         seed: Makes sampling reproducible.
         system_prompt: Put before the message by the chat template.
         ignore_chat_template: Use the prompt as it is.
+        num_beams: Texts that a model with an encoder writes beside each other, to give the likeliest; None is what its
+            generation_config.json says, and one where it samples.
+        source_lang: Language that the prompt is in, as the tokenizer of a model with an encoder calls it.
+        target_lang: Language to write.
         kv_bits: Bits of a quantized key-value cache, or "none"; None is what the folder was converted for.
         kv_group_size: Its group size; None is what the folder was converted for, or 64.
         quantized_kv_start: Tokens from which on it is quantized; None is the folder's, or mlx-lm's own number.
@@ -111,29 +78,61 @@ def generate(
     """
     from mlxport.transform.cpu_experts import remarked
 
-    sampling = Sampling(max_tokens, temp, top_p, min_p, top_k, seed)
+    sampling = Sampling(MAX_TOKENS if max_tokens is None else max_tokens, temp, top_p, min_p, top_k, seed)
     if not prompt.strip():
         raise UsageError("the prompt is empty", hint='pass --prompt "Once upon a time", or --prompt - to read stdin')
     reset_peak_memory()
     loaded = path if isinstance(path, LoadedModel) else load(path, trust_remote_code=trust_remote_code)
-    tokens = _encode(loaded.tokenizer, prompt, system_prompt, ignore_chat_template)
-    warn = on_warning or _warn
     reads = hasattr(loaded.model, "encode")
+    if not reads and (num_beams, source_lang, target_lang) != (None, None, None):
+        raise UsageError(
+            "--num-beams, --source-lang and --target-lang: for models with an encoder", hint="leave them out"
+        )
+    with reading_in(loaded.tokenizer._tokenizer, source_lang):
+        tokens = _encode(loaded.tokenizer, prompt, system_prompt, ignore_chat_template)
+    warn = on_warning or _warn
     if reads and (kv_bits, kv_group_size, quantized_kv_start) != (None, None, None):
         raise UsageError("a model with an encoder has no quantized cache", hint="leave --kv-bits out")
     kv = None if reads else usable_kv(loaded, kv_bits, kv_group_size, quantized_kv_start, warn)
     if (limit := loaded.context_length) is not None and len(tokens) > limit:
         warn(f"the prompt has {len(tokens)} tokens, the model was made for {limit}: expect a poor answer")
     with remarked(warn):
-        if reads:
-            from mlxport.run.sequences import read_source
+        if not reads:
+            return stream(loaded, tokens, sampling, kv=kv, on_text=on_text)
+        from mlxport.run.sequences import rules_of
 
-            read = read_source(loaded, tokens, sampling.max_tokens, warn)
-            made = stream(
-                loaded, [read.start], sampling, on_text=on_text, cache=read.cache, logits_processors=read.processors
-            )
-            return replace(made, prompt_tokens=len(tokens), prompt_tps=read.tps)
-        return stream(loaded, tokens, sampling, kv=kv, on_text=on_text)
+        given = {} if target_lang is None else {"forced_bos_token_id": _first_token(loaded, target_lang)}
+        rules = rules_of(loaded, max_tokens, given, warn)
+        return _written(loaded, tokens, rules, replace(sampling, max_tokens=rules.max_tokens), num_beams, on_text)
+
+
+def _first_token(loaded: LoadedModel, language: str) -> int:
+    return token_of(loaded.tokenizer._tokenizer, language, "--target-lang")
+
+
+def _written(
+    loaded: LoadedModel,
+    tokens: Sequence[int],
+    rules: SequenceRules,
+    sampling: Sampling,
+    num_beams: int | None,
+    on_text: Callable[[str], object] | None,
+) -> GenerationResult:
+    """What a decoder writes of the text that its encoder reads."""
+    from mlxport.run.sequences import read_source, write_beams
+
+    if num_beams is not None and num_beams < 1:
+        raise UsageError(f"--num-beams {num_beams}: expected at least 1", hint="1 follows the likeliest token alone")
+    if sampling.temp > 0 and (num_beams or 1) > 1:
+        raise UsageError("--num-beams searches, --temp samples", hint="leave one of them out")
+    settings = rules.beams(1 if sampling.temp > 0 else num_beams)
+    read = read_source(loaded, tokens, rules)
+    if settings.num_beams > 1:
+        return write_beams(loaded, read, rules, settings, on_text)
+    made = stream(
+        loaded, [read.start], sampling, on_text=on_text, cache=read.cache, logits_processors=rules.processors()
+    )
+    return replace(made, prompt_tokens=read.tokens, prompt_tps=read.tps)
 
 
 def usable_kv(
@@ -239,19 +238,6 @@ def _running(loaded: LoadedModel, responses: Iterator[Any]) -> Iterator[Any]:
         if response is None:
             return
         yield response
-
-
-def reset_peak_memory() -> None:
-    """Start MLX's peak anew, so that it tells of this model."""
-    import mlx.core as mx
-
-    mx.reset_peak_memory()
-
-
-def peak_rss() -> int:
-    """Return the most bytes that this process has held in memory (getrusage counts KiB on Linux, bytes on macOS)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _encode(tokenizer: Any, prompt: str, system_prompt: str | None, ignore_chat_template: bool) -> list[int]:

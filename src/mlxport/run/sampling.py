@@ -8,7 +8,9 @@ from typing import Any
 
 from mlxport.errors import UsageError
 
-__all__ = ["Sampling"]
+__all__ = ["MAX_TOKENS", "Sampling"]
+
+MAX_TOKENS = 256  # where nothing says how many
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class Sampling:
         UsageError: An option is out of its range.
     """
 
-    max_tokens: int = 256
+    max_tokens: int = MAX_TOKENS
     temp: float = 0.0
     top_p: float = 1.0
     min_p: float = 0.0

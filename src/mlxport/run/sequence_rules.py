@@ -1,16 +1,18 @@
-"""What generation_config.json says of the tokens that a decoder writes, as transformers' greedy search applies it."""
+"""What generation_config.json says of the tokens that a decoder writes, as transformers applies it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
 from mlxport.errors import ConfigError
+from mlxport.run.beam_search import BeamSettings
+from mlxport.run.sampling import MAX_TOKENS
 from mlxport.source.jsonfile import read_object
 
 __all__ = ["SequenceRules", "read_rules"]
@@ -23,6 +25,9 @@ _NOT_APPLIED = {
     "sequence_bias": (None,),
     "guidance_scale": (None, 1.0),
     "remove_invalid_values": (None, False),
+    "num_beam_groups": (None, 1),
+    "diversity_penalty": (None, 0.0),
+    "watermarking_config": (None,),
 }
 Rule = Callable[[Sequence[int], mx.array], mx.array]
 
@@ -50,15 +55,12 @@ class SequenceRules:
         names = ("decoder_start_token_id", "bos_token_id")
         found = next((self.settings[name] for name in names if self.settings.get(name) is not None), None)
         if not isinstance(found, int) or isinstance(found, bool):
-            raise ConfigError(
-                f"generation_config.json: decoder_start_token_id is {found!r}, expected the id of one token",
-                hint="get generation_config.json again from where the weights are from",
-            )
+            raise _wrong("decoder_start_token_id", found, "the id of one token")
         return found
 
     def processors(self) -> list[Callable[[mx.array, mx.array], mx.array]]:
         """For mlx-lm's ``generate_step``: from the tokens so far, the first included, and logits to logits."""
-        rules = list(self._rules())
+        rules = self.rules()
 
         def apply(tokens: mx.array, logits: mx.array) -> mx.array:
             written: list[int] = tokens.tolist()  # type: ignore[assignment]
@@ -72,8 +74,43 @@ class SequenceRules:
         """Settings that change what transformers writes, and are not applied here."""
         return [name for name, off in _NOT_APPLIED.items() if self.settings.get(name) not in off]
 
+    def rules(self) -> list[Rule]:
+        """From the tokens so far, the first included, and scores [1, vocabulary] to scores, in transformers' order."""
+        return list(self._rules())
+
+    def beams(self, asked: int | None) -> BeamSettings:
+        """How beams are searched; ``asked`` for so many, by the settings where that is None.
+
+        Raises:
+            ConfigError: A setting is of another kind than transformers has it.
+        """
+        count = self._setting("num_beams", 1, int) if asked is None else asked
+        early = self.settings.get("early_stopping") or False
+        if early not in (True, False, "never"):
+            raise _wrong("early_stopping", early, 'true, false or "never"')
+        penalty = self._setting("length_penalty", 1.0, (int, float))
+        return BeamSettings(count, float(penalty), early, self.settings.get("renormalize_logits") is True)
+
+    def longest(self) -> int | None:
+        """Most tokens of a text by the settings, the first not counted; None where they do not say.
+
+        Raises:
+            ConfigError: The setting is no number.
+        """
+        if (new := self._setting("max_new_tokens", 0, int)) > 0:
+            return int(new)
+        most = self._setting("max_length", 0, int)
+        return int(most) - 1 if most > 1 else None
+
+    def _setting(self, name: str, default: Any, kind: Any) -> Any:
+        value = self.settings.get(name)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, kind) or (value < 1 and name == "num_beams"):
+            raise _wrong(name, value, "a number")
+        return value
+
     def _rules(self) -> Iterator[Rule]:
-        """In the order of transformers."""
         get = self.settings.get
         if (penalty := get("repetition_penalty")) not in (None, 1.0):
             yield lambda written, logits: _penalized(written, logits, float(penalty))
@@ -97,15 +134,31 @@ class SequenceRules:
             yield lambda written, logits: _without(logits, not_first if len(written) == begin else ())
 
 
-def read_rules(folder: Path, ends: Sequence[int], max_tokens: int) -> SequenceRules:
+def read_rules(folder: Path, ends: Sequence[int], max_tokens: int | None, given: Mapping[str, Any]) -> SequenceRules:
     """The rules of a folder, by its generation_config.json, else by its config.json.
+
+    Args:
+        folder: Of the model.
+        ends: Ids that end a text.
+        max_tokens: Most tokens that are to be written; None is what the settings say, else ``MAX_TOKENS``.
+        given: Settings that hold instead of those of the folder.
 
     Raises:
         ConfigError: Neither can be read.
     """
     names = ("generation_config.json", "config.json")
     path = next(folder / name for name in names if name == names[-1] or (folder / name).is_file())
-    return SequenceRules(read_object(path, ConfigError, unique=False), tuple(sorted(ends)), max_tokens)
+    settings = {**read_object(path, ConfigError, unique=False), **given}
+    rules = SequenceRules(settings, tuple(sorted(ends)), max_tokens or MAX_TOKENS)
+    longest = rules.longest() if max_tokens is None else None
+    return rules if longest is None else replace(rules, max_tokens=longest)
+
+
+def _wrong(name: str, value: object, expected: str) -> ConfigError:
+    return ConfigError(
+        f"generation_config.json: {name} is {value!r}, expected {expected}",
+        hint="get generation_config.json again from where the weights are from",
+    )
 
 
 def _without(logits: mx.array, tokens: Sequence[int]) -> mx.array:
