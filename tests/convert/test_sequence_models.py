@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import mlx.core as mx
 import pytest
@@ -10,6 +11,7 @@ import torch
 from mlx.utils import tree_flatten
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import trim_prompt_cache
+from transformers import NllbTokenizer
 
 import mlxport
 from mlxport.errors import UsageError
@@ -159,6 +161,29 @@ def test_generate_writes_what_transformers_writes(ported, name):
     result = mlxport.generate(loaded, "hello small world", max_tokens=TOKENS, ignore_chat_template=True)
     ends = [] if result.end_token is None else [result.end_token]
     assert [*result.tokens, *ends] == wanted and result.prompt_tokens == len(source)
+
+
+def test_beams_and_languages_of_a_folder(ported, tmp_path):
+    original, folder, _ = ported("bart", **GIVEN)
+    shutil.copytree(folder / "mlx", tmp_path / "mlx")
+    tokenizer = NllbTokenizer()
+    tokenizer.save_pretrained(tmp_path / "mlx")
+    settings = json.loads((folder / "mlx/generation_config.json").read_text()) | {"num_beams": 3, "max_length": 13}
+    (tmp_path / "mlx/generation_config.json").write_text(json.dumps(settings))
+    loaded = mlxport.run.load(tmp_path / "mlx")
+    options = {"ignore_chat_template": True, "source_lang": "deu_Latn", "target_lang": "fra_Latn"}
+    source = tokenizer._build_translation_inputs("a b", return_tensors="pt", src_lang="deu_Latn", tgt_lang="fra_Latn")
+    given = settings | {"forced_bos_token_id": source["forced_bos_token_id"], "max_new_tokens": None}
+    for beams in (None, 1, 2):
+        wanted = written(
+            original, source["input_ids"][0].tolist(), 0, **given | ({"num_beams": beams} if beams else {})
+        )
+        result = mlxport.generate(loaded, "a b", num_beams=beams, **options)
+        assert [*result.tokens, *([] if result.end_token is None else [result.end_token])] == wanted
+    for wrong, named in (({"num_beams": 0}, "--num-beams 0"), ({"num_beams": 2, "temp": 0.5}, "--temp")):
+        with pytest.raises(UsageError, match=named):
+            mlxport.generate(loaded, "a b", **wrong)
+    assert mlxport.generate(loaded, "a b", temp=0.5, seed=1).generation_tokens > 0
 
 
 def test_it_neither_chats_nor_continues_a_text(ported):

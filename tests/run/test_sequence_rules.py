@@ -11,6 +11,7 @@ import torch
 from transformers.generation import logits_process as processors
 
 from mlxport.errors import ConfigError
+from mlxport.run.beam_search import BeamSettings
 from mlxport.run.sequence_rules import SequenceRules, read_rules
 
 END, MOST = 3, 6
@@ -53,10 +54,35 @@ def test_without_rules_nothing_is_applied_and_what_is_not_is_named():
     assert SequenceRules({"sequence_bias": [[[3], 1.0]]}, (), MOST).not_applied() == ["sequence_bias"]
 
 
+def test_how_beams_are_searched():
+    assert SequenceRules({}, (END,), MOST).beams(None) == BeamSettings(1, 1.0, False, False)
+    settings = {"num_beams": 4, "length_penalty": 2, "early_stopping": "never", "renormalize_logits": True}
+    assert SequenceRules(settings, (END,), MOST).beams(None) == BeamSettings(4, 2.0, "never", True)
+    assert SequenceRules(settings, (END,), MOST).beams(2).num_beams == 2
+
+
+@pytest.mark.parametrize(
+    "settings", [{"num_beams": 0}, {"num_beams": "4"}, {"length_penalty": True}, {"early_stopping": 3}]
+)
+def test_settings_of_another_kind_are_named(settings):
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        SequenceRules(settings, (END,), MOST).beams(None)
+
+
+def test_how_long_a_text_may_be(tmp_path):
+    def longest(asked, **settings):
+        (tmp_path / "generation_config.json").write_text(json.dumps(settings))
+        return read_rules(tmp_path, [], asked, {}).max_tokens
+
+    assert (longest(None), longest(None, max_length=20), longest(None, max_length=20, max_new_tokens=7)) == (256, 19, 7)
+    assert longest(5, max_length=20) == 5
+
+
 def test_the_first_token(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"decoder_start_token_id": 4}))
-    assert read_rules(tmp_path, [], MOST).start() == 4
+    assert read_rules(tmp_path, [], MOST, {}).start() == 4
     (tmp_path / "generation_config.json").write_text(json.dumps({"bos_token_id": 0}))
-    assert read_rules(tmp_path, [], MOST).start() == 0
+    assert read_rules(tmp_path, [], MOST, {}).start() == 0
+    assert read_rules(tmp_path, [], MOST, {"bos_token_id": 7}).start() == 7
     with pytest.raises(ConfigError, match="decoder_start_token_id is None"):
         SequenceRules({}, (), MOST).start()
