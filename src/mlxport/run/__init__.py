@@ -2,7 +2,7 @@
 
 Importing this package is light; mlx, mlx-lm and transformers are imported when a model is loaded.
 
-Imports: errors, model_config, printable, source, quant, transform, layouts, output.
+Imports: errors, model_config, printable, progress, source, quant, transform, layouts, output.
 """
 
 from __future__ import annotations
