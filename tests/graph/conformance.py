@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import islice
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import torch
-import torch._export.utils as export_utils
 from torch.utils import _pytree as pytree
 
 from mlxport.graph.capture.export import export
@@ -26,9 +24,6 @@ TOLERANCES = {
     torch.float16: (2e-3, 2e-3),
 }
 SAMPLES = 10
-
-# torch.export lists all C++ ops once per namespace and export, which is a third of a small case's time.
-export_utils._materialize_cpp_cia_ops = cache(export_utils._materialize_cpp_cia_ops)
 
 
 @dataclass(frozen=True)

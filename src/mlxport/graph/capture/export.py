@@ -22,6 +22,7 @@ from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.composite_shapes import known_shapes
 from mlxport.graph.capture.dataclass_inputs import known_dataclasses
 from mlxport.graph.capture.fastpath import fast_paths
+from mlxport.graph.capture.quick_tables import quick_tables
 from mlxport.graph.capture.reshaped_inputs import CallsInPlace
 from mlxport.graph.capture.stores import add_stores
 from mlxport.graph.capture.wrapped_root import Inside, bring_out, hides_members
@@ -80,7 +81,7 @@ def export(
 
 def decompose(program: ExportedProgram) -> ExportedProgram:
     """``program`` functionalised, with the ops that the table lacks taken apart as far as torch can."""
-    with _quiet(), known_shapes():
+    with _quiet(), known_shapes(), quick_tables():
         table = torch.export.default_decompositions()
         program = program.run_decompositions(_table(table))
         while found := {target: rule for target, rule in _rules(program) if target not in table}:
