@@ -37,6 +37,8 @@ endif
 demo: $(VENV)/.installed
 	$(RUN)$(BIN)/python examples/demo.py
 
+# Compiled files are kept, whatever the environment says: each worker and command would compile the package anew.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/.installed
 	$(RUN)$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
