@@ -107,15 +107,20 @@ def test_kill_at_random_moments(forks, many_shards, tmp_path):
         assert hash_tree(out) == whole
 
 
+@pytest.fixture(scope="module")
+def tenth_shard(forks, many_shards, tmp_path_factory) -> int:
+    """The moment at which something first happens to the tenth name of a shard."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    events = forks.run("convert", many_shards, out, *SHARDED, watch=out)["events"]
+    return [n for n, event in enumerate(events) if event.endswith(".safetensors.tmp")][9]
+
+
 @pytest.fixture
-def interrupted(forks, many_shards, tmp_path) -> Path:
+def interrupted(forks, many_shards, tenth_shard, tmp_path) -> Path:
     """``out.partial`` of a run that was killed after some shards."""
     out = tmp_path / "out"
     command = ("convert", many_shards, out, *SHARDED)
-    events = forks.run(*command, watch=out)["events"]
-    shutil.rmtree(out)
-    middle = [n for n, event in enumerate(events) if event.endswith(".safetensors.tmp")][9]
-    assert forks.run(*command, watch=out, kill_at=middle)["code"] == -signal.SIGKILL
+    assert forks.run(*command, watch=out, kill_at=tenth_shard)["code"] == -signal.SIGKILL
     return tmp_path / "out.partial"
 
 
