@@ -1,4 +1,4 @@
-"""Ops on rows for the ``k`` experts that were chosen for each token: sorted by expert where they are many.
+"""Ops on the ``k`` experts that are chosen for each token, and on rows for them: sorted by expert where they are many.
 
 ``rewrite.caches`` writes them into the graph of a step of generation. None is run by torch: whether rows are sorted is
 known when the port runs.
@@ -10,7 +10,17 @@ from typing import Any
 
 import torch
 
-__all__ = ["bias_of_experts", "is_sorted", "rows_by_expert", "rows_of_tokens"]
+__all__ = ["bias_of_experts", "chosen", "is_sorted", "largest", "rows_by_expert", "rows_of_tokens"]
+
+
+def chosen(scores: torch.Tensor, k: int) -> torch.Tensor:
+    """Where the ``k`` largest of the last axis are, in no order."""
+    raise NotImplementedError
+
+
+def largest(scores: torch.Tensor, k: int) -> torch.Tensor:
+    """The ``k`` largest of the last axis, in no order."""
+    raise NotImplementedError
 
 
 def rows_by_expert(x: torch.Tensor, experts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Any]:

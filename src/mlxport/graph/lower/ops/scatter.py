@@ -86,7 +86,10 @@ def scatter_src(self: Expr, dim: int, index: Expr, src: Expr) -> Expr:
 @op("aten.scatter.value")
 def scatter_value(self: Expr, dim: int, index: Expr, value: Any) -> Expr:
     """A copy with ``x[index[i, j], j] = value`` (for axis 0)."""
-    return scattered(put_along_axis, self, dim, index, mx.array(value, dtype=self.dtype))
+    number = mx.array(value, dtype=self.dtype)
+    if self.ndim and index.ndim and not (known(*index.shape) and 0 in index.shape):
+        return put_along_axis(self, axis(dim, self.ndim), index, number)
+    return scattered(put_along_axis, self, dim, index, number)
 
 
 @op("aten.scatter_add.default")

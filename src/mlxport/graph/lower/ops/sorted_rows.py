@@ -1,4 +1,4 @@
-"""Rows for chosen experts, sorted by expert or not."""
+"""Experts that are chosen, and rows for them, sorted by expert or not."""
 
 from __future__ import annotations
 
@@ -11,6 +11,18 @@ from mlxport.graph.lower.expr import Expr, mx
 from mlxport.graph.lower.helpers import experts as helper
 from mlxport.graph.lower.registry import fused
 from mlxport.graph.lower.registry import helper as registered_helper
+
+
+@fused(targets.chosen)
+def chosen(scores: Expr, k: int) -> Expr:
+    """``mx.argpartition(-scores, kth=k - 1, axis=-1)[..., :k]``."""
+    return mx.argpartition(-scores, kth=k - 1, axis=-1)[..., :k]
+
+
+@fused(targets.largest)
+def largest(scores: Expr, k: int) -> Expr:
+    """``mx.topk(scores, k)``."""
+    return mx.topk(scores, k)
 
 
 @fused(targets.rows_by_expert)

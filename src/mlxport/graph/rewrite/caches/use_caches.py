@@ -16,9 +16,11 @@ from mlxport.graph.lower.one_function import is_assertion
 from mlxport.graph.rewrite.caches.adjacent_slices import split_once
 from mlxport.graph.rewrite.caches.attention_masks import attend_to_caches
 from mlxport.graph.rewrite.caches.cached_step import CachedStep, CacheKind, NotCached, read_step
+from mlxport.graph.rewrite.caches.chosen_experts import choose_experts
 from mlxport.graph.rewrite.caches.encoder_output import keep_encoder_output
 from mlxport.graph.rewrite.caches.gated_units import compile_gates
 from mlxport.graph.rewrite.caches.idle_masks import drop_idle_masks
+from mlxport.graph.rewrite.caches.interleaved_rope import turn_pairs
 from mlxport.graph.rewrite.caches.keys_values import (
     common_scope,
     count_from_keys,
@@ -65,6 +67,8 @@ def use_caches(captured: Captured, folds: dict[str, Any], cache: Any) -> list[Ca
     split_once(captured)
     compile_gates(captured)
     sort_experts(captured, step.values)
+    choose_experts(captured)
+    turn_pairs(captured)
     if step.source is not None:
         keep_encoder_output(step, fetched)
     captured.graph.eliminate_dead_code()
