@@ -17,7 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from checkpoints import write_tokenizer
 from mlxport.layouts.generated.language_model import traced_language_model
+from mlxport.quant import QuantRequest
 from mlxport.source import open_checkpoint
+from mlxport.types import QuantSpec
 
 IDS = [[5, 40, 31, 7, 30], [9, 8, 7, 6, 5]]
 WIDTHS = dict(vocab_size=64, bos_token_id=None, eos_token_id=None, pad_token_id=None)
@@ -47,12 +49,17 @@ def saved(config, folder):
 
 def ported_beside(folder):
     """The port's notes; its source is put beside the original's weights, and nothing else is changed."""
-    made = traced_language_model(open_checkpoint(folder)).plain
-    for name, text in made.source_files.items():
+    return traced_beside(folder).plain.notes
+
+
+def traced_beside(folder):
+    """The port itself."""
+    traced = traced_language_model(open_checkpoint(folder))
+    for name, text in traced.plain.source_files.items():
         (folder / name).write_text(text)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_file": "model.py"}))
-    return made.notes
+    return traced
 
 
 def agrees(folder, model, tolerance=1e-5):
@@ -79,12 +86,16 @@ def test_original_and_what_mlx_lm_makes_of_it_load(tmp_path, config):
     assert agrees(tmp_path / "q8", model, 0.05) and not agrees(tmp_path / "q8", model, 1e-5)
 
 
-def test_experts_are_stacked_in_a_loop(tmp_path):
-    saved(mixtral(), tmp_path)
-    ported_beside(tmp_path)
-    source = (tmp_path / "model.py").read_text()
+def test_experts_are_stacked_in_a_loop_and_routers_take_8_bits(tmp_path):
+    saved(mixtral(), tmp_path / "hf")
+    traced = traced_beside(tmp_path / "hf")
+    source = (tmp_path / "hf" / "model.py").read_text()
     method = source[source.index("def sanitize") :]
     assert method.count("for i in range(len(self.model.layers)):") == 1 and "for e in range(3)" in method
+    converted_by_mlx_lm(tmp_path / "hf", tmp_path / "q4", quantize=True, q_bits=4, q_group_size=32)
+    theirs = json.loads((tmp_path / "q4" / "config.json").read_text())["quantization"]
+    assert theirs["model.layers.1.mlp.gate"] == {"group_size": 64, "bits": 8} and theirs["bits"] == 4
+    assert traced.conversion(QuantRequest(QuantSpec("affine", 4, 32))).config["quantization"] == theirs
 
 
 def test_names_without_the_base_models_and_what_is_left_out(tmp_path):

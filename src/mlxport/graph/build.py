@@ -23,7 +23,7 @@ from mlxport.graph.rewrite.members import name_members
 from mlxport.graph.rewrite.noops import remove_noops
 from mlxport.graph.rewrite.sharing import find_layers
 from mlxport.graph.write.classes import build_classes
-from mlxport.graph.write.emit import file_source, format_source
+from mlxport.graph.write.emit import file_source, format_source, layer_fields
 from mlxport.graph.write.generating import generating
 from mlxport.graph.write.limits_told import lengths_told, limits_told
 from mlxport.graph.write.lowered_graph import lower_graph
@@ -145,6 +145,7 @@ def _write(
     call = call_signature(captured, names) if made is None else made.call
     source = file_source(title or f"{name} in MLX.", classes, fields, root_class, call, port.model_type, told, made)
     port.source = format_source(source)
+    port.fields |= {item.name: item.value for item in layer_fields(source, fields, made)}
 
 
 def _halved(captured: Captured) -> list[str]:

@@ -65,9 +65,9 @@ class ClassDef:
     paths: tuple[str, ...] = ()
 
 
-_TAKEN = frozenset("ModelArgs Path Any dataclass fields json load math mx nn check_inputs check_fixed".split()) | set(
-    dir(builtins)
-)
+_TAKEN = frozenset(
+    "ModelArgs Path Any dataclass field fields json load math mx nn check_inputs check_fixed".split()
+) | set(dir(builtins))
 
 
 def build_classes(

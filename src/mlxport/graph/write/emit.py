@@ -14,12 +14,13 @@ from mlxport.graph.lower.one_function import helper_sources, used_helpers
 from mlxport.graph.write.classes import ClassDef
 from mlxport.graph.write.encoding import Encoding, encode_steps, step_of_decoder
 from mlxport.graph.write.generating import Generating, with_cache
+from mlxport.graph.write.layer_lists import LayerList, spelled_list
 from mlxport.graph.write.loops import roll
 from mlxport.graph.write.number_names import Field
 from mlxport.graph.write.paths import member, target
 from mlxport.graph.write.scope_parts import Step
 
-__all__ = ["file_source", "format_source"]
+__all__ = ["file_source", "format_source", "layer_fields"]
 
 _LOAD = '''
 def load(path: str | Path = Path(__file__).parent) -> "Model":
@@ -64,12 +65,13 @@ def file_source(
         limits: Sentences on what the root's inputs may hold, for its docstring.
         generates: What a language model has beside, for mlx-lm to run it: without an encoder it has no ``load``.
     """
-    parts = [_args_source(fields, model_type)]
+    parts = []
     for cls in classes:
         text = _class_source(cls, call if cls is root else None, limits if cls is root else (), generates)
         parts.append(text if generates is None or cls is not root else f"{text}\n\n{generates.methods}")
     if root.name != "Model":
         parts.append(f"Model = {root.name}")
+    parts.insert(0, _args_source([*fields, *layer_fields("\n".join(parts), fields, generates)], model_type))
     body = "\n\n\n".join(parts)
     helpers = list(helper_sources(used_helpers(body)).values())
     loads = [_LOAD.strip()] if generates is None or generates.encoding is not None else []
@@ -78,7 +80,7 @@ def file_source(
     if re.search(r"\bmath\.", code):
         imports.append("import math")
     imports += [
-        "from dataclasses import dataclass, fields",
+        "from dataclasses import dataclass, field, fields",
         "from pathlib import Path",
         "from typing import Any",
         "",
@@ -89,13 +91,28 @@ def file_source(
     return f'"""{title}"""\n\n' + "\n".join(imports) + "\n\n\n" + code + "\n"
 
 
+def layer_fields(source: str, fields: Sequence[Field], generates: Generating | None) -> list[Field]:
+    """Fields beside ``fields`` that say of which layers a language model is, if ``source`` names them."""
+    found = {} if generates is None else generates.layers.fields()
+    known = {item.name for item in fields}
+    return [
+        Field(name, value)
+        for name, value in found.items()
+        if name not in known and re.search(rf"\bargs\.{name}\b", source)
+    ]
+
+
 def _args_source(fields: Sequence[Field], model_type: str) -> str:
     lines = ["@dataclass", "class ModelArgs:", f"    model_type: str = {model_type!r}"]
-    lines += [f"    {item.name}: {type(item.value).__name__} = {item.value!r}" for item in fields]
+    lines += [f"    {item.name}: {type(item.value).__name__} = {_default(item.value)}" for item in fields]
     lines += ["", "    @classmethod", "    def from_dict(cls, params: dict) -> \"ModelArgs\":",
               "        names = {field.name for field in fields(cls)}",
               "        return cls(**{key: value for key, value in params.items() if key in names})"]  # fmt: skip
     return "\n".join(lines)
+
+
+def _default(value: Any) -> str:
+    return f"field(default_factory=lambda: {spelled_list(value)})" if isinstance(value, list) else repr(value)
 
 
 def _text(tree: ast.expr) -> str:
@@ -110,13 +127,15 @@ def _class_source(
         first = '"""Tables limit the inputs. Values are not checked: MLX reads on where torch raises.'
         told = [textwrap.fill(limit, 112, break_long_words=False, break_on_hyphens=False) for limit in limits]
         lines += [*textwrap.indent("\n".join([first, "", *told, '"""']), "    ").splitlines(), ""]
-    init = _init_lines(cls)
+    layers = generates.layers if generates is not None and _owns(cls, generates.layers) else None
+    init = _init_lines(cls, layers)
     options = "".join(f", {name}" for name in cls.options)
     if init or call is not None:
         arguments = (", args: ModelArgs" if cls.needs_args or call is not None else "") + options
         lines += [f"    def __init__(self{arguments}):", "        super().__init__()"]
         if call is not None and generates is not None:
             lines += ["        self.args = args", "        self.model_type = args.model_type"]
+        made = len(lines)
         lines += textwrap.indent("\n".join(init), "        ").splitlines()
         lines.append("")
     steps, result = cls.steps, cls.result
@@ -126,7 +145,11 @@ def _class_source(
         steps, result = step_of_decoder(encoding, steps, result)
     signature, before = call if call is not None else (", ".join(["self", *cls.parameters]), [])
     lines.append(f"    def __call__({signature}):")
-    body = [*before, *_statements(cls, steps, generates)]
+    statements = _statements(cls, steps, generates)
+    if layers is not None:
+        kept = [name for name in layers.fields() if f"self.{name}" in "\n".join(statements)]
+        lines[made:made] = [f"        self.{name} = args.{name}" for name in kept]
+    body = [*before, *statements]
     if result is not None:
         body.append(f"return {_returned(result)}")
     lines += textwrap.indent("\n".join(body or ["pass"]), "        ").splitlines()
@@ -135,8 +158,17 @@ def _class_source(
 
 def _statements(cls: ClassDef, steps: Sequence[Step], generates: Generating | None) -> list[str]:
     lists = {**_lists(cls), **({} if generates is None else generates.lists)}
-    rolled = roll([(step.targets, _text(step.value)) for step in steps], lists)
+    written = [(step.targets, _text(step.value)) for step in steps]
+    if generates is not None and _owns(cls, generates.layers):
+        written = generates.layers.looped(written, lists) or written
+    rolled = roll(written, lists)
     return rolled if generates is None or generates.encoding is not None else list(with_cache(rolled))
+
+
+def _owns(cls: ClassDef, layers: LayerList) -> bool:
+    """Whether the list of a language model's layers is an attribute of the class, which is given ``args``."""
+    owner = layers.path.rpartition(".")[0]
+    return owner in cls.paths and (cls.needs_args or not owner)
 
 
 def _encode_lines(cls: ClassDef, steps: Sequence[Step], encoding: Encoding, generates: Generating | None) -> list[str]:
@@ -164,7 +196,7 @@ def _lists(cls: ClassDef) -> dict[str, int]:
 
 
 # The constructor: a tree of attributes, lists where the names are numbers.
-def _init_lines(cls: ClassDef) -> list[str]:
+def _init_lines(cls: ClassDef, layers: LayerList | None = None) -> list[str]:
     lines = [f"self.{name} = {_text(value)}" for name, value in cls.attributes.items()]
     tree: dict[str, Any] = {}
     for path, value in cls.init.items():
@@ -176,7 +208,9 @@ def _init_lines(cls: ClassDef) -> list[str]:
                 raise AssertionError(f"{path} lies inside of a layer")
         level[last] = value
     for name, value in tree.items():
-        lines += _assign(target("self", name), value)
+        listed = _layers_text(value) if layers is not None and name == layers.path.rpartition(".")[2] else []
+        whole = layers.constructed(listed) if layers is not None else None
+        lines += [f"self.{name} = {whole}"] if whole else _assign(target("self", name), value)
     if cls.buffers:
         direct = [name for name in cls.buffers if "." not in name]
         if direct:
@@ -202,6 +236,13 @@ def _element(value: Any) -> str | None:
         inner = {int(key): _element(item) for key, item in value.items()}
         return None if any(text is None for text in inner.values()) else _list_text(inner)
     return None
+
+
+def _layers_text(value: Any) -> list[str]:
+    """The constructors of a list; none where they are not one expression each."""
+    inner = {key: _element(item) for key, item in value.items()} if isinstance(value, dict) else {}
+    texts = [inner.get(str(index)) for index in range(len(inner))]
+    return [text for text in texts if text] if all(texts) else []
 
 
 def _list_text(items: dict[int, Any]) -> str:

@@ -13,6 +13,8 @@ from mlxport.graph.capture.captured import Captured
 from mlxport.graph.lower.token_ops import is_on_cache
 from mlxport.graph.rewrite.caches.cached_step import CacheKind
 from mlxport.graph.write.encoding import Encoding
+from mlxport.graph.write.layer_lists import LayerList, layer_list
+from mlxport.graph.write.router_bits import router_bits
 
 __all__ = ["Generating", "generating", "with_cache", "with_method"]
 
@@ -36,6 +38,7 @@ class Generating:
         methods: Further methods of the root, indented.
         imports: From mlx-lm; those that are not used are taken out again.
         lists: Expressions of lists, with their lengths: the caches, and the root's layers.
+        layers: What config.json says of the layers.
         encoding: How the program is cut in two where it has an encoder.
     """
 
@@ -43,17 +46,20 @@ class Generating:
     methods: str
     imports: tuple[str, ...]
     lists: Mapping[str, int]
+    layers: LayerList
     encoding: Encoding | None = None
 
 
 def generating(captured: Captured, caches: Sequence[CacheKind]) -> Generating:
     """The parts for a model with these caches."""
     layers = _layers(captured)
+    listed_as = layer_list(captured, layers)
     of_all = "self.layers" if len(list(captured.modules[layers].children())) == len(caches) else f"range({len(caches)})"
     listed = ["@property", "def layers(self):", f"    return self.{layers}", ""]
     methods = [
         *(listed if layers != "layers" else []),
-        *("def make_cache(self):", f"    return {_made(caches, of_all)}"),
+        *router_bits(captured),
+        *("def make_cache(self):", f"    return {_made(caches, of_all, listed_as)}"),
     ]
     call = "self, input_ids, cache=None", ["if cache is None:", f"    cache = {_none(caches, of_all)}"]
     lists, encoding = {"cache": len(caches)}, _encoding(captured, caches)
@@ -62,7 +68,7 @@ def generating(captured: Captured, caches: Sequence[CacheKind]) -> Generating:
         call = f"self, {encoding.written}, cache=None, {encoding.source}=None", read
         lists |= {f"self.{layers}": len(caches)}
     text = "\n".join(f"    {line}" if line else "" for line in methods)
-    return Generating(call, text, _IMPORTS, lists, encoding)
+    return Generating(call, text, _IMPORTS, lists, listed_as, encoding)
 
 
 def _encoding(captured: Captured, caches: Sequence[CacheKind]) -> Encoding | None:
@@ -89,11 +95,12 @@ def _outermost(paths: Sequence[str]) -> int:
     return next((1 + index for index, path in enumerate(paths) if path.rpartition(".")[2].isdigit()), 0)
 
 
-def _made(caches: Sequence[CacheKind], of_all: str) -> str:
+def _made(caches: Sequence[CacheKind], of_all: str, layers: LayerList) -> str:
     """The expression of a list of new caches; ``of_all`` has as many items."""
     if len(set(caches)) == 1:
         return f"[{_cache(caches[0])} for _ in {of_all}]"
-    return "[" + ", ".join(map(_cache, caches)) + "]"
+    texts = [_cache(kind) for kind in caches]
+    return layers.caches(texts) or "[" + ", ".join(texts) + "]"
 
 
 def _none(caches: Sequence[CacheKind], of_all: str) -> str:

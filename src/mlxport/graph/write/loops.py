@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-__all__ = ["roll"]
+__all__ = ["Line", "roll"]
 
 Line = tuple[tuple[str, ...], str]
 _ELEMENT = re.compile(r"\b(self(?:\.\w+|\[\d+\]|\['[^']*'\])*|cache)\[(\d+)\]")

@@ -13,10 +13,10 @@ __all__ = ["Field", "Namer", "exact", "is_number"]
 
 @dataclass
 class Field:
-    """A size or a setting that the port's ``ModelArgs`` names."""
+    """A size or a setting that the port's ``ModelArgs`` names, or a word for each layer."""
 
     name: str
-    value: int | float
+    value: int | float | list[str]
 
 
 class Namer:

@@ -1,4 +1,4 @@
-"""The largest scores are found without sorting where nothing depends on their order, and sorted where something does."""
+"""The largest scores are not sorted where nothing depends on their order, and sorted where something does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Routers as mlx-lm's models have them: the largest scores are found without sorting where their order does not matter."""
+"""Routers as mlx-lm's models have them: the largest scores are not sorted where their order does not matter."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _EXPERTS = (gather_mm, expert_ops.rows_by_expert, expert_ops.rows_of_tokens)
 
 
 def choose_experts(captured: Captured) -> None:
-    """Write ``argpartition`` for each ``topk`` whose order is free, and softmax of the chosen for a share of a softmax."""
+    """Write ``argpartition`` for a ``topk`` whose order is free, and softmax of the chosen for shares of a softmax."""
     for node in list(captured.graph.nodes):
         if kind(node) == "topk" and _of_last_axis(node) and is_free(node):
             _partition(captured, node)

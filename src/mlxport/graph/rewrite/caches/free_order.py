@@ -1,4 +1,4 @@
-"""Whether the order of what is chosen matters: each use of it is followed until it is summed, or put where it belongs."""
+"""Whether the order of what is chosen matters: its uses are followed until it is summed, or put where it belongs."""
 
 from __future__ import annotations
 
@@ -88,7 +88,8 @@ def _axis(node: Node, axes: dict[Node, int]) -> int | None:
     if name == "gather":
         return _taken(source, node.args[1], node.args[2], axes)
     if name in _SCATTERS:
-        return _put(node, axes)
+        _put(node, axes)
+        return None
     if name == "index":
         return _looked_up(node, axes)
     if traits.pointwise or traits.cast:

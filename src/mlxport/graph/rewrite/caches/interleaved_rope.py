@@ -1,4 +1,4 @@
-"""Channels put in halves before a rotary embedding -> ``mx.fast.rope(traditional=True)``, which turns pairs as they lie.
+"""Channels put in halves before a rotary embedding -> ``mx.fast.rope(traditional=True)``: pairs turned as they lie.
 
 The result then has its channels in another order, that of the original's weights. Where queries and keys both have it
 and nothing but their product is taken, the scores are the same: so DeepSeek's models are written in mlx-lm.
@@ -54,10 +54,11 @@ def _every_second(part: Node) -> int | None:
     """The first channel of a slice that takes every second one up to the last."""
     if kind(part) != "slice":
         return None
-    axis, start, end, step = (*part.args[1:], *(0, None, None, 1)[len(part.args) - 1 :])
+    given: tuple[Any, ...] = tuple(part.args[1:])
+    axis, start, end, step = given + (0, None, None, 1)[len(given) :]
     width = shape(part.args[0])[-1]  # type: ignore[arg-type]
-    whole = axis % ndim(part) == ndim(part) - 1 and (end is None or end in (width, sys.maxsize))  # type: ignore[operator]
-    return (start or 0) if whole and step == 2 else None  # type: ignore[return-value]
+    whole = axis % ndim(part) == ndim(part) - 1 and (end is None or end in (width, sys.maxsize))
+    return (start or 0) if whole and step == 2 else None
 
 
 def _unseen(found: dict[Node, Node]) -> bool:
