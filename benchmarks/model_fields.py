@@ -49,7 +49,7 @@ TINY: dict[str, Any] = {
     "q_lora_rank": 12,
     "kv_lora_rank": 8,
     "index_topk": 16,
-    "index_n_heads": 2,
+    "index_n_heads": 16,
     **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads", "linear_num_heads"), 4),
     **dict.fromkeys(("mamba_d_state", "state_size", "time_step_rank"), 8),
     "mamba_n_heads": 8,

@@ -16,10 +16,13 @@ __all__ = [
     "attend",
     "attention_mask",
     "biased_mask",
+    "chosen_mask",
     "chunk_mask",
     "entry",
+    "fetch_index",
     "gated_delta",
     "kept",
+    "mask_of_rows",
     "masked_scores",
     "offset",
     "positions",
@@ -54,6 +57,11 @@ def offset(caches: Any, index: int, part: int | None = None, given: bool = False
 
 def update_and_fetch(cache: Any, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """All keys and values [batch, heads, total, width], the new [batch, heads, length, width] put after the old."""
+    raise NotImplementedError
+
+
+def fetch_index(cache: Any, keys: torch.Tensor) -> torch.Tensor:
+    """All keys [batch, total, width] of an index, the new [batch, length, width] put after the old."""
     raise NotImplementedError
 
 
@@ -102,6 +110,19 @@ def biased_mask(bias: torch.Tensor, visible: Any) -> torch.Tensor:
 
 def masked_scores(scores: torch.Tensor, visible: Any) -> torch.Tensor:
     """``scores`` where ``visible`` shows a key and the lowest number elsewhere; ``scores`` itself where it is None."""
+    raise NotImplementedError
+
+
+def mask_of_rows(visible: Any) -> Any:
+    """A mask for scores without an axis of heads: [length, total], in a batch [batch, length, total]; or None."""
+    raise NotImplementedError
+
+
+def chosen_mask(places: torch.Tensor, keys: int, visible: Any) -> torch.Tensor:
+    """Which of all ``keys`` are at the ``places`` [batch, length, chosen], and shown by ``visible`` where it is any.
+
+    Truth values [batch, 1, length, total].
+    """
     raise NotImplementedError
 
 

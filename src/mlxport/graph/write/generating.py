@@ -113,6 +113,8 @@ def _none(caches: Sequence[CacheKind], of_all: str) -> str:
 
 def _empty(kind: CacheKind) -> str:
     """No cache of a layer; one of states where these are carried from token to token."""
+    if kind.indexes:
+        return "(None, None)"
     states = f"ArraysCache(size={kind.states})" if kind.stepped else "None"
     return f"({states}, None)" if kind.both else states
 
@@ -121,6 +123,8 @@ def _cache(kind: CacheKind) -> str:
     keys = "KVCache()" if kind.window is None else f"RotatingKVCache(max_size={kind.window})"
     if kind.chunk:
         keys = f"ChunkedKVCache(chunk_size={kind.chunk})"
+    if kind.indexes:
+        return f"CacheList({keys}, KVCache())"
     if not kind.states:
         return keys
     states = f"ArraysCache(size={kind.states})"

@@ -41,3 +41,25 @@ def chunk_mask(tokens, caches, index, chunk):
 def masked_scores(scores, visible):
     """Scores (or what is added to them) of the keys that are seen, the lowest number for others; None shows all."""
     return scores if visible is None else mx.where(visible, scores, mx.finfo(scores.dtype).min)
+
+
+def fetch_index(cache, keys):
+    """All keys [B, T, D] of an index, the new [B, L, D] put after the old; a cache keeps them as those of one head."""
+    if cache is None:
+        return keys
+    keys = keys[:, None]
+    # A cache keeps values, too: a narrow part, computed with the keys, so that their graph does not grow.
+    keys, values = cache.update_and_fetch(keys, keys[..., :1])
+    return mx.depends(keys, values)[:, 0]
+
+
+def mask_of_rows(mask):
+    """A mask for scores without an axis of heads: [L, T], or [B, L, T] in a batch; None shows all."""
+    return mask[:, 0] if mask is not None and mask.ndim == 4 else mask
+
+
+def chosen_mask(places, keys, visible):
+    """Which of all ``keys`` were chosen, those at ``places`` [B, L, K], and are seen; None shows all."""
+    mask = mx.zeros((*places.shape[:2], keys), dtype=mx.bool_)
+    mask = mx.put_along_axis(mask, places, mx.array(True), axis=-1)[:, None]
+    return mask if visible is None else mask & visible

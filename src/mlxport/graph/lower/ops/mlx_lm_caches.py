@@ -58,6 +58,14 @@ def update_and_fetch(cache: Expr, keys: Expr, values: Expr) -> Expr:
     return _called(ast.Attribute(cache.node, "update_and_fetch"), value, keys, values)
 
 
+@fused(targets.fetch_index)
+def fetch_index(cache: Expr, keys: Expr) -> Expr:
+    """``fetch_index(index_cache, k)``."""
+    batch, length, width = keys.value.shape
+    shadow = _mx.zeros((batch, length + _PAST, width), keys.dtype)
+    return registered_helper(helper.fetch_index).called(shadow, cache, keys)
+
+
 @fused(targets.attention_mask)
 def attention_mask(like: Expr, cache: Expr, window: int | None = None, array: bool = False) -> Expr:
     """mlx-lm's ``create_attention_mask``."""
@@ -118,6 +126,20 @@ def biased_mask(bias: Expr, visible: Expr) -> Expr:
 def masked_scores(scores: Expr, visible: Expr) -> Expr:
     """``masked_scores(scores, mask)``."""
     return registered_helper(helper.masked_scores).called(scores.value, scores, visible)
+
+
+@fused(targets.mask_of_rows)
+def mask_of_rows(visible: Expr) -> Expr:
+    """``mask_of_rows(mask)``."""
+    return registered_helper(helper.mask_of_rows).called(visible.value, visible)
+
+
+@fused(targets.chosen_mask)
+def chosen_mask(places: Expr, keys: Expr, visible: Expr) -> Expr:
+    """``chosen_mask(topk_indices, k.shape[2], mask)``."""
+    batch, length = places.value.shape[:2]
+    shadow = _mx.zeros((batch, 1, length, keys.value), _mx.bool_)
+    return registered_helper(helper.chosen_mask).called(shadow, places, keys, visible)
 
 
 @fused(targets.swiglu)

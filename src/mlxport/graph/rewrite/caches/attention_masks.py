@@ -14,10 +14,21 @@ from mlxport.graph.lower import cache_ops
 from mlxport.graph.lower.fused_ops import attention
 from mlxport.graph.lower.traits import traits_of
 from mlxport.graph.rewrite.caches.cached_step import CachedStep, CacheKind, NotCached
-from mlxport.graph.rewrite.caches.keys_values import counts_all, layer_of
-from mlxport.graph.rewrite.caches.visible_keys import HIDDEN, visible_keys
+from mlxport.graph.rewrite.caches.index_keys import chosen_keys
+from mlxport.graph.rewrite.caches.keys_values import counts_all, layer_of, number_of_keys
+from mlxport.graph.rewrite.caches.visible_keys import is_lowest, visible_keys
 from mlxport.graph.rewrite.fuse.values import symbols
-from mlxport.graph.rewrite.graph_queries import Editor, ancestors, is_cast, is_float, kind, ndim, shape, where
+from mlxport.graph.rewrite.graph_queries import (
+    Editor,
+    ancestors,
+    is_cast,
+    is_float,
+    kind,
+    ndim,
+    same_size,
+    shape,
+    where,
+)
 
 __all__ = ["attend_to_caches"]
 
@@ -32,6 +43,7 @@ class _Masks:
         self._made: dict[tuple[CacheKind, bool], Node] = {}
         self._seen: dict[int, CacheKind] = {}
         self._learned: dict[Node, Node] = {}
+        self._rows: dict[Node, Node] = {}
 
     def of(self, layer: int, seen: CacheKind, array: bool = False) -> Node:
         """The mask of all layers that see as much."""
@@ -39,10 +51,19 @@ class _Masks:
         if known != seen:
             raise NotCached(f"layer {layer} sees in two ways: {known} and {seen}")
         kept = self._step.kinds.get(layer, CacheKind())
+        if kept.indexes and seen != CacheKind():
+            raise NotCached(f"layer {layer} has an index of more keys than it keeps: {seen}")
         self._step.kinds[layer] = replace(kept, window=seen.window, chunk=seen.chunk)
         if (seen, array) not in self._made:
             self._made[seen, array] = self._chunks(layer, seen.chunk) if seen.chunk else self._all(layer, seen, array)
         return self._made[seen, array]
+
+    def of_rows(self, mask: Node) -> Node:
+        """A mask of all layers for scores that have no axis of heads."""
+        if mask not in self._rows:
+            value = mask.meta["val"]
+            self._rows[mask] = self._step.shared(cache_ops.mask_of_rows, mask, val=value, argument="row_mask")
+        return self._rows[mask]
 
     def learned(self, bias: Node, edit: Editor, update: Node) -> Node:
         """A bias by a table of distances, computed in the first layer that has it, for all."""
@@ -100,10 +121,16 @@ def _attention(step: CachedStep, masks: _Masks, fetched: Mapping[int, Node], nod
     cache = step.cache(layer)
     seen, bias = CacheKind(), None
     masked = isinstance(mask, Node) and _is_masked(mask)
+    chosen, beside = chosen_keys(step, mask)
     if not masked:
-        seen, bias = visible_keys(step, mask, (shape(query)[-2], shape(key)[-2]), node)
+        seen, bias = visible_keys(step, beside, (shape(query)[-2], shape(key)[-2]), node)
     if masked:
         given = mask
+    elif chosen is not None:
+        keys = number_of_keys(step, fetched[layer], shape(mask)[-1])
+        shown = masks.of(layer, seen, array=True)
+        given = edit.call(cache_ops.chosen_mask, chosen, keys, shown, val=step.fake(shape(mask), torch.bool))
+        given.meta["stack_trace"] = mask.meta.get("stack_trace", "")
     elif bias is None:
         given = masks.of(layer, seen)
     else:
@@ -211,11 +238,11 @@ def _hidden(step: CachedStep, node: Node) -> _Hidden | None:
     if kind(node) == "add":
         pairs = (node.args[:2], node.args[1::-1])
         found = [_Hidden(mask, scores, None) for mask, scores in pairs if isinstance(mask, Node) and is_float(mask)]
-    elif kind(node) == "where" and _lowest(step, node.args[2]):
+    elif kind(node) == "where" and is_lowest(step, node.args[2]):
         found = [_Hidden(node.args[0], node.args[1], True)]
-    elif kind(node) == "where" and _lowest(step, node.args[1]):
+    elif kind(node) == "where" and is_lowest(step, node.args[1]):
         found = [_Hidden(node.args[0], node.args[2], False)]
-    elif kind(node) == "masked_fill" and _lowest(step, node.args[2]):
+    elif kind(node) == "masked_fill" and is_lowest(step, node.args[2]):
         found = [_Hidden(node.args[1], node.args[0], False)]
     return next((item for item in found if _put_upon(step, item)), None)
 
@@ -224,11 +251,6 @@ def _put_upon(step: CachedStep, found: _Hidden) -> bool:
     if not isinstance(found.scores, Node) or found.scores in step.values.static:
         return False
     return found.mask in step.values.static and step.past in symbols([found.mask]) and ndim(found.mask) >= 2
-
-
-def _lowest(step: CachedStep, fill: Any) -> bool:
-    number = step.values.scalar(fill)
-    return number is not None and number <= HIDDEN
 
 
 def _scores(step: CachedStep, masks: _Masks, fetched: Mapping[int, Node], node: Node, hidden: _Hidden) -> None:
@@ -243,5 +265,7 @@ def _scores(step: CachedStep, masks: _Masks, fetched: Mapping[int, Node], node: 
     if bias is not None:
         scores = edit.call(_aten.add.Tensor, scores, _in_layer(step, edit, bias, fetched[layer]))
     given = masks.of(layer, seen, array=True)
+    if ndim(node) == 3 and same_size(shape(node)[0], shape(step.ids)[0]):
+        given = masks.of_rows(given)
     value = scores.meta["val"] if learned else node.meta["val"]  # such a bias is the same for all rows
     edit.replace(edit.call(cache_ops.masked_scores, scores, given, val=value))

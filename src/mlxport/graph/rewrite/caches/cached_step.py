@@ -34,6 +34,7 @@ class CacheKind:
         states: Arrays that are kept in the place of keys and values: ``ArraysCache(size=states)``.
         stepped: Whether a module of the layer is called for each token: it needs a cache to carry its states.
         both: Whether keys and values are kept beside states: ``CacheList`` of the states' cache and theirs.
+        indexes: Whether keys of an index are kept beside keys and values: ``CacheList`` of two ``KVCache``.
     """
 
     window: int | None = None
@@ -41,6 +42,7 @@ class CacheKind:
     states: int = 0
     both: bool = False
     stepped: bool = False
+    indexes: bool = False
 
 
 @dataclass
@@ -70,7 +72,7 @@ class CachedStep:
     caches: Node
     scope: dict[str, Any] = field(default_factory=dict)
     kinds: dict[int, CacheKind] = field(default_factory=dict)
-    _entries: dict[tuple[int, bool], Node] = field(default_factory=dict)
+    _entries: dict[tuple[int, str], Node] = field(default_factory=dict)
 
     @property
     def first(self) -> Node:
@@ -110,9 +112,19 @@ class CachedStep:
 
     def cache(self, layer: int, states: bool = False) -> Node:
         """The cache of a layer's keys and values, or that of its states, for the layer itself."""
-        if (layer, states) not in self._entries:
-            self._entries[layer, states] = self.entry(layer, states)
-        return self._entries[layer, states]
+        key = (layer, "states" if states else "keys")
+        if key not in self._entries:
+            self._entries[key] = self.entry(layer, states)
+        return self._entries[key]
+
+    def index_cache(self, layer: int) -> Node:
+        """The cache of the keys of a layer's index."""
+        place = (self.place(layer)[0], 1)  # after that of its keys and values, as in mlx-lm's models
+        if (layer, "index") not in self._entries:
+            value = self.fake((), torch.int64)
+            made = self.shared(cache_ops.entry, self.caches, *place, val=value, argument="index_cache")
+            self._entries[layer, "index"] = made
+        return self._entries[layer, "index"]
 
     def entry(self, layer: int, states: bool = False) -> Node:
         """The cache of a layer's keys and values, or that of its states, as an expression of its own."""
@@ -125,6 +137,8 @@ class CachedStep:
     def place(self, layer: int, states: bool = False) -> tuple[int, ...]:
         """Where a cache lies in the list: a layer that has two has that of the states first, as mlx-lm's."""
         index = sorted(self.layers).index(layer)  # layers that remember nothing have no cache
+        if self.index(layer) is not None:
+            return (index, 0)
         return (index, int(not states)) if self.both(layer) else (index,)
 
     def both(self, layer: int) -> bool:
@@ -134,7 +148,25 @@ class CachedStep:
     def states(self, layer: int) -> dict[str, Node]:
         """The placeholders of a layer's states by name: not keys and values, nor numbers that a cache counts with."""
         held = self.layers[layer].items()
-        return {name: node for name, node in held if name not in ("keys", "values") and len(shape(node)) > 1}
+        index = self.index(layer)
+        return {
+            name: node
+            for name, node in held
+            if name not in ("keys", "values") and node is not index and len(shape(node)) > 1
+        }
+
+    def index(self, layer: int) -> Node | None:
+        """The placeholder of the keys of a layer's index: beside keys and values, [batch, tokens before, width]."""
+        held = self.layers[layer]
+        return next(
+            (
+                node
+                for name, node in held.items()
+                if "keys" in held and name not in ("keys", "values") and len(shape(node)) == 3
+                if isinstance(shape(node)[1], torch.SymInt) and _symbol(shape(node)[1]) == self.past
+            ),
+            None,
+        )
 
 
 def read_step(captured: Captured, folds: dict[str, Any], cache: Any) -> CachedStep:

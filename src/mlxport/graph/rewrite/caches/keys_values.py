@@ -24,6 +24,7 @@ __all__ = [
     "find_keys_and_values",
     "layer_of",
     "measure_keys",
+    "number_of_keys",
 ]
 
 
@@ -84,6 +85,8 @@ def layer_of(fetched: Mapping[int, Node], nodes: Iterable[Node]) -> int | None:
         for item in level:
             if item in layers:
                 return layers[item]
+            if item.target is cache_ops.fetch_index:
+                return int(item.meta["index_of"])
         seen.update(level)
         level = list({other for item in level for other in item.all_input_nodes if other not in seen})
     return None
@@ -92,12 +95,36 @@ def layer_of(fetched: Mapping[int, Node], nodes: Iterable[Node]) -> int | None:
 def measure_keys(step: CachedStep, fetched: Mapping[int, Node]) -> None:
     """Let what is made of all keys take their number from them: before the layers it is not known."""
     for node in list(step.captured.graph.nodes):
-        if not counts_all(step, node.meta.get("val")):
+        if not _follows(step, node):
             continue
         for user in list(node.users):
             layer = layer_of(fetched, [item for item in user.all_input_nodes if item is not node])
             if layer is not None and not isinstance(user.meta.get("val"), torch.SymInt):
-                user.replace_input_with(node, _number_of_keys(step, fetched[layer], node.meta["val"]))
+                user.replace_input_with(node, _measured(step, fetched[layer], node))
+
+
+def _follows(step: CachedStep, node: Node) -> bool:
+    """Whether ``node`` is the number of all tokens, or a size that is computed from it."""
+    size = node.meta.get("val")
+    if node.op != "call_function" or not isinstance(size, torch.SymInt) or step.past is None:
+        return False
+    if counts_all(step, size):
+        return True
+    return step.past in size.node.expr.free_symbols and any(_follows(step, item) for item in node.all_input_nodes)
+
+
+def _measured(step: CachedStep, update: Node, size: Node) -> Node:
+    """``size`` as a function of the number of keys that the cache gave."""
+    if counts_all(step, size.meta["val"]):
+        return number_of_keys(step, update, size.meta["val"])
+    if not _follows(step, size):
+        return size
+    parts = {item: _measured(step, update, item) for item in size.all_input_nodes}
+    args = torch.fx.node.map_arg(size.args, lambda item: parts[item])
+    with step.captured.graph.inserting_after(max(parts.values())):
+        made = step.captured.graph.call_function(size.target, args)  # type: ignore[arg-type]
+    made.meta = {**parts[next(iter(parts))].meta, "val": size.meta["val"]}
+    return made
 
 
 def count_from_keys(step: CachedStep) -> sympy.Symbol:
@@ -121,7 +148,7 @@ def counts_all(step: CachedStep, size: Any) -> bool:
     return known and bool(size.node.expr == step.past + step.length)
 
 
-def _number_of_keys(step: CachedStep, update: Node, total: Any) -> Node:
+def number_of_keys(step: CachedStep, update: Node, total: Any) -> Node:
     """The size of the keys that the cache gave, read once in a layer."""
     keys = next(user for user in update.users if user.args[1] == 0)
     for user in keys.users:

@@ -20,6 +20,7 @@ from mlxport.graph.rewrite.caches.chosen_experts import choose_experts
 from mlxport.graph.rewrite.caches.encoder_output import keep_encoder_output
 from mlxport.graph.rewrite.caches.gated_units import compile_gates
 from mlxport.graph.rewrite.caches.idle_masks import drop_idle_masks
+from mlxport.graph.rewrite.caches.index_keys import fetch_index_keys, find_index_keys
 from mlxport.graph.rewrite.caches.interleaved_rope import turn_pairs
 from mlxport.graph.rewrite.caches.keys_values import (
     common_scope,
@@ -54,12 +55,15 @@ def use_caches(captured: Captured, folds: dict[str, Any], cache: Any) -> list[Ca
     step = read_step(captured, folds, cache)
     states = find_states(step)
     joined = find_keys_and_values(step)
-    step.scope = common_scope([*(state.node for state in states), *(node for pair in joined.values() for node in pair)])
+    indexes = find_index_keys(step)
+    kept = [*(state.node for state in states), *(node for pair in joined.values() for node in pair)]
+    step.scope = common_scope([*kept, *indexes.values()])
     keep_states(step, states)
     _return_logits(captured)
     if step.source is not None:
         drop_idle_masks(step)
     fetched = fetch_keys_and_values(step, joined)
+    fetch_index_keys(step, indexes)
     if not attend_to_caches(step, fetched) and not states:
         raise NotCached("no attention to what its cache holds was found")
     count_from_offset(step)
@@ -141,8 +145,9 @@ def _no_past(step: CachedStep) -> None:
         return
     total = count_from_keys(step)
     known: set[Node] = set()
+    fetches = (cache_ops.update_and_fetch, cache_ops.fetch_index)
     for node in step.captured.graph.nodes:
-        if node.target is cache_ops.update_and_fetch or any(item in known for item in node.all_input_nodes):
+        if node.target in fetches or any(item in known for item in node.all_input_nodes):
             known.add(node)
         elif total in symbols([node]) and node.op == "call_function":
             raise NotCached(f"{where(node) or 'the model'} computes {node.name} from the number of tokens before")

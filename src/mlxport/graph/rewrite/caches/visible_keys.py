@@ -13,9 +13,15 @@ from mlxport.graph.rewrite.fuse.mask_forms import mask_form, numbers_of
 from mlxport.graph.rewrite.fuse.values import CannotEvaluate
 from mlxport.graph.rewrite.graph_queries import ancestors, is_float, ndim, where
 
-__all__ = ["HIDDEN", "visible_keys"]
+__all__ = ["is_lowest", "visible_keys"]
 
-HIDDEN = -1e4  # an added mask hides what it makes smaller than this
+_HIDDEN = -1e4  # an added mask hides what it makes smaller than this
+
+
+def is_lowest(step: CachedStep, fill: Any) -> bool:
+    """Whether ``fill`` hides the scores that it is put in the place of, or added to."""
+    number = step.values.scalar(fill)
+    return number is not None and number <= _HIDDEN
 
 
 def visible_keys(
@@ -71,11 +77,11 @@ def _beside(step: CachedStep, mask: Node, bias: Node, lengths: tuple[Any, Any]) 
         try:
             whole, part = step.values.run([mask, bias], {}, sizes)
             rows, columns = (step.values.number(length, sizes) for length in lengths)
-            shown = whole > HIDDEN
+            shown = whole > _HIDDEN
             same = torch.broadcast_to(part, whole.shape)
         except (CannotEvaluate, RuntimeError):
             return None
-        if not bool(shown.any()) or not torch.equal(whole[shown], same[shown]) or not bool((same > HIDDEN).all()):
+        if not bool(shown.any()) or not torch.equal(whole[shown], same[shown]) or not bool((same > _HIDDEN).all()):
             return None
         form = _visible_form(shown, rows, columns)
         if form is None:
