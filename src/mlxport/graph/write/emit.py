@@ -168,7 +168,7 @@ def _statements(cls: ClassDef, steps: Sequence[Step], generates: Generating | No
 def _owns(cls: ClassDef, layers: LayerList) -> bool:
     """Whether the list of a language model's layers is an attribute of the class, which is given ``args``."""
     owner = layers.path.rpartition(".")[0]
-    return owner in cls.paths and (cls.needs_args or not owner)
+    return cls.paths == (owner,) and (cls.needs_args or not owner)
 
 
 def _encode_lines(cls: ClassDef, steps: Sequence[Step], encoding: Encoding, generates: Generating | None) -> list[str]:

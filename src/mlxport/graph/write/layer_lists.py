@@ -17,7 +17,8 @@ from mlxport.graph.write.loops import Line
 
 __all__ = ["LayerList", "layer_list", "spelled_list"]
 
-_DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "num_decoder_layers")
+# Of the decoder first: where there is an encoder, the others may be its own.
+_DEPTHS = ("decoder_layers", "num_decoder_layers", "num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _KINDS = ("layer_types", "layers_block_type")
 _WINDOW = "sliding_window"
 _NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?![\w.])")
