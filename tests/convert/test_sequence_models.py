@@ -186,6 +186,13 @@ def test_beams_and_languages_of_a_folder(ported, tmp_path):
     assert mlxport.generate(loaded, "a b", temp=0.5, seed=1).generation_tokens > 0
 
 
+@pytest.mark.parametrize("option", ["distill", "report"])
+def test_what_needs_a_text_that_goes_on_is_refused(tmp_path, option):
+    make_sequence_model("bart").save_pretrained(tmp_path / "hf")
+    with pytest.raises(UsageError, match=f"--{option}: for language models without an encoder"):
+        mlxport.convert(tmp_path / "hf", tmp_path / "mlx", quantize=4, **{option: True})
+
+
 def test_it_neither_chats_nor_continues_a_text(ported):
     _, folder, _ = ported("bart")
     with pytest.raises(UsageError, match="reads with an encoder"):
@@ -194,10 +201,15 @@ def test_it_neither_chats_nor_continues_a_text(ported):
         mlxport.AutoModelForCausalLM.from_pretrained(folder / "mlx")
 
 
-def test_a_quantized_one_is_verified_and_writes(tmp_path):
+def test_bits_are_chosen_and_calibrated_on_what_it_reads_and_writes(tmp_path):
     save_sequence_model("t5", tmp_path / "hf")
-    report = mlxport.convert(tmp_path / "hf", tmp_path / "mlx", quantize=8, q_group_size=32)
-    assert report.parity.passed
+    (tmp_path / "text.txt").write_text("hello small world and other words. " * 60)
+    report = mlxport.convert(tmp_path / "hf", tmp_path / "mlx", target_bpw=12, calibrate=tmp_path / "text.txt")
+    assert report.parity.passed and report.allocation.used_bytes <= report.allocation.limit_bytes
+    assert "that it reads and writes itself" in report.allocation.predictor
+    modules = json.loads((tmp_path / "mlx/mlxport.json").read_text())["calibration"]["modules"]
+    read = [path for path, how in modules.items() if how["method"] == "error feedback"]
+    assert len(read) == len(modules) and any("EncDecAttention.k" in path for path in read)
     assert mlxport.generate(tmp_path / "mlx", "hello", max_tokens=3).generation_tokens == 3
 
 

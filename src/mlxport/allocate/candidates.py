@@ -12,6 +12,7 @@ import mlx.nn as nn
 
 from mlxport.allocate.probe import Calls, watched
 from mlxport.errors import UnsupportedError
+from mlxport.model.both_texts import has_encoder
 from mlxport.quant import MODES
 from mlxport.transform import Program
 from mlxport.types import QuantSpec
@@ -19,6 +20,7 @@ from mlxport.types import QuantSpec
 __all__ = ["Candidate", "find_candidates", "reachable"]
 
 _FEW_TOKENS = 4
+_ROWS = 3  # of a batch, another number than tokens of either text
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,14 @@ def reachable(model: nn.Module, candidates: Mapping[str, Candidate]) -> tuple[di
         UnsupportedError: mlx-lm's code does not run.
     """
     modules = {path: candidate.module for path, candidate in candidates.items()}
+    rows = _ROWS if has_encoder(model) else 1
     try:
         with watched(modules) as calls:
-            model(mx.zeros((1, _FEW_TOKENS), mx.int32))
+            model(mx.zeros((rows, _FEW_TOKENS), mx.int32))
     except Exception as error:  # third-party model code on placeholders: whatever it raises is about this model
         raise not_running(error) from error
+    if rows > 1:  # tables of distances are looked up once for all texts: parts of a batch cannot differ in them
+        calls.looked |= {path for path, sizes in calls.sizes.items() if len(sizes) == 2 and sizes[0] not in (1, rows)}
     calls.order = [path for path in calls.order if path not in calls.looked]
     return {path: given for path, given in candidates.items() if path not in calls.looked}, calls
 

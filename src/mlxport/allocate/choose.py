@@ -17,6 +17,7 @@ from mlxport.errors import QuantizationError
 from mlxport.fit import planned_dtype
 from mlxport.layouts.conversion import Conversion, TracedModel
 from mlxport.layouts.quantizing import check_unquantized
+from mlxport.model.both_texts import called_with_both
 from mlxport.progress import Progress
 from mlxport.quant import QuantRequest, parse_recipe
 from mlxport.quant.knapsack import Allocation, SizedSetting, allocate
@@ -117,7 +118,7 @@ def find_allocation(
     checkpoint, conversion, skeleton = model.checkpoint, model.plain, model.skeleton()
     check_unquantized(skeleton)
     budget = make_budget(target, checkpoint, skeleton, conversion, max_shard_size, shard_by)
-    measured = model.skeleton()  # one of its own: measuring makes it float32
+    measured = called_with_both(model.skeleton())  # one of its own: measuring makes it float32
     candidates = find_candidates(measured, conversion.program)
     search = _Search(model, target, budget, candidates)
     kept: dict[str, QuantSpec | None] = dict.fromkeys(candidates)

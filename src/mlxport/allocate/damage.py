@@ -18,6 +18,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlxport.allocate.probe import Probe, probed, rounded
+from mlxport.model.both_texts import written_size
 from mlxport.model.tensors import Tensor
 from mlxport.types import QuantSpec
 
@@ -142,7 +143,7 @@ def token_divergences(
         for part, change in enumerate(here, 1):
             for path, spec in change.items():
                 roundings.setdefault(path, []).append((part, spec))
-        shape = batch.ids.shape[0], batch.ids.shape[1]
+        shape = batch.ids.shape[0], written_size(model, batch.ids.shape[1])
         probe = Probe(weights, len(here) + 1, roundings, quantizer, batch.head, batch.stride, shape)
         with probed(modules, probe):
             output = model(mx.concatenate([batch.ids] * probe.parts))

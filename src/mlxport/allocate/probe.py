@@ -241,11 +241,13 @@ class Calls:
         order: Those that were called, in the order of their first calls.
         last: The one that was called last.
         looked: Those whose weight other code has read.
+        sizes: Of the first argument of the last call.
     """
 
     order: list[str] = field(default_factory=list)
     last: str = ""
     looked: set[str] = field(default_factory=set)
+    sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @contextlib.contextmanager
@@ -259,6 +261,7 @@ def watched(modules: Mapping[str, Any]) -> Iterator[Calls]:
             if path not in seen.order:
                 seen.order.append(path)
             seen.last = path
+            seen.sizes[path] = tuple(args[0].shape) if args and isinstance(args[0], mx.array) else ()
             inside.append(path)
             try:
                 return call(*args, **kwargs)

@@ -14,6 +14,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlxport.errors import UnsupportedError
+from mlxport.model.both_texts import beginnings, copied, first_written, has_encoder
 from mlxport.model.lazy_parameters import LazyModel, wide_on_cpu
 from mlxport.model.self_written import write_sequences
 from mlxport.model.tensors import computed_tensors
@@ -67,6 +68,12 @@ def make_tokens(
     length = max(2, min(_LONGEST, checkpoint.model_config.context_length or _LONGEST, max(share, _SHORTEST)))
     sequences = max(1, share // length) * (1 + _JUDGING)
     kinds = {}
+    if has_encoder(model):
+        if len(ids) < 2 * length:
+            source = mx.random.randint(0, vocabulary, (sequences, length), key=key)
+        else:
+            source = _windows(ids, sequences, length)
+        return _both_texts(source, LazyModel(model, tensors, wide_on_cpu), first_written(checkpoint), writes, key)
     if writes:
         first = first_tokens(checkpoint.model_config, vocabulary, sequences, any_token(vocabulary, sequences, key))
         with contextlib.suppress(UnsupportedError):  # an architecture that mlx-lm cannot generate with: it still reads
@@ -77,6 +84,15 @@ def make_tokens(
     if not kinds:
         kinds["random"] = mx.random.randint(0, vocabulary, (sequences, length), key=key)
     return _parts(list(kinds.values()), " and ".join(kinds))
+
+
+def _both_texts(ids: mx.array, model: LazyModel, start: int, writes: bool, key: mx.array) -> tuple[Tokens, Tokens]:
+    """Texts to read, the first halves of ``ids``, and what the model writes of them, or else the same texts."""
+    if writes:
+        with contextlib.suppress(UnsupportedError):
+            wrote = write_sequences(model, beginnings(ids, start), ids.shape[1], key, "give a text")
+            return _parts([wrote], "that it reads and writes itself")
+    return _parts([copied(ids, start)], "that it reads and copies")
 
 
 def _text(checkpoint: Checkpoint) -> list[int]:

@@ -12,12 +12,13 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxport.calibrate.calibrated_store import Store
-from mlxport.calibrate.calibrated_units import Unit, find_units, hooked_classes
+from mlxport.calibrate.calibrated_units import Unit, called_apart, find_units, hooked_classes
 from mlxport.calibrate.moments import Experts, Moments, Power
 from mlxport.calibrate.packed_matrices import Packed, Rows, beside, joined, prepared, quantize_columns, quantize_experts
 from mlxport.calibrate.paired_batch import PairedBatch, arrays_in, make_batch
 from mlxport.calibrate.sites import OFF, ORIGINAL, REHEARSAL, ROUNDED, Recorder
 from mlxport.errors import NumericsError, UnsupportedError
+from mlxport.model.both_texts import has_encoder, written_size
 from mlxport.model.hooks import swapped
 from mlxport.model.lazy_parameters import LazyModel, parameters_of
 from mlxport.model.leaf_calls import table_rows
@@ -106,7 +107,8 @@ class _Pass:
     batch: PairedBatch = field(default_factory=lambda: PairedBatch(2, 1))
 
     def __post_init__(self) -> None:
-        self.units = find_units(self.model, self.recorder)
+        apart = called_apart(self.model, mx.zeros((1, 4), mx.int32)) if has_encoder(self.model) else ()
+        self.units = find_units(self.model, self.recorder, apart)
         matrices = {f"{path}.weight" for unit in self.units for path in unit.sites}
         self.lazy = LazyModel(self.model, self.tensors, lambda name, x: x if name in matrices else float32(x))
         self.lazy.fill_outside(unit.path for unit in self.units)
@@ -141,7 +143,8 @@ class _Pass:
     def run(self, tokens: mx.array) -> None:
         """The forward pass over the whole batch."""
         sizes = {size for _, value in parameters_of(self.model) for size in value.shape}
-        self.batch = make_batch(tokens.shape[0], tokens.shape[1], sizes, paired=self.store is not None)
+        length = written_size(self.model, tokens.shape[1])
+        self.batch = make_batch(tokens.shape[0], length, sizes, paired=self.store is not None)
         half = tokens[: self.batch.sequences]
         self.recorder.begin(OFF)
         self._forward(mx.concatenate([half, half]) if self.batch.paired else half)

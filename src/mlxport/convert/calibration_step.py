@@ -14,6 +14,7 @@ from mlxport.calibrate.calibration_text import SELF, Calibration, spread, tokens
 from mlxport.calibrate.estimate import estimate
 from mlxport.calibrate.passes import calibrate, methods
 from mlxport.errors import UnsupportedError
+from mlxport.model.both_texts import beginnings, called_with_both, copied, first_written, has_encoder
 from mlxport.model.lazy_parameters import LazyModel, wide_on_cpu
 from mlxport.model.self_written import write_sequences
 from mlxport.model.tensors import computed_tensors
@@ -65,6 +66,9 @@ def prepare(checkpoint: Checkpoint, conversion: Conversion, calibration: Calibra
         )
     tokens = tokens_of(calibration, checkpoint)
     count = written(calibration, checkpoint, tokens.shape[0])
+    if conversion.model is not None and has_encoder(conversion.model.pristine):
+        even = tokens[:, : tokens.shape[1] // 2 * 2]  # halves of one length: what is read, and what is written of it
+        tokens, count = copied(even, first_written(checkpoint)), tokens.shape[0] if count else 0
     read = (tokens.shape[0], tokens.shape[1])
     plan = estimate(calibration, read, count, conversion.program, conversion.quantized, conversion.config)
     return Calibrating(tokens, count, plan)
@@ -94,7 +98,7 @@ def calibrated(
     plain = conversion.model.plain.program
     tokens = _tokens(work, conversion.model, store, progress)
     calibrate(
-        conversion.model.skeleton(), plain, conversion.quantized, tokens, store,
+        called_with_both(conversion.model.skeleton()), plain, conversion.quantized, tokens, store,
         most_shift=_most_shift, on_unit=lambda _, nbytes: progress.advance(nbytes),
     )  # fmt: skip
     record = {
@@ -121,7 +125,10 @@ def _tokens(work: Calibrating, model: TracedModel, store: Store, progress: Progr
         progress.message(f"writing {count} of {tokens.shape[0]} sequences to calibrate on")
         writer = LazyModel(model.skeleton(), computed_tensors(model.plain.program), wide_on_cpu)
         config = model.checkpoint.model_config
-        first = first_tokens(config, config.vocabulary, count, lambda: tokens[:count, 0])
+        if has_encoder(model.pristine):
+            first = beginnings(tokens, first_written(model.checkpoint))
+        else:
+            first = first_tokens(config, config.vocabulary, count, lambda: tokens[:count, 0])
         key, hint = mx.random.key(_WRITING_SEED), "calibrate on a text: --calibrate FILE"
         try:
             wrote = write_sequences(writer, first, tokens.shape[1], key, hint)

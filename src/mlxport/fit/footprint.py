@@ -14,7 +14,6 @@ from math import prod
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlxport.errors import UnsupportedError
@@ -54,13 +53,15 @@ class Footprint:
         kv_bits: Bits of a quantized cache, None for none.
         kv_group_size: Its group size.
         prefill_step: Tokens of a prompt that are read at once.
+        source: Tokens that an encoder reads, 0 where there is none.
     """
 
-    model: nn.Module
+    model: Any
     backend: Backend
     kv_bits: int | None = None
     kv_group_size: int = 64
     prefill_step: int = PREFILL_STEP
+    source: int = 0
     _needs: dict[int, Need] = field(default_factory=dict)
     _step: tuple[int, Graph] | None = None
 
@@ -81,7 +82,11 @@ class Footprint:
         """Needs of a prompt of ``context`` tokens, read in pieces, and of the tokens that follow it."""
         if context not in self._needs:
             cache, peak = self._decoding(context)
-            self._needs[context] = Need(cache, max([peak, *(self._reading(*piece) for piece in self._pieces(context))]))
+            if self.source:  # the decoder itself begins with one token
+                peaks = [self._peak(self._encoder)]
+            else:
+                peaks = [self._reading(*piece) for piece in self._pieces(context)]
+            self._needs[context] = Need(cache, max([peak, *peaks]))
         return self._needs[context]
 
     def cache_at(self, context: int) -> int:
@@ -135,7 +140,30 @@ class Footprint:
         from mlx_lm.models.cache import make_prompt_cache
 
         caches: list[Any] = make_prompt_cache(self.model)
+        if self.source:
+            self._encode(mx.zeros((1, self.source), mx.int32), caches)
         return caches
+
+    def _encode(self, ids: mx.array, caches: list[Any]) -> None:
+        with self._recordable():
+            self.model.encode(ids, caches)
+
+    @functools.cached_property
+    def _encoder(self) -> Graph:
+        """The graph of what an encoder reads."""
+        from mlx_lm.models.cache import make_prompt_cache
+
+        def step(ids: mx.array, *given: mx.array) -> list[mx.array]:
+            self._load(list(given))
+            caches = make_prompt_cache(self.model)
+            self.model.encode(ids, caches)
+            return arrays(caches)
+
+        try:
+            with self._recordable():
+                return record(step, [mx.zeros((1, self.source), mx.int32), *self._values])
+        finally:
+            self._load(self._values)
 
     def _at(self, tokens: int) -> list[Any]:
         caches = self._caches()

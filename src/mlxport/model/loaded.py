@@ -12,6 +12,7 @@ import numpy as np
 from safetensors import safe_open
 
 from mlxport.errors import ConfigError, VerificationError
+from mlxport.model.both_texts import called_with_both
 from mlxport.model.hooks import swap_classes
 from mlxport.model_config import ModelConfig
 from mlxport.source.declared_counts import check_output_counts
@@ -54,9 +55,10 @@ def load_output(folder: Path, *, trust_remote_code: bool = False, in_float32: bo
     ModelConfig(config).check(Path(folder) / "config.json")
     check_output_counts(Path(folder), config)
     try:
-        return load_language_model(
+        model, _ = load_language_model(
             Path(folder), config, lazy=True, trust_remote_code=trust_remote_code, in_float32=in_float32
-        )[0]
+        )
+        return called_with_both(model)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError) as error:
         raise VerificationError(
             f"mlx-lm cannot load the output: {type(error).__name__}: {error}",

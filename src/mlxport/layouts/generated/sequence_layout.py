@@ -59,12 +59,6 @@ GENERATED_SEQ2SEQ = replace(
     refuses=(
         Refusal(("distill", "report"), f"{{given}}: {_NOT_FOR}", "leave it out"),
         Refusal(("kv_bits",), f"--kv-bits: {_NOT_FOR}", "leave it out"),
-        Refusal(("calibrate",), f"{{given}}: {_NOT_FOR}", "use --quantizer search instead"),
-        Refusal(
-            ("fit", "target_size", "target_bpw"),
-            f"--fit, --target-size and --target-bpw: {_NOT_FOR}",
-            "choose bits with -q, or a recipe with --recipe",
-        ),
         NO_MLXFN,
     ),
     records=("fold_batchnorm",),

@@ -21,7 +21,7 @@ from mlxport.layouts.conversion import Conversion, make_conversion
 from mlxport.layouts.generated.example_files import finish_example, write_inputs, write_outputs
 from mlxport.layouts.quantizing import Built, quantize
 from mlxport.quant import QuantRequest
-from mlxport.transform import lazy_arrays, trace
+from mlxport.transform import Pipeline, lazy_arrays, trace
 from mlxport.types import Checkpoint, TensorRef
 
 # From the arrays of a checkpoint, by their names there, to one array of the original module.
@@ -34,6 +34,8 @@ __all__ = [
     "MissingWeights",
     "assemble",
     "final_config",
+    "port_config",
+    "port_pipeline",
     "weights_of_port",
 ]
 
@@ -113,27 +115,40 @@ def assemble(
         MissingWeights: A parameter of the module is not in the checkpoint.
         QuantizationError: The setting cannot apply to this model.
     """
-    namespace = execute(port.source)
     built = Built({})
-    base = {**(config or {}), **port.fields, "model_file": PORT_FILE}
-    base.setdefault("model_type", port.model_type)
-
-    def pipeline(arrays: dict[str, mx.array]) -> dict[str, mx.array]:
-        weights = weights_of_port(port, arrays, maps)
-        model = fill(namespace.Model(namespace.ModelArgs()), weights)
-        built.config = dict(base)
-        built.parameters = sum(array.size for array in weights.values())
-        if quant is not None:
-            built.config = quantize(model, built.config, quant, built)
-        built.model = model
-        return dict(tree_flatten(model.parameters()))
-
-    program = trace(pipeline, refs)
+    program = trace(port_pipeline(port, maps, port_config(port, config or {}))(quant, built), refs)
     made = make_conversion(program, built, dtype, quant, list(port.notes), final_config)
     return GeneratedConversion(
         **vars(made), port=port, example=example, original=original,
         unquantized=lambda: weights_of_port(port, lazy_arrays(refs), maps), weights_of=weights_of, mlxfn=mlxfn,
     )  # fmt: skip
+
+
+def port_config(port: Port, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The original's config with what a port adds."""
+    return {"model_type": port.model_type, **config, **port.fields, "model_file": PORT_FILE}
+
+
+def port_pipeline(
+    port: Port, maps: Mapping[str, Map], config: Mapping[str, Any]
+) -> Callable[[QuantRequest | None, Built], Pipeline]:
+    """What makes a port's weights, quantized as asked: see ``ModelSource``; arguments as of ``assemble``."""
+    namespace = execute(port.source)
+
+    def make(quant: QuantRequest | None, built: Built) -> Pipeline:
+        def pipeline(arrays: dict[str, mx.array]) -> dict[str, mx.array]:
+            weights = weights_of_port(port, arrays, maps)
+            model = fill(namespace.Model(namespace.ModelArgs()), weights)
+            built.config = dict(config)
+            built.parameters = sum(array.size for array in weights.values())
+            if quant is not None:
+                built.config = quantize(model, built.config, quant, built)
+            built.model = model
+            return dict(tree_flatten(model.parameters()))
+
+        return pipeline
+
+    return make
 
 
 def weights_of_port(port: Port, arrays: Mapping[str, mx.array], maps: Mapping[str, Map]) -> dict[str, mx.array]:
