@@ -65,10 +65,11 @@ def compare_port(
 def original_logits(conversion: GeneratedConversion) -> Callable[[Array, Array], Array]:
     """From what an encoder reads and a text [1, length] to the original's logits [length, vocabulary], float32."""
     model = _reference(conversion)()
+    name, written = conversion.example.kwargs
 
     def logits(source: Array, text: Array) -> Array:
         with torch.inference_mode():
-            found = model(input_ids=torch.from_numpy(source), decoder_input_ids=torch.from_numpy(text))
+            found = model(**{name: torch.from_numpy(source), written: torch.from_numpy(text)})
         return np.asarray(found[0].to(torch.float32).numpy())
 
     return logits

@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxport.graph.capture.examples import Example
+from mlxport.graph.write.port_weights import from_torch
 from mlxport.parity.generation_checks import Continuation, check_generation
 from mlxport.parity.generation_report import Generation
 from mlxport.parity.recording import Array
@@ -24,9 +25,9 @@ _LONGEST = max(sum(counts) for counts in _PROMPTS.items())
 class HasRead:
     """A decoder whose encoder has read a text, as mlx-lm runs a language model."""
 
-    def __init__(self, model: Any, source: Sequence[int]) -> None:
+    def __init__(self, model: Any, source: mx.array) -> None:
         self._model = model
-        self._source = mx.array([list(source)])
+        self._source = source
 
     def make_cache(self) -> list[Any]:
         """Caches that hold what the encoder has read."""
@@ -47,14 +48,15 @@ def check_steps(
 
     Args:
         model: The port.
-        example: ``input_ids`` and ``decoder_input_ids`` [batch, length]: what the encoder reads, and the first tokens.
+        example: What the encoder reads, tokens [batch, length] or features [batch, ...], and the first tokens.
         dtype: Main dtype of the port.
         original: From a source and a text [1, length] to the original's logits; None where its weights are others: then
             the port's own of the whole text are compared.
         context: Tokens that the model was made for, None where nothing says.
     """
-    source, begun = (example.kwargs[name][:1].numpy() for name in ("input_ids", "decoder_input_ids"))
-    reading = HasRead(model, source[0].tolist())
+    read, begun = (value[:1] for value in example.kwargs.values())
+    source = (read.float() if read.is_floating_point() else read).numpy()
+    reading = HasRead(model, from_torch(read))
     length = min(context or _LONGEST, _LONGEST)
     text = _written(reading, begun[0].tolist(), length)
     if original is not None:

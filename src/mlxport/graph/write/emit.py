@@ -172,7 +172,8 @@ def _owns(cls: ClassDef, layers: LayerList) -> bool:
 
 
 def _encode_lines(cls: ClassDef, steps: Sequence[Step], encoding: Encoding, generates: Generating | None) -> list[str]:
-    body = ['"""Read tokens [B, L]; what the decoder asks of them is put into ``cache``, of ``make_cache``."""']
+    what = "tokens [B, L]" if encoding.source == "input_ids" else "features"
+    body = [f'"""Read {what}; what the decoder asks of them is put into ``cache``, of ``make_cache``."""']
     body += _statements(cls, steps, generates)
     head = f"    def encode(self, {encoding.source}, cache):"
     return [head, *textwrap.indent("\n".join(body), "        ").splitlines()]

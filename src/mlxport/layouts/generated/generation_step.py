@@ -23,8 +23,9 @@ from mlxport.graph.rewrite.caches.cached_step import NotCached
 from mlxport.graph.rewrite.caches.changed_weights import without_changes_of_weights
 from mlxport.graph.rewrite.caches.token_positions import NotCounted
 from mlxport.layouts.generated.emitting import missing
+from mlxport.layouts.generated.hf_model import example_features
 from mlxport.layouts.generated.recurrent_step import RememberedExample, as_recurrent_step, example_of, left_as_it_was
-from mlxport.layouts.generated.sequence_step import as_step, in_one_call, in_two_calls, is_encoder_decoder
+from mlxport.layouts.generated.sequence_step import as_step, in_one_call, in_two_calls, is_encoder_decoder, source_name
 
 __all__ = ["WITHOUT_CACHE", "cache_parameter", "emit_step", "takes_positions"]
 
@@ -152,8 +153,14 @@ def _new_tokens(model: Any, ids: torch.Tensor, generator: torch.Generator) -> di
     new = ids[:, :_NEW].clone()  # a view would fix its sizes
     if not is_encoder_decoder(model):
         return {"input_ids": new}
-    read = torch.randint(int(ids.min()), int(ids.max()) + 1, (_BATCH, _SOURCE), generator=generator)
-    return {"input_ids": read, "decoder_input_ids": new}
+    return {source_name(model): _source(model, ids, generator), "decoder_input_ids": new}
+
+
+def _source(model: Any, ids: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """What an encoder reads: as many other tokens as its own length, or features as the model takes them."""
+    if source_name(model) != "input_ids":
+        return example_features(model)
+    return torch.randint(int(ids.min()), int(ids.max()) + 1, (_BATCH, _SOURCE), generator=generator)
 
 
 def _example_cache(model: Any, parameter: str, ids: torch.Tensor, call: Callable[..., Any]) -> Any:
@@ -167,7 +174,8 @@ def _example_cache(model: Any, parameter: str, ids: torch.Tensor, call: Callable
         with mode, left_as_it_was(model), torch.no_grad():
             tokens = mode.from_tensor(ids, static_shapes=True)
             if is_encoder_decoder(model):
-                output = call(model, tokens, tokens)
+                source = _source(model, ids, torch.Generator().manual_seed(1))
+                output = call(model, mode.from_tensor(source, static_shapes=True), tokens)
             else:
                 output = model(input_ids=tokens, use_cache=True)
     except Exception as error:  # the model's own code

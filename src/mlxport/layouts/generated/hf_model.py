@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from mlxport.errors import ConfigError, UnsupportedError
 from mlxport.types import Checkpoint
 
-__all__ = ["empty_model", "example_inputs", "hollow", "read_config"]
+__all__ = ["empty_model", "example_features", "example_inputs", "hollow", "read_config"]
 
 _BUILD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError)
 _LENGTH, _BATCH = 11, 2
@@ -157,6 +157,25 @@ def _untouched(like: torch.Tensor) -> torch.Tensor:
     return torch.frombuffer(pages, dtype=like.dtype, count=count)[: like.numel()].view(like.shape)
 
 
+def example_features(model: Any) -> torch.Tensor:
+    """Noise of small sizes as a model's main input, where that is no tokens.
+
+    Raises:
+        UnsupportedError: It is of a kind that cannot be guessed.
+    """
+    made = _main(model.main_input_name, model.config, model.dtype, torch.Generator().manual_seed(0))
+    if made is None:
+        raise _no_example(model)
+    return made
+
+
+def _no_example(model: Any) -> UnsupportedError:
+    return UnsupportedError(
+        f"{type(model).__name__}: no example can be made for its main input {model.main_input_name!r}",
+        hint="write a factory that returns the model and an example: mlxport port FILE.py:FACTORY DST",
+    )
+
+
 def example_inputs(model: Any) -> dict[str, Any]:
     """Inputs that ``model`` takes, of small sizes, from the names of its forward's parameters and its config.
 
@@ -178,10 +197,7 @@ def example_inputs(model: Any) -> dict[str, Any]:
         if name in names and (value := _main(name, config, model.dtype, generator)) is not None:
             inputs[name] = value
     if not inputs:
-        raise UnsupportedError(
-            f"{type(model).__name__}: no example can be made for its main input {model.main_input_name!r}",
-            hint="write a factory that returns the model and an example: mlxport port FILE.py:FACTORY DST",
-        )
+        raise _no_example(model)
     if "input_ids" in inputs:
         ids = inputs["input_ids"]
         if "decoder_input_ids" in names:

@@ -1,4 +1,4 @@
-"""The layout of models that read a text with an encoder and write another with a decoder, as data."""
+"""The layouts of models that read a text, or hear sound, with an encoder and write a text with a decoder, as data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mlxport.layouts.conversion import Conversion
     from mlxport.types import Checkpoint
 
-__all__ = ["GENERATED_SEQ2SEQ"]
+__all__ = ["GENERATED_SEQ2SEQ", "GENERATED_SPEECH"]
 
 _USAGE = """\
 ## Use
@@ -69,4 +69,64 @@ GENERATED_SEQ2SEQ = replace(
     run_by="mlxport generate",
     wrote=lambda config: False,
     not_generating=None,
+)
+
+
+_HEARS = """\
+## Use
+
+```python
+import mlx.core as mx
+import mlxport
+from mlx_lm.generate import generate_step
+
+model = mlxport.load("PATH")
+cache = model.make_cache()
+model.encode(features, cache)  # of the model's own feature extractor, [batch, ...]
+tokens = [token for token, _ in generate_step(mx.array([START]), model, prompt_cache=cache, max_tokens=100)]
+```
+
+`PATH` is this folder, `START` the tokens that a text begins with, `decoder_start_token_id` of generation_config.json
+first. The encoder hears once, and the decoder writes on mlx-lm's caches. `model.py` needs `mlx` and `mlx-lm`. Inputs
+and outputs of one call are in `example_inputs.safetensors` and `example_outputs.safetensors`; options, versions and
+hashes of source and output are in `mlxport.json`."""
+
+_FOR_TEXTS = "for models that read texts"
+
+
+def _hears(config: Mapping[str, Any], tensors: Collection[str]) -> bool:
+    """Whether transformers has the class as one that hears and writes, and torch is there to capture it."""
+    both = config.get("is_encoder_decoder") is True
+    return both and claims_class(config, tensors, "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES")
+
+
+def _opens_speech(checkpoint: Checkpoint, options: LayoutOptions) -> Conversion:
+    # Nothing else than the port and its verification knows how to run what reads no tokens.
+    return replace(_opens(checkpoint, options), model=None)
+
+
+GENERATED_SPEECH = replace(
+    GENERATED_SEQ2SEQ,
+    name="generated-speech",
+    summary="MLX source of its own for an encoder that hears and a decoder that writes on mlx-lm's caches",
+    claims=_hears,
+    opens=_opens_speech,
+    refuses=(
+        Refusal(("distill", "report"), f"{{given}}: {_NOT_FOR}", "leave it out"),
+        Refusal(("kv_bits",), f"--kv-bits: {_NOT_FOR}", "leave it out"),
+        Refusal(("calibrate",), f"{{given}}: {_FOR_TEXTS}", "use --quantizer search instead"),
+        Refusal(
+            ("fit", "target_size", "target_bpw"),
+            f"--fit, --target-size and --target-bpw: {_FOR_TEXTS}",
+            "choose bits with -q, or a recipe with --recipe",
+        ),
+        NO_MLXFN,
+    ),
+    task="automatic-speech-recognition",
+    usage=_HEARS,
+    run_by="its encode and mlx-lm's generate_step, from Python",
+    not_generating=(
+        "a port that hears: it reads features of sound, not a prompt",
+        "call it from Python: mlxport.load(PATH) has encode and make_cache, the folder's README.md says how",
+    ),
 )

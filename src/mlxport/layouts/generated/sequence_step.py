@@ -1,7 +1,8 @@
-"""A model that reads with an encoder and writes with a decoder, as functions of the tokens of both."""
+"""A model that reads with an encoder and writes with a decoder, as functions of what both are given."""
 
 from __future__ import annotations
 
+import inspect
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, EncoderDecoderCache
 
-__all__ = ["as_step", "giving_logits", "in_one_call", "in_two_calls", "is_encoder_decoder"]
+__all__ = ["as_step", "giving_logits", "in_one_call", "in_two_calls", "is_encoder_decoder", "source_name"]
 
 
 def is_encoder_decoder(model: Any) -> bool:
@@ -28,32 +29,30 @@ class _GivenBack(DynamicCache):  # type: ignore[misc]
 
 
 # The class's own forward is called: a copy of the model is to call itself.
-def in_one_call(model: Any, input_ids: torch.Tensor, decoder_input_ids: torch.Tensor, cache: Any = None) -> Any:
-    """The output of both parts."""
-    return type(model).forward(
-        model, input_ids=input_ids, decoder_input_ids=decoder_input_ids, past_key_values=cache, use_cache=True
-    )
+def in_one_call(model: Any, source: torch.Tensor, decoder_input_ids: torch.Tensor, cache: Any = None) -> Any:
+    """The output of both parts; ``source`` is what the model's encoder reads."""
+    given = {source_name(model): source, "decoder_input_ids": decoder_input_ids}
+    return type(model).forward(model, **given, past_key_values=cache, use_cache=True)
 
 
-def in_two_calls(model: Any, input_ids: torch.Tensor, decoder_input_ids: torch.Tensor, cache: Any = None) -> Any:
+def in_two_calls(model: Any, source: torch.Tensor, decoder_input_ids: torch.Tensor, cache: Any = None) -> Any:
     """As transformers' ``generate`` calls it: the encoder by itself, which keeps nothing; a mask that hides nothing."""
-    mask = torch.ones(input_ids.shape, dtype=torch.int64)  # of sizes alone, so that it is seen to hide nothing
-    read = model.get_encoder()(input_ids=input_ids, attention_mask=mask, return_dict=True)
+    mask = torch.ones(source.shape, dtype=torch.int64)  # of sizes alone, so that it is seen to hide nothing
+    read = model.get_encoder()(**{source_name(model): source}, attention_mask=mask, return_dict=True)
     return type(model).forward(
         model, encoder_outputs=read, attention_mask=mask, decoder_input_ids=decoder_input_ids, past_key_values=cache,
         use_cache=True,
     )  # fmt: skip
 
 
-def _logits(self: Any, input_ids: torch.Tensor, decoder_input_ids: torch.Tensor) -> torch.Tensor:
-    output = type(self).forward(self, input_ids=input_ids, decoder_input_ids=decoder_input_ids, use_cache=False)
-    logits: torch.Tensor = output.logits
-    return logits
+def source_name(model: Any) -> str:
+    """What a model calls the tokens or features that its encoder reads."""
+    return str(model.main_input_name)
 
 
 @contextmanager
 def as_step(model: Any, call: Callable[..., Any]) -> Iterator[None]:
-    """Let ``model`` be called as ``(input_ids, decoder_input_ids, past_key_values) -> logits``.
+    """Let ``model`` be called as ``(source, decoder_input_ids, past_key_values) -> logits``.
 
     The cache is that of the decoder's self-attention alone; keys and values of the encoder's output are computed anew,
     so that the captured program shows what they are made of.
@@ -62,14 +61,15 @@ def as_step(model: Any, call: Callable[..., Any]) -> Iterator[None]:
         model: The model.
         call: ``in_one_call`` or ``in_two_calls``.
     """
+    name = source_name(model)
 
     def step(
-        self: Any, input_ids: torch.Tensor, decoder_input_ids: torch.Tensor, past_key_values: DynamicCache
+        self: Any, *, decoder_input_ids: torch.Tensor, past_key_values: DynamicCache, **given: torch.Tensor
     ) -> tuple[torch.Tensor]:
         cache = EncoderDecoderCache(past_key_values, _GivenBack())
-        return (call(self, input_ids, decoder_input_ids, cache).logits,)
+        return (call(self, given[name], decoder_input_ids, cache).logits,)
 
-    _call_as(model, step)
+    _call_as(model, step, name, "decoder_input_ids", "past_key_values")
     try:
         yield
     finally:
@@ -77,10 +77,25 @@ def as_step(model: Any, call: Callable[..., Any]) -> Iterator[None]:
 
 
 def giving_logits(model: Any) -> Any:
-    """``model``, from now on called as ``(input_ids, decoder_input_ids) -> logits``."""
-    _call_as(model, _logits)
+    """``model``, from now on called as ``(source, decoder_input_ids) -> logits``."""
+    name = source_name(model)
+
+    def logits(self: Any, *, decoder_input_ids: torch.Tensor, **given: torch.Tensor) -> torch.Tensor:
+        inputs = {name: given[name], "decoder_input_ids": decoder_input_ids}
+        found: torch.Tensor = type(self).forward(self, **inputs, use_cache=False).logits
+        return found
+
+    _call_as(model, logits, name, "decoder_input_ids")
     return model
 
 
-def _call_as(model: Any, forward: Callable[..., Any]) -> None:
-    model.forward = types.MethodType(forward, model)
+def _call_as(model: Any, forward: Callable[..., Any], *names: str) -> None:
+    """Give a model another forward with parameters of these names, which is told them all by name."""
+    parameter = inspect.Parameter
+    every = [parameter(name, parameter.POSITIONAL_OR_KEYWORD) for name in names]
+
+    def called(self: Any, *args: Any, **given: Any) -> Any:
+        return forward(self, **dict(zip(names, args, strict=False)), **given)
+
+    called.__signature__ = inspect.Signature([parameter("self", parameter.POSITIONAL_OR_KEYWORD), *every])  # type: ignore[attr-defined]
+    model.forward = types.MethodType(called, model)

@@ -17,7 +17,9 @@ from mlxport.graph.lower.token_ops import is_on_cache
 from mlxport.graph.rewrite.fuse.values import Values
 from mlxport.graph.rewrite.graph_queries import shape
 
-__all__ = ["CacheKind", "CachedStep", "NotCached", "read_step"]
+__all__ = ["SOURCES", "CacheKind", "CachedStep", "NotCached", "read_step"]
+
+SOURCES = ("input_ids", "input_features", "input_values")  # what an encoder reads: tokens, spectra, samples
 
 
 class NotCached(Exception):
@@ -47,17 +49,18 @@ class CacheKind:
 
 @dataclass
 class CachedStep:
-    """A captured program of ``(input_ids, cache)``, or of ``(input_ids, decoder_input_ids, cache)``.
+    """A captured program of ``(input_ids, cache)``, or of ``(source, decoder_input_ids, cache)``.
 
     Attributes:
         captured: The program.
         values: Computes its parts.
         ids: Placeholder of the token ids [batch, length].
-        source: Placeholder of those that an encoder reads, None where there is no encoder.
+        source: Placeholder of what an encoder reads, tokens or features; None where there is no encoder.
         layers: Number of the layer to the placeholders of what its cache holds, by the name that transformers has.
         length: Symbol of the number of new tokens.
         past: Symbol of the number of tokens before, None where nothing is as long as these.
         caches: Placeholder of the list of caches.
+        source_name: What the model calls what its encoder reads.
         scope: Modules, as of ``nn_module_stack``, in whose call all layers lie.
         kinds: Number of the layer to what mlx-lm keeps of it.
     """
@@ -70,6 +73,7 @@ class CachedStep:
     length: Any
     past: Any
     caches: Node
+    source_name: str = ""
     scope: dict[str, Any] = field(default_factory=dict)
     kinds: dict[int, CacheKind] = field(default_factory=dict)
     _entries: dict[tuple[int, str], Node] = field(default_factory=dict)
@@ -180,7 +184,7 @@ def read_step(captured: Captured, folds: dict[str, Any], cache: Any) -> CachedSt
     Raises:
         NotCached: A cache of unknown form, or sizes that came out fixed.
     """
-    ids, source = _tokens(captured)
+    ids, source, named = _tokens(captured)
     layers: dict[int, dict[str, Node]] = {}
     for node, place in _places(captured, cache, (ids, source)).items():
         if place is None:
@@ -197,7 +201,7 @@ def read_step(captured: Captured, folds: dict[str, Any], cache: Any) -> CachedSt
     with graph.inserting_before(next(iter(graph.nodes))):
         caches = graph.placeholder("cache")
     values = Values(captured, folds)
-    step = CachedStep(captured, values, ids, source, layers, _symbol(length), past and _symbol(past), caches)
+    step = CachedStep(captured, values, ids, source, layers, _symbol(length), past and _symbol(past), caches, named)
     caches.meta = {"val": step.fake((), torch.int64), "argument": "cache", "variable": "cache"}
     return step
 
@@ -206,15 +210,15 @@ def _symbol(size: Any) -> sympy.Expr:
     return size.node.expr
 
 
-def _tokens(captured: Captured) -> tuple[Node, Node | None]:
-    """The placeholder of the new tokens, and that of those which an encoder reads."""
+def _tokens(captured: Captured) -> tuple[Node, Node | None, str]:
+    """The placeholder of the new tokens, and that of what an encoder reads, with its name."""
     named = {re.sub(r"_\d+$", "", node.name): node for node in captured.inputs if node is not None}
-    inputs = {name: named[name] for name in ("input_ids", "decoder_input_ids") if name in named}
-    if "input_ids" not in inputs:
+    source = next((name for name in SOURCES if name in named), None)
+    if source is None:
         raise NotCached("it takes no input_ids")
-    if "decoder_input_ids" in inputs:
-        return inputs["decoder_input_ids"], inputs["input_ids"]
-    return inputs["input_ids"], None
+    if "decoder_input_ids" in named:
+        return named["decoder_input_ids"], named[source], source
+    return named[source], None, ""
 
 
 def _places(captured: Captured, cache: Any, tokens: tuple[Node | None, ...]) -> dict[Node, tuple[int, str] | None]:

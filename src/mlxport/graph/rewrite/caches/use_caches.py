@@ -113,7 +113,7 @@ def _take_caches(step: CachedStep) -> None:
     _no_past(step)
     tokens = {"input_ids": step.ids}
     if step.source is not None:
-        tokens = {"input_ids": step.source, "decoder_input_ids": step.ids}
+        tokens = {step.source_name: step.source, "decoder_input_ids": step.ids}
     examples = dict(zip(captured.inputs, captured.values, strict=True))
     captured.inputs[:] = [*tokens.values(), step.caches]
     captured.values[:] = [*(examples[node] for node in tokens.values()), 0]

@@ -132,8 +132,14 @@ class Values:
         return size_rules(self.captured, self._symbols)
 
     def random(self, node: Node, sizes: Mapping[sympy.Symbol, int], seed: int = 0, scale: float = 1.0) -> torch.Tensor:
-        """Normal numbers in the shape of ``node``."""
+        """Normal numbers in the shape of ``node``.
+
+        Raises:
+            CannotEvaluate: It has no such shape: of so few samples, say, there are no frames.
+        """
         dims = [self.number(size, sizes) for size in shape(node)]
+        if any(dim < 0 for dim in dims):
+            raise CannotEvaluate(f"sizes {dims}")
         generator = torch.Generator().manual_seed(seed)
         dtype = torch.complex128 if node.meta["val"].is_complex() else torch.float64
         return torch.randn(dims, generator=generator, dtype=dtype) * scale
