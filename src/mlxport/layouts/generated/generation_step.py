@@ -167,6 +167,7 @@ def _example_cache(model: Any, parameter: str, ids: torch.Tensor, call: Callable
     """What the model remembers of some tokens, of the right sizes and all zero: nothing is computed for it."""
     from transformers.cache_utils import EncoderDecoderCache
 
+    source = _source(model, ids, torch.Generator().manual_seed(1)) if is_encoder_decoder(model) else ids
     # Numbers that only values say (an expert's tokens) get symbols: nothing that is remembered depends on them.
     symbols = ShapeEnv(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True)
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=symbols)
@@ -174,7 +175,6 @@ def _example_cache(model: Any, parameter: str, ids: torch.Tensor, call: Callable
         with mode, left_as_it_was(model), torch.no_grad():
             tokens = mode.from_tensor(ids, static_shapes=True)
             if is_encoder_decoder(model):
-                source = _source(model, ids, torch.Generator().manual_seed(1))
                 output = call(model, mode.from_tensor(source, static_shapes=True), tokens)
             else:
                 output = model(input_ids=tokens, use_cache=True)

@@ -47,7 +47,7 @@ def in_two_calls(model: Any, source: torch.Tensor, decoder_input_ids: torch.Tens
 
 def source_name(model: Any) -> str:
     """What a model calls the tokens or features that its encoder reads."""
-    return str(model.main_input_name)
+    return str(getattr(model, "main_input_name", "input_ids"))
 
 
 @contextmanager
