@@ -16,7 +16,7 @@ from mlxport.graph.capture.origin import Statement
 from mlxport.graph.capture.stores import store
 from mlxport.graph.lower import symbolic_sizes
 from mlxport.graph.lower.registry import HELPERS
-from mlxport.graph.write.naming import forward_names, natural_name, result_name, snake
+from mlxport.graph.write.naming import forward_names, names_of_parts, natural_name, result_name, snake
 from mlxport.graph.write.paths import member
 from mlxport.graph.write.placing import in_list, place, sequential
 from mlxport.graph.write.scope_parts import Body, Context, Reference, ScopeParts, Step, is_list
@@ -212,8 +212,10 @@ class _Builder:
                     return own.names[0]
             elif len(own.names) > 1:
                 leaving, names = units.leaving(own), own.names
-                if len(leaving) == len(names) and node in leaving and names[leaving.index(node)] != "_":
-                    return names[leaving.index(node)]
+                if len(leaving) == len(names) and node in leaving:
+                    wish = names_of_parts(leaving, names)[leaving.index(node)]
+                    if wish != "_":
+                        return wish
                 if len(results) == len(names) and names[position] != "_":
                     return names[position]
         if len(results) > 1:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch.fx import Node
 
 from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.origin import call_arguments, module_path, statement
+from mlxport.graph.lower.cache_ops import attend
+from mlxport.graph.lower.fused_ops import attention
 from mlxport.graph.lower.traits import View, traits_of
 from mlxport.graph.write.tree import Scope, nodes_in
 
-__all__ = ["argument_names", "forward_names", "natural_name", "result_name", "snake"]
+__all__ = ["argument_names", "forward_names", "names_of_parts", "natural_name", "result_name", "snake"]
 
 
 def forward_names(module: torch.nn.Module | None) -> list[str]:
@@ -30,6 +32,30 @@ def natural_name(captured: Captured, node: Node) -> str:
     module = captured.modules.get(module_path(node))
     made = statement(node, module)
     return made.names[0] if made is not None and len(made.names) == 1 else result_name(node)
+
+
+def names_of_parts(parts: Sequence[Node], names: Sequence[str]) -> list[str]:
+    """Which of the ``names`` that a statement assigns is that of which value that leaves it.
+
+    In order, but for what attention says of them: a function that is called may compute its values before its keys.
+    """
+    known = [_named_by_role(node, names) for node in parts]
+    known = [name if known.count(name) == 1 else None for name in known]
+    rest = iter([name for name in names if name not in known])
+    return [name or next(rest) for name in known]
+
+
+def _named_by_role(node: Node, names: Sequence[str]) -> str | None:
+    """The one name that says what an attention takes the value as: its query, key or value."""
+    roles = {
+        role
+        for user in node.users
+        if user.target in (attend, attention)
+        for role, given in zip(("query", "key", "value"), user.args, strict=False)
+        if given is node
+    }
+    found = [name for name in names if any(role in name.split("_") for role in roles)]
+    return found[0] if len(roles) == len(found) == 1 else None
 
 
 def result_name(node: Node) -> str:
