@@ -136,7 +136,8 @@ def count_from_keys(step: CachedStep) -> sympy.Symbol:
     environment = step.ids.meta["val"].fake_mode.shape_env
     known = environment.backed_var_to_val
     total = add_size(environment, TOTAL, int(known[step.past] + known[step.length]))
-    environment.replacements[step.past] = total - step.length
+    alike = [symbol for symbol, other in environment.replacements.items() if other == step.past]
+    environment.replacements |= dict.fromkeys([step.past, *alike], total - step.length)
     environment._replacements_version_counter += 1  # sizes are kept as they were read under the last number
     environment._update_version_counter()
     return total
