@@ -86,7 +86,7 @@ def reference() -> str:
 
 def keyword_table(kind: type) -> str:
     """Every keyword of ``convert`` or ``port_folder``: its default, its option, what it does."""
-    from mlxport.convert.option_field import declared
+    from mlxport.options.option_field import declared
 
     rows = []
     for known in declared(kind):

@@ -42,6 +42,7 @@ PUBLIC = [
     "generate",
     "inspect",
     "load",
+    "pipeline",
     "plan_for",
     "port",
     "port_folder",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mlxport.quality.make_report import quality_report
     from mlxport.quality.quality_report import QualityReport
     from mlxport.run import AutoModelForCausalLM, AutoTokenizer, generate
+    from mlxport.run.tasks.opened_task import pipeline
 
 # Public name -> the module that is imported when it is first used.
 _LAZY = {
@@ -41,6 +42,7 @@ _LAZY = {
     "generate": "mlxport.run",
     "inspect": "mlxport.inspect.inspection",
     "load": "mlxport.port.into_folder",
+    "pipeline": "mlxport.run.tasks.opened_task",
     "plan_for": "mlxport.fit",
     "port": "mlxport.port.in_memory",
     "port_folder": "mlxport.port.into_folder",

@@ -13,9 +13,9 @@ import typer
 import mlxport
 from mlxport.cli.app import app
 from mlxport.cli.derived_flags import flags_for, with_bare_flags
-from mlxport.convert.keywords import with_keywords
-from mlxport.convert.option_field import declared, option
 from mlxport.convert.options import ConvertOptions, SharedOptions
+from mlxport.options.keywords import with_keywords
+from mlxport.options.option_field import declared, option
 from mlxport.port.port_options import PortOptions
 
 COMMANDS = typer.main.get_command(app).commands

@@ -1,4 +1,5 @@
 """The command line: parse, call, print.
 
-Imports: errors, types, progress, printable, _version, convert, port, run, fit, quality, inspect, parity, allocate.
+Imports: errors, types, progress, printable, _version, options, convert, port, run, fit, quality, inspect, parity,
+allocate.
 """

@@ -23,6 +23,7 @@ from mlxport.cli.json_output import (
     nothing_more_to_stdout,
     print_json,
 )
+from mlxport.cli.run_command import run
 from mlxport.convert.options import ConvertOptions
 from mlxport.errors import DiskError, Interrupted, MlxportError, UsageError, system_error
 from mlxport.printable import printable, words
@@ -57,7 +58,7 @@ def _root(
         raise typer.Exit(UsageError.exit_code)
 
 
-for command in (convert, port, verify, report, inspect, plan, generate, chat):
+for command in (convert, port, verify, report, inspect, plan, run, generate, chat):
     app.command()(command)
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ParamSpec, TypeVar, get_type_hints
 
 import typer
 
-from mlxport.convert.option_field import Option, declared
+from mlxport.options.option_field import Option, declared
 
-__all__ = ["flag", "flags_for", "with_bare_flags"]
+__all__ = ["flag", "flags_for", "flags_of", "with_bare_flags"]
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
@@ -21,7 +21,11 @@ _PARSED = (str, float, int)  # what an argument is read as: the first of these t
 
 def flags_for(kind: type[Any]) -> Callable[[Callable[P, Result]], Callable[P, Result]]:
     """Give a command that takes ``**options`` a flag for each option of ``kind``, listed before its own flags."""
-    options = [known for known in declared(kind) if not known.in_python_only]
+    return flags_of([known for known in declared(kind) if not known.in_python_only])
+
+
+def flags_of(options: Sequence[Option]) -> Callable[[Callable[P, Result]], Callable[P, Result]]:
+    """Give a command that takes ``**options`` a flag for each of ``options``, listed before its own flags."""
     bare = {known.name for known in options if known.alone}
     flags = [_parameter(known) for known in options]
 
@@ -79,4 +83,4 @@ def _parsed(annotation: str, default: Any) -> Any:
         return bool
     kinds = annotation.split(" | ")
     read: Any = next(kind for kind in _PARSED if kind.__name__ in kinds)
-    return read | None if "None" in kinds else read
+    return read | None if "None" in kinds or default is None else read

@@ -10,8 +10,8 @@ import typer
 from mlxport.cli.derived_flags import flags_for
 from mlxport.cli.flags import Json, Verbose
 from mlxport.cli.json_output import print_json, stream, warn
-from mlxport.convert.option_field import option, refined
 from mlxport.convert.options import ConvertOptions
+from mlxport.options.option_field import option, refined
 
 __all__ = ["chat", "generate"]
 

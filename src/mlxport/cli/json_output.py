@@ -37,8 +37,8 @@ def warn(message: str) -> None:
     typer.echo(f"warning: {printable(message)}", err=True)
 
 
-def print_json(data: dict[str, Any]) -> None:
-    """One JSON object on standard output."""
+def print_json(data: dict[str, Any] | list[Any]) -> None:
+    """One JSON value on standard output: an object, or a list of results."""
     typer.echo(json.dumps(_finite(data), indent=2, allow_nan=False))
 
 

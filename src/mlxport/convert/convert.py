@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlxport.convert.convert_report import MARGIN_BYTES, ConvertReport
-from mlxport.convert.keywords import with_keywords
 from mlxport.convert.open_source import foreseeing, need_reference, next_step, open_source, parts_left_out
 from mlxport.convert.options import ConvertOptions
 from mlxport.convert.resolved_options import ResolvedOptions, resolve
@@ -19,12 +18,14 @@ from mlxport.layouts.base import Layout
 from mlxport.layouts.generated.language_layout import GENERATED_LM
 from mlxport.layouts.left_out import absent_towers
 from mlxport.layouts.table import AUTO, chosen, generates_instead, why_not_the_runtimes
+from mlxport.options.keywords import with_keywords
 from mlxport.output.fingerprint import fingerprint
 from mlxport.output.plan import make_plan, parse_size
 from mlxport.output.surroundings import check_surroundings, nothing_left_by_torch
 from mlxport.output.workspace import absolute, check_destination, check_space, free_space, open_workspace, space_taken
 from mlxport.progress import make_progress
 from mlxport.run.kv import check_model
+from mlxport.run.tasks.task_table import find_task
 from mlxport.source.tokenizer_files import check_tokenizer_files, embedding_rows
 from mlxport.types import Checkpoint, ModelPart, Plan
 
@@ -67,20 +68,21 @@ def convert(source: str | Path, destination: str | Path, options: ConvertOptions
                 raise
             layout, why = GENERATED_LM, error.message
             conversion, settled = opened(checkpoint, layout, replace(asked, layout=layout.name))
-        said = surprise(layout, why, asked.layout)
+        said = surprise(layout, why, asked.layout, find_task(checkpoint.root, checkpoint.config, layout))
         conversion = replace(conversion, notes=(*said, *conversion.notes))
         return carry_out(conversion, str(source), checkpoint, target, layout, settled, hashes)
 
 
-def surprise(layout: Layout, why: str, asked: str) -> tuple[str, ...]:
+def surprise(layout: Layout, why: str, asked: str, task: str | None) -> tuple[str, ...]:
     """What to say where ``auto`` means a layout that brings code of its own: why, and what that can do."""
     if asked != AUTO or not layout.needs_torch:
         return ()
     if layout.not_generating is None:
         what = f"{layout.summary}: {layout.run_by}"
     else:
+        run = f"mlxport run DST INPUT does its task, {task}; " if task else ""
         what, can = layout.not_generating[0], "call it with mlxport.load(DST)(...)"
-        what = f"{what}: {can}; mlxport generate and chat cannot run it"
+        what = f"{what}: {run}{can}; mlxport generate and chat cannot run it"
     return (f"{why}, so the layout is {layout.name!r}, {what}",)
 
 

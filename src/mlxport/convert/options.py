@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxport.convert.option_field import check_fields, declared, in_words, option
 from mlxport.errors import UsageError
 from mlxport.layouts import table
+from mlxport.options.option_field import check_fields, declared, in_words, option
 from mlxport.output.plan import DEFAULT_SHARD_SIZE, parse_size
 from mlxport.quant import MIXED, MODES, plain_bits
 

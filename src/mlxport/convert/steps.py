@@ -267,6 +267,7 @@ def verify(state: State) -> None:
 def write_record(state: State) -> None:
     """The record and the model card."""
     from mlxport.output.card import model_card
+    from mlxport.run.tasks.task_table import find_task, task_usage
 
     report, options, layout = state.report, state.options, state.layout
     # Equal conversions leave equal records: how long it took stays out. What is left out, the plan has.
@@ -291,8 +292,10 @@ def write_record(state: State) -> None:
         generation=options.kv.options() if options.kv is not None else None,
         allocation=options.allocation.to_json() if options.allocation else None,
     )
-    write_json(state.folder / RECORD, {**record, **state.record})
-    card = model_card(state.checkpoint, state.plan, parity, __version__, usage=layout.usage, task=layout.task)
+    task = find_task(state.checkpoint.root, state.conversion.config, layout)
+    write_json(state.folder / RECORD, {**record, **state.record, **({"task": task} if task else {})})
+    usage = task_usage(task) + layout.usage if task and layout.not_generating else layout.usage
+    card = model_card(state.checkpoint, state.plan, parity, __version__, usage=usage, task=task or "")
     (state.folder / _CARD).write_text(card, encoding="utf-8")
 
 

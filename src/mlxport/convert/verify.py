@@ -109,8 +109,27 @@ def _written_logits(work: Verifying) -> Verified:
 
 
 def _written_outputs(work: Verifying) -> Verified:
+    conversion = _generated(work.conversion)
     report, _ = _compared_outputs(work)
+    report = _with_task(report, work.folder, work.layout, work.checkpoint, conversion)
     return Verified(_passed(report, work.folder, "model"))
+
+
+def _with_task(
+    report: PortParity, folder: Path, layout: Layout, checkpoint: Checkpoint, conversion: GeneratedConversion,
+    trust_remote_code: bool = False,
+) -> PortParity:  # fmt: skip
+    """A report with what the results of the task that the model is for have shown."""
+    from mlxport.parity.task_results import compare_task
+    from mlxport.run.tasks.task_table import find_task
+
+    task = find_task(folder, conversion.config, layout)
+    if task is None or not report.passed:
+        return report
+    exact = report.dtype == "float32" and report.bits is None
+    return replace(report, task=compare_task(
+        task, folder, checkpoint, parameters=conversion.parameters, exact=exact, trust_remote_code=trust_remote_code,
+    ))  # fmt: skip
 
 
 def _compared_outputs(work: Verifying) -> tuple[PortParity, Any]:
@@ -293,7 +312,11 @@ def _trained(record: Mapping[str, Any]) -> frozenset[str]:
 
 
 def _folder_outputs(asked: _Asked) -> PortParity:
-    return _compared_folder(asked)[0]
+    report, _, conversion = _compared_folder(asked)
+    if conversion.weights_of is None:  # a module of the user's own
+        return report
+    trust = asked.trust_remote_code
+    return _with_task(report, asked.folder, asked.layout, conversion.weights_of, conversion, trust)
 
 
 def _folder_sequences(asked: _Asked) -> PortParity:

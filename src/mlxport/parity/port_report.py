@@ -10,6 +10,7 @@ from typing import Any
 from mlxport.parity.generation_report import Generation
 from mlxport.parity.held_state import StateChange
 from mlxport.parity.parity_report import Divergence, WeightCheck
+from mlxport.parity.task_report import TaskParity
 
 __all__ = ["NOTHING", "OutputComparison", "PortParity"]
 
@@ -75,6 +76,7 @@ class PortParity:
         stale: Where only calls after the first differ: what the original's first call changes of what it holds.
         unsteady: Whether the original itself gives something else when it is made and called anew.
         generation: What a text written on caches showed, where the port has some.
+        task: What the results of its task showed, where it has one.
     """
 
     dtype: str
@@ -88,12 +90,13 @@ class PortParity:
     stale: StateChange | None = None
     unsteady: bool = False
     generation: Generation | None = None
+    task: TaskParity | None = None
 
     @property
     def passed(self) -> bool:
         """Whether everything is within its bound."""
         weights = self.weights is None or self.weights.passed
-        if self.generation is not None and self.generation.failures:
+        if any(part is not None and part.failures for part in (self.generation, self.task)):
             return False
         return weights and all(item.passed for item in self.comparisons) and not self.problems
 
@@ -142,6 +145,7 @@ class PortParity:
             "problems": list(self.problems),
             "weights": self.weights.to_json() if self.weights else None,
             **({"generation": asdict(self.generation)} if self.generation else {}),
+            **({"task": self.task.to_json()} if self.task else {}),
         }
 
     def summary(self) -> str:
@@ -151,6 +155,8 @@ class PortParity:
             lines.append(self.weights.summary())
         if self.generation is not None:
             lines.append(self.generation.summary())
+        if self.task is not None:
+            lines.append(self.task.summary())
         if self.divergence is not None:
             lines.append(self.divergence.summary())
         lines += [f"wrong: {line}" for line in self.problems]
@@ -163,6 +169,7 @@ class PortParity:
         failures = [f"{c.title}: {c.failure}" for c in self.comparisons if not c.passed]
         failures += self.weights.failures if self.weights is not None else ()
         failures += self.generation.failures if self.generation is not None else ()
+        failures += self.task.failures if self.task is not None else ()
         lines = [self._verdict(), *failures[:8], *self.problems]
         if self.stale is not None:
             lines.append(_told(self.stale))

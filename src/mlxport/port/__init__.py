@@ -1,4 +1,4 @@
 """``port``: a PyTorch module to MLX, in memory, into a folder, or behind ``torch.compile``.
 
-Imports: errors, source, quant, transform, layouts, output, graph, run, parity, convert.
+Imports: errors, options, source, quant, transform, layouts, output, graph, run, parity, convert.
 """

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from mlxport import parity
 from mlxport.convert.convert import carry_out
 from mlxport.convert.convert_report import ConvertReport
-from mlxport.convert.keywords import with_keywords
 from mlxport.convert.resolved_options import resolve_port
 from mlxport.convert.source_hashes import Hashes
 from mlxport.errors import SourceError, UsageError, system_errors
 from mlxport.layouts.table import layout_of, named
+from mlxport.options.keywords import with_keywords
 from mlxport.output.record import read_record
 from mlxport.output.surroundings import check_surroundings, nothing_left_by_torch
 from mlxport.output.workspace import absolute, check_destination

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxport.convert.option_field import option, refined
 from mlxport.convert.options import SharedOptions
+from mlxport.options.option_field import option, refined
 from mlxport.quant import MODES
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,6 +179,7 @@ def load_model(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any, d
     from mlxport.layouts.generated.loading import load_language_model
     from mlxport.layouts.table import layout_of, why_not_generating
     from mlxport.output.record import read_record
+    from mlxport.run.tasks.task_table import task_of_folder
     from mlxport.source.written_code import refuse_foreign_source
     from mlxport.transform.cpu_experts import half_precision_experts
 
@@ -186,6 +188,8 @@ def load_model(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any, d
     if record and (refusal := why_not_generating(layout_of(config, record), config, str(folder))) is not None:
         refuse_foreign_source(folder, config, trust_remote_code)  # the hint names a call that would run it
         what, hint = refusal
+        if (task := task_of_folder(folder)) is not None:
+            hint = f"its task is {task}: mlxport run {shlex.quote(str(folder))} INPUT; or {hint}"
         raise UnsupportedError(f"{folder} is {what}", hint=hint)
     half_precision_experts()
 

@@ -29,7 +29,31 @@ def parse_object(
     unique: bool = True,
     repeated: list[str] | None = None,
 ) -> dict[str, Any]:
-    """The JSON object in ``data``.
+    """The JSON object in ``data``; see :func:`_parsed`.
+
+    Raises:
+        SourceError: Of the class ``error``: it is anything else.
+    """
+    value = _parsed(data, path, error, what=what, unique=unique, repeated=repeated)
+    if not isinstance(value, dict):
+        _refuse(error, _place(path, what), f"is not a JSON object but a {type(value).__name__}", None)
+    return value
+
+
+def _place(path: Path, what: str) -> str:
+    return f"{path}: {what}" if what else str(path)
+
+
+def _parsed(
+    data: bytes,
+    path: Path,
+    error: type[SourceError],
+    *,
+    what: str = "",
+    unique: bool = True,
+    repeated: list[str] | None = None,
+) -> Any:
+    """The JSON value in ``data``.
 
     Args:
         data: The text, UTF-8.
@@ -59,7 +83,7 @@ def parse_object(
             found[key] = value
         return found
 
-    place = f"{path}: {what}" if what else str(path)
+    place = _place(path, what)
     if data.count(b",") > MAX_VALUES:
         _refuse(error, place, f"holds more than {MAX_VALUES:,} values", None)
     try:
@@ -72,8 +96,6 @@ def parse_object(
         _refuse(error, place, f"is not JSON: {cause.msg} at line {cause.lineno}, column {cause.colno}", cause)
     except (ValueError, RecursionError) as cause:
         _refuse(error, place, f"is not accepted: {cause}", cause)
-    if not isinstance(value, dict):
-        _refuse(error, place, f"is not a JSON object but a {type(value).__name__}", None)
     return value
 
 
@@ -89,15 +111,36 @@ def read_object(
     path: Path, error: type[SourceError], *, unique: bool = True, repeated: list[str] | None = None
 ) -> dict[str, Any]:
     """The JSON object in a file; see :func:`parse_object`."""
+    value = parse_object(_content(path, error), path, error, unique=unique, repeated=repeated)
+    _refuse_deep(value, path, error)
+    return value
+
+
+def read_list(path: Path, error: type[SourceError]) -> list[Any]:
+    """The JSON list in a file, read as strictly as objects are.
+
+    Raises:
+        SourceError: Of the class ``error``: it is anything else.
+    """
+    value = _parsed(_content(path, error), path, error)
+    if not isinstance(value, list):
+        _refuse(error, str(path), f"is not a JSON list but a {type(value).__name__}", None)
+    _refuse_deep(value, path, error)
+    return value
+
+
+def _content(path: Path, error: type[SourceError]) -> bytes:
     with opened(path, error) as (fd, size):
         if size > MAX_JSON_BYTES:
             raise error(f"{path} has {size} bytes; at most {MAX_JSON_BYTES} are expected of such a file")
         data = read_exactly(fd, size, 0, path)
     refuse_placeholder(data, path, error)
-    value = parse_object(data, path, error, unique=unique, repeated=repeated)
+    return data
+
+
+def _refuse_deep(value: Any, path: Path, error: type[SourceError]) -> None:
     if nests_deeper(value):
         _refuse(error, str(path), f"nests deeper than {MAX_DEPTH} levels", None)
-    return value
 
 
 def nests_deeper(value: Any, most: int = MAX_DEPTH) -> bool:

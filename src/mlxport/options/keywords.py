@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from mlxport.convert.option_field import Option, declared
+from mlxport.options.option_field import Option, declared
 
 __all__ = ["with_keywords"]
 

@@ -1,0 +1,106 @@
+"""The command that does with a converted model what it is for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Annotated, Any
+
+import typer
+
+from mlxport.cli.derived_flags import flags_of
+from mlxport.cli.flags import Json, Quiet, Trust, Verbose
+from mlxport.cli.json_output import print_json
+from mlxport.errors import UsageError
+from mlxport.options.option_field import Option, declared
+from mlxport.run.tasks.task_options import OPTIONS
+
+__all__ = ["TASK_OPTIONS", "run"]
+
+_STDIN = "-"
+_NAMED = 2  # tasks in the heading of a list of options
+
+
+def _of_all_tasks() -> tuple[Option, ...]:
+    """Every option of every task once, under the tasks that have it; none has a default, which is the task's."""
+    found: dict[str, list[tuple[str, Option]]] = {}
+    for task, kind in OPTIONS.items():
+        for known in declared(kind):
+            found.setdefault(known.name, []).append((task, known))
+    return tuple(_of_tasks(among) for among in found.values())
+
+
+def _of_tasks(among: list[tuple[str, Option]]) -> Option:
+    tasks, options = [task for task, _ in among], [known for _, known in among]
+    panel = f"Of {' and '.join(tasks)}" if len(tasks) <= _NAMED else "Of several tasks"
+    helps = dict.fromkeys(known.help for known in options)
+    return replace(options[0], panel=panel, help=" Or: ".join(helps), default=_unset(options[0]))
+
+
+def _unset(known: Option) -> Any:
+    return False if isinstance(known.default, bool) else None
+
+
+TASK_OPTIONS = _of_all_tasks()
+
+
+@flags_of(TASK_OPTIONS)
+def run(
+    path: Annotated[str, typer.Argument(metavar="DST", help="A converted model: a folder or a hub id.")],
+    inputs: Annotated[
+        list[str] | None, typer.Argument(metavar="[INPUT]...", help='Texts or files; "-" reads texts, one a line.')
+    ] = None,
+    *,
+    task: Annotated[str | None, typer.Option(help="Another task than the one on record.")] = None,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    **options: Any,
+) -> None:
+    """Do what a converted model is for: label, embed, transcribe, translate, write."""
+    from mlxport.run.tasks.opened_task import pipeline as opened
+    from mlxport.run.tasks.vectors import write_vectors
+
+    pipeline = opened(path, task, trust_remote_code=trust_remote_code)
+    given = {known.name: options[known.name] for known in TASK_OPTIONS if options[known.name] != _unset(known)}
+    items = _items(inputs or [], pipeline.reads, pipeline.task, path)
+    chosen = pipeline.checked(given)
+    with _progress(len(items), pipeline.task, quiet or as_json) as on_done:
+        found = pipeline(items if len(items) > 1 else items[0], on_done=on_done, **given)
+    results = found if len(items) > 1 else [found]
+    if getattr(chosen, "output", None) is not None:
+        write_vectors(results, str(chosen.output))  # type: ignore[attr-defined]
+        typer.echo(f"written: {chosen.output}", err=True)  # type: ignore[attr-defined]
+        if not (as_json or getattr(chosen, "similarity", False)):
+            return
+    if as_json:
+        return print_json(found)
+    for line in pipeline.lines(items, results, chosen):
+        typer.echo(line)
+
+
+def _items(given: list[str], reads: str, task: str, path: str) -> list[str]:
+    if _STDIN in given and reads == "text":
+        lines = [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
+        given = [item for part in given for item in (lines if part == _STDIN else [part])]
+    if not given:
+        what = {"text": '"a text"', "picture": "picture.jpg", "sound": "talk.wav"}[reads]
+        raise UsageError(f"{task} needs a {reads} to read", hint=f"mlxport run {path} {what}")
+    return given
+
+
+@contextmanager
+def _progress(count: int, label: str, quiet: bool) -> Iterator[Callable[[int], object]]:
+    """A bar for several inputs, on a terminal only; always on standard error."""
+    if quiet or count < 2 or not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=count)
+        yield lambda done: bar.advance(task, done)

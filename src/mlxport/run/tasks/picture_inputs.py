@@ -1,0 +1,86 @@
+"""Pictures as a ported model reads them: by the processor that the original's folder describes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlxport.errors import SourceError, UsageError
+from mlxport.run.media.extras import needed
+from mlxport.run.media.pictures import read_picture
+from mlxport.run.tasks.pipeline import Pipeline
+from mlxport.source.tokenizer_loading import reason, refusing
+
+__all__ = ["PicturePipeline", "example_pictures", "load_image_processor"]
+
+
+def load_image_processor(folder: Path) -> Any:
+    """Transformers' image processor of a folder, in the form that needs no torch.
+
+    Raises:
+        SourceError: The folder describes none, or it does not load.
+    """
+    needed("PIL.Image", "vision", "reading a picture")
+    from transformers import AutoImageProcessor
+
+    names = ("preprocessor_config.json", "processor_config.json")
+    hint = "copy preprocessor_config.json of the original model into the folder"
+    if not any((folder / name).is_file() for name in names):
+        raise SourceError(f"{folder} does not say how pictures are prepared: no {' or '.join(names)}", hint=hint)
+
+    def failed(error: BaseException) -> SourceError:
+        return SourceError(f"the image processor of {folder} does not load: {reason(error)}", hint=hint)
+
+    with refusing(failed):
+        return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
+
+
+def example_pictures() -> list[Any]:
+    """Pictures of three shapes, drawn: smooth colours, edges, texture."""
+    image_module = needed("PIL.Image", "vision", "making a picture")
+    made = []
+    for index, (height, width) in enumerate(((180, 240), (256, 256), (320, 200))):
+        y, x = np.mgrid[0:height, 0:width].astype(np.float64)
+        waves = np.sin(x / (7 + 5 * index)) * np.cos(y / (11 - 2 * index))
+        disc = (x - width / 2) ** 2 + (y - height / 3) ** 2 < (min(height, width) / 4) ** 2
+        red, green, blue = 255 * x / width, 127 + 120 * waves, 255 * y / height
+        pixels = np.stack([np.where(disc, 230, red), green, np.where(disc, 40, blue)], -1)
+        made.append(image_module.fromarray(pixels.clip(0, 255).astype(np.uint8)))
+    return made
+
+
+class PicturePipeline(Pipeline):
+    """Of a port that reads pictures."""
+
+    reads = "picture"
+
+    def __init__(self, folder: Path, *, trust_remote_code: bool = False) -> None:
+        super().__init__(folder, trust_remote_code=trust_remote_code)
+        self.processor = load_image_processor(folder)
+        self._takes = tuple(inspect.signature(type(self.model).__call__).parameters)[1:]
+
+    def computed(self, inputs: Sequence[Any], size: int) -> Iterator[Mapping[str, mx.array]]:
+        """The model's outputs for pictures, batch by batch; each file is read when its turn comes."""
+        for part in self.batched(len(inputs), size):
+            read = [read_picture(given) for given in inputs[part]]
+            made = self.processor(images=read, return_tensors="np")
+            given = {name: mx.array(made[name]) for name in self._takes if name in made}
+            if missing := [name for name in self._takes if name not in given]:
+                hint = "call it from Python: mlxport.load(DST)(...)"
+                raise UsageError(f"this model also reads {', '.join(missing)}, which no picture gives", hint=hint)
+            try:
+                outputs = self.model(**given)
+            except ValueError as error:  # of the port's own check of its inputs
+                message = f"{self.folder.name} does not take this picture: {error}"
+                raise UsageError(message, hint="convert it again with the size that its processor makes") from error
+            mx.eval(outputs)
+            yield outputs
+
+    def examples(self) -> list[Any]:
+        """Drawn pictures."""
+        return example_pictures()

@@ -1,0 +1,173 @@
+"""The options of every task, as data: the command line lists them without an import of anything large."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mlxport.errors import UsageError
+from mlxport.options.option_field import check_fields, option, refined
+
+__all__ = [
+    "FUNCTIONS",
+    "OPTIONS",
+    "POOLINGS",
+    "STRATEGIES",
+    "BatchOptions",
+    "FeatureOptions",
+    "FillMaskOptions",
+    "GenerationOptions",
+    "ImageClassificationOptions",
+    "LabelOptions",
+    "RunOptions",
+    "SentenceOptions",
+    "SpeechOptions",
+    "TextClassificationOptions",
+    "TextOptions",
+    "TokenClassificationOptions",
+    "VectorOptions",
+]
+
+FUNCTIONS = ("default", "softmax", "sigmoid", "none")
+POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+"""As sentence-transformers calls them, in the order in which it joins them."""
+STRATEGIES = ("none", "simple", "first", "average", "max")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """The options of a task; each has a class of its own, of which this is the base."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+def _at_least_one(value: int) -> None:
+    if value < 1:
+        raise UsageError(f"--batch-size {value}: expected at least 1", hint="leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions(RunOptions):
+    """Of tasks that read several inputs at once."""
+
+    batch_size: int = option(8, "Inputs that are computed at once.", check=_at_least_one)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions(BatchOptions):
+    """Of tasks that read texts."""
+
+    truncate: bool = option(False, "Cut texts that are longer than the model reads.")
+
+
+def _top(value: int) -> None:
+    if value < 1:
+        raise UsageError(f"--top-k {value}: expected at least 1", hint="leave it out for the usual number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelOptions(RunOptions):
+    """Of tasks that choose among labels."""
+
+    top_k: int | None = option(None, "Most likely answers to give [as many as transformers' pipeline].", check=_top)
+    function_to_apply: str = option(
+        "default", "What makes scores of logits: default (as config.json says), softmax, sigmoid or none.",
+        choices=FUNCTIONS,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextClassificationOptions(TextOptions, LabelOptions):
+    """Its options."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenClassificationOptions(TextOptions):
+    """Its options."""
+
+    aggregation_strategy: str = option(
+        "none", "How labels of tokens become those of entities: none, simple, first, average or max, as transformers'.",
+        choices=STRATEGIES,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class FillMaskOptions(TextOptions):
+    """Its options."""
+
+    top_k: int = refined(LabelOptions, "top_k", default=5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageClassificationOptions(BatchOptions, LabelOptions):
+    """Its options."""
+
+    top_k: int = refined(LabelOptions, "top_k", default=5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorOptions(TextOptions):
+    """Of tasks that make vectors."""
+
+    similarity: bool = option(False, "Show how alike the inputs are, each to each: the cosine of their vectors.")
+    output: str | None = option(None, "File to write the vectors to, as NumPy's .npy.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureOptions(VectorOptions):
+    """Its options."""
+
+    pooling: str = option(
+        "none", f"How a text's vectors become one: none (one for each token), {', '.join(POOLINGS)}.",
+        choices=("none", *POOLINGS),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentenceOptions(VectorOptions):
+    """Its options."""
+
+    prompt_name: str | None = option(None, "Which prompt of the folder is put before each text, as query of E5.")
+
+
+def _seconds(value: float) -> None:
+    if not 1 <= value <= 3600:
+        raise UsageError(f"--chunk-length {value}: expected 1 to 3600 seconds", hint="leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeechOptions(RunOptions):
+    """Its options."""
+
+    chunk_length: float = option(
+        30.0, "Seconds of the pieces in which a longer recording is read; they overlap by a third.", check=_seconds
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationOptions(RunOptions):
+    """Its options, as of ``mlxport generate``."""
+
+    max_tokens: int = option(256, "Most tokens to generate.", flags=("-m", "--max-tokens"))
+    temp: float = option(0.0, "Temperature; 0 is greedy.")
+    top_p: float = option(1.0, "Probability mass to sample from.")
+    min_p: float = option(0.0, "Least probability relative to the most likely token's.")
+    top_k: int = option(0, "Number of most likely tokens to sample from; 0 is off.")
+    seed: int | None = option(None, "Makes sampling reproducible.")
+    system_prompt: str | None = option(None, "Put before the message by the chat template.")
+    ignore_chat_template: bool = option(False, "Continue the prompt as it is.")
+
+
+OPTIONS: Mapping[str, type[RunOptions]] = {
+    "text-generation": GenerationOptions,
+    "text2text-generation": GenerationOptions,
+    "text-classification": TextClassificationOptions,
+    "token-classification": TokenClassificationOptions,
+    "fill-mask": FillMaskOptions,
+    "image-classification": ImageClassificationOptions,
+    "automatic-speech-recognition": SpeechOptions,
+    "sentence-similarity": SentenceOptions,
+    "feature-extraction": FeatureOptions,
+}
+"""By the name of the task."""

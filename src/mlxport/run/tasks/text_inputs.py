@@ -1,0 +1,137 @@
+"""Texts as a ported encoder reads them: tokens in padded batches, never longer than it was made for."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlxport.errors import TokenizerError, UsageError
+from mlxport.model_config import ModelConfig
+from mlxport.run.load import check_ids
+from mlxport.run.tasks.pipeline import Array, Pipeline
+from mlxport.run.tasks.task_options import TextOptions
+from mlxport.source.tokenizer_loading import load_tokenizer, reason, refusing
+
+__all__ = ["TEXTS", "Batch", "TextPipeline"]
+
+_NO_LIMIT = 10**9  # transformers writes 10^30 where a tokenizer knows none
+TEXTS = (
+    "The quick brown fox jumps over the lazy dog.",
+    "Paris is the capital of France, and Berlin that of Germany.",
+    "I did not like this film at all: two hours of my life, gone!",
+    "Yes.",
+)
+"""What models are compared with their originals on."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Texts that are computed at once.
+
+    Attributes:
+        places: Where they stand in the list of all.
+        inputs: The tokenizer's arrays, [texts, tokens].
+        outputs: The model's, by name.
+    """
+
+    places: list[int]
+    inputs: Mapping[str, Array]
+    outputs: Mapping[str, mx.array]
+
+
+class TextPipeline(Pipeline):
+    """Of a port that reads a text as a whole."""
+
+    reads = "text"
+
+    def __init__(self, folder: Any, *, trust_remote_code: bool = False) -> None:
+        super().__init__(folder, trust_remote_code=trust_remote_code)
+        self.tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+        self._takes = tuple(inspect.signature(type(self.model).__call__).parameters)[1:]
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens that a text may have, its special ones included; None where nothing says."""
+        known = int(getattr(self.tokenizer, "model_max_length", _NO_LIMIT) or _NO_LIMIT)
+        table = ModelConfig(self.config).context_length
+        limits = [size for size in (known, table) if size is not None and size < _NO_LIMIT]
+        return min(limits, default=None)
+
+    def encode(self, texts: Sequence[Any], options: TextOptions, **more: Any) -> Any:
+        """The tokenizer's encoding of texts, without padding.
+
+        Raises:
+            UsageError: An input is no text, is empty, or longer than the model reads.
+            TokenizerError: The tokenizer fails, or knows tokens that the model does not.
+        """
+        for text in texts:
+            if not isinstance(text, str):
+                raise UsageError(f"expected a text, got {type(text).__name__}", hint="give a string")
+            if not text.strip():
+                raise UsageError("a text is empty", hint="give one that says something")
+        limit = self.longest
+
+        def failed(error: BaseException) -> TokenizerError:
+            return TokenizerError(f"the tokenizer fails on the text: {reason(error)}", hint="give another text")
+
+        with refusing(failed):
+            made = self.tokenizer(list(texts), truncation=options.truncate, max_length=limit, **more)
+        for text, ids in zip(texts, made["input_ids"], strict=True):
+            if limit is not None and len(ids) > limit:
+                raise UsageError(
+                    f"a text has {len(ids)} tokens, and this model reads at most {limit}: {text[:60]!r} …",
+                    hint="shorten it, or add --truncate to leave out the rest",
+                )
+            check_ids(ids, self.config)
+        return made
+
+    def batches(self, made: Any, size: int) -> Iterator[Batch]:
+        """Texts of about the same length, padded to it and computed, the longest first."""
+        count = len(made["input_ids"])
+        names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in made]
+        order = sorted(range(count), key=lambda place: -len(made["input_ids"][place]))
+        if "attention_mask" not in self._takes:  # what is padded could not be told from what is not
+            size = 1
+        for part in self.batched(count, size):
+            places = order[part]
+            inputs = {name: self._padded(name, [made[name][place] for place in places]) for name in names}
+            yield Batch(places, inputs, self._computed(inputs))
+
+    def _padded(self, name: str, rows: Sequence[Sequence[int]]) -> Array:
+        pad = {"input_ids": self.tokenizer.pad_token_id or 0, "token_type_ids": self.tokenizer.pad_token_type_id}
+        longest = max(map(len, rows))
+        padded = np.full((len(rows), longest), pad.get(name, 0), np.int64)
+        for index, row in enumerate(rows):
+            start = longest - len(row) if self.tokenizer.padding_side == "left" else 0
+            padded[index, start : start + len(row)] = row
+        return padded
+
+    def _computed(self, inputs: Mapping[str, Array]) -> Mapping[str, mx.array]:
+        """The model's outputs; what it asks for beyond what the tokenizer gives is zero, as types of tokens are."""
+        given = {name: mx.array(inputs[name]) for name in self._takes if name in inputs}
+        if missing := [name for name in self._takes if name not in given]:
+            if missing != ["token_type_ids"]:
+                what = ", ".join(missing)
+                hint = "call it from Python: mlxport.load(DST)(...)"
+                raise UsageError(f"this model also reads {what}, which no text gives", hint=hint)
+            given["token_type_ids"] = mx.zeros_like(given["input_ids"])
+        try:
+            outputs = self.model(**given)
+        except ValueError as error:  # of the port's own check of its inputs
+            hint = "give a shorter one"
+            raise UsageError(f"{self.folder.name} does not take this text: {error}", hint=hint) from error
+        mx.eval(outputs)
+        return outputs  # type: ignore[no-any-return]
+
+    def fits(self, text: str) -> bool:
+        """Whether the model reads a text as a whole."""
+        return self.longest is None or len(self.tokenizer(text)["input_ids"]) <= self.longest
+
+    def examples(self) -> list[Any]:
+        """Texts of several lengths, as far as the model reads them."""
+        return [text for text in TEXTS if self.fits(text)] or ["Yes."]

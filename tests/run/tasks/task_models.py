@@ -1,0 +1,144 @@
+"""Tiny models of each task as publishers lay them out, converted once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+import mlxport
+
+LABELS = {index: f"label {index}" for index in range(4)}
+ENTITIES = {0: "O", 1: "B-PER", 2: "I-PER", 3: "B-LOC", 4: "I-LOC"}
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "dog", "is", "on", "a", "mat", "paris", "."]
+LETTERS = [chr(code) for code in range(97, 123)]
+BERT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 80,
+}
+
+
+def randomised(model: torch.nn.Module) -> torch.nn.Module:
+    """Weights with which labels differ between inputs."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            scale = 0.6 / parameter[0].numel() ** 0.5 if parameter.ndim > 1 else 0.1
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
+    return model.eval()
+
+
+def word_tokenizer(folder: Path, longest: int = 64) -> int:
+    """A WordPiece tokenizer of words and letters; its size."""
+    words = [*WORDS, *LETTERS, *(f"##{letter}" for letter in LETTERS)]
+    made = Tokenizer(models.WordPiece({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer(lowercase=True)
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]",
+        mask_token="[MASK]", model_max_length=longest,
+    ).save_pretrained(folder)  # fmt: skip
+    return len(words)
+
+
+def bert(folder: Path, kind: Any, **settings: Any) -> Path:
+    """A checkpoint of a BERT with some head."""
+    size = word_tokenizer(folder)
+    randomised(kind(transformers.BertConfig(vocab_size=size, **BERT, **settings))).save_pretrained(folder)
+    return folder
+
+
+def sentence_files(folder: Path, pooling: dict[str, Any], **settings: Any) -> None:
+    """What sentence-transformers writes beside a model: settings are of config_sentence_transformers.json."""
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+    written = [
+        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for index, (path, kind) in enumerate(modules)
+    ]
+    (folder / "modules.json").write_text(json.dumps(written))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32, **pooling}))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 64, "do_lower_case": False}))
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
+
+
+def _sentences(folder: Path) -> Path:
+    bert(folder, transformers.BertModel)
+    pooling = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}
+    sentence_files(folder, pooling, prompts={"query": "the ", "passage": "a "})
+    return folder
+
+
+def _pictures(folder: Path) -> Path:
+    config = transformers.ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, image_size=32, patch_size=8,
+        id2label=LABELS, label2id={name: index for index, name in LABELS.items()},
+    )  # fmt: skip
+    randomised(transformers.ViTForImageClassification(config)).save_pretrained(folder)
+    settings = {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def _speech(folder: Path) -> Path:
+    letters = ["<pad>", "<s>", "</s>", "<unk>", "|", *map(str.upper, LETTERS)]
+    (folder / "vocab.json").write_text(json.dumps({letter: index for index, letter in enumerate(letters)}))
+    tokens = {"tokenizer_class": "Wav2Vec2CTCTokenizer", "unk_token": "<unk>", "pad_token": "<pad>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**tokens, "word_delimiter_token": "|"}))
+    extractor = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "sampling_rate": 16000, "do_normalize": True}
+    (folder / "preprocessor_config.json").write_text(json.dumps({**extractor, "feature_size": 1}))
+    config = transformers.Wav2Vec2Config(
+        vocab_size=len(letters), hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48,
+        conv_dim=(16,) * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4, pad_token_id=0,
+    )  # fmt: skip
+    randomised(transformers.Wav2Vec2ForCTC(config)).save_pretrained(folder)
+    return folder
+
+
+SOURCES = {
+    "text-classification": lambda folder: bert(folder, transformers.BertForSequenceClassification, id2label=LABELS),
+    "token-classification": lambda folder: bert(folder, transformers.BertForTokenClassification, id2label=ENTITIES),
+    "fill-mask": lambda folder: bert(folder, transformers.BertForMaskedLM),
+    "feature-extraction": lambda folder: bert(folder, transformers.BertModel),
+    "sentence-similarity": _sentences,
+    "image-classification": _pictures,
+    "automatic-speech-recognition": _speech,
+}
+
+
+class Converted:
+    """Models of tasks, each converted when it is first asked for."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.reports: dict[str, mlxport.ConvertReport] = {}
+
+    def source(self, task: str) -> Path:
+        """The original's folder."""
+        folder = self.root / f"{task}-original"
+        if not folder.exists():
+            folder.mkdir()
+            torch.manual_seed(0)
+            SOURCES[task](folder)
+        return folder
+
+    def __call__(self, task: str) -> Path:
+        """The converted folder."""
+        folder = self.root / task
+        if not folder.exists():
+            self.reports[task] = mlxport.convert(self.source(task), folder, quiet=True)
+        return folder
+
+    def original(self, task: str) -> Any:
+        """transformers' pipeline of the original."""
+        return transformers.pipeline(task, model=str(self.source(task)), device="cpu")
