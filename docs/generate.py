@@ -65,7 +65,7 @@ def option_table(command: Any) -> str:
     for parameter in command.params:
         if not is_argument(parameter):
             spelled = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
-            rows.append((spelled, shown_default(parameter), parameter.help))
+            rows.append((spelled, shown_default(parameter), parameter.help.replace("\\[", "[")))
     return table(("option", "default", ""), rows)
 
 

@@ -11,7 +11,7 @@ import pytest
 import typer
 
 import mlxport
-from mlxport.cli.app import app
+from mlxport.cli.app import app, main
 from mlxport.cli.derived_flags import flags_for, with_bare_flags
 from mlxport.convert.options import ConvertOptions, SharedOptions
 from mlxport.options.keywords import with_keywords
@@ -144,3 +144,10 @@ def test_flags_that_stand_alone(given, alone, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
     assert with_bare_flags(given, ConvertOptions) == alone
+
+
+def test_what_stands_in_brackets_is_shown(capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "[as its generation_config.json says]" in shown

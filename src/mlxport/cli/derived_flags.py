@@ -54,7 +54,7 @@ def flags_of(options: Sequence[Option]) -> Callable[[Callable[P, Result]], Calla
 def flag(kind: type[Any], name: str) -> Any:
     """The flag of one option, for another command that has it too."""
     (known,) = (known for known in declared(kind) if known.name == name)
-    return typer.Option(*known.flags, help=known.help)
+    return typer.Option(*known.flags, help=_shown(known.help))
 
 
 def with_bare_flags(arguments: list[str], kind: type[Any]) -> list[str]:
@@ -72,9 +72,16 @@ def with_bare_flags(arguments: list[str], kind: type[Any]) -> list[str]:
 
 def _parameter(known: Option) -> inspect.Parameter:
     default = known.default if known.unset is None else known.unset
-    given = typer.Option(*known.flags, help=known.help, rich_help_panel=known.panel or None)
+    given = typer.Option(*known.flags, help=_shown(known.help), rich_help_panel=known.panel or None)
     annotation: Any = Annotated[_parsed(known.annotation, default), given]  # type: ignore[valid-type]
     return inspect.Parameter(known.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _shown(help: str) -> str:
+    """What typer prints as it stands: it would read ``[as it is]`` as rich's markup."""
+    from rich.markup import escape
+
+    return escape(help)
 
 
 def _parsed(annotation: str, default: Any) -> Any:

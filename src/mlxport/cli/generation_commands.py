@@ -12,6 +12,7 @@ from mlxport.cli.flags import Json, Verbose
 from mlxport.cli.json_output import print_json, stream, warn
 from mlxport.convert.options import ConvertOptions
 from mlxport.options.option_field import option, refined
+from mlxport.run.tasks.task_options import GenerationOptions, TranslationOptions
 
 __all__ = ["chat", "generate"]
 
@@ -20,16 +21,9 @@ Prompt = Annotated[str, typer.Option("-p", "--prompt", help='The message; "-" re
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatFlags:
-    """What ``generate`` and ``chat`` have in common, with the defaults of ``chat``."""
+class CacheFlags:
+    """What ``generate`` and ``chat`` have in common besides what is generated."""
 
-    max_tokens: int = option(512, "Most tokens to generate.", flags=("-m", "--max-tokens"))
-    temp: float = option(0.0, "Temperature; 0 is greedy.")
-    top_p: float = option(1.0, "Probability mass to sample from.")
-    min_p: float = option(0.0, "Least probability relative to the most likely token's.")
-    top_k: int = option(0, "Number of most likely tokens to sample from; 0 is off.")
-    seed: int | None = option(None, "Makes sampling reproducible.")
-    system_prompt: str | None = option(None, "Put before the message by the chat template.")
     kv_bits: str | None = option(None, 'Bits of a quantized cache, or "none" [as the model was converted for].')
     kv_group_size: int | None = refined(ConvertOptions, "kv_group_size", panel="")
     quantized_kv_start: int | None = refined(ConvertOptions, "quantized_kv_start", panel="")
@@ -38,17 +32,21 @@ class ChatFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateFlags(ChatFlags):
-    """Those of ``generate``."""
+class ChatFlags(CacheFlags):
+    """Those of ``chat``."""
 
-    max_tokens: int | None = option(  # type: ignore[assignment]
-        None, "Most tokens to generate [256, or what generation_config.json says for a model with an encoder].",
-        flags=("-m", "--max-tokens"),
-    )  # fmt: skip
-    ignore_chat_template: bool = option(False, "Continue the prompt as it is.")
-    num_beams: int | None = option(None, "Beams of a model with an encoder [as its generation_config.json says].")
-    source_lang: str | None = option(None, "Language of the prompt, as an encoder's tokenizer calls it.")
-    target_lang: str | None = option(None, "Language that a model with an encoder is to write.")
+    max_tokens: int = refined(GenerationOptions, "max_tokens", default=512, help="Most tokens to generate.")
+    temp: float = refined(GenerationOptions, "temp")
+    top_p: float = refined(GenerationOptions, "top_p")
+    min_p: float = refined(GenerationOptions, "min_p")
+    top_k: int = refined(GenerationOptions, "top_k")
+    seed: int | None = refined(GenerationOptions, "seed")
+    system_prompt: str | None = refined(GenerationOptions, "system_prompt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateFlags(CacheFlags, TranslationOptions):
+    """Those of ``generate``."""
 
 
 @flags_for(GenerateFlags)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from task_models import SOURCES, sentence_files
 
@@ -233,7 +232,5 @@ def test_a_result_that_differs_fails_the_verification(converted, tmp_path):
 
 def test_quantized_models_are_compared_and_not_judged(converted, tmp_path):
     eight_bits = {"quantize": 8, "q_group_size": 32, "quiet": True}
-    report = mlxport.convert(
-        converted.source("sentence-similarity"), tmp_path / "q8", quantize=8, group_size=32, quiet=True
-    )
+    report = mlxport.convert(converted.source("sentence-similarity"), tmp_path / "q8", **eight_bits)
     assert report.parity.passed and not report.parity.task.judged and 0 < report.parity.task.error < 0.1

@@ -25,6 +25,7 @@ __all__ = [
     "TextClassificationOptions",
     "TextOptions",
     "TokenClassificationOptions",
+    "TranslationOptions",
     "VectorOptions",
 ]
 
@@ -147,9 +148,12 @@ class SpeechOptions(RunOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationOptions(RunOptions):
-    """Its options, as of ``mlxport generate``."""
+    """Of ``text-generation``, as ``mlxport generate`` has them."""
 
-    max_tokens: int = option(256, "Most tokens to generate.", flags=("-m", "--max-tokens"))
+    max_tokens: int | None = option(
+        None, "Most tokens to generate [256, or what generation_config.json says for a model with an encoder].",
+        flags=("-m", "--max-tokens"),
+    )  # fmt: skip
     temp: float = option(0.0, "Temperature; 0 is greedy.")
     top_p: float = option(1.0, "Probability mass to sample from.")
     min_p: float = option(0.0, "Least probability relative to the most likely token's.")
@@ -159,9 +163,18 @@ class GenerationOptions(RunOptions):
     ignore_chat_template: bool = option(False, "Continue the prompt as it is.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class TranslationOptions(GenerationOptions):
+    """Of ``text2text-generation``."""
+
+    num_beams: int | None = option(None, "Beams of a model with an encoder [as its generation_config.json says].")
+    source_lang: str | None = option(None, "Language of the prompt, as an encoder's tokenizer calls it.")
+    target_lang: str | None = option(None, "Language that a model with an encoder is to write.")
+
+
 OPTIONS: Mapping[str, type[RunOptions]] = {
     "text-generation": GenerationOptions,
-    "text2text-generation": GenerationOptions,
+    "text2text-generation": TranslationOptions,
     "text-classification": TextClassificationOptions,
     "token-classification": TokenClassificationOptions,
     "fill-mask": FillMaskOptions,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mlxport.run.tasks.task_options import TranslationOptions
 from mlxport.run.tasks.text_generation import TextGeneration
 
 __all__ = ["Text2TextGeneration"]
@@ -12,6 +13,7 @@ class Text2TextGeneration(TextGeneration):
 
     task = "text2text-generation"
     summary = "writes another text for each: a translation, a summary"
+    options = TranslationOptions
 
 
 PIPELINE = Text2TextGeneration
