@@ -16,6 +16,7 @@ from mlxport.graph.capture.origin import Statement
 from mlxport.graph.capture.stores import store
 from mlxport.graph.lower import symbolic_sizes
 from mlxport.graph.lower.registry import HELPERS
+from mlxport.graph.write.generating import IMPORTED
 from mlxport.graph.write.naming import forward_names, names_of_parts, natural_name, result_name, snake
 from mlxport.graph.write.paths import member
 from mlxport.graph.write.placing import in_list, place, sequential
@@ -71,7 +72,7 @@ class _Builder:
         return name
 
     def _taken(self, name: str, index: int) -> bool:
-        if keyword.iskeyword(name) or name in _TAKEN or name in HELPERS or name in self.reserved:
+        if keyword.iskeyword(name) or name in _TAKEN | IMPORTED or name in HELPERS or name in self.reserved:
             return True
         holder = self.bound.get(name)
         return holder is not None and self.last_use(holder) > index

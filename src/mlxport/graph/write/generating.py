@@ -16,7 +16,7 @@ from mlxport.graph.write.encoding import Encoding
 from mlxport.graph.write.layer_lists import LayerList, layer_list
 from mlxport.graph.write.router_bits import router_bits
 
-__all__ = ["Generating", "generating", "with_cache", "with_method"]
+__all__ = ["IMPORTED", "Generating", "generating", "with_cache", "with_method"]
 
 _UPDATE = re.compile(r"( *)(\w+, \w+) = (\w+)\.update_and_fetch\((.*)\)")
 
@@ -27,6 +27,7 @@ _IMPORTS = (
     "from mlx_lm.models.gated_delta import gated_delta_kernel, gated_delta_ops",
     "from mlx_lm.models.ssm import ssm_update",
 )
+IMPORTED = frozenset(name for line in _IMPORTS for name in line.partition(" import ")[2].split(", "))
 
 
 @dataclass(frozen=True)

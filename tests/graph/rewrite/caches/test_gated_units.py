@@ -12,7 +12,8 @@ def attend(query, key, value, past, layer):
 
 
 def gated(x, past):
-    return F.silu(x) * (x + 1)
+    swiglu = F.silu(x) * (x + 1)  # a name that the port's file imports
+    return swiglu * swiglu.sigmoid()
 
 
 def gated_by_one(x, past):
