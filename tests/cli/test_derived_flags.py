@@ -6,13 +6,14 @@ import inspect
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 import typer
 
 import mlxport
 from mlxport.cli.app import app, main
-from mlxport.cli.derived_flags import flags_for, with_bare_flags
+from mlxport.cli.derived_flags import SeveralValues, flags_for, with_bare_flags
 from mlxport.convert.options import ConvertOptions, SharedOptions
 from mlxport.options.keywords import with_keywords
 from mlxport.options.option_field import declared, option
@@ -144,6 +145,59 @@ def test_flags_that_stand_alone(given, alone, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
     assert with_bare_flags(given, ConvertOptions) == alone
+
+
+INPUTS = Annotated[list[str] | None, typer.Argument()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """Options of which some are lists."""
+
+    image: list[str] | None = option(None, "Pictures.", flags=("-i", "--image"))
+    text: list[str] | None = option(None, "Texts.")
+    prompt: str | None = option(None, "What is asked.")
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("DST --image a b --text c d e", {"image": ["a", "b"], "text": ["c", "d", "e"]}),
+        ("DST -i a --image b -i c d", {"image": ["a", "b", "c", "d"]}),
+        ("DST x --image a - --prompt p y", {"image": ["a", "-"], "prompt": "p", "inputs": ["x", "y"]}),
+        ("DST --image a b --loud c", {"image": ["a", "b"], "loud": True, "inputs": ["c"]}),
+        ("DST --image=a b", {"image": ["a"], "inputs": ["b"]}),
+        ("DST --image a b -- c", {"image": ["a", "b"], "inputs": ["c"]}),
+        ("DST --text -1 a", {"text": ["-1", "a"]}),
+        ("--image a --prompt p DST b", {"image": ["a"], "prompt": "p", "inputs": ["b"]}),
+        ("--loud --image a DST --image b c", {"image": ["a", "b", "c"]}),
+        ("DST", {"image": None, "text": None}),
+    ],
+)
+def test_flags_of_lists_take_all_values_that_follow(given, read):
+    command = typer.Typer()
+    seen: dict[str, object] = {}
+
+    @command.command(cls=SeveralValues)
+    @flags_for(Listed)
+    def run(path: str, inputs: INPUTS = None, *, loud: bool = False, **options: object) -> None:
+        seen.update(options, path=path, inputs=inputs, loud=loud)
+
+    typer.main.get_command(command)(given.split(), standalone_mode=False)
+    assert seen["path"] == "DST"
+    assert {name: seen[name] for name in read} == read
+
+
+def test_a_flag_of_a_list_wants_a_value(capsys):
+    command = typer.Typer()
+
+    @command.command(cls=SeveralValues)
+    @flags_for(Listed)
+    def run(path: str, **options: object) -> None: ...
+
+    with pytest.raises(SystemExit):
+        command(["DST", "--image"])
+    assert "--image" in capsys.readouterr().err
 
 
 def test_what_stands_in_brackets_is_shown(capsys):

@@ -13,7 +13,7 @@ from mlxport._version import __version__
 from mlxport.cli import signals
 from mlxport.cli.checking_commands import inspect, plan, report, verify
 from mlxport.cli.conversion_commands import convert, port
-from mlxport.cli.derived_flags import with_bare_flags
+from mlxport.cli.derived_flags import SeveralValues, with_bare_flags
 from mlxport.cli.flags import Verbose
 from mlxport.cli.generation_commands import chat, generate
 from mlxport.cli.json_output import (
@@ -59,7 +59,7 @@ def _root(
 
 
 for command in (convert, port, verify, report, inspect, plan, run, generate, chat):
-    app.command()(command)
+    app.command(cls=SeveralValues)(command)
 
 
 def _usage(error: Any) -> UsageError:

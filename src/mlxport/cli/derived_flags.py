@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ParamSpec, TypeVar, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
 from mlxport.options.option_field import Option, declared
 
-__all__ = ["flag", "flags_for", "flags_of", "with_bare_flags"]
+__all__ = ["SeveralValues", "flag", "flags_for", "flags_of", "with_bare_flags", "with_repeated_flags"]
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
@@ -70,6 +71,44 @@ def with_bare_flags(arguments: list[str], kind: type[Any]) -> list[str]:
     return result
 
 
+class SeveralValues(TyperCommand):
+    """A command whose flags of lists take all values that follow them: ``run DST --image a.png b.png``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments, with each flag of a list repeated for each of its values."""
+        return super().parse_args(ctx, with_repeated_flags(args, self.params))
+
+
+def with_repeated_flags(arguments: Sequence[str], parameters: Sequence[Any]) -> list[str]:
+    """Repeat a flag of a list before each value after its first: up to the next flag, and only after a first argument.
+
+    Before that argument such a flag takes one value: it would take the argument, too.
+
+    Args:
+        arguments: Of a command, without its name.
+        parameters: The command's, as click has them.
+    """
+    options = [known for known in parameters if known.param_type_name == "option"]
+    several = {spelling for known in options if known.multiple for spelling in known.opts}
+    one = {spelling for known in options if not known.is_flag for spelling in known.opts}
+    result: list[str] = []
+    behind = ""  # the flag whose values follow
+    found = False  # whether the first argument was met
+    left = iter(arguments)
+    for argument in left:
+        if argument == "--":
+            return [*result, argument, *left]
+        if argument.startswith("-") and argument != "-":
+            result.append(argument)
+            if argument in one:
+                result += [value for value in (next(left, None),) if value is not None]
+            behind = argument if found and argument in several else ""
+            continue
+        result += [behind, argument] if behind else [argument]
+        found = True
+    return result
+
+
 def _parameter(known: Option) -> inspect.Parameter:
     default = known.default if known.unset is None else known.unset
     given = typer.Option(*known.flags, help=_shown(known.help), rich_help_panel=known.panel or None)
@@ -88,6 +127,8 @@ def _parsed(annotation: str, default: Any) -> Any:
     """The type that typer reads an argument as, by the field's, as it is written."""
     if isinstance(default, bool):
         return bool
+    if annotation.startswith("list[str]"):
+        return list[str] | None
     kinds = annotation.split(" | ")
     read: Any = next(kind for kind in _PARSED if kind.__name__ in kinds)
     return read | None if "None" in kinds or default is None else read
