@@ -327,3 +327,14 @@ def test_code_is_named_and_not_run(source):
     change(source, "config.json", auto_map="modeling_x.M", model_file="../x.py")
     outside, mapped, *_ = inspect(source).code
     assert "'../x.py' is not a plain path" in outside and "auto_map in config.json names modeling_x.M" in mapped
+
+
+def test_the_task_is_told_and_how_it_is_run(tmp_path):
+    config = {"architectures": ["BertForSequenceClassification"], "model_type": "bert", "vocab_size": 40, "hidden_size": 8}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"bert.embeddings.word_embeddings.weight": np.zeros((40, 8), np.float32)}, tmp_path / "model.safetensors")
+    (tmp_path / "vocab.txt").write_text("\n".join(f"w{index}" for index in range(40)))
+    found = inspect(tmp_path)
+    assert found.task == "text-classification" and not any("chat template" in problem for problem in found.problems)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_file": "model.py"}))
+    assert "mlxport run" in inspect(tmp_path).way_out

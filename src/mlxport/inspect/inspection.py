@@ -5,6 +5,7 @@ Reads headers and JSON files only, never the weights. Works on sources and on ML
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,10 +16,11 @@ from mlxport.inspect.code_seen import code_seen
 from mlxport.inspect.dtype_counts import DtypeCount, count_by_dtype, count_parameters, describe_quantization
 from mlxport.layouts.base import Layout
 from mlxport.layouts.left_out import left_out, said_before
-from mlxport.layouts.table import layouts, way_out
+from mlxport.layouts.table import AUTO, chosen, layouts, way_out
 from mlxport.model_config import ModelConfig
 from mlxport.output.card import read_source_card
 from mlxport.run.load import is_mlx_format
+from mlxport.run.tasks.task_table import find_task
 from mlxport.source.jsonfile import read_object
 from mlxport.source.local_folder import ignored
 from mlxport.source.part_names import TOWER
@@ -75,6 +77,7 @@ class Inspection:
         model_type: The config's.
         mlx_lm: Module of mlx-lm that loads it, None where mlx-lm has none.
         port: Whether it is a port, which source that lies in it builds: what mlx-lm has of its kind does not matter.
+        task: What it is for, as Hugging Face names tasks, and ``mlxport run`` does; None where nothing says.
         way_out: How it is converted where mlx-lm has none, or would compute something else, and how a port is used;
             else empty.
         mlx_format: Whether the weights are in MLX's layout already (mlxport, mlx-lm); None where that cannot be told
@@ -120,6 +123,7 @@ class Inspection:
     license: str | None
     code: tuple[str, ...] = ()
     port: bool = False
+    task: str | None = None
     way_out: str = ""
     config_changes: tuple[str, ...] = ()
     left_out: tuple[ModelPart, ...] = ()
@@ -149,7 +153,9 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     mlx_format = _mlx_format(checkpoint)
     port = next((layout for layout in layouts() if layout.wrote(checkpoint.config)), None)
     support, convertible, changes, problems = (None, False, (), []) if port else _runtime(checkpoint, mlx_format)
-    tokenizer, tokenizer_problems = _tokenizer(checkpoint, side)
+    layout = port or chosen(AUTO, checkpoint.config, tensors)
+    task = find_task(checkpoint.root, checkpoint.config, layout)
+    tokenizer, tokenizer_problems = _tokenizer(checkpoint, side, task in (None, "text-generation"))
     if port is not None and not port.tokenizer and tokenizer is None:
         tokenizer_problems = []
     parts = _left_out(checkpoint) if support else ()
@@ -183,15 +189,18 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         license=card.get("license_name") or card.get("license"),
         code=tuple(code_seen(checkpoint)),
         port=port is not None,
-        way_out="" if convertible else _way_out(checkpoint, port),
+        task=task,
+        way_out="" if convertible else _way_out(checkpoint, port, task),
         config_changes=changes,
         left_out=parts,
         problems=tuple(dict.fromkeys(problems)),
     )
 
 
-def _way_out(checkpoint: Checkpoint, port: Layout | None) -> str:
+def _way_out(checkpoint: Checkpoint, port: Layout | None, task: str | None) -> str:
     if port is not None and port.not_generating is not None:
+        if task is not None:
+            return f"mlxport run {shlex.quote(str(checkpoint.root))} INPUT"
         return port.not_generating[1].replace("PATH", repr(str(checkpoint.root)))
     return way_out(checkpoint.config, checkpoint.location)
 
@@ -278,7 +287,9 @@ def _has_head(tensors: Mapping[str, TensorRef]) -> bool:
     return any(name.endswith(_HEADS) for name in tensors)
 
 
-def _tokenizer(checkpoint: Checkpoint, side: Mapping[str, Path]) -> tuple[TokenizerInfo | None, list[str]]:
+def _tokenizer(
+    checkpoint: Checkpoint, side: Mapping[str, Path], may_chat: bool
+) -> tuple[TokenizerInfo | None, list[str]]:
     problems: list[str] = []
     try:
         problems += check_tokenizer_files(checkpoint, _vocabulary(checkpoint))
@@ -290,7 +301,7 @@ def _tokenizer(checkpoint: Checkpoint, side: Mapping[str, Path]) -> tuple[Tokeni
     special_map, more = _object(side.get("special_tokens_map.json"))
     problems += trouble + more
     template = "chat_template.jinja" in side or "chat_template.json" in side or bool(settings.get("chat_template"))
-    if not template:
+    if not template and may_chat:
         problems.append("no chat template: fine for a base model, but mlxport chat needs one")
     special = {}
     for role in _SPECIAL:

@@ -37,6 +37,8 @@ def _rows(it: Inspection) -> Iterator[tuple[str, str]]:
         yield "port", "built by source of its own, not by mlx-lm"
     else:
         yield "mlx-lm", f"loads it as {it.mlx_lm}" if it.mlx_lm else "has no such architecture"
+    if it.task:
+        yield "task", it.task
     if it.way_out:
         yield "use" if it.port else "otherwise", it.way_out
     yield "format", {True: "MLX", False: "PyTorch", None: "unknown (the weights are not here)"}[it.mlx_format]
