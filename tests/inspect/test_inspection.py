@@ -330,7 +330,7 @@ def test_code_is_named_and_not_run(source):
 
 
 def test_the_task_is_told_and_how_it_is_run(tmp_path):
-    config = {"architectures": ["BertForSequenceClassification"], "model_type": "bert", "vocab_size": 40, "hidden_size": 8}
+    config = {"architectures": ["BertForSequenceClassification"], "model_type": "bert", "vocab_size": 40}
     (tmp_path / "config.json").write_text(json.dumps(config))
     save_file({"bert.embeddings.word_embeddings.weight": np.zeros((40, 8), np.float32)}, tmp_path / "model.safetensors")
     (tmp_path / "vocab.txt").write_text("\n".join(f"w{index}" for index in range(40)))

@@ -234,3 +234,12 @@ def test_quantized_models_are_compared_and_not_judged(converted, tmp_path):
     eight_bits = {"quantize": 8, "q_group_size": 32, "quiet": True}
     report = mlxport.convert(converted.source("sentence-similarity"), tmp_path / "q8", **eight_bits)
     assert report.parity.passed and not report.parity.task.judged and 0 < report.parity.task.error < 0.1
+
+
+def test_few_bits_for_vectors_are_advised_against(converted, tmp_path):
+    source = converted.source("sentence-similarity")
+    four, eight = (
+        mlxport.convert(source, tmp_path / "dst", quantize=bits, q_group_size=32, dry_run=True, quiet=True).notes
+        for bits in (4, 8)
+    )
+    assert any("-q 8 keeps" in note for note in four) and not any("-q 8 keeps" in note for note in eight)
