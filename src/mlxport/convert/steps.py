@@ -24,6 +24,7 @@ from mlxport.output.record import make_record
 from mlxport.output.workspace import RECORD, Workspace
 from mlxport.progress import Progress, make_progress
 from mlxport.source import hash_file
+from mlxport.source.tiktoken_tokenizer import made_tokenizer
 from mlxport.source.tokenizer_files import embedding_rows
 from mlxport.source.written_code import not_remembered, remember
 from mlxport.types import Checkpoint, Plan
@@ -159,7 +160,7 @@ def check_findings(state: State) -> None:
 
 
 def write_side_files(state: State) -> None:
-    """Config, index, and every other file of the source that the output needs, byte for byte."""
+    """Config, index, and every other file of the source that the output needs, byte for byte or made of it."""
     folder, plan = state.folder, state.plan
     write_json(folder / "config.json", state.conversion.config)
     weight_map = {tensor.name: shard.filename for shard in plan.shards for tensor in shard.tensors}
@@ -173,11 +174,16 @@ def write_side_files(state: State) -> None:
     if state.options.allocation is not None and (recipe := state.options.allocation.recipe()):
         (folder / RECIPE).write_text(recipe, encoding="utf-8")
         state.carried.add(RECIPE)
+    tokenizer = made_tokenizer(state.checkpoint.root) if state.layout.tokenizer else None
+    replaced = tokenizer.replaced if tokenizer is not None else frozenset()
+    for name, text in tokenizer.files.items() if tokenizer is not None else ():
+        (folder / name).write_text(text, encoding="utf-8")
+        state.carried.add(name)
     for path in state.checkpoint.side_files:
         relative = path.relative_to(state.checkpoint.root)
         untrusted = path.suffix == ".py" and not state.checkpoint.trust_remote_code
         alone = plan.left_out and path.name in PROCESSORS
-        if path.name == _CARD or untrusted or alone or not state.layout.carries(relative):
+        if path.name in replaced or path.name == _CARD or untrusted or alone or not state.layout.carries(relative):
             continue
         (folder / relative).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, folder / relative)

@@ -94,7 +94,8 @@ def plan_for(
     checkpoint = open_checkpoint(source, revision=revision, check_config=check, headers_only=True)
     opened, conversion, asked, notes = _open(checkpoint, dtype)
     parts = left_out(checkpoint, conversion.program)
-    limit = checkpoint.model_config.context_length
+    lengths = (checkpoint.model_config.context_length, ModelConfig(conversion.config).context_length)
+    limit = min((length for length in lengths if length is not None), default=None)
     tokens = chosen_context(context, limit)
     footprint = Footprint(_packed(opened, _PACKED), METAL, kv_bits, kv_group_size)
     shares = footprint.read_shares(tokens)

@@ -5,6 +5,7 @@ Reads headers and JSON files only, never the weights. Works on sources and on ML
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -24,6 +25,7 @@ from mlxport.run.tasks.task_table import find_task
 from mlxport.source.jsonfile import read_object
 from mlxport.source.local_folder import ignored
 from mlxport.source.part_names import TOWER
+from mlxport.source.tiktoken_tokenizer import made_tokenizer
 from mlxport.source.tokenizer_files import check_tokenizer_files, embedding_rows
 from mlxport.types import Checkpoint, ModelPart, TensorRef
 
@@ -298,6 +300,10 @@ def _tokenizer(
     if not any("token" in name or name.startswith(("vocab", "spiece", "tekken")) for name in side):
         return None, problems
     settings, trouble = _object(side.get("tokenizer_config.json"))
+    kind, vocabulary = settings.get("tokenizer_class"), _ids(side)
+    with contextlib.suppress(SourceError):  # which has been said
+        if (made := made_tokenizer(checkpoint.root)) is not None:
+            kind, vocabulary, settings = made.name, made.size, made.settings
     special_map, more = _object(side.get("special_tokens_map.json"))
     problems += trouble + more
     template = "chat_template.jinja" in side or "chat_template.json" in side or bool(settings.get("chat_template"))
@@ -309,8 +315,6 @@ def _tokenizer(
         value = value.get("content") if isinstance(value, Mapping) else value
         if isinstance(value, str):
             special[role] = value
-    kind = settings.get("tokenizer_class")
-    vocabulary = _ids(side)
     return TokenizerInfo(kind if isinstance(kind, str) else None, vocabulary, template, special), problems
 
 

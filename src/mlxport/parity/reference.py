@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import logging
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +24,9 @@ from mlxport.source.part_names import TOWER
 from mlxport.types import Checkpoint
 
 __all__ = ["load_config", "load_reference", "logits", "reached_by_text", "state_dict", "text_config"]
+
+# model_type -> module and class of what stands for models whose code is in their checkpoints, which is not run.
+_OWN: Mapping[str, tuple[str, str]] = {"qwen": ("mlxport.parity.qwen_original", "QWenLMHeadModel")}
 
 
 @contextlib.contextmanager
@@ -45,6 +50,8 @@ def load_config(checkpoint: Checkpoint) -> Any:
     Raises:
         UnsupportedError: transformers does not know it.
     """
+    if (own := _own(checkpoint)) is not None:
+        return own.config_class.from_dict(dict(checkpoint.config))
     try:
         with quiet():
             config = _read_config(checkpoint)
@@ -58,6 +65,12 @@ def load_config(checkpoint: Checkpoint) -> Any:
         if getattr(part, "quantization_config", None) is not None:
             del part.quantization_config
     return config
+
+
+def _own(checkpoint: Checkpoint) -> Any:
+    """Our model of an architecture that transformers does not have; None for any other."""
+    place = _OWN.get(checkpoint.config.get("model_type", ""))
+    return place and getattr(importlib.import_module(place[0]), place[1])
 
 
 def _read_config(checkpoint: Checkpoint) -> Any:
@@ -77,17 +90,17 @@ def empty_model(checkpoint: Checkpoint) -> Any:
     """The checkpoint's model on meta, no weight in memory, buffers real, eager attention and experts."""
     from accelerate import init_empty_weights
 
-    config = load_config(checkpoint)
+    config, own = load_config(checkpoint), _own(checkpoint)
+    options: dict[str, Any] = {"attn_implementation": "eager", "dtype": torch.float32}
+    makers = [
+        functools.partial(auto.from_config, trust_remote_code=checkpoint.trust_remote_code)
+        for auto in (transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText)
+    ]
     errors = []
-    for auto in (transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText):
+    for make in makers if own is None else [own._from_config]:
         try:
             with quiet(), init_empty_weights(include_buffers=False):
-                return auto.from_config(
-                    config,
-                    trust_remote_code=checkpoint.trust_remote_code,
-                    attn_implementation="eager",
-                    dtype=torch.float32,
-                )
+                return make(config, **options)
         except (ValueError, ImportError) as error:
             errors.append(str(error).splitlines()[0])
         except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as error:

@@ -210,7 +210,7 @@ def _turn(session: ChatSession, line: str, out: IO[str], err: IO[str], interacti
         out.write("\n")
         out.flush()
     limit = session.loaded.context_length
-    if limit is not None and result.cached_tokens + result.prompt_tokens > limit:
+    if limit is not None and result.cached_tokens + result.prompt_tokens + len(result.tokens) > limit:
         print(f"warning: the conversation is longer than the {limit} tokens that the model was made for", file=err)
     if not quiet:
         print(result.summary(), file=err, flush=True)

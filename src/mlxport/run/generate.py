@@ -98,7 +98,10 @@ def generate(
         warn(f"the prompt has {len(tokens)} tokens, the model was made for {limit}: expect a poor answer")
     with remarked(warn):
         if not reads:
-            return stream(loaded, tokens, sampling, kv=kv, on_text=on_text)
+            made = stream(loaded, tokens, sampling, kv=kv, on_text=on_text)
+            if limit is not None and len(tokens) <= limit < len(tokens) + len(made.tokens):
+                warn(f"prompt and answer are longer than the {limit} tokens that the model was made for")
+            return made
         from mlxport.run.sequences import rules_of
 
         given = {} if target_lang is None else {"forced_bos_token_id": _first_token(loaded, target_lang)}

@@ -11,6 +11,7 @@ from mlxport.errors import ConfigError, TokenizerError
 from mlxport.model_config import ModelConfig
 from mlxport.source.jsonfile import MAX_JSON_BYTES, read_object
 from mlxport.source.safe_files import opened, read_exactly
+from mlxport.source.tiktoken_tokenizer import made_tokenizer
 from mlxport.source.tokenizer_loading import check_settings, checked_ends
 from mlxport.types import Checkpoint
 
@@ -66,11 +67,14 @@ def check_tokenizer_files(checkpoint: Checkpoint, rows: int | None) -> tuple[str
         checked_ends(read_object(path, ConfigError, unique=False).get("eos_token_id"), str(path))
     sizes, loose = _json_sizes(names, rows)
     slow = _slow_sizes(names)
-    remarks = []
+    remarks: list[str] = []
     if sizes or others:  # then the ids come from there, and a slow tokenizer's file may be a leftover
         remarks = [_beyond(names[name], size, rows) for name, size in slow.items() if rows and size > rows]
     else:
         sizes = slow
+    if (made := made_tokenizer(checkpoint.root)) is not None:
+        remarks.append(made.note)
+        sizes[made.ranks.name] = made.size
     for name, size in sizes.items():
         if rows is not None and size > rows:
             raise TokenizerError(_beyond(names[name], size, rows), hint=_HINT)

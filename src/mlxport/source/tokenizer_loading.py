@@ -17,6 +17,7 @@ from mlxport.errors import ConfigError, MlxportError, TokenizerError, UsageError
 from mlxport.printable import words
 from mlxport.source.bounded_rendering import EndlessTemplate, bounded
 from mlxport.source.jsonfile import read_object
+from mlxport.source.tiktoken_tokenizer import made_tokenizer
 
 __all__ = [
     "check_decoder",
@@ -85,7 +86,7 @@ def refusing(refusal: Callable[[BaseException], MlxportError]) -> Iterator[None]
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of transformers in a folder.
+    """The tokenizer of transformers in a folder; what is code of a checkpoint and known here, as we write it.
 
     Raises:
         TokenizerError: It does not load.
@@ -104,6 +105,8 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
         return TokenizerError(f"the tokenizer in {folder} does not load: {reason(error)}", hint=_HINT)
 
     with refusing(refusal):
+        if (made := made_tokenizer(folder)) is not None:
+            return made.load()
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
 
 

@@ -107,7 +107,7 @@ ONLY: Final[Mapping[str, Mapping[str, tuple[Any, ...]]]] = MappingProxyType(
         "olmoe": {"clip_qkv": (None,)},
         "phi": {"qk_layernorm": _NO},
         "phimoe": {"attention_bias": _YES, "lm_head_bias": _YES},
-        "qwen": {"rotary_emb_base": (10000,), "rotary_pct": (1,)},
+        "qwen": {"rotary_emb_base": (10000,), "rotary_pct": (1,), "scale_attn_weights": _YES},
         "qwen2_moe": {
             "decoder_sparse_step": (1,),
             "norm_topk_prob": _NO,

@@ -253,6 +253,8 @@ class _Section:
                 tokens = view.get(field) or default
                 without = " and ".join(left_out)
                 work.limit(tokens, f"mlx-lm's {kind} is without {without}: exact up to {tokens} tokens ({field})")
+                if longest > tokens:  # runtimes look there for the longest text
+                    self.put("max_position_embeddings", tokens, work, f"as {field} has it, beyond which it is wrong")
         if (rope := read_rope(view)) is not None:
             self._limit_rope(rope.main, view, longest, arguments, work)
         for field, exact in ((f, e) for name in self.names for f, e in limits.NEAR.get(name, {}).items()):
