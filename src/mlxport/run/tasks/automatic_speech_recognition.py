@@ -123,7 +123,7 @@ def _feature_extractor(folder: Path) -> Any:
         return SourceError(f"the feature extractor of {folder} does not load: {reason(error)}", hint=hint)
 
     with refusing(failed):
-        return AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
+        return AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
 def _voice(seconds: float, rate: int, seed: int) -> Samples:

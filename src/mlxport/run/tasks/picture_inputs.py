@@ -37,7 +37,7 @@ def load_image_processor(folder: Path) -> Any:
         return SourceError(f"the image processor of {folder} does not load: {reason(error)}", hint=hint)
 
     with refusing(failed):
-        return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
+        return AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False, local_files_only=True)
 
 
 def example_pictures() -> list[Any]:
