@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,7 +15,10 @@ from mlxport.cli.flags import Json, Quiet, Trust, Verbose
 from mlxport.cli.json_output import print_json
 from mlxport.errors import UsageError
 from mlxport.options.option_field import Option, declared
-from mlxport.run.tasks.task_options import OPTIONS
+from mlxport.run.tasks.task_options import OPTIONS, RunOptions
+
+if TYPE_CHECKING:
+    from mlxport.run.tasks.pipeline import Pipeline
 
 __all__ = ["TASK_OPTIONS", "run"]
 
@@ -66,11 +69,14 @@ def run(
 
     pipeline = opened(path, task, trust_remote_code=trust_remote_code)
     given = {known.name: options[known.name] for known in TASK_OPTIONS if options[known.name] != _unset(known)}
-    items = _items(inputs or [], pipeline.reads, pipeline.task, path)
     chosen = pipeline.checked(given)
+    items = _items(inputs or [], pipeline, chosen, path)
     with _progress(len(items), pipeline.task, quiet or as_json) as on_done:
-        found = pipeline(items if len(items) > 1 else items[0], on_done=on_done, **given)
-    results = found if len(items) > 1 else [found]
+        results = pipeline.run(items, chosen, on_done)
+    found: Any = results
+    if len(items) == 1:
+        found = pipeline.alone(results[0], chosen)
+        results = [found]
     if getattr(chosen, "output", None) is not None:
         write_vectors(results, str(chosen.output))  # type: ignore[attr-defined]
         typer.echo(f"written: {chosen.output}", err=True)  # type: ignore[attr-defined]
@@ -82,14 +88,16 @@ def run(
         typer.echo(line)
 
 
-def _items(given: list[str], reads: str, task: str, path: str) -> list[str]:
-    if _STDIN in given and reads == "text":
+def _items(given: list[str], pipeline: Pipeline, chosen: RunOptions, path: str) -> list[Any]:
+    if _STDIN in given and pipeline.reads == "text":
         lines = [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
         given = [item for part in given for item in (lines if part == _STDIN else [part])]
-    if not given:
-        what = {"text": '"a text"', "picture": "picture.jpg", "sound": "talk.wav"}[reads]
-        raise UsageError(f"{task} needs a {reads} to read", hint=f"mlxport run {path} {what}")
-    return given
+    items = pipeline.gathered(given, chosen)
+    if not items:
+        what = {"text": '"a text"', "picture": "picture.jpg", "sound": "talk.wav"}[pipeline.reads]
+        example = " ".join(filter(None, [what, pipeline.also]))
+        raise UsageError(f"{pipeline.task} needs a {pipeline.reads} to read", hint=f"mlxport run {path} {example}")
+    return items
 
 
 @contextmanager

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from mlxport.convert.open_source import open_source
 from mlxport.convert.options import DTYPES
+from mlxport.convert.recorded import fewest_bits, recorded, refuse_large
 from mlxport.convert.resolved_options import ResolvedOptions
+from mlxport.convert.verify_parts import with_wrong
 from mlxport.errors import SourceError, UnsupportedError, UsageError, VerificationError
 from mlxport.layouts.base import Layout
 from mlxport.layouts.table import layout_of
@@ -116,7 +118,7 @@ def _written_outputs(work: Verifying) -> Verified:
 
 
 def _with_task(
-    report: PortParity, folder: Path, layout: Layout, checkpoint: Checkpoint, conversion: GeneratedConversion,
+    report: PortParity, folder: Path, layout: Layout, checkpoint: Checkpoint, conversion: Conversion,
     trust_remote_code: bool = False,
 ) -> PortParity:  # fmt: skip
     """A report with what the results of the task that the model is for have shown."""
@@ -135,29 +137,29 @@ def _with_task(
 def _compared_outputs(work: Verifying) -> tuple[PortParity, Any]:
     """What the comparison of a port that was just written found, and the port."""
     from mlxport.layouts.generated.loading import load_port, unquantized_port
-    from mlxport.model.memory import available_memory
     from mlxport.parity.port_comparison import compare_port
 
     conversion = _generated(work.conversion)
-    nbytes = sum(tensor.nbytes for tensor in conversion.tensors())
-    if conversion.quantized:  # it is compared with the same port on two sets of weights that are not packed
-        nbytes += 2 * conversion.parameters * 4
-    if nbytes > (limit := available_memory() // 2):
-        needed, free = (f"{size / 1e9:.1f} GB" for size in (nbytes, limit))
-        raise UnsupportedError(
-            f"the port's {needed} of weights run in memory, of which {free} may be taken",
-            hint="verify it on a machine with more memory: mlxport verify DST --against SRC",
-        )
+    refuse_large(conversion)
     model = load_port(work.folder)  # written by this very run, which has noted it
     report = compare_port(
         conversion,
         model,
         dtype=conversion.dtype,
-        bits=min((spec.bits for spec in conversion.quantized.values()), default=None),
+        bits=fewest_bits(conversion),
         unquantized=functools.partial(unquantized_port, work.folder),
         on_outputs=functools.partial(conversion.keep_outputs, work.folder),
     )
     return report, model
+
+
+def _written_parts(work: Verifying) -> Verified:
+    from mlxport.convert.verify_parts import compare_written
+
+    refuse_large(work.conversion)
+    report = compare_written(work.folder, work.conversion)
+    report = _with_task(report, work.folder, work.layout, work.checkpoint, work.conversion)
+    return Verified(_passed(report, work.folder, "model"))
 
 
 def _written_sequences(work: Verifying) -> Verified:
@@ -213,6 +215,7 @@ _WRITTEN: Mapping[str, Callable[[Verifying], Verified]] = {
     "logits": _written_logits,
     "outputs": _written_outputs,
     "sequences": _written_sequences,
+    "parts": _written_parts,
     "": _not_verified,
 }
 
@@ -319,6 +322,20 @@ def _folder_outputs(asked: _Asked) -> PortParity:
     return _with_task(report, asked.folder, asked.layout, conversion.weights_of, conversion, trust)
 
 
+def _folder_parts(asked: _Asked) -> PortParity:
+    from mlxport import parity
+
+    if reason := parity.unavailable():
+        raise UsageError(f"port needs PyTorch: {reason}", hint="pip install 'mlxport[torch]'")
+    from mlxport.convert.verify_parts import compare_folder
+
+    trust = asked.trust_remote_code
+    made = recorded(asked.folder, asked.layout, asked.revision, trust)
+    checkpoint = open_source(asked.against, made.options)
+    report, conversion = compare_folder(asked.folder, asked.layout, checkpoint, made, trust)
+    return _with_task(report, asked.folder, asked.layout, checkpoint, conversion, trust)
+
+
 def _folder_sequences(asked: _Asked) -> PortParity:
     return _with_steps(*_compared_folder(asked))
 
@@ -334,27 +351,13 @@ def _compared_folder(asked: _Asked) -> tuple[PortParity, Any, GeneratedConversio
     from mlxport.parity.port_comparison import compare_port
 
     check_source(asked.folder, asked.trust_remote_code)  # before the original is captured, which takes long
-    record = read_record(asked.folder)
-    given, written = (part if isinstance(part := record.get(key), dict) else {} for key in ("options", "output"))
-    options = ResolvedOptions(
-        dtype=str(given.get("dtype", "auto")),
-        layout=asked.layout.name,
-        dynamic=bool(given.get("dynamic", True)),
-        fold_batchnorm=bool(given.get("fold_batchnorm", False)),
-        revision=asked.revision,
-        trust_remote_code=asked.trust_remote_code,
-    )
-    bits = min((int(spec["bits"]) for spec in written.get("quantized", {}).values()), default=None)
-    conversion = _original(asked, options)
+    made = recorded(asked.folder, asked.layout, asked.revision, asked.trust_remote_code)
+    conversion = _original(asked, made.options)
     model = load_port(asked.folder, trust_remote_code=asked.trust_remote_code)
-    dtype = str(written.get("dtype", "float32"))
     unquantized = functools.partial(unquantized_port, asked.folder, trust_remote_code=asked.trust_remote_code)
-    report = compare_port(conversion, model, dtype=dtype, bits=bits, unquantized=unquantized)
+    report = compare_port(conversion, model, dtype=made.dtype, bits=made.bits, unquantized=unquantized)
     wrong = wrong_weights(model, conversion.unquantized()) if report.passed else []
-    problem = f"stored weights differ from the original's: {', '.join(wrong[:8])}"
-    if wrong:
-        report = replace(report, problems=(problem,))
-    return report, model, conversion
+    return with_wrong(report, wrong), model, conversion
 
 
 def _original(asked: _Asked, options: ResolvedOptions) -> GeneratedConversion:
@@ -373,4 +376,5 @@ _FOLDERS: Mapping[str, Callable[[_Asked], ParityReport | PortParity]] = {
     "logits": _folder_logits,
     "outputs": _folder_outputs,
     "sequences": _folder_sequences,
+    "parts": _folder_parts,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,6 +75,7 @@ def build(
     fusions: bool = True,
     batchnorm: bool = False,
     cache: Any = None,
+    fields_at: Sequence[str] = (),
 ) -> Port:
     """Port a captured program.
 
@@ -86,6 +87,7 @@ def build(
         batchnorm: Whether to multiply BatchNorm into the convolution before it.
         cache: The example's cache, of transformers, where the program is a step of generation ``(input_ids, cache)``;
             its port takes mlx-lm's caches.
+        fields_at: Keys that lead to its fields in config.json, where it is a part of a model and not alone there.
 
     Raises:
         MissingOps: with every op that has no lowering.
@@ -94,7 +96,7 @@ def build(
     port = Port(captured, notes=[*captured.notes, *_halved(captured)])
     limits = limit_sizes(captured), value_limits(captured)
     layers = _rewrite(captured, port, fusions, batchnorm, cache)
-    _write(captured, port, layers, limits, title, model_type)
+    _write(captured, port, layers, limits, (title, model_type), fields_at)
     return port
 
 
@@ -125,8 +127,8 @@ def _write(
     port: Port,
     layers: Mapping[str, LayerSpec],
     limits: tuple[list[SizeLimit], list[ValueLimit]],
-    title: str,
-    model_type: str,
+    named: tuple[str, str],
+    fields_at: Sequence[str],
 ) -> None:
     """The graph lowered to expressions, these put into bodies, and bodies into classes."""
     lowered = lower_graph(captured)
@@ -138,12 +140,14 @@ def _write(
     port.class_name = root_class.name
     port.fields = {item.name: item.value for item in fields}
     name = type(captured.modules[""]).__name__
+    title, model_type = named
     port.model_type = model_type or name.lower()
     made = generating(captured, port.caches) if port.caches else None
     told = limits_told(*limits, names) if made is None else lengths_told(limits[0])
     port.notes += told
     call = call_signature(captured, names) if made is None else made.call
-    source = file_source(title or f"{name} in MLX.", classes, fields, root_class, call, port.model_type, told, made)
+    heading = title or f"{name} in MLX."
+    source = file_source(heading, classes, fields, root_class, call, port.model_type, told, made, fields_at)
     port.source = format_source(source)
     port.fields |= {item.name: item.value for item in layer_fields(source, fields, made)}
 

@@ -10,7 +10,7 @@ from typing import Any
 from mlxport.errors import SourceError
 from mlxport.progress import listed
 from mlxport.source.jsonfile import read_object
-from mlxport.source.written_code import model_file, source_to_run
+from mlxport.source.written_code import PARTS, code_files, source_to_run
 from mlxport.types import Checkpoint
 
 __all__ = ["code_seen"]
@@ -25,13 +25,14 @@ def code_seen(checkpoint: Checkpoint) -> Iterator[str]:
     """A line for each way in which the checkpoint would have code of its own run, and for code that lies there."""
     told = set()
     try:
-        path = model_file(checkpoint.root, checkpoint.config)
+        built = code_files(checkpoint.root, checkpoint.config)
     except SourceError as error:
         yield error.message
-        path = None
-    if path is not None:
+        built = {}
+    for part, path in built.items():
         told.add(path.name)
-        yield f"{path.name} builds the model (model_file in config.json): {_whose(path)}"
+        what = f"the part {part} of the model ({PARTS}" if part else "the model (model_file"
+        yield f"{path.name} builds {what} in config.json): {_whose(path)}"
     files = {path.name: path for path in checkpoint.side_files}
     for name in ("config.json", *_WITH_AUTO_MAP):
         if named := _auto_map(checkpoint.config if name == "config.json" else _read(files.get(name))):

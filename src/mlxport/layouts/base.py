@@ -90,7 +90,8 @@ class Layout:
             nothing.
         usage: The card's section on how the output is used.
         verification: What is compared with the original: ``logits`` of a language model, all ``outputs`` of the example
-            that the conversion holds, ``sequences`` that are written in one call and in several, or nothing.
+            that the conversion holds, ``sequences`` that are written in one call and in several, ``parts`` by
+            themselves and together, or nothing.
         verifies_generation: Whether the comparison of ``logits`` goes on to text generated with the runtime's caches:
             the model's code is as new as its weights, and nobody else has run it.
         run_by: The commands that generate text with it, where that has to be said.
@@ -116,7 +117,7 @@ class Layout:
     tokenizer: bool = True
     task: str = ""
     usage: str = ""
-    verification: Literal["logits", "outputs", "sequences", ""] = ""
+    verification: Literal["logits", "outputs", "sequences", "parts", ""] = ""
     verifies_generation: bool = False
     run_by: str = ""
     wrote: Callable[[Mapping[str, Any]], bool] = lambda config: False

@@ -11,6 +11,7 @@ from typing import Any
 from mlxport.errors import UnsupportedError
 from mlxport.layouts.base import PORT_FILE
 from mlxport.progress import listed
+from mlxport.source.written_code import PARTS
 
 __all__ = ["refuse_adapters", "refuse_heads", "refuse_mlx_code"]
 
@@ -46,15 +47,17 @@ def refuse_mlx_code(config: Mapping[str, Any], where: str, known: bool = False) 
     Raises:
         UnsupportedError: Names what to convert instead.
     """
-    if (file := config.get("model_file")) is None:
+    file = config.get("model_file")
+    if file is None and PARTS not in config:
         return
+    named_by = PARTS if file is None else "model_file"
     hint = "convert the PyTorch original that it was made from"
     if folder := where.rpartition("/config.json")[0]:
         hint += f"; how this folder is used says: mlxport inspect {shlex.quote(folder)}"
-    if known and file != PORT_FILE:  # ours have weights of other shapes and names
+    if known and file not in (None, PORT_FILE):  # ours have weights of other shapes and names
         hint += "; or delete model_file from config.json, if mlx-lm's own code is meant"
     raise UnsupportedError(
-        f"{where}: the model is built by code of its own for MLX (model_file), which is not run to convert it",
+        f"{where}: the model is built by code of its own for MLX ({named_by}), which is not run to convert it",
         hint=hint,
     )
 

@@ -10,6 +10,7 @@ from mlxport.errors import MlxportError, UnsupportedError, UsageError
 from mlxport.layouts.base import Layout
 from mlxport.layouts.generated.language_layout import GENERATED_LM
 from mlxport.layouts.generated.layout import GENERATED
+from mlxport.layouts.generated.parts_layout import GENERATED_PARTS
 from mlxport.layouts.generated.sequence_layout import GENERATED_SEQ2SEQ, GENERATED_SPEECH
 from mlxport.layouts.mlx_lm.layout import MLX_LM
 from mlxport.model_config import ModelConfig
@@ -37,7 +38,7 @@ __all__ = [
 
 AUTO = "auto"
 _WITH_CACHE = (GENERATED_LM, GENERATED_SEQ2SEQ, GENERATED_SPEECH)
-_BUILT_IN = (MLX_LM, *_WITH_CACHE, GENERATED)
+_BUILT_IN = (MLX_LM, *_WITH_CACHE, GENERATED_PARTS, GENERATED)
 _GENERATIVE = ("CausalLM", "LMHead", "ConditionalGeneration")
 _table: dict[str, Layout] = {}
 

@@ -13,7 +13,7 @@ import torch
 
 from mlxport.graph.capture.examples import Example, other_sizes
 from mlxport.layouts.generated.reference_module import copied, in_float32
-from mlxport.layouts.generated.weights_trace import GeneratedConversion
+from mlxport.layouts.generated.weights_trace import ComparedPort
 from mlxport.parity.lazy_reference import lazy_parameters
 from mlxport.parity.plain_ports import plain_ports
 from mlxport.parity.port_bisect import first_divergence
@@ -25,7 +25,7 @@ __all__ = ["compare_port", "original_logits"]
 
 
 def compare_port(
-    conversion: GeneratedConversion,
+    conversion: ComparedPort,
     model: nn.Module,
     *,
     dtype: str,
@@ -62,7 +62,7 @@ def compare_port(
     return replace(report, divergence=divergence)
 
 
-def original_logits(conversion: GeneratedConversion) -> Callable[[Array, Array], Array]:
+def original_logits(conversion: ComparedPort) -> Callable[[Array, Array], Array]:
     """From what an encoder reads and a text [1, length] to the original's logits [length, vocabulary], float32."""
     model = _reference(conversion)()
     name, written = conversion.example.kwargs
@@ -75,7 +75,7 @@ def original_logits(conversion: GeneratedConversion) -> Callable[[Array, Array],
     return logits
 
 
-def _reference(conversion: GeneratedConversion) -> Callable[[], Any]:
+def _reference(conversion: ComparedPort) -> Callable[[], Any]:
     """What gives the original, computing in float32, as it is before its first call."""
     original = conversion.original()
     if conversion.weights_of is not None:

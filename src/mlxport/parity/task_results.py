@@ -55,7 +55,7 @@ def compare_task(
 def _compared(ours: Pipeline, theirs: Callable[[Any], Any], example: Any) -> Difference:
     wanted = theirs(example)
     try:
-        return ours.compare(ours(example), wanted)
+        return ours.compare(ours.answer(example), wanted)
     except UsageError as error:  # it refuses what the original takes
         return Difference("results", 0.0, error.message)
 
@@ -85,7 +85,7 @@ def _reference(task: str, checkpoint: Checkpoint, ours: Pipeline) -> Callable[[A
         model = guarded(lambda: _sentence_model(checkpoint))
         return lambda text: guarded(lambda: model.encode(text).tolist())
     pipe = guarded(lambda: _transformers_pipeline(task, checkpoint))
-    return lambda example: guarded(lambda: pipe(ours.for_reference(example)))
+    return lambda example: guarded(lambda: ours.reference(pipe, example))
 
 
 def _transformers_pipeline(task: str, checkpoint: Checkpoint) -> Any:

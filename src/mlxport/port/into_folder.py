@@ -82,6 +82,10 @@ def load(path: str | Path, *, trust_remote_code: bool = False) -> nn.Module:
     if not (folder / "config.json").is_file():
         raise SourceError(f"{path} is not a converted model (no config.json)", hint="give the folder that port wrote")
     layout = layout_of(read_object(folder / "config.json", SourceError), read_record(folder))
+    if layout.verification == "parts":
+        from mlxport.layouts.generated.loading import load_parts
+
+        return load_parts(folder, trust_remote_code=trust_remote_code)
     if layout.verification == "outputs" or (layout.verification == "sequences" and layout.not_generating is not None):
         from mlxport.layouts.generated.loading import load_port
 

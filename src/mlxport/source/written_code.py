@@ -20,6 +20,8 @@ from mlxport.source.safe_files import inside, opened, read_exactly
 
 __all__ = [
     "CACHE_VARIABLE",
+    "PARTS",
+    "code_files",
     "model_file",
     "not_remembered",
     "refuse_foreign_source",
@@ -32,6 +34,8 @@ __all__ = [
 
 # Moves the cache directory, which is otherwise where others keep theirs: $XDG_CACHE_HOME/mlxport or ~/.cache/mlxport.
 CACHE_VARIABLE = "MLXPORT_CACHE"
+PARTS = "port_parts"
+"""Where config.json keeps the fields of each part of a model, by the part's name; its source is NAME.py."""
 TRUST = "read that file, then add --trust-remote-code (in Python: trust_remote_code=True)"
 _MOST_BYTES = 100_000_000
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
@@ -123,16 +127,37 @@ def model_file(folder: Path, config: Mapping[str, Any]) -> Path | None:
     return inside(folder, name, named_by=f"{folder}/config.json")
 
 
+def code_files(folder: Path, config: Mapping[str, Any]) -> dict[str, Path]:
+    """The files of code that a folder's config has its model, or parts of it, built by: by name of the part, if any.
+
+    Raises:
+        ConfigError: What the config gives is not a name.
+        UnsafeError: One lies outside of the folder.
+    """
+    path = model_file(folder, config)
+    found = {} if path is None else {"": path}
+    parts = config.get(PARTS)
+    if parts is None:
+        return found
+    if not isinstance(parts, Mapping) or not all(str(name).isidentifier() for name in parts):
+        raise ConfigError(
+            f"{folder}/config.json: {PARTS} does not name parts of a model but says {str(parts)[:80]!r}",
+            hint="get config.json again from where the weights are from",
+        )
+    return found | {str(name): inside(folder, f"{name}.py", named_by=f"{folder}/config.json") for name in parts}
+
+
 def refuse_foreign_source(folder: Path, config: Mapping[str, Any], trust_remote_code: bool) -> bool:
     """Refuse a model whose source this installation did not write unless it is trusted; whether it is built by any.
 
     Raises:
         UnsafeError: Somebody else wrote it, and it is not trusted.
     """
-    path = model_file(folder, config)
-    if path is not None and os.path.lexists(path):
-        source_to_run(path, trust_remote_code)
-    return path is not None
+    paths = code_files(folder, config).values()
+    for path in paths:
+        if os.path.lexists(path):
+            source_to_run(path, trust_remote_code)
+    return bool(paths)
 
 
 def refuse_model_file(folder: Path, config: Mapping[str, Any], trust_remote_code: bool) -> None:

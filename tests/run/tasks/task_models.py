@@ -35,7 +35,7 @@ def randomised(model: torch.nn.Module) -> torch.nn.Module:
     return model.eval()
 
 
-def word_tokenizer(folder: Path, longest: int = 64) -> int:
+def word_tokenizer(folder: Path, longest: int = 64, **settings: Any) -> int:
     """A WordPiece tokenizer of words and letters; its size."""
     words = [*WORDS, *LETTERS, *(f"##{letter}" for letter in LETTERS)]
     made = Tokenizer(models.WordPiece({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
@@ -46,7 +46,7 @@ def word_tokenizer(folder: Path, longest: int = 64) -> int:
     )
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=made, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]",
-        mask_token="[MASK]", model_max_length=longest,
+        mask_token="[MASK]", model_max_length=longest, **settings,
     ).save_pretrained(folder)  # fmt: skip
     return len(words)
 
@@ -105,6 +105,35 @@ def _speech(folder: Path) -> Path:
     return folder
 
 
+SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+EYES = {**SIZES, "image_size": 32, "patch_size": 8}
+
+
+def _clip(folder: Path) -> Path:
+    """As of 2021: quick_gelu, and a preprocessor_config.json of transformers 4."""
+    size = word_tokenizer(folder)
+    words = {**SIZES, "max_position_embeddings": 64, "vocab_size": size, "bos_token_id": 2, "eos_token_id": 3}
+    eyes = {**EYES, "hidden_size": 40}
+    config = transformers.CLIPConfig(text_config=words, vision_config=eyes, projection_dim=16)
+    randomised(transformers.CLIPModel(config)).save_pretrained(folder)
+    settings = {"feature_extractor_type": "CLIPFeatureExtractor", "size": 32, "crop_size": 32, "resample": 3}
+    flags = {"do_resize": True, "do_center_crop": True, "do_normalize": True}
+    mean = {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]}
+    (folder / "preprocessor_config.json").write_text(json.dumps({**settings, **flags, **mean}))
+    return folder
+
+
+def siglip(folder: Path) -> Path:
+    """A scale and a bias, and texts that are padded to 64 tokens without a mask."""
+    size = word_tokenizer(folder, model_input_names=["input_ids"])
+    words = {**SIZES, "max_position_embeddings": 64, "vocab_size": size}
+    config = transformers.SiglipConfig(text_config=words, vision_config=EYES)
+    randomised(transformers.SiglipModel(config)).save_pretrained(folder)
+    settings = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 32, "width": 32}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
 SOURCES = {
     "text-classification": lambda folder: bert(folder, transformers.BertForSequenceClassification, id2label=LABELS),
     "token-classification": lambda folder: bert(folder, transformers.BertForTokenClassification, id2label=ENTITIES),
@@ -112,6 +141,7 @@ SOURCES = {
     "feature-extraction": lambda folder: bert(folder, transformers.BertModel),
     "sentence-similarity": _sentences,
     "image-classification": _pictures,
+    "zero-shot-image-classification": _clip,
     "automatic-speech-recognition": _speech,
 }
 

@@ -42,6 +42,25 @@ def load(path: str | Path = Path(__file__).parent) -> "Model":
     return model.eval()
 '''
 
+# What differs for a part of a model: others have fields and weights beside it.
+_OF_A_PART = (
+    ("The model with the weights", "This part of the model with its weights"),
+    ("from_dict(config)", "from_dict(config{keys})"),
+    (
+        "    model.load_weights(list(weights.items()))",
+        "    own = dict(tree_flatten(model.parameters()))\n"
+        "    model.load_weights([(name, array) for name, array in weights.items() if name in own])",
+    ),
+)
+
+
+def _part_load(fields_at: Sequence[str]) -> str:
+    text = _LOAD
+    for whole, other in _OF_A_PART:
+        assert whole in text
+        text = text.replace(whole, other.replace("{keys}", "".join(f"[{key!r}]" for key in fields_at)))
+    return text
+
 
 def file_source(
     title: str,
@@ -52,6 +71,7 @@ def file_source(
     model_type: str,
     limits: Sequence[str] = (),
     generates: Generating | None = None,
+    fields_at: Sequence[str] = (),
 ) -> str:
     """The whole file.
 
@@ -64,6 +84,7 @@ def file_source(
         model_type: Value of ``ModelArgs.model_type``.
         limits: Sentences on what the root's inputs may hold, for its docstring.
         generates: What a language model has beside, for mlx-lm to run it: without an encoder it has no ``load``.
+        fields_at: Keys that lead to its fields in config.json, where it is a part of a model.
     """
     parts = []
     for cls in classes:
@@ -74,7 +95,11 @@ def file_source(
     parts.insert(0, _args_source([*fields, *layer_fields("\n".join(parts), fields, generates)], model_type))
     body = "\n\n\n".join(parts)
     helpers = list(helper_sources(used_helpers(body)).values())
-    loads = [_LOAD.strip()] if generates is None or generates.encoding is not None else []
+    loads = (
+        [(_part_load(fields_at) if fields_at else _LOAD).strip()]
+        if generates is None or generates.encoding is not None
+        else []
+    )
     code = "\n\n\n".join([*map(str.strip, helpers), body, *loads])
     imports = ["import json"]
     if re.search(r"\bmath\.", code):
@@ -86,6 +111,7 @@ def file_source(
         "",
         "import mlx.core as mx",
         "import mlx.nn as nn",
+        *(("from mlx.utils import tree_flatten",) if fields_at else ()),
         *(() if generates is None else generates.imports),
     ]
     return f'"""{title}"""\n\n' + "\n".join(imports) + "\n\n\n" + code + "\n"

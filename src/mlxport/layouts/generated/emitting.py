@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,14 +25,16 @@ def emit(
     dynamic: bool | Any = True,
     fold_batchnorm: bool = False,
     model_type: str = "",
+    title: str = "",
+    fields_at: Sequence[str] = (),
 ) -> Port:
-    """Capture ``module`` on ``example`` and write its MLX source; arguments and errors as of ``port``."""
+    """Capture ``module`` on ``example`` and write its MLX source; arguments and errors as of ``port`` and ``build``."""
     try:
         captured = capture(module, example.args, example.kwargs, dynamic=dynamic)
     except CaptureError as error:
         raise (UsageError if error.usage else UnsupportedError)(str(error), hint=error.hint) from error
     try:
-        return build(captured, model_type=model_type, batchnorm=fold_batchnorm)
+        return build(captured, title=title, model_type=model_type, batchnorm=fold_batchnorm, fields_at=fields_at)
     except MissingOps as error:
         raise missing(error.missing) from None
 

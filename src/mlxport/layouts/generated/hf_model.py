@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import mmap
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -176,10 +176,14 @@ def _no_example(model: Any) -> UnsupportedError:
     )
 
 
-def example_inputs(model: Any) -> dict[str, Any]:
+def example_inputs(model: Any, part: Collection[str] | None = None) -> dict[str, Any]:
     """Inputs that ``model`` takes, of small sizes, from the names of its forward's parameters and its config.
 
     A decoder is called without a mask (it is causal by itself), an encoder with one, so that batches may be padded.
+
+    Args:
+        model: The model.
+        part: What a part of it may take, where it is not called as a whole.
 
     Returns:
         Keyword arguments: int64 [2, 11] token ids, float [2, channels, height, width] pixels, …
@@ -188,7 +192,8 @@ def example_inputs(model: Any) -> dict[str, Any]:
         UnsupportedError: A main input is of a kind that cannot be guessed.
     """
     config = model.config
-    names = set(inspect.signature(model.forward).parameters)
+    words = config if part is None else config.get_text_config()
+    names = set(inspect.signature(model.forward).parameters) if part is None else set(part)
     generator = torch.Generator().manual_seed(0)
     inputs: dict[str, Any] = {}
     wanted = [model.main_input_name]
@@ -204,7 +209,7 @@ def example_inputs(model: Any) -> dict[str, Any]:
             inputs["decoder_input_ids"] = ids[:, :7].clone()
         if "attention_mask" in names and not _is_decoder(model):
             inputs["attention_mask"] = torch.ones_like(ids)
-        if "token_type_ids" in names and getattr(config, "type_vocab_size", 0) > 1:
+        if "token_type_ids" in names and getattr(words, "type_vocab_size", 0) > 1:
             inputs["token_type_ids"] = torch.zeros_like(ids)
     elif "decoder_input_ids" in names:
         inputs["decoder_input_ids"] = _ids(config, generator, 7)

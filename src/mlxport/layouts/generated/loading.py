@@ -15,25 +15,28 @@ from mlxport.graph.write.execute_source import execute
 from mlxport.source.declared_counts import check_output_counts
 from mlxport.source.jsonfile import read_object
 from mlxport.source.safe_files import refuse_special_files
-from mlxport.source.written_code import model_file, refuse_model_file, source_to_run
+from mlxport.source.written_code import PARTS, code_files, model_file, refuse_model_file, source_to_run
 from mlxport.transform.cpu_experts import half_precision_experts
 
 _HALF = re.compile(r"\bmx\.b?float16\b")
 
-__all__ = ["check_source", "load_language_model", "load_port", "unquantized_port"]
+__all__ = ["check_source", "load_language_model", "load_part", "load_parts", "load_port", "unquantized_port"]
 
 
-def check_source(folder: Path, trust_remote_code: bool) -> bytes:
-    """The source of a port, if it may run. Nothing else of the folder can: it is executed as it stands, not imported.
+def check_source(folder: Path, trust_remote_code: bool, part: str = "") -> bytes:
+    """The source of a port or a part of one, if it may run.
+
+    Nothing else of the folder can: it is executed as it stands, not imported.
 
     Raises:
         UnsafeError: This installation did not write it, and it is not trusted.
         SourceError: It is not there.
     """
-    if not (folder / "model.py").exists():
-        raise SourceError(f"{folder} has no model.py, which its config names", hint="port it again")
+    file = f"{part or 'model'}.py"
+    if not (folder / file).exists():
+        raise SourceError(f"{folder} has no {file}, which its config names", hint="port it again")
     refuse_special_files(folder)
-    return source_to_run(folder / "model.py", trust_remote_code)
+    return source_to_run(folder / file, trust_remote_code)
 
 
 def load_port(folder: Path, *, trust_remote_code: bool = False) -> nn.Module:
@@ -88,23 +91,49 @@ def load_language_model(
     return model, {**loaded, "model_file": config["model_file"]}
 
 
-def unquantized_port(folder: Path, *, trust_remote_code: bool = False) -> nn.Module:
-    """The module of a port's folder as its source makes it: nothing is quantized, and the weights are not the stored.
+class _Parts(nn.Module):  # type: ignore[misc]
+    """The parts of a model as attributes: each is called by itself."""
+
+
+def load_parts(folder: Path, *, trust_remote_code: bool = False) -> nn.Module:
+    """The parts of a port's folder, each as the attribute of its name.
+
+    Raises:
+        UnsafeError: This installation did not write the source of one, and it is not trusted.
+        SourceError: One has no source, or does not load.
+    """
+    parts = _Parts()
+    for name in code_files(folder, read_object(folder / "config.json", SourceError)):
+        if name:
+            parts[name] = load_part(folder, name, trust_remote_code=trust_remote_code)
+    return parts
+
+
+def load_part(folder: Path, name: str, *, trust_remote_code: bool = False) -> nn.Module:
+    """The module of one part of a port's folder; errors as of ``load_parts``."""
+    return _made(folder, trust_remote_code, lambda source: source.load(folder), name)
+
+
+def unquantized_port(folder: Path, part: str = "", *, trust_remote_code: bool = False) -> nn.Module:
+    """The module of a port's folder, or of a part of it, as its source makes it.
+
+    Nothing is quantized, and the weights are not the stored.
 
     Raises:
         UnsafeError: As of ``load_port``.
         SourceError: As of ``load_port``.
     """
     config = read_object(folder / "config.json", SourceError)
-    return _made(folder, trust_remote_code, lambda source: source.Model(source.ModelArgs.from_dict(config)))
+    fields = config[PARTS][part] if part else config
+    return _made(folder, trust_remote_code, lambda source: source.Model(source.ModelArgs.from_dict(fields)), part)
 
 
-def _made(folder: Path, trust_remote_code: bool, make: Callable[[Any], nn.Module]) -> nn.Module:
-    source = check_source(folder, trust_remote_code)
+def _made(folder: Path, trust_remote_code: bool, make: Callable[[Any], nn.Module], part: str = "") -> nn.Module:
+    source = check_source(folder, trust_remote_code, part)
     check_output_counts(folder, read_object(folder / "config.json", SourceError))
     half_precision_experts()
     try:
-        return make(execute(source.decode(), str(folder / "model.py")))
+        return make(execute(source.decode(), str(folder / f"{part or 'model'}.py")))
     except Exception as error:  # the folder's own code and files, whatever is wrong with them
         raise SourceError(
             f"{folder} does not load: {type(error).__name__}: {error}", hint="port it again, or restore its files"

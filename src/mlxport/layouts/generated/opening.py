@@ -22,7 +22,15 @@ from mlxport.layouts.generated.weights_trace import TORCH_DTYPES, GeneratedConve
 from mlxport.progress import listed
 from mlxport.types import Checkpoint
 
-__all__ = ["PortedStep", "open_generated", "port_step"]
+__all__ = [
+    "PortedStep",
+    "checked_dtype",
+    "names_differ",
+    "open_generated",
+    "port_step",
+    "shared_maps",
+    "weight_sources",
+]
 
 
 def open_generated(checkpoint: Checkpoint, options: LayoutOptions) -> GeneratedConversion:
@@ -31,7 +39,7 @@ def open_generated(checkpoint: Checkpoint, options: LayoutOptions) -> GeneratedC
     Raises:
         UnsupportedError: transformers has no such model, or it cannot be captured.
     """
-    dtype = _checked_dtype(checkpoint, options.dtype)
+    dtype = checked_dtype(checkpoint, options.dtype)
     port, example, sources, maps = _emitted(checkpoint, options, dtype)
 
     def original() -> Any:
@@ -43,7 +51,7 @@ def open_generated(checkpoint: Checkpoint, options: LayoutOptions) -> GeneratedC
             dtype=dtype, quant=options.quant, config=checkpoint.config, mlxfn=options.mlxfn, weights_of=checkpoint,
         )  # fmt: skip
     except MissingWeights as error:
-        raise _names_differ(original(), checkpoint, sources) from error
+        raise names_differ(original(), checkpoint, sources) from error
     return made if sources.change is None else replace(made, notes=(str(sources.change), *made.notes))
 
 
@@ -74,7 +82,7 @@ class PortedStep:
 
     def names_differ(self) -> WeightsError:
         """What is said where the checkpoint lacks a parameter."""
-        return _names_differ(self.model, self.checkpoint, self.sources)
+        return names_differ(self.model, self.checkpoint, self.sources)
 
 
 def port_step(checkpoint: Checkpoint, asked: str, fold_batchnorm: bool) -> PortedStep:
@@ -88,10 +96,10 @@ def port_step(checkpoint: Checkpoint, asked: str, fold_batchnorm: bool) -> Porte
     Raises:
         UnsupportedError: transformers has no such model, or mlx-lm's caches cannot hold what it remembers.
     """
-    dtype = _checked_dtype(checkpoint, asked)
+    dtype = checked_dtype(checkpoint, asked)
     model = hf_model.empty_model(checkpoint, dtype=TORCH_DTYPES[dtype], use_cache=True)
-    sources, maps = _sources(model, checkpoint)
-    maps = _shared(model, maps)
+    sources, maps = weight_sources(model, checkpoint)
+    maps = shared_maps(model, maps)
     with hf_model.hollow(model):
         port = emit_step(model, model_type=_model_type(checkpoint), fold_batchnorm=fold_batchnorm)
     if sources.change:
@@ -99,7 +107,7 @@ def port_step(checkpoint: Checkpoint, asked: str, fold_batchnorm: bool) -> Porte
     return PortedStep(checkpoint, dtype, model, sources, maps, port)
 
 
-def _checked_dtype(checkpoint: Checkpoint, asked: str) -> str:
+def checked_dtype(checkpoint: Checkpoint, asked: str) -> str:
     """The dtype to capture a model in, of a checkpoint whose weights this layout reads."""
     where = f"{checkpoint.location}/config.json"
     refuse_mlx_code(checkpoint.config, where)
@@ -111,14 +119,14 @@ def _model_type(checkpoint: Checkpoint) -> str:
     return str(checkpoint.config.get("model_type", ""))
 
 
-def _sources(model: Any, checkpoint: Checkpoint) -> tuple[Sources, dict[str, Map]]:
+def weight_sources(model: Any, checkpoint: Checkpoint) -> tuple[Sources, dict[str, Map]]:
     """Where the parameters of a model come from, and how each is made of that."""
     sources = assign(model, checkpoint)
     refuse_adapters(sources.left, checkpoint.location)
     return sources, weight_maps(model, sources)
 
 
-def _names_differ(model: Any, checkpoint: Checkpoint, sources: Sources) -> WeightsError:
+def names_differ(model: Any, checkpoint: Checkpoint, sources: Sources) -> WeightsError:
     """What the model expects and the checkpoint lacks, beside what it holds instead."""
     missing = absent(model, sources.found())
     held = f", which holds {listed(sources.left)} instead" if sources.left else ""
@@ -137,7 +145,7 @@ def _emitted(
     problem: UnsupportedError | None = None
     for attention in ("sdpa", "eager"):
         model = hf_model.empty_model(checkpoint, dtype=TORCH_DTYPES[dtype], attention=attention)
-        sources, maps = _sources(model, checkpoint)
+        sources, maps = weight_sources(model, checkpoint)
         example = Example("example", (), hf_model.example_inputs(model))
         try:
             with hf_model.hollow(model):
@@ -145,12 +153,12 @@ def _emitted(
         except UnsupportedError as error:
             problem = problem or error
             continue
-        return port, example, sources, _shared(model, maps)
+        return port, example, sources, shared_maps(model, maps)
     assert problem is not None
     raise problem
 
 
-def _shared(model: Any, maps: Mapping[str, Any]) -> dict[str, Any]:
+def shared_maps(model: Any, maps: Mapping[str, Any]) -> dict[str, Any]:
     """``maps`` with the other names of parameters that are shared."""
     named = dict(model.named_parameters(remove_duplicate=False))
     known = {id(named[name]): entry for name, entry in maps.items() if name in named}

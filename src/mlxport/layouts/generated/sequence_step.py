@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, EncoderDecoderCache
 
-__all__ = ["as_step", "giving_logits", "in_one_call", "in_two_calls", "is_encoder_decoder", "source_name"]
+__all__ = ["as_step", "call_as", "giving_logits", "in_one_call", "in_two_calls", "is_encoder_decoder", "source_name"]
 
 
 def is_encoder_decoder(model: Any) -> bool:
@@ -69,7 +69,7 @@ def as_step(model: Any, call: Callable[..., Any]) -> Iterator[None]:
         cache = EncoderDecoderCache(past_key_values, _GivenBack())
         return (call(self, given[name], decoder_input_ids, cache).logits,)
 
-    _call_as(model, step, name, "decoder_input_ids", "past_key_values")
+    call_as(model, step, name, "decoder_input_ids", "past_key_values")
     try:
         yield
     finally:
@@ -85,12 +85,12 @@ def giving_logits(model: Any) -> Any:
         found: torch.Tensor = type(self).forward(self, **inputs, use_cache=False).logits
         return found
 
-    _call_as(model, logits, name, "decoder_input_ids")
+    call_as(model, logits, name, "decoder_input_ids")
     return model
 
 
-def _call_as(model: Any, forward: Callable[..., Any], *names: str) -> None:
-    """Give a model another forward with parameters of these names, which is told them all by name."""
+def call_as(model: Any, forward: Callable[..., Any], *names: str) -> Any:
+    """Give a model another forward with parameters of these names, which is told them all by name; the model."""
     parameter = inspect.Parameter
     every = [parameter(name, parameter.POSITIONAL_OR_KEYWORD) for name in names]
 
@@ -99,3 +99,4 @@ def _call_as(model: Any, forward: Callable[..., Any], *names: str) -> None:
 
     called.__signature__ = inspect.Signature([parameter("self", parameter.POSITIONAL_OR_KEYWORD), *every])  # type: ignore[attr-defined]
     model.forward = types.MethodType(called, model)
+    return model

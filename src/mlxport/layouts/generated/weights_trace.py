@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 import torch
@@ -29,6 +29,7 @@ Map = Callable[[Mapping[str, mx.array]], mx.array]
 
 __all__ = [
     "TORCH_DTYPES",
+    "ComparedPort",
     "GeneratedConversion",
     "Map",
     "MissingWeights",
@@ -45,6 +46,21 @@ _SMALL = 256 << 20  # bytes of weights that are run for nothing but the outputs 
 
 class MissingWeights(WeightsError):
     """A parameter of the module is not in the checkpoint."""
+
+
+class ComparedPort(Protocol):
+    """What a port is compared with; attributes as of ``GeneratedConversion``."""
+
+    @property
+    def port(self) -> Port: ...  # noqa: D102
+    @property
+    def example(self) -> Example: ...  # noqa: D102
+    @property
+    def original(self) -> Callable[[], Any]: ...  # noqa: D102
+    @property
+    def unquantized(self) -> Callable[[], dict[str, mx.array]]: ...  # noqa: D102
+    @property
+    def weights_of(self) -> Checkpoint | None: ...  # noqa: D102
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,8 @@ class Pipeline(ABC):
         task: Its name, as Hugging Face names tasks.
         reads: What an input is: ``text``, ``picture`` or ``sound``.
         options: The class of its options.
+        also: Options without which a run says little, as an example of the command line.
+        also_in_python: The same in Python.
         summary: What a run does, as the end of a sentence.
         folder: The model's.
         config: Its config.json.
@@ -59,6 +61,8 @@ class Pipeline(ABC):
     reads: ClassVar[str]
     options: ClassVar[type[RunOptions]]
     summary: ClassVar[str]
+    also: ClassVar[str] = ""
+    also_in_python: ClassVar[str] = ""
 
     def __init__(self, folder: Path, *, trust_remote_code: bool = False) -> None:
         self.folder = folder
@@ -79,8 +83,12 @@ class Pipeline(ABC):
         """
         options = self.checked(given)
         if isinstance(inputs, (list, tuple)):
-            return self.run(list(inputs), options, on_done)
+            return self.run(self.gathered(inputs, options), options, on_done)
         return self.alone(self.run([inputs], options, on_done)[0], options)
+
+    def gathered(self, inputs: Sequence[Any], options: Any) -> list[Any]:
+        """All inputs, those that options name too."""
+        return list(inputs)
 
     def alone(self, result: Any, options: Any) -> Any:
         """What is returned for an input that is no list."""
@@ -124,6 +132,14 @@ class Pipeline(ABC):
     @abstractmethod
     def compare(self, ours: Any, theirs: Any) -> Difference:
         """How the result for an example differs from what transformers' pipeline says."""
+
+    def answer(self, example: Any) -> Any:
+        """The result for an example."""
+        return self(example)
+
+    def reference(self, pipeline: Callable[..., Any], example: Any) -> Any:
+        """What transformers' pipeline says of an example."""
+        return pipeline(self.for_reference(example))
 
     def for_reference(self, example: Any) -> Any:
         """An example as transformers' pipeline takes it."""

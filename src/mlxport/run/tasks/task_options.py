@@ -27,6 +27,7 @@ __all__ = [
     "TokenClassificationOptions",
     "TranslationOptions",
     "VectorOptions",
+    "ZeroShotImageOptions",
 ]
 
 FUNCTIONS = ("default", "softmax", "sigmoid", "none")
@@ -132,6 +133,24 @@ class SentenceOptions(VectorOptions):
     prompt_name: str | None = option(None, "Which prompt of the folder is put before each text, as query of E5.")
 
 
+def _with_a_place(value: str) -> None:
+    if "{}" not in value:
+        raise UsageError(f"--hypothesis-template {value!r} has no {{}}", hint="write {} where each text is to stand")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotImageOptions(TextOptions):
+    """Its options."""
+
+    text: list[str] | None = option(None, "Texts to hold pictures against; without pictures their vectors are made.")
+    image: list[str] | None = option(None, "Pictures, beside those among the inputs.")
+    hypothesis_template: str = option(
+        "{}", "What each text stands in, in place of {} (transformers' own is 'This is a photo of {}.').",
+        check=_with_a_place,
+    )  # fmt: skip
+    output: str | None = refined(VectorOptions, "output")
+
+
 def _seconds(value: float) -> None:
     if not 1 <= value <= 3600:
         raise UsageError(f"--chunk-length {value}: expected 1 to 3600 seconds", hint="leave it out")
@@ -178,6 +197,7 @@ OPTIONS: Mapping[str, type[RunOptions]] = {
     "text-classification": TextClassificationOptions,
     "token-classification": TokenClassificationOptions,
     "fill-mask": FillMaskOptions,
+    "zero-shot-image-classification": ZeroShotImageOptions,
     "image-classification": ImageClassificationOptions,
     "automatic-speech-recognition": SpeechOptions,
     "sentence-similarity": SentenceOptions,

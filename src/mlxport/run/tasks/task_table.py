@@ -26,6 +26,7 @@ _CLASSES: Mapping[str, str] = {
     "text-classification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
     "token-classification": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
     "fill-mask": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
+    "zero-shot-image-classification": "",
     "image-classification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
     "automatic-speech-recognition": "MODEL_FOR_CTC_MAPPING_NAMES",
     "sentence-similarity": "",
@@ -90,15 +91,17 @@ def _reads_text(folder: Path) -> bool:
 
 def task_usage(task: str) -> str:
     """A model card's lines on how a model does its task."""
-    given = {"picture": "picture.jpg", "sound": "talk.wav"}.get(pipeline_class(task).reads, '"a text"')
+    kind = pipeline_class(task)
+    given = {"picture": "picture.jpg", "sound": "talk.wav"}.get(kind.reads, '"a text"')
+    said = given if given.startswith('"') else f'"{given}"'
     return f"""\
 ## {task}
 
 ```bash
-mlxport run PATH {given}
+mlxport run PATH {" ".join(filter(None, [given, kind.also]))}
 ```
 
-From Python: `mlxport.pipeline("PATH")({given if given.startswith('"') else f'"{given}"'})` returns what transformers'
+From Python: `mlxport.pipeline("PATH")({said}{kind.also_in_python})` returns what transformers'
 pipeline of the same name does. `--json` prints it.
 
 """

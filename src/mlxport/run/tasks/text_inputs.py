@@ -17,7 +17,7 @@ from mlxport.run.tasks.pipeline import Array, Pipeline
 from mlxport.run.tasks.task_options import TextOptions
 from mlxport.source.tokenizer_loading import load_tokenizer, reason, refusing
 
-__all__ = ["TEXTS", "Batch", "TextPipeline"]
+__all__ = ["TEXTS", "Batch", "TextPipeline", "encode_texts", "longest_text"]
 
 _NO_LIMIT = 10**9  # transformers writes 10^30 where a tokenizer knows none
 TEXTS = (
@@ -44,6 +44,52 @@ class Batch:
     outputs: Mapping[str, mx.array]
 
 
+def longest_text(tokenizer: Any, config: dict[str, Any]) -> int | None:
+    """Tokens that a text may have, its special ones included; None where nothing says."""
+    known = int(getattr(tokenizer, "model_max_length", _NO_LIMIT) or _NO_LIMIT)
+    table = ModelConfig(config).context_length
+    limits = [size for size in (known, table) if size is not None and size < _NO_LIMIT]
+    return min(limits, default=None)
+
+
+def encode_texts(
+    tokenizer: Any, texts: Sequence[Any], limit: int | None, config: dict[str, Any], truncate: bool, **more: Any
+) -> Any:
+    """A tokenizer's encoding of texts, without padding.
+
+    Args:
+        tokenizer: It.
+        texts: The texts.
+        limit: The most tokens of each, None for no limit.
+        config: The model's.
+        truncate: Whether to cut those that have more.
+        **more: For the tokenizer.
+
+    Raises:
+        UsageError: An input is no text, is empty, or longer than the model reads.
+        TokenizerError: The tokenizer fails, or knows tokens that the model does not.
+    """
+    for text in texts:
+        if not isinstance(text, str):
+            raise UsageError(f"expected a text, got {type(text).__name__}", hint="give a string")
+        if not text.strip():
+            raise UsageError("a text is empty", hint="give one that says something")
+
+    def failed(error: BaseException) -> TokenizerError:
+        return TokenizerError(f"the tokenizer fails on the text: {reason(error)}", hint="give another text")
+
+    with refusing(failed):
+        made = tokenizer(list(texts), truncation=truncate, max_length=limit, **more)
+    for text, ids in zip(texts, made["input_ids"], strict=True):
+        if limit is not None and len(ids) > limit:
+            raise UsageError(
+                f"a text has {len(ids)} tokens, and this model reads at most {limit}: {text[:60]!r} …",
+                hint="shorten it, or add --truncate to leave out the rest",
+            )
+        check_ids(ids, config)
+    return made
+
+
 class TextPipeline(Pipeline):
     """Of a port that reads a text as a whole."""
 
@@ -57,10 +103,7 @@ class TextPipeline(Pipeline):
     @property
     def longest(self) -> int | None:
         """Tokens that a text may have, its special ones included; None where nothing says."""
-        known = int(getattr(self.tokenizer, "model_max_length", _NO_LIMIT) or _NO_LIMIT)
-        table = ModelConfig(self.config).context_length
-        limits = [size for size in (known, table) if size is not None and size < _NO_LIMIT]
-        return min(limits, default=None)
+        return longest_text(self.tokenizer, self.config)
 
     def encode(self, texts: Sequence[Any], options: TextOptions, **more: Any) -> Any:
         """The tokenizer's encoding of texts, without padding.
@@ -69,26 +112,7 @@ class TextPipeline(Pipeline):
             UsageError: An input is no text, is empty, or longer than the model reads.
             TokenizerError: The tokenizer fails, or knows tokens that the model does not.
         """
-        for text in texts:
-            if not isinstance(text, str):
-                raise UsageError(f"expected a text, got {type(text).__name__}", hint="give a string")
-            if not text.strip():
-                raise UsageError("a text is empty", hint="give one that says something")
-        limit = self.longest
-
-        def failed(error: BaseException) -> TokenizerError:
-            return TokenizerError(f"the tokenizer fails on the text: {reason(error)}", hint="give another text")
-
-        with refusing(failed):
-            made = self.tokenizer(list(texts), truncation=options.truncate, max_length=limit, **more)
-        for text, ids in zip(texts, made["input_ids"], strict=True):
-            if limit is not None and len(ids) > limit:
-                raise UsageError(
-                    f"a text has {len(ids)} tokens, and this model reads at most {limit}: {text[:60]!r} …",
-                    hint="shorten it, or add --truncate to leave out the rest",
-                )
-            check_ids(ids, self.config)
-        return made
+        return encode_texts(self.tokenizer, texts, self.longest, self.config, options.truncate, **more)
 
     def batches(self, made: Any, size: int) -> Iterator[Batch]:
         """Texts of about the same length, padded to it and computed, the longest first."""

@@ -1,0 +1,72 @@
+"""How a port was made, by its conversion or its record: what a comparison with the original needs to know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlxport.convert.resolved_options import ResolvedOptions
+from mlxport.errors import UnsupportedError
+from mlxport.layouts.base import Layout
+from mlxport.output.record import read_record
+
+if TYPE_CHECKING:
+    from mlxport.layouts.conversion import Conversion
+
+__all__ = ["Recorded", "fewest_bits", "recorded", "refuse_large"]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a folder's record says of how it was made.
+
+    Attributes:
+        options: The options that decide what is captured.
+        dtype: Its main dtype.
+        bits: Fewest bits of a quantized module, or None.
+    """
+
+    options: ResolvedOptions
+    dtype: str
+    bits: int | None
+
+
+def recorded(folder: Path, layout: Layout, revision: str | None, trust_remote_code: bool) -> Recorded:
+    """How a port's folder was made; the last two are those of the original that it is now compared with."""
+    record = read_record(folder)
+    given, written = (part if isinstance(part := record.get(key), dict) else {} for key in ("options", "output"))
+    options = ResolvedOptions(
+        dtype=str(given.get("dtype", "auto")),
+        layout=layout.name,
+        dynamic=bool(given.get("dynamic", True)),
+        fold_batchnorm=bool(given.get("fold_batchnorm", False)),
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
+    bits = min((int(spec["bits"]) for spec in written.get("quantized", {}).values()), default=None)
+    return Recorded(options, str(written.get("dtype", "float32")), bits)
+
+
+def fewest_bits(conversion: Conversion) -> int | None:
+    """Fewest bits of a quantized module, or None."""
+    return min((spec.bits for spec in conversion.quantized.values()), default=None)
+
+
+def refuse_large(conversion: Conversion) -> None:
+    """Refuse to run in memory what has no room there.
+
+    Raises:
+        UnsupportedError: It has none.
+    """
+    from mlxport.model.memory import available_memory
+
+    nbytes = sum(tensor.nbytes for tensor in conversion.tensors())
+    if conversion.quantized:  # it is compared with the same port on two sets of weights that are not packed
+        nbytes += 2 * conversion.parameters * 4
+    if nbytes > (limit := available_memory() // 2):
+        needed, free = (f"{size / 1e9:.1f} GB" for size in (nbytes, limit))
+        raise UnsupportedError(
+            f"the port's {needed} of weights run in memory, of which {free} may be taken",
+            hint="verify it on a machine with more memory: mlxport verify DST --against SRC",
+        )

@@ -1,0 +1,59 @@
+"""Compare a port in parts with its original."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlxport.convert.recorded import Recorded, fewest_bits
+from mlxport.layouts.base import Layout
+from mlxport.types import Checkpoint
+
+if TYPE_CHECKING:
+    from mlxport.layouts.conversion import Conversion
+    from mlxport.layouts.generated.parts_opening import PartsConversion
+    from mlxport.parity.port_report import PortParity
+
+__all__ = ["compare_folder", "compare_written", "with_wrong"]
+
+
+def compare_written(folder: Path, conversion: Conversion) -> PortParity:
+    """What the comparison of a port that this run wrote found."""
+    from mlxport.layouts.generated.loading import load_parts, unquantized_port
+    from mlxport.parity.parts_comparison import compare_parts
+
+    made = _in_parts(conversion)
+    return compare_parts(
+        made, load_parts(folder), dtype=made.dtype, bits=fewest_bits(made),
+        unquantized=functools.partial(unquantized_port, folder),
+    )  # fmt: skip
+
+
+def compare_folder(
+    folder: Path, layout: Layout, checkpoint: Checkpoint, made: Recorded, trust_remote_code: bool
+) -> tuple[PortParity, Conversion]:
+    """What the comparison of a port's folder found, and what it was compared with, captured once more."""
+    from mlxport.layouts.generated.loading import load_parts, unquantized_port
+    from mlxport.parity.parts_comparison import compare_parts, wrong_part_weights
+
+    parts = load_parts(folder, trust_remote_code=trust_remote_code)  # before the original is captured
+    conversion = _in_parts(layout.opens(checkpoint, made.options))
+    unquantized = functools.partial(unquantized_port, folder, trust_remote_code=trust_remote_code)
+    report = compare_parts(conversion, parts, dtype=made.dtype, bits=made.bits, unquantized=unquantized)
+    wrong = wrong_part_weights(conversion, parts) if report.passed else []
+    return with_wrong(report, wrong), conversion
+
+
+def with_wrong(report: PortParity, wrong: list[str]) -> PortParity:
+    """A report with the stored weights that are not the original's."""
+    problem = f"stored weights differ from the original's: {', '.join(wrong[:8])}"
+    return replace(report, problems=(problem,)) if wrong else report
+
+
+def _in_parts(conversion: Conversion) -> PartsConversion:
+    from mlxport.layouts.generated.parts_opening import PartsConversion
+
+    assert isinstance(conversion, PartsConversion), "parts are compared of what brings code of its own for each"
+    return conversion
