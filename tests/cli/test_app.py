@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pty
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
 from command import environment, finish, start
+from mlxport.cli import app
 
 PLAIN = ("--verify", "none")
 
@@ -129,3 +132,13 @@ def test_ctrl_c_before_anything_is_written(tmp_path):
     folder.mkdir()
     result = finish(start("convert", folder, tmp_path / "out", code=code))
     assert result.code == 130 and result.err.startswith("error: stopped\nhint: ")
+
+
+def test_a_warning_of_ours_is_one_line(monkeypatch):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    before = logging.getLogRecordFactory()
+    app._printable_logs()
+    logging.setLogRecordFactory(before)
+    ours, theirs = app.__file__, "/elsewhere/app.py"
+    assert warnings.formatwarning("long\x1b[2J", UserWarning, ours, 3) == "warning: long\\x1b[2J\n"
+    assert "/elsewhere/app.py:3: UserWarning: long" in warnings.formatwarning("long", UserWarning, theirs, 3)

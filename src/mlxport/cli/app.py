@@ -94,8 +94,14 @@ def _printable_logs() -> None:
             return printable(super().getMessage())
 
     logging.setLogRecordFactory(Record)
-    plain = warnings.formatwarning
-    warnings.formatwarning = lambda *given, **more: printable(plain(*given, **more))  # type: ignore[assignment]
+    plain, ours = warnings.formatwarning, os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
+
+    def shown(message: Any, category: type[Warning], filename: str, *given: Any, **more: Any) -> str:
+        if category is UserWarning and filename.startswith(ours):  # where in our code that is, is of no use
+            return f"warning: {printable(str(message))}\n"
+        return printable(plain(message, category, filename, *given, **more))
+
+    warnings.formatwarning = shown
 
 
 def main(arguments: list[str] | None = None) -> None:
