@@ -46,7 +46,7 @@ def main(folder: Path) -> None:
     labels = dict(enumerate(WORDS))
     config = transformers.ResNetConfig(
         embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1], layer_type="basic", downsample_in_first_stage=False,
-        id2label=labels, label2id={word: index for index, word in labels.items()},
+        image_size=SIZE, id2label=labels, label2id={word: index for index, word in labels.items()},
     )  # fmt: skip
     model = transformers.ResNetForImageClassification(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1e-2)
