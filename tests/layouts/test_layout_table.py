@@ -122,12 +122,15 @@ def test_claims_come_in_the_tables_order(toy, source, monkeypatch):
     monkeypatch.setattr(table, "_table", {"toy": greedy, **others})
     assert table.chosen("auto", config, {"wheel"}).name == "toy"
     assert table.chosen("auto", config, {"weight"}).name == "mlx-lm"
-    assert table.chosen("auto", {"model_type": "nothing of the kind"}).name == "toy"  # none claims it: the first
+    assert table.chosen("auto", {"model_type": "nothing of the kind"}).name == "mlx-lm"  # none claims it
     assert "toy: the tensors as they are" in table.in_words()
 
 
 def test_an_unknown_name_is_refused_everywhere(source, tmp_path, capsys):
-    names = "choose one of auto, mlx-lm, generated-lm, generated-seq2seq, generated-speech, generated-parts, generated"
+    names = (
+        "choose one of auto, mlx-vlm, mlx-lm, generated-lm, generated-seq2seq, generated-speech, generated-parts, "
+        "generated"
+    )
     for options in ({}, {"dry_run": True}):
         with pytest.raises(UsageError, match="--layout 'mlx-lmm' does not exist") as refused:
             mlxport.convert(source, tmp_path / "out", layout="mlx-lmm", **options)

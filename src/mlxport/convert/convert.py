@@ -61,7 +61,7 @@ def convert(source: str | Path, destination: str | Path, options: ConvertOptions
     if asked.verify == "none":
         leave_torch_out(str(source), asked.layout)
     checkpoint = open_source(str(source), asked, foreseeing(asked))
-    layout = chosen(asked.layout, checkpoint.config, checkpoint.tensors, cache=asked.cache)
+    layout = chosen(asked.layout, checkpoint.config, checkpoint.tensors, cache=asked.cache, text_only=asked.text_only)
     why = why_not_the_runtimes(checkpoint.config) if layout.needs_torch else ""
     with Hashes(checkpoint, start=not asked.dry_run) as hashes, next_step(checkpoint.config, str(source)):
         try:

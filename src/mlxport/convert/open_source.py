@@ -51,9 +51,10 @@ def checking(source: str, options: ResolvedOptions) -> Callable[[Mapping[str, An
         if options.limit is not None:
             options.limit.check(config)
         if options.text_only:
-            refuse_whole(config, chosen(options.layout, config, cache=options.cache), f"{source}/config.json")
+            layout = chosen(options.layout, config, cache=options.cache, text_only=True)
+            refuse_whole(config, layout, f"{source}/config.json")
         if not os.path.isdir(os.path.expanduser(source)):  # of a folder, the layout checks it when it is opened
-            layout = chosen(options.layout, config, cache=options.cache)
+            layout = chosen(options.layout, config, cache=options.cache, text_only=options.text_only)
             replace(options, layout=layout.name)  # options that are not of this layout are refused
             with next_step(config, source):
                 layout.check(config, f"{source}/config.json")
@@ -65,7 +66,9 @@ def foreseeing(options: ResolvedOptions) -> Callable[[Checkpoint], None]:
     """Refuses, by a checkpoint's headers, what would be refused once its weights are here."""
 
     def check(checkpoint: Checkpoint) -> None:
-        layout = chosen(options.layout, checkpoint.config, checkpoint.tensors, cache=options.cache)
+        layout = chosen(
+            options.layout, checkpoint.config, checkpoint.tensors, cache=options.cache, text_only=options.text_only
+        )
         if layout.foresees is not None:
             with next_step(checkpoint.config, checkpoint.location):
                 parts_left_out(checkpoint, layout.foresees(checkpoint, options), options)

@@ -205,7 +205,8 @@ class ConvertOptions(SharedOptions):
     layout: str = option(
         "auto",
         table.in_words(),
-        doc="``mlx-lm``; ``generated``: MLX source of the model's own; ``auto``: that where mlx-lm has no such model.",
+        doc="``mlx-lm``; ``mlx-vlm``: pictures and text; ``generated``: MLX source of the model's own; ``auto``: that "
+        "where mlx-lm has no such model.",
         check=_check_layout_name,
     )
     cache: bool = option(

@@ -172,6 +172,15 @@ def _written_sequences(work: Verifying) -> Verified:
     return Verified(_passed(report, work.folder, "model"), tokenizer)
 
 
+def _written_pictures(work: Verifying) -> Verified:
+    from mlxport.parity.picture_parity import compare_pictures
+    from mlxport.parity.tokenizer import check_tokenizer
+
+    tokenizer = check_tokenizer(work.folder, work.checkpoint)
+    report = compare_pictures(work.folder, work.checkpoint, work.conversion.program)
+    return Verified(_passed(report, work.folder, "architecture"), tokenizer)
+
+
 def _with_steps(report: PortParity, model: Any, conversion: GeneratedConversion) -> PortParity:
     """A report with what a text that is written on caches has shown."""
     from mlxport.model_config import ModelConfig
@@ -216,6 +225,7 @@ _WRITTEN: Mapping[str, Callable[[Verifying], Verified]] = {
     "outputs": _written_outputs,
     "sequences": _written_sequences,
     "parts": _written_parts,
+    "pictures": _written_pictures,
     "": _not_verified,
 }
 
@@ -340,6 +350,19 @@ def _folder_sequences(asked: _Asked) -> PortParity:
     return _with_steps(*_compared_folder(asked))
 
 
+def _folder_pictures(asked: _Asked) -> PortParity:
+    from mlxport import parity
+    from mlxport.parity.picture_parity import compare_pictures
+
+    if reason := parity.unavailable():
+        raise UsageError(f"verify needs PyTorch: {reason}", hint="pip install 'mlxport[torch]'")
+    trust = asked.trust_remote_code
+    options = ResolvedOptions(layout=asked.layout.name, revision=asked.revision, trust_remote_code=trust)
+    checkpoint = open_source(asked.against, options)
+    program = asked.layout.opens(checkpoint, options).program
+    return compare_pictures(asked.folder, checkpoint, program, trust_remote_code=trust)
+
+
 def _compared_folder(asked: _Asked) -> tuple[PortParity, Any, GeneratedConversion]:
     """What the comparison of a port's folder found, the port, and what it was compared with."""
     from mlxport import parity
@@ -377,4 +400,5 @@ _FOLDERS: Mapping[str, Callable[[_Asked], ParityReport | PortParity]] = {
     "outputs": _folder_outputs,
     "sequences": _folder_sequences,
     "parts": _folder_parts,
+    "pictures": _folder_pictures,
 }

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mlxport.errors import SourceError
 from mlxport.layouts.base import Layout
+from mlxport.layouts.mlx_lm.layout import MLX_LM
 from mlxport.layouts.table import AUTO, layouts, named
 from mlxport.source.jsonfile import read_object
 
@@ -49,5 +50,5 @@ def _layout(folder: Path, name: str) -> Layout | None:
         config = read_object(folder / "config.json", SourceError, unique=False)
         str(config["model_type"])
     except (SourceError, KeyError):
-        return layouts()[0]  # what is wrong with it is said by the conversion
+        return MLX_LM  # what is wrong with it is said by the conversion
     return next((layout for layout in layouts() if layout.glance(config)), None)

@@ -91,10 +91,11 @@ class Layout:
         usage: The card's section on how the output is used.
         verification: What is compared with the original: ``logits`` of a language model, all ``outputs`` of the example
             that the conversion holds, ``sequences`` that are written in one call and in several, ``parts`` by
-            themselves and together, or nothing.
+            themselves and together, logits of ``pictures`` and text, or nothing.
         verifies_generation: Whether the comparison of ``logits`` goes on to text generated with the runtime's caches:
             the model's code is as new as its weights, and nobody else has run it.
         run_by: The commands that generate text with it, where that has to be said.
+        whole: Whether its models have other parts than a text model, so that it is none for ``--text-only``.
         wrote: Whether a folder without a record is of this layout, by its config.
         not_generating: Why ``generate`` and ``chat`` cannot run it, and what to do with the folder ``PATH``; None if
             they can.
@@ -117,9 +118,10 @@ class Layout:
     tokenizer: bool = True
     task: str = ""
     usage: str = ""
-    verification: Literal["logits", "outputs", "sequences", "parts", ""] = ""
+    verification: Literal["logits", "outputs", "sequences", "parts", "pictures", ""] = ""
     verifies_generation: bool = False
     run_by: str = ""
+    whole: bool = False
     wrote: Callable[[Mapping[str, Any]], bool] = lambda config: False
     not_generating: tuple[str, str] | None = None
 

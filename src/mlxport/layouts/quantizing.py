@@ -119,7 +119,8 @@ def _kept(model: nn.Module, quant: QuantRequest, predicate: Any, own: Any, group
         elif module.weight.shape[-1] % size:
             kept[path] = f"its last dimension {module.weight.shape[-1]} is not a multiple of the group size {size}"
         elif predicate is not None and not predicate(path, module):
-            kept[path] = "mlx-lm keeps it for this architecture" if predicate is own else "kept by the recipe"
+            said = "mlx-lm keeps it for this architecture" if predicate is own else "kept by the recipe"
+            kept[path] = getattr(model, "why_kept", said)
     return kept
 
 

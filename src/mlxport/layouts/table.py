@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlxport.errors import MlxportError, UnsupportedError, UsageError
@@ -13,6 +13,7 @@ from mlxport.layouts.generated.layout import GENERATED
 from mlxport.layouts.generated.parts_layout import GENERATED_PARTS
 from mlxport.layouts.generated.sequence_layout import GENERATED_SEQ2SEQ, GENERATED_SPEECH
 from mlxport.layouts.mlx_lm.layout import MLX_LM
+from mlxport.layouts.mlx_vlm.layout import MLX_VLM
 from mlxport.model_config import ModelConfig
 from mlxport.source import needs_remote_code, refuse_remote_code
 
@@ -38,7 +39,8 @@ __all__ = [
 
 AUTO = "auto"
 _WITH_CACHE = (GENERATED_LM, GENERATED_SEQ2SEQ, GENERATED_SPEECH)
-_BUILT_IN = (MLX_LM, *_WITH_CACHE, GENERATED_PARTS, GENERATED)
+_BUILT_IN = (MLX_VLM, MLX_LM, *_WITH_CACHE, GENERATED_PARTS, GENERATED)
+"""mlx-lm has the text models of some that mlx-vlm has whole."""
 _GENERATIVE = ("CausalLM", "LMHead", "ConditionalGeneration")
 _table: dict[str, Layout] = {}
 
@@ -86,16 +88,19 @@ def named(name: str) -> Layout:
     return _table[name]
 
 
-def chosen(asked: str, config: Mapping[str, Any], tensors: Collection[str] = (), *, cache: bool = True) -> Layout:
+def chosen(
+    asked: str, config: Mapping[str, Any], tensors: Collection[str] = (), *, cache: bool = True, text_only: bool = False
+) -> Layout:
     """The layout to convert a checkpoint to.
 
-    Where none claims it, the first is taken: it says what is wrong.
+    Where none claims it, mlx-lm's is taken: it says what is wrong.
 
     Args:
         asked: A name, or ``auto``.
         config: The checkpoint's config.
         tensors: Names of its tensors, where they are known.
         cache: Whether a port of a language model is to generate; without, it computes whole sequences.
+        text_only: Whether the text model alone is wanted.
 
     Raises:
         UsageError: There is no layout of this name.
@@ -105,11 +110,16 @@ def chosen(asked: str, config: Mapping[str, Any], tensors: Collection[str] = (),
     if asked != AUTO:
         return named(asked)
     offered = [layout for layout in layouts() if cache or layout not in _WITH_CACHE]
-    first = next((layout for layout in offered if layout.claims(config, tensors)), offered[0])
+    offered = [layout for layout in offered if not (text_only and layout.whole)]
+    first = next((layout for layout in offered if layout.claims(config, tensors)), _usual(offered))
     # Asked in this order: for what the first layout computes right, transformers need not be imported.
     if cache and _computes_otherwise(first, config) and GENERATED_LM.claims(config, tensors):
         return GENERATED_LM
     return first
+
+
+def _usual(offered: Sequence[Layout]) -> Layout:
+    return MLX_LM if MLX_LM in offered else offered[0]
 
 
 def _computes_otherwise(layout: Layout, config: Mapping[str, Any]) -> UnsupportedError | None:
@@ -180,7 +190,8 @@ def why_not_generating(layout: Layout, config: Mapping[str, Any], folder: str) -
         return None
     what, hint = layout.not_generating
     original = {key: value for key, value in config.items() if key != "model_file"}  # which this layout has added
-    other = next((it for it in layouts() if it.not_generating is None and _takes(it, original)), None)
+    able = [it for it in layouts() if it.not_generating is None and not layout.whole]
+    other = next((it for it in able if _takes(it, original)), None)
     more = f"; to generate, convert the original with --layout {other.name}" if other is not None else ""
     return what, hint.replace("PATH", repr(folder)) + more
 
@@ -206,4 +217,6 @@ def layout_of(config: Mapping[str, Any], record: Mapping[str, Any]) -> Layout:
     name = options.get("layout") if isinstance(options, Mapping) else None
     if name is not None:
         return named(str(name))
-    return next((layout for layout in layouts() if layout.wrote(config)), layouts()[0])
+    wrote = (layout for layout in layouts() if layout.wrote(config))
+    whole = (layout for layout in layouts() if layout.whole and layout.claims(config, ()))
+    return next(wrote, None) or next(whole, _usual(layouts()))

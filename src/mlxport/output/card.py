@@ -205,8 +205,8 @@ def _parity(parity: Mapping[str, Any] | None) -> str:
     if parity is None:
         return "\n".join([*lines, "This output was not verified: it was not run against the original."])
     verdict = "passed" if parity.get("passed") else "failed"
-    if parity.get("mode") == "ported":
-        return "\n".join([*lines, *_ported(parity, verdict)])
+    if (by := _RUN_BY.get(str(parity.get("mode")))) is not None:
+        return "\n".join([*lines, *_ported(parity, verdict, by)])
     how = f"{parity.get('mode')} comparison on {parity.get('tokens')} tokens"
     lines.append(f"This output, as mlx-lm loads it, against PyTorch: {verdict} ({how}).")
     comparisons = [item for item in _list(parity.get("comparisons")) if isinstance(item, Mapping)]
@@ -231,9 +231,13 @@ def _parity(parity: Mapping[str, Any] | None) -> str:
     return "\n".join([*lines, "", *remarks] if remarks else lines)
 
 
-def _ported(parity: Mapping[str, Any], verdict: str) -> list[str]:
-    """Every output of every input set of a model that was ported as source."""
-    lines = [f"This output, run by its own `model.py`, against PyTorch in float32: {verdict}.", ""]
+_RUN_BY: Mapping[str, str] = {"ported": "run by its own `model.py`", "pictures": "as mlx-vlm loads it"}
+"""Of comparisons of single outputs, by what is said to be their mode."""
+
+
+def _ported(parity: Mapping[str, Any], verdict: str, by: str) -> list[str]:
+    """Every output of every input set."""
+    lines = [f"This output, {by}, against PyTorch in float32: {verdict}.", ""]
     lines += ["| inputs | output | max abs | of the scale | cosine |", "|---|---|---|---|---|"]
     for item in _list(parity.get("comparisons")):
         figures = " | ".join(_figure(item.get(key)) for key in ("max_abs", "relative", "cosine"))

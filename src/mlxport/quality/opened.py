@@ -217,7 +217,7 @@ def open_original(source: str | Path | Checkpoint, *, trust_remote_code: bool = 
     if not isinstance(source, Checkpoint):
         source = open_checkpoint(source, trust_remote_code=trust_remote_code, check_config=check)
     try:
-        traces = chosen(AUTO, source.config, source.tensors).traces or MLX_LM.traces
+        traces = chosen(AUTO, source.config, source.tensors, text_only=True).traces or MLX_LM.traces
         assert traces is not None
         opened = traces(source, "float32")
     except UnsupportedError as error:

@@ -179,7 +179,7 @@ def load_model(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any, d
     from mlxport.layouts.generated.loading import load_language_model
     from mlxport.layouts.table import layout_of, why_not_generating
     from mlxport.output.record import read_record
-    from mlxport.run.tasks.task_table import task_of_folder
+    from mlxport.run.tasks.task_table import pipeline_class, task_of_folder
     from mlxport.source.written_code import refuse_foreign_source
     from mlxport.transform.cpu_experts import half_precision_experts
 
@@ -189,7 +189,8 @@ def load_model(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any, d
         refuse_foreign_source(folder, config, trust_remote_code)  # the hint names a call that would run it
         what, hint = refusal
         if (task := task_of_folder(folder)) is not None:
-            hint = f"its task is {task}: mlxport run {shlex.quote(str(folder))} INPUT; or {hint}"
+            given = f"INPUT {pipeline_class(task).also}".strip()
+            hint = f"its task is {task}: mlxport run {shlex.quote(str(folder))} {given}; or {hint}"
         raise UnsupportedError(f"{folder} is {what}", hint=hint)
     half_precision_experts()
 

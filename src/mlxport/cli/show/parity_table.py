@@ -19,7 +19,7 @@ __all__ = ["show_any_parity", "show_parity"]
 
 def show_any_parity(report: ParityReport | PortParity, console: Console | None = None) -> None:
     """The parity table of a conversion or of a port."""
-    if report.mode == "ported":
+    if report.mode in ("ported", "pictures"):
         (console or standard_console()).print(escape(report.summary()))
     else:
         show_parity(report, console)  # type: ignore[arg-type]

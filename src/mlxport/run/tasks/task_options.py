@@ -18,6 +18,7 @@ __all__ = [
     "FillMaskOptions",
     "GenerationOptions",
     "ImageClassificationOptions",
+    "ImageTextOptions",
     "LabelOptions",
     "RunOptions",
     "SentenceOptions",
@@ -191,6 +192,14 @@ class TranslationOptions(GenerationOptions):
     target_lang: str | None = option(None, "Language that a model with an encoder is to write.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImageTextOptions(GenerationOptions):
+    """Of ``image-text-to-text``."""
+
+    image: list[str] | None = option(None, "Pictures that the prompt is about; several may follow each other.")
+    prompt: str | None = option(None, 'What is asked; "-" reads it from standard input.')
+
+
 OPTIONS: Mapping[str, type[RunOptions]] = {
     "text-generation": GenerationOptions,
     "text2text-generation": TranslationOptions,
@@ -199,6 +208,7 @@ OPTIONS: Mapping[str, type[RunOptions]] = {
     "fill-mask": FillMaskOptions,
     "zero-shot-image-classification": ZeroShotImageOptions,
     "image-classification": ImageClassificationOptions,
+    "image-text-to-text": ImageTextOptions,
     "automatic-speech-recognition": SpeechOptions,
     "sentence-similarity": SentenceOptions,
     "feature-extraction": FeatureOptions,

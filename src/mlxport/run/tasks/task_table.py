@@ -28,6 +28,7 @@ _CLASSES: Mapping[str, str] = {
     "fill-mask": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
     "zero-shot-image-classification": "",
     "image-classification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+    "image-text-to-text": "",
     "automatic-speech-recognition": "MODEL_FOR_CTC_MAPPING_NAMES",
     "sentence-similarity": "",
     "feature-extraction": "MODEL_MAPPING_NAMES",

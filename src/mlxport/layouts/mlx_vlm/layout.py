@@ -1,0 +1,78 @@
+"""The layout of models of pictures and text that mlx-vlm runs, as data; what it says is imported when it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+from mlxport.layouts.base import Layout, LayoutOptions, Refusal
+from mlxport.layouts.mlx_vlm.families import family_of
+
+if TYPE_CHECKING:
+    from mlxport.layouts.conversion import Conversion
+    from mlxport.types import Checkpoint
+
+__all__ = ["MLX_VLM"]
+
+_USAGE = """\
+## Use
+
+```bash
+pip install mlx-vlm
+mlx_vlm.generate --model PATH --image picture.jpg --prompt "What is to be seen?" --max-tokens 100
+```
+
+`PATH` is this folder, or the repository that holds it. The exact options, versions and hashes of source and output are
+in `mlxport.json`."""
+
+_FOR_TEXT = "for language models alone, and this one reads pictures"
+
+
+def _claims(config: Mapping[str, Any], tensors: Collection[str] = ()) -> bool:
+    return family_of(config) is not None
+
+
+def _check(config: Mapping[str, Any], where: str) -> None:
+    from mlxport.layouts.mlx_vlm.opening import check_config
+
+    check_config(config, where)
+
+
+def _opens(checkpoint: Checkpoint, options: LayoutOptions) -> Conversion:
+    from mlxport.layouts.mlx_vlm.opening import open_model
+
+    return open_model(checkpoint, options)
+
+
+MLX_VLM = Layout(
+    name="mlx-vlm",
+    summary="pictures and text",
+    claims=_claims,
+    opens=_opens,
+    foresees=_opens,
+    check=_check,
+    glance=_claims,
+    refuses=(
+        Refusal(
+            ("dynamic", "fold_batchnorm", "mlxfn"),
+            "{given}: for the generated layout only, and this one is mlx-vlm's",
+            "add --layout generated, or leave it out",
+        ),
+        Refusal(("distill", "report", "kv_bits"), f"{{given}}: {_FOR_TEXT}", "leave it out"),
+        Refusal(("calibrate",), f"{{given}}: {_FOR_TEXT}", "use --quantizer search instead"),
+        Refusal(
+            ("fit", "target_size", "target_bpw"),
+            f"--fit, --target-size and --target-bpw: {_FOR_TEXT}",
+            "choose bits with -q, or a recipe with --recipe",
+        ),
+    ),
+    whole=True,
+    task="image-text-to-text",
+    usage=_USAGE,
+    verification="pictures",
+    run_by="mlxport run and mlx_vlm.generate",
+    not_generating=(
+        "a model of pictures and text",
+        "for text alone, convert the original with --text-only",
+    ),
+)

@@ -1,0 +1,185 @@
+"""A model of pictures and text against the original in torch: logits of text, and of pictures with text.
+
+Both compute in float32. The original holds the very weights that were stored, where these are not its own, so that what
+differs is the computation; the stored weights are held against the checkpoint's apart from that.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import torch
+
+from mlxport.errors import UnsupportedError, UsageError
+from mlxport.layouts.generated.hf_model import empty_model
+from mlxport.model.loaded import DTYPE_NAMES, float_dtypes, packings, upcast
+from mlxport.model.memory import available_memory
+from mlxport.parity.lazy_reference import LazyWeight, lazy_parameters
+from mlxport.parity.port_parity import compare
+from mlxport.parity.port_report import OutputComparison, PortParity
+from mlxport.parity.reference import quiet
+from mlxport.parity.stored import StoredLayout, StoredWeights
+from mlxport.parity.weight_errors import check_weights, differences
+from mlxport.run.tasks.picture_inputs import example_pictures, load_image_processor
+from mlxport.run.vision_language import VisionLanguage, load_vision_language
+from mlxport.transform import Program, invert
+from mlxport.types import Checkpoint
+
+__all__ = ["PictureParity", "compare_pictures"]
+
+_TEXT = "What is to be seen here, and how many of them?"
+_LENGTH = 8  # tokens of the answer
+_SMALL = 2 << 30  # bytes of float32 weights that are run once for each token of an answer
+
+
+@dataclass(frozen=True)
+class PictureParity(PortParity):
+    """The verification of a model of pictures and text.
+
+    Attributes:
+        answer: What was written greedily by both, in tokens; empty where that was not compared.
+    """
+
+    mode: str = "pictures"
+    answer: tuple[int, ...] = field(default=(), kw_only=True)
+
+    def summary(self) -> str:
+        """Lines for a terminal."""
+        told = f"\nanswer about two pictures: {len(self.answer)} tokens as the original's" if self.answer else ""
+        return super().summary() + told
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values only, for the record."""
+        return {**super().to_json(), "answer_tokens": len(self.answer)}
+
+    def _verdict(self) -> str:
+        return "the output does not compute what the original computes"
+
+
+def compare_pictures(
+    folder: Path, checkpoint: Checkpoint, program: Program, *, trust_remote_code: bool = False
+) -> PictureParity:
+    """Compare a folder that mlx-vlm loads with its original.
+
+    Args:
+        folder: The output.
+        checkpoint: The original.
+        program: From the tensors of the checkpoint to those of the output.
+        trust_remote_code: Run source of the folder that this installation did not write.
+
+    Raises:
+        UnsupportedError: mlx-vlm is not installed, transformers lacks the model, or memory does not suffice.
+        VerificationError: mlx-vlm cannot load the output.
+    """
+    ours, (_, dtype) = _opened(folder, trust_remote_code), float_dtypes(folder)
+    packing = packings(ours.model)
+    layout = StoredLayout(StoredWeights(folder, packing), partial(invert, program), checkpoint.tensors, bounded=False)
+    weights, exact = check_weights(differences(checkpoint, layout, dtype))
+    bits = min((int(how["bits"]) for how in packing.values()), default=None)
+    report = PictureParity(DTYPE_NAMES[dtype], bits, (), weights=weights)
+    if not weights.passed:
+        return report
+    nbytes = 4 * sum(ref.size for ref in checkpoint.tensors.values())
+    if nbytes > (limit := available_memory() // 2):
+        needed, free = (f"{size / 1e9:.1f} GB" for size in (nbytes, limit))
+        hint = "verify it on a machine with more memory: mlxport verify DST --against SRC"
+        raise UnsupportedError(f"{needed} of weights run in float32, of which {free} may be taken", hint=hint)
+    upcast(ours.model)
+    theirs = _original(checkpoint, None if exact else layout)
+    return _compared(report, ours, theirs, checkpoint, answers=nbytes <= _SMALL)
+
+
+def _opened(folder: Path, trust_remote_code: bool) -> VisionLanguage:
+    try:
+        return load_vision_language(folder, trust_remote_code=trust_remote_code)
+    except UsageError as error:
+        raise UnsupportedError(f"{error.message}: {error.hint}", hint=error.hint) from error
+
+
+def _original(checkpoint: Checkpoint, layout: StoredLayout | None) -> Any:
+    """Transformers' model in float32, in memory: its towers ask for the dtype of what they hold.
+
+    Raises:
+        UnsupportedError: Not every weight of it is in the checkpoint.
+    """
+    with quiet():
+        model = empty_model(checkpoint, dtype=torch.float32, attention="eager", use_cache=True)
+    model = lazy_parameters(model, checkpoint, layout=layout)
+    absent = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if absent:
+        raise UnsupportedError(
+            f"{checkpoint.name} has no weights for {', '.join(absent[:4])}",
+            hint="without them there is nothing to compare: convert with --verify none",
+        )
+    read: dict[int, torch.nn.Parameter] = {}
+    for module in model.modules():
+        for name, value in [item for item in vars(module).items() if isinstance(item[1], LazyWeight)]:
+            if id(value) not in read:
+                read[id(value)] = torch.nn.Parameter(value.source.whole(), requires_grad=False)
+            del module.__dict__[name]
+            module.register_parameter(name, read[id(value)])
+    return model
+
+
+def _compared(
+    report: PictureParity, ours: VisionLanguage, theirs: Any, checkpoint: Checkpoint, *, answers: bool
+) -> PictureParity:
+    pictures = [picture.resize((picture.width // 2, picture.height // 2)) for picture in example_pictures()[:2]]
+    processor = load_image_processor(checkpoint.root)
+    rows: list[OutputComparison] = []
+    problems: list[str] = []
+    answer: list[int] = []
+    for name, shown in (("text", []), ("two pictures and text", pictures)):
+        inputs = ours.inputs(ours.prompt(_TEXT, len(shown)), shown)
+        given = _for_torch(inputs)
+        if shown:
+            prepared = processor(images=shown, return_tensors="np")
+            given.update({key: torch.from_numpy(np.asarray(value)) for key, value in prepared.items()})
+            given.update(_kinds(theirs, given["input_ids"]))
+        rows.append(_row(name, _logits(ours.model, inputs), theirs, given))
+        if shown and answers and rows[-1].passed:
+            mine, other = _answer(ours, inputs), _torch_answer(theirs, given)
+            answer = other if mine == other else []
+            problems += [] if mine == other else [f"an answer has the tokens {mine}, the original's {other}"]
+    return replace(report, comparisons=tuple(rows), problems=tuple(problems), answer=tuple(answer))
+
+
+def _kinds(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Which tokens stand for pictures, as transformers' own processors say beside the tokens."""
+    if "mm_token_type_ids" not in inspect.signature(model.forward).parameters:
+        return {}
+    return {"mm_token_type_ids": (ids == model.config.image_token_id).to(torch.int64)}
+
+
+def _for_torch(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: torch.from_numpy(np.array(value)) for name, value in inputs.items() if isinstance(value, mx.array)}
+
+
+def _logits(model: Any, inputs: Mapping[str, Any]) -> mx.array:
+    named = {("mask" if name == "attention_mask" else name): value for name, value in inputs.items()}
+    return model(**named).logits  # type: ignore[no-any-return]
+
+
+def _row(name: str, logits: mx.array, theirs: Any, given: Mapping[str, Any]) -> OutputComparison:
+    with torch.inference_mode():
+        wanted = theirs(**given, use_cache=False).logits
+    found = compare(logits, wanted.to(torch.float32), "float32", None)
+    return OutputComparison(name, "logits", tuple(wanted.shape), *found[:4], not found.failure, found.failure)
+
+
+def _answer(ours: VisionLanguage, inputs: Mapping[str, Any]) -> list[int]:
+    return [int(piece.token) for piece in ours.stream(dict(inputs), max_tokens=_LENGTH, temperature=0.0)][:_LENGTH]
+
+
+def _torch_answer(theirs: Any, given: Mapping[str, Any]) -> list[int]:
+    settings: dict[str, Any] = {"do_sample": False, "num_beams": 1, "max_new_tokens": _LENGTH, "min_new_tokens": 0}
+    with torch.inference_mode(), quiet():
+        made: Sequence[int] = theirs.generate(**given, **settings)[0, given["input_ids"].shape[1] :].tolist()
+    return [int(token) for token in made]
