@@ -18,7 +18,10 @@ _MAX_TOKENS = 256
 
 
 class ImageTextToText(Pipeline):
-    """``image-text-to-text``: what a model says of pictures; an input is a picture, or a question as ``{"images": [...], "text": "..."}``."""
+    """``image-text-to-text``: what a model says of pictures.
+
+    An input is a picture, with ``prompt`` as an option, or ``{"images": [...], "text": "..."}``.
+    """
 
     task = "image-text-to-text"
     reads = "picture"
