@@ -14,15 +14,15 @@ __all__ = ["module_tree"]
 _EMBEDDINGS = ("embed_tokens", "wte", "pos_embed", "position_embedding")
 
 
-class Part(nn.Module):  # type: ignore[misc]
+class HeldPart(nn.Module):  # type: ignore[misc]
     """A module that holds others, or a parameter that no layer of MLX has."""
 
 
-class Norm(Part):
+class NormWeights(HeldPart):
     """What has one weight for each channel."""
 
 
-class Conv(Part):
+class ConvWeights(HeldPart):
     """What has weights of three dimensions and more."""
 
 
@@ -45,9 +45,9 @@ def _module(name: str, node: Mapping[str, Any]) -> nn.Module:
 def _leaf(name: str, node: Mapping[str, Any]) -> nn.Module:
     """An empty module of the kind that these parameters are of; a layer that is made draws no random numbers."""
     weight = node.get("weight")
-    kind: Any = Part
+    kind: Any = HeldPart
     if isinstance(weight, mx.array) and node.keys() <= {"weight", "bias"}:
-        kind = Norm if weight.ndim < 2 else Conv if weight.ndim > 2 else nn.Linear
+        kind = NormWeights if weight.ndim < 2 else ConvWeights if weight.ndim > 2 else nn.Linear
         kind = nn.Embedding if name in _EMBEDDINGS else kind
     module = kind.__new__(kind)
     nn.Module.__init__(module)
