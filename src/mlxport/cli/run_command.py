@@ -15,7 +15,7 @@ from mlxport.cli.flags import Json, Quiet, Trust, Verbose
 from mlxport.cli.json_output import print_json
 from mlxport.errors import UsageError
 from mlxport.options.option_field import Option, declared
-from mlxport.run.tasks.task_options import OPTIONS, RunOptions
+from mlxport.run.tasks.task_options import OPTIONS, SPEECH_TASKS, RunOptions
 
 if TYPE_CHECKING:
     from mlxport.run.tasks.pipeline import Pipeline
@@ -56,7 +56,9 @@ def run(
         list[str] | None, typer.Argument(metavar="[INPUT]...", help='Texts or files; "-" reads texts, one a line.')
     ] = None,
     *,
-    task: Annotated[str | None, typer.Option(help="Another task than the one on record.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Another task than the one on record; of speech also transcribe or translate.")
+    ] = None,
     trust_remote_code: Trust = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -65,9 +67,16 @@ def run(
 ) -> None:
     """Do what a converted model is for: label, embed, transcribe, translate, write."""
     from mlxport.run.tasks.opened_task import pipeline as opened
+    from mlxport.run.tasks.task_table import pipeline_class
     from mlxport.run.tasks.vectors import write_vectors
 
-    pipeline = opened(path, task, trust_remote_code=trust_remote_code)
+    spoken = task if task in SPEECH_TASKS else None
+    pipeline = opened(path, None if spoken else task, trust_remote_code=trust_remote_code)
+    if spoken is not None:
+        if pipeline.task != "automatic-speech-recognition":
+            pipeline_class(spoken)  # refuses it: no task of this name
+        options["task_name"] = options["task_name"] or spoken
+    pipeline.shows = not (quiet or as_json) and sys.stderr.isatty()
     given = {known.name: options[known.name] for known in TASK_OPTIONS if options[known.name] != _unset(known)}
     chosen = pipeline.checked(given)
     items = _items(inputs or [], pipeline, chosen, path)

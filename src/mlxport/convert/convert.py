@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -228,7 +229,7 @@ def _calibrating(checkpoint: Checkpoint, conversion: Conversion, options: Resolv
 def _planned(conversion: Conversion, layout: Layout, options: ResolvedOptions, calibrating: Calibrating | None) -> Plan:
     plan = make_plan(
         conversion.tensors(),
-        max_bytes=parse_size(options.max_shard_size),
+        max_bytes=sys.maxsize if layout.one_file else parse_size(options.max_shard_size),
         by=options.shard_by,
         dtype=conversion.dtype,
         parameters=conversion.parameters,

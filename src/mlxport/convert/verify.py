@@ -203,6 +203,22 @@ def _passed(report: Any, folder: Path, what: str) -> Any:
     return report
 
 
+def _written_speech(work: Verifying) -> Verified:
+    made, found = work.conversion, work.conversion.quantized.values()
+    bits = min((spec.bits for spec in found), default=None)
+    report = _compared_speech(work.folder, work.layout, work.checkpoint, made, made.dtype, bits)
+    return Verified(_passed(report, work.folder, "model"))
+
+
+def _compared_speech(
+    folder: Path, layout: Layout, checkpoint: Checkpoint, conversion: Conversion, dtype: str, bits: int | None
+) -> PortParity:
+    from mlxport.parity.speech_parity import compare_speech
+
+    report = compare_speech(folder, checkpoint, dtype=dtype, bits=bits, parameters=conversion.parameters)
+    return _with_task(report, folder, layout, checkpoint, conversion)
+
+
 def _generated(conversion: Conversion) -> GeneratedConversion:
     from mlxport.layouts.generated.weights_trace import GeneratedConversion
 
@@ -226,6 +242,7 @@ _WRITTEN: Mapping[str, Callable[[Verifying], Verified]] = {
     "sequences": _written_sequences,
     "parts": _written_parts,
     "pictures": _written_pictures,
+    "speech": _written_speech,
     "": _not_verified,
 }
 
@@ -346,6 +363,13 @@ def _folder_parts(asked: _Asked) -> PortParity:
     return _with_task(report, asked.folder, asked.layout, checkpoint, conversion, trust)
 
 
+def _folder_speech(asked: _Asked) -> PortParity:
+    made = recorded(asked.folder, asked.layout, asked.revision, asked.trust_remote_code)
+    checkpoint = open_source(asked.against, made.options)
+    conversion = asked.layout.opens(checkpoint, made.options)
+    return _compared_speech(asked.folder, asked.layout, checkpoint, conversion, made.dtype, made.bits)
+
+
 def _folder_sequences(asked: _Asked) -> PortParity:
     return _with_steps(*_compared_folder(asked))
 
@@ -401,4 +425,5 @@ _FOLDERS: Mapping[str, Callable[[_Asked], ParityReport | PortParity]] = {
     "sequences": _folder_sequences,
     "parts": _folder_parts,
     "pictures": _folder_pictures,
+    "speech": _folder_speech,
 }

@@ -82,6 +82,7 @@ class Layout:
         refuses: Options that it has no use for.
         records: Flags that the record keeps of its options, because the original is captured by them again.
         weights: What the files of weights are called, before the number and ``.safetensors``.
+        one_file: Whether all weights lie in one file, however large it is.
         files: Patterns of what else it writes, so that ``--overwrite`` may delete it.
         carries: Which of the source's other files, by their path in it, go into the output as well; cards never do,
             and code only where it is trusted.
@@ -91,7 +92,8 @@ class Layout:
         usage: The card's section on how the output is used.
         verification: What is compared with the original: ``logits`` of a language model, all ``outputs`` of the example
             that the conversion holds, ``sequences`` that are written in one call and in several, ``parts`` by
-            themselves and together, logits of ``pictures`` and text, or nothing.
+            themselves and together, logits of ``pictures`` and text, ``speech``: states and logits of a recording, by the
+            runtime's own model, or nothing.
         verifies_generation: Whether the comparison of ``logits`` goes on to text generated with the runtime's caches:
             the model's code is as new as its weights, and nobody else has run it.
         run_by: The commands that generate text with it, where that has to be said.
@@ -113,12 +115,13 @@ class Layout:
     refuses: tuple[Refusal, ...] = ()
     records: tuple[str, ...] = ()
     weights: str = "model"
+    one_file: bool = False
     files: tuple[str, ...] = ()
     carries: Callable[[PurePath], bool] = _everything
     tokenizer: bool = True
     task: str = ""
     usage: str = ""
-    verification: Literal["logits", "outputs", "sequences", "parts", "pictures", ""] = ""
+    verification: Literal["logits", "outputs", "sequences", "parts", "pictures", "speech", ""] = ""
     verifies_generation: bool = False
     run_by: str = ""
     whole: bool = False

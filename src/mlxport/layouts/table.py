@@ -14,6 +14,7 @@ from mlxport.layouts.generated.parts_layout import GENERATED_PARTS
 from mlxport.layouts.generated.sequence_layout import GENERATED_SEQ2SEQ, GENERATED_SPEECH
 from mlxport.layouts.mlx_lm.layout import MLX_LM
 from mlxport.layouts.mlx_vlm.layout import MLX_VLM
+from mlxport.layouts.mlx_whisper.layout import MLX_WHISPER
 from mlxport.model_config import ModelConfig
 from mlxport.source import needs_remote_code, refuse_remote_code
 
@@ -39,7 +40,7 @@ __all__ = [
 
 AUTO = "auto"
 _WITH_CACHE = (GENERATED_LM, GENERATED_SEQ2SEQ, GENERATED_SPEECH)
-_BUILT_IN = (MLX_VLM, MLX_LM, *_WITH_CACHE, GENERATED_PARTS, GENERATED)
+_BUILT_IN = (MLX_VLM, MLX_LM, MLX_WHISPER, *_WITH_CACHE, GENERATED_PARTS, GENERATED)
 """mlx-lm has the text models of some that mlx-vlm has whole."""
 _GENERATIVE = ("CausalLM", "LMHead", "ConditionalGeneration")
 _table: dict[str, Layout] = {}
@@ -169,6 +170,9 @@ def refuse_unknown_code(config: Mapping[str, Any], source: str, trust_remote_cod
 
 def way_out(config: Mapping[str, Any], source: str) -> str:
     """The next step for a checkpoint that mlx-lm has no model for, or would compute something else with."""
+    if MLX_WHISPER.claims(config, ()):
+        command = f"mlxport convert {shlex.quote(source)} DST"
+        return f"it converts to {MLX_WHISPER.name}'s layout, which that and mlxport run transcribe with: {command}"
     if GENERATED_LM.claims(config, ()):
         command = f"mlxport convert {shlex.quote(source)} DST"
         return f"it converts to MLX source of its own, which mlx-lm runs and is verified against PyTorch: {command}"

@@ -39,7 +39,18 @@ __all__ = [
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # What mlx_lm.load fetches of a repository.
-_HUB_FILES = ["*.json", "model*.safetensors", "*.py", "tokenizer.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja"]
+_HUB_FILES = [
+    "*.json",
+    "model*.safetensors",
+    "weights.*",
+    "*.py",
+    "tokenizer.model",
+    "*.tiktoken",
+    "*.txt",
+    "*.jsonl",
+    "*.jinja",
+]
+_SPEECH = ("weights.safetensors", "weights.npz")  # what mlx-whisper loads
 _CONVERT = "convert it first: mlxport convert {source} {target}"
 
 
@@ -121,11 +132,14 @@ def _check(folder: Path, shown: str) -> None:
     rope settings. Converted ones are known by mlxport.json, by mlx-lm's ``quantization`` block, or by the format that
     both write into each safetensors header.
     """
+    from mlxport.layouts.mlx_whisper.layout import MLX_WHISPER
     from mlxport.source.declared_counts import check_output_counts
     from mlxport.source.safe_files import refuse_special_files
 
     refuse_special_files(folder)
     config = _read_config(folder, shown)
+    if MLX_WHISPER.wrote(config) and any((folder / name).is_file() for name in _SPEECH):
+        return None
     weights = sorted(folder.glob("model*.safetensors"))
     if weights and is_mlx_format(folder, config, weights):
         return check_output_counts(folder, config)

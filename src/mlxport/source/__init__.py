@@ -61,6 +61,11 @@ def open_checkpoint(
                 f"{path} is a folder and has no revisions", hint="leave out the revision, or give a hub id"
             )
         return open_folder(path, check_config=check_config, trust_remote_code=trust_remote_code)
+    if path.suffix == ".pt" and _is(os.path.isfile, path):
+        from mlxport.source.openai_whisper import open_whisper_file
+
+        if (whisper := open_whisper_file(path, check_config)) is not None:
+            return whisper
     if _is(os.path.lexists, path):
         raise _not_a_folder(path)
     if isinstance(source, Path) or not _REPO_ID.fullmatch(source):

@@ -58,6 +58,16 @@ def read_torch_file(path: Path) -> tuple[dict[str, TensorRef], list[str]]:
         UnsupportedError: A legacy, TorchScript or big-endian file.
         SourceError: torch is not installed.
     """
+    tensors, problems, _ = read_torch_checkpoint(path)
+    return tensors, problems
+
+
+def read_torch_checkpoint(path: Path) -> tuple[dict[str, TensorRef], list[str], Mapping[Any, Any]]:
+    """The same, and all that the file holds: a dict with the weights in it, where a training script wrote it.
+
+    Raises:
+        SourceError: As of ``read_torch_file``.
+    """
     with open(open_regular(path), "rb") as file:
         start = file.read(512)
         refuse_placeholder(start, path)
@@ -76,7 +86,7 @@ def read_torch_file(path: Path) -> tuple[dict[str, TensorRef], list[str]]:
             tensors[name] = ref
     if not tensors:
         raise WeightsError(f"{path} holds no tensors", hint="give the file that torch.save(model.state_dict()) wrote")
-    return tensors, problems
+    return tensors, problems, loaded
 
 
 def _not_a_zip(start: bytes, path: Path) -> SourceError | UnsupportedError:

@@ -55,6 +55,7 @@ class Pipeline(ABC):
         folder: The model's.
         config: Its config.json.
         model: Its module.
+        shows: Whether what takes long has a bar on standard error.
     """
 
     task: ClassVar[str]
@@ -63,6 +64,7 @@ class Pipeline(ABC):
     summary: ClassVar[str]
     also: ClassVar[str] = ""
     also_in_python: ClassVar[str] = ""
+    shows: bool = False
 
     def __init__(self, folder: Path, *, trust_remote_code: bool = False) -> None:
         self.folder = folder

@@ -12,6 +12,8 @@ __all__ = [
     "FUNCTIONS",
     "OPTIONS",
     "POOLINGS",
+    "SPEECH_TASKS",
+    "SUBTITLES",
     "STRATEGIES",
     "BatchOptions",
     "FeatureOptions",
@@ -34,6 +36,8 @@ __all__ = [
 FUNCTIONS = ("default", "softmax", "sigmoid", "none")
 POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 """As sentence-transformers calls them, in the order in which it joins them."""
+SPEECH_TASKS = ("transcribe", "translate")
+SUBTITLES = ("txt", "srt", "vtt", "json")
 STRATEGIES = ("none", "simple", "first", "average", "max")
 
 
@@ -163,6 +167,16 @@ class SpeechOptions(RunOptions):
 
     chunk_length: float = option(
         30.0, "Seconds of the pieces in which a longer recording is read; they overlap by a third.", check=_seconds
+    )
+    language: str | None = option(
+        None, "Language that is spoken, by code or name (en, german) [heard from the first 30 seconds]."
+    )
+    task_name: str = option(
+        "transcribe", "transcribe, or translate into English; --task takes these two as well.", choices=SPEECH_TASKS
+    )
+    word_timestamps: bool = option(False, "Give the seconds of each word, of models that Whisper's layout is for.")
+    format: str = option(
+        "txt", "What is written: txt, srt, vtt (subtitles) or json (segments with their times).", choices=SUBTITLES
     )
 
 

@@ -1,0 +1,77 @@
+"""What hears: a folder that is open, samples in, text out; each kind of model has one of its own."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+from mlxport.errors import SourceError, UsageError
+from mlxport.run.media.sound import Samples
+from mlxport.run.tasks.task_options import SpeechOptions
+from mlxport.source.tokenizer_loading import reason, refusing
+
+__all__ = ["Recognizer", "feature_extractor"]
+
+
+class Recognizer(ABC):
+    """A model that writes what is said.
+
+    Attributes:
+        refused: Options that it has no use for, with why.
+        reference: What transformers' pipeline is called with beside a sound, for a comparison.
+        model: Its module.
+        rate: Samples a second that it hears.
+    """
+
+    refused: ClassVar[Mapping[str, str]] = {}
+    reference: Mapping[str, Any] = {}
+    model: Any
+    rate: int
+
+    @abstractmethod
+    def hear(self, samples: Samples, options: SpeechOptions, show: bool) -> dict[str, Any]:
+        """The result for a recording.
+
+        Args:
+            samples: At its rate.
+            options: What was asked for.
+            show: Whether to show a bar for a long recording on standard error.
+        """
+
+    def compared(self, samples: Samples) -> dict[str, Any]:
+        """The result for a recording that is compared with the original's."""
+        return self.hear(samples, SpeechOptions(), False)
+
+    def check(self, options: SpeechOptions) -> None:
+        """Refuse what this model has no use for.
+
+        Raises:
+            UsageError: It was asked for.
+        """
+        for item in fields(options):
+            why = self.refused.get(item.name)
+            if why and getattr(options, item.name) != item.default:
+                given = f"--{item.name.replace('_', '-')}"
+                raise UsageError(f"{given} {getattr(options, item.name)}: {why}", hint=f"leave {given} out")
+
+
+def feature_extractor(folder: Path) -> Any:
+    """Transformers' own, of the files beside a model.
+
+    Raises:
+        SourceError: There is none, or it does not load.
+    """
+    from transformers import AutoFeatureExtractor
+
+    hint = "copy preprocessor_config.json of the original model into the folder"
+    if not (folder / "preprocessor_config.json").is_file() and not (folder / "processor_config.json").is_file():
+        raise SourceError(f"{folder} does not say how sound is prepared: no preprocessor_config.json", hint=hint)
+
+    def failed(error: BaseException) -> SourceError:
+        return SourceError(f"the feature extractor of {folder} does not load: {reason(error)}", hint=hint)
+
+    with refusing(failed):
+        return AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
