@@ -13,6 +13,7 @@ VARIABLE = "MLXPORT_TEST_DATA"
 WHERE = {
     "stories260K": "karpathy's tinyllamas as a Hugging Face folder, its sample text in sample.txt",
     "silero-vad": "silero_vad_16k.safetensors of github.com/snakers4/silero-vad",
+    "whisper-tiny.en": "openai/whisper-tiny.en of the Hugging Face hub, in float16",
     "audio": "jfk_16k.wav, the samples/jfk.wav of github.com/ggml-org/whisper.cpp",
 }
 

@@ -204,19 +204,20 @@ def _passed(report: Any, folder: Path, what: str) -> Any:
 
 
 def _written_speech(work: Verifying) -> Verified:
-    made, found = work.conversion, work.conversion.quantized.values()
-    bits = min((spec.bits for spec in found), default=None)
-    report = _compared_speech(work.folder, work.layout, work.checkpoint, made, made.dtype, bits)
-    return Verified(_passed(report, work.folder, "model"))
+    made = work.conversion
+    bits = min((spec.bits for spec in made.quantized.values()), default=None)
+    return Verified(
+        _passed(_speech(work.folder, work.layout, work.checkpoint, made, made.dtype, bits), work.folder, "model")
+    )
 
 
-def _compared_speech(
-    folder: Path, layout: Layout, checkpoint: Checkpoint, conversion: Conversion, dtype: str, bits: int | None
+def _speech(
+    folder: Path, layout: Layout, checkpoint: Checkpoint, made: Conversion, dtype: str, bits: Any
 ) -> PortParity:
     from mlxport.parity.speech_parity import compare_speech
 
-    report = compare_speech(folder, checkpoint, dtype=dtype, bits=bits, parameters=conversion.parameters)
-    return _with_task(report, folder, layout, checkpoint, conversion)
+    report = compare_speech(folder, checkpoint, dtype=dtype, bits=bits, parameters=made.parameters)
+    return _with_task(report, folder, layout, checkpoint, made)
 
 
 def _generated(conversion: Conversion) -> GeneratedConversion:
@@ -367,7 +368,7 @@ def _folder_speech(asked: _Asked) -> PortParity:
     made = recorded(asked.folder, asked.layout, asked.revision, asked.trust_remote_code)
     checkpoint = open_source(asked.against, made.options)
     conversion = asked.layout.opens(checkpoint, made.options)
-    return _compared_speech(asked.folder, asked.layout, checkpoint, conversion, made.dtype, made.bits)
+    return _speech(asked.folder, asked.layout, checkpoint, conversion, made.dtype, made.bits)
 
 
 def _folder_sequences(asked: _Asked) -> PortParity:

@@ -68,8 +68,9 @@ class WhisperSpeech(Recognizer):
         language = self._language(options.language, task)
         # As transformers: the times are written along where there is more than one window, or where they are wanted.
         times = options.word_timestamps or options.format != "txt" or len(samples) > _WINDOW * self.rate
+        heard = samples if times else self._with_silence(samples)
         made = self._transcribed(
-            samples if times else self._with_silence(samples), show, language=language, task=task, word_timestamps=options.word_timestamps,
+            heard, show, language=language, task=task, word_timestamps=options.word_timestamps,
             without_timestamps=not times,
         )  # fmt: skip
         result: dict[str, Any] = {"text": made["text"]}
@@ -82,8 +83,9 @@ class WhisperSpeech(Recognizer):
     def compared(self, samples: Samples) -> dict[str, Any]:
         """What the likeliest tokens say, without a second try and without times, as transformers does it."""
         language = "en" if self.model.is_multilingual else None
+        heard = self._with_silence(samples)
         made = self._transcribed(
-            self._with_silence(samples), False, language=language, task=_TRANSCRIBE, without_timestamps=True, temperature=0.0,
+            heard, False, language=language, task=_TRANSCRIBE, without_timestamps=True, temperature=0.0,
             compression_ratio_threshold=None, logprob_threshold=None, no_speech_threshold=None, sample_len=_COMPARED,
         )  # fmt: skip
         return {"text": made["text"]}
