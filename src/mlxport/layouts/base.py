@@ -92,8 +92,7 @@ class Layout:
         usage: The card's section on how the output is used.
         verification: What is compared with the original: ``logits`` of a language model, all ``outputs`` of the example
             that the conversion holds, ``sequences`` that are written in one call and in several, ``parts`` by
-            themselves and together, logits of ``pictures`` and text, ``speech``: states and logits of a recording, by the
-            runtime's own model, or nothing.
+            themselves and together, logits of ``pictures`` and text, states and logits of ``speech``, or nothing.
         verifies_generation: Whether the comparison of ``logits`` goes on to text generated with the runtime's caches:
             the model's code is as new as its weights, and nobody else has run it.
         run_by: The commands that generate text with it, where that has to be said.
