@@ -15,8 +15,8 @@ from mlxport.errors import ConfigError, QuantizationError, UnsupportedError, Wei
 from mlxport.layouts.conversion import DTYPES, ModelSource, TracedModel, empty, make_conversion
 from mlxport.layouts.foreign_parts import refuse_adapters
 from mlxport.layouts.mlx_whisper.dimensions import Dimensions, read_dimensions, why_not
-from mlxport.layouts.mlx_whisper.skeleton import Skeleton
 from mlxport.layouts.mlx_whisper.weight_names import ENCODER_POSITIONS, HEAD, mlx_name
+from mlxport.layouts.mlx_whisper.whisper_modules import WhisperSkeleton
 from mlxport.layouts.quantizing import Built, count_parameters, quantize
 from mlxport.progress import listed
 from mlxport.quant import QuantRequest
@@ -113,7 +113,7 @@ class _WhisperOpening:
         """As of ``ModelSource``."""
 
         def run(arrays: dict[str, mx.array]) -> dict[str, mx.array]:
-            model = Skeleton(self.sizes, mx.array(np.array(self.heads, np.int32).reshape(-1, 2)))
+            model = WhisperSkeleton(self.sizes, mx.array(np.array(self.heads, np.int32).reshape(-1, 2)))
             weights = {name: array for name, array in tensors_by_name(arrays).items() if name not in _NOT_LOADED}
             for name in ("encoder.conv1.weight", "encoder.conv2.weight"):
                 weights[name] = weights[name].transpose(0, 2, 1)  # [out, in, k] of torch to [out, k, in]
@@ -162,7 +162,7 @@ def _one_setting(built: Built) -> dict[str, Any]:
 def _refuse_names(checkpoint: Checkpoint, sizes: Dimensions) -> None:
     """Compare names, shapes and kinds of numbers with what mlx-whisper loads."""
     source = checkpoint.location
-    expected = dict(tree_flatten(Skeleton(sizes, mx.zeros((1, 2), mx.int32)).parameters()))
+    expected = dict(tree_flatten(WhisperSkeleton(sizes, mx.zeros((1, 2), mx.int32)).parameters()))
     expected.pop("alignment_heads")
     found = tensors_by_name(checkpoint.tensors)
     extra = sorted(set(found) - set(expected) - _NOT_LOADED)

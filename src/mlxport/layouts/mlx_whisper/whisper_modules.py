@@ -10,7 +10,7 @@ import mlx.nn as nn
 
 from mlxport.layouts.mlx_whisper.dimensions import Dimensions
 
-__all__ = ["Skeleton"]
+__all__ = ["WhisperSkeleton"]
 
 
 class _Attention(nn.Module):  # type: ignore[misc]
@@ -55,7 +55,7 @@ class _Decoder(nn.Module):  # type: ignore[misc]
         self.ln = nn.LayerNorm(width)
 
 
-class Skeleton(nn.Module):  # type: ignore[misc]
+class WhisperSkeleton(nn.Module):  # type: ignore[misc]
     """``mlx_whisper.whisper.Whisper`` without its calls.
 
     Args:
