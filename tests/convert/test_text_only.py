@@ -19,6 +19,7 @@ import mlxport
 from checkpoints import HEADS, HIDDEN, config, edit_json, save, weights, write_llama, write_side_files
 from mlxport.convert.convert import surprise
 from mlxport.errors import UnsupportedError
+from mlxport.layouts.mlx_vlm.families import FAMILIES
 from mlxport.layouts.table import chosen, why_not_the_runtimes
 
 BIASED = {"q": HIDDEN, "k": HIDDEN // 2, "v": HIDDEN // 2}
@@ -114,9 +115,10 @@ def model_type(request: pytest.FixtureRequest) -> str:
 def test_a_part_that_would_be_left_out_is_refused_and_named(model_type, tmp_path):
     source = write(tmp_path / "in", model_type)
     *_, others, places, left = MODELS[model_type]
+    layout = "mlx-lm" if model_type in FAMILIES else "auto"  # auto takes those as a whole
     for options in ({}, {"dry_run": True}, {"quantize": 4}):
         with pytest.raises(UnsupportedError) as error:
-            mlxport.convert(source, tmp_path / "out", verify="none", **options)
+            mlxport.convert(source, tmp_path / "out", verify="none", layout=layout, **options)
         said = error.value.message
         assert all(name in said for name in (*left, *places, "text model alone")) and "--text-only" in error.value.hint
         counts = [sum(name.startswith(f"{path}.") for name in others) for path in left]

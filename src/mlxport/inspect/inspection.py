@@ -160,7 +160,9 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     tokenizer, tokenizer_problems = _tokenizer(checkpoint, side, task in (None, "text-generation"))
     if port is not None and not port.tokenizer and tokenizer is None:
         tokenizer_problems = []
-    parts = _left_out(checkpoint) if support else ()
+    whole = next((it for it in layouts() if it.whole and it.claims(checkpoint.config, checkpoint.tensors)), None)
+    parts = _left_out(checkpoint) if support and whole is None else ()
+    changes = changes if whole is None else ()  # of the text model alone, for mlx-lm
     problems = [*_problems_of_folder(checkpoint, port), *problems, *said_before(parts), *tokenizer_problems]
     problems += _weight_problems(config, tensors, quantization)
     problems += _generation_problems(side.get("generation_config.json"), config)
@@ -192,11 +194,15 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         code=tuple(code_seen(checkpoint)),
         port=port is not None,
         task=task,
-        way_out="" if convertible else _way_out(checkpoint, port, task),
+        way_out=_for_runtime(whole) if whole is not None else "" if convertible else _way_out(checkpoint, port, task),
         config_changes=changes,
         left_out=parts,
         problems=tuple(dict.fromkeys(problems)),
     )
+
+
+def _for_runtime(layout: Layout) -> str:
+    return f"all of it for {layout.run_by} (layout {layout.name}); --text-only converts the text model alone"
 
 
 def _way_out(checkpoint: Checkpoint, port: Layout | None, task: str | None) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlxport.layouts.base import Layout, LayoutOptions, Refusal
 from mlxport.layouts.mlx_vlm.families import family_of
+from mlxport.source.part_names import TOWER
 
 if TYPE_CHECKING:
     from mlxport.layouts.conversion import Conversion
@@ -29,7 +30,9 @@ _FOR_TEXT = "for language models alone, and this one reads pictures"
 
 
 def _claims(config: Mapping[str, Any], tensors: Collection[str] = ()) -> bool:
-    return family_of(config) is not None
+    """Whether the type is one of ours, and the weights hold its vision part: an export of the text model does not."""
+    seen = not tensors or any(TOWER.search(name) for name in tensors)
+    return seen and family_of(config) is not None
 
 
 def _check(config: Mapping[str, Any], where: str) -> None:
