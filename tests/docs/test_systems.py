@@ -10,6 +10,7 @@ import pytest
 from documents import ROOT, blocks, missing, session
 
 PICTURES = ROOT / "docs" / "systems" / "pictures.md"
+PICTURES_AND_TEXTS = ROOT / "docs" / "systems" / "clip.md"
 EMBEDDINGS = ROOT / "docs" / "systems" / "embeddings.md"
 
 
@@ -41,3 +42,17 @@ def test_pictures(tmp_path, monkeypatch, mlxport):
     space: dict[str, object] = {}
     exec(compile(block, PICTURES.name, "exec"), space)
     assert space["best"]["label"] == "seven" and len(space["others"]) == 4
+
+
+def test_pictures_and_texts(tmp_path, monkeypatch, mlxport):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    for step in session(PICTURES_AND_TEXTS):
+        result = mlxport(*shlex.split(step.command)[1:])
+        shown = result.out if "--output" not in step.command else result.err
+        assert missing(step.shown, shown, tmp_path) == [], step.command
+    (block,) = blocks(PICTURES_AND_TEXTS, "python")
+    space: dict[str, object] = {}
+    exec(compile(block, PICTURES_AND_TEXTS.name, "exec"), space)
+    assert space["best"]["label"] == "a red circle" and len(space["others"]) == 1

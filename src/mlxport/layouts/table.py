@@ -179,6 +179,9 @@ def way_out(config: Mapping[str, Any], source: str) -> str:
     if GENERATED_SEQ2SEQ.claims(config, ()):
         command = f"mlxport convert {shlex.quote(source)} DST"
         return f"it converts to MLX source of its own, verified against PyTorch, for mlxport generate: {command}"
+    if GENERATED_PARTS.claims(config, ()):
+        command = f"mlxport convert {shlex.quote(source)} DST"
+        return f"it converts to MLX source of its own, a file for each part, verified against PyTorch: {command}"
     if GENERATED.claims(config, ()):
         command = f"mlxport convert {shlex.quote(source)} DST --layout {GENERATED.name}"
         return f"it converts to a port, MLX source of its own that is verified against PyTorch: {command}"

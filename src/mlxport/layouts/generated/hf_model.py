@@ -240,6 +240,8 @@ def _find(config: Any, *names: str) -> Any:
 def _ids(config: Any, generator: torch.Generator, length: int = _LENGTH) -> torch.Tensor:
     vocabulary = int(_find(config.get_text_config(), "vocab_size") or _find(config, "vocab_size") or 100)
     low = min(8, vocabulary - 1)  # beyond the usual special tokens
+    most = _find(config.get_text_config(), "max_position_embeddings")
+    length = min(length, most) if isinstance(most, int) and most > 1 else length
     ids = torch.randint(low, vocabulary, (_BATCH, length), generator=generator)
     end = _find(config, "eos_token_id")
     if isinstance(end, int) and 0 <= end < vocabulary:  # where a model looks for the end of the text (CLIP)

@@ -22,6 +22,7 @@ from mlxport.source.tokenizer_loading import load_tokenizer
 __all__ = ["ZeroShotImageClassification"]
 
 _WIDEST = 24  # letters of a text above its column
+_SHORT = ("No.", "a cat", "two")  # where a model reads few tokens
 _EACH_BY_ITSELF = (
     "siglip"  # in the types of models whose scores are no shares, and whose texts are always of one length
 )
@@ -122,7 +123,9 @@ class ZeroShotImageClassification(PicturePipeline):
     def examples(self) -> list[Any]:
         """Drawn pictures, each to be held against the same texts."""
         limit = longest_text(self.tokenizer, self.config)
-        self._asked = [text for text in TEXTS if limit is None or len(self.tokenizer(text)["input_ids"]) <= limit]
+        self._asked = [
+            text for text in (*TEXTS, *_SHORT) if limit is None or len(self.tokenizer(text)["input_ids"]) <= limit
+        ]
         return super().examples() if self._asked else []
 
     def answer(self, example: Any) -> Any:
