@@ -127,10 +127,7 @@ def test_claims_come_in_the_tables_order(toy, source, monkeypatch):
 
 
 def test_an_unknown_name_is_refused_everywhere(source, tmp_path, capsys):
-    names = (
-        "choose one of auto, mlx-vlm, mlx-lm, generated-lm, generated-seq2seq, generated-speech, generated-parts, "
-        "generated"
-    )
+    names = f"choose one of {', '.join(table.names())}"
     for options in ({}, {"dry_run": True}):
         with pytest.raises(UsageError, match="--layout 'mlx-lmm' does not exist") as refused:
             mlxport.convert(source, tmp_path / "out", layout="mlx-lmm", **options)
