@@ -23,14 +23,14 @@ Converted = tuple[Path, Path, ConvertReport]
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Converted]:
     root = tmp_path_factory.mktemp("qwen")
     source, out = write_qwen(root / "in"), root / "out"
-    yield source, out, mlxport.convert(source, out, quiet=True)
+    yield source, out, mlxport.convert(source, out, quantize=8, q_group_size=32, quiet=True)
     assert not (root / "ran").exists()
 
 
 def test_the_output_is_verified_up_to_the_trained_length(converted: Converted) -> None:
     _, out, report = converted
     assert report.layout == "mlx-lm" and report.parity is not None and report.parity.passed
-    assert max(comparison.max_abs for comparison in report.parity.comparisons) < 1e-4
+    assert report.parity.comparisons[-1].max_abs < 1e-4  # the same stored weights in torch
     assert report.parity.positions is not None
     assert report.parity.positions.proven == report.parity.positions.end == TRAINED
     assert report.tokenizer is not None and report.tokenizer.chat_template
@@ -73,10 +73,10 @@ def test_it_answers_and_says_where_it_is_no_longer_right(converted: Converted) -
     assert answers.getvalue() and "Generation: 2 tokens" in remarks.getvalue()
 
 
-def test_quantized_and_layerwise(converted: Converted, tmp_path: Path) -> None:
-    source, _, _ = converted
-    report = mlxport.convert(source, tmp_path / "q8", quantize=8, q_group_size=32, verify="layerwise", quiet=True)
-    assert report.parity is not None and report.parity.passed and report.parity.mode == "layerwise"
+def test_layerwise(converted: Converted) -> None:
+    source, out, _ = converted
+    report = mlxport.verify(out, source, mode="layerwise")
+    assert report.passed and getattr(report, "layers", ())
 
 
 def test_it_is_told_before_anything_is_written(converted: Converted) -> None:

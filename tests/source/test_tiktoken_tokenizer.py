@@ -61,8 +61,8 @@ def noise() -> list[str]:
         lambda: chr(rng.randrange(0x1F600, 0x1F650)),
         lambda: rng.choice(" \n\t\r"),
     ]
-    mixed = ["".join(rng.choice(kinds)() for _ in range(80)) for _ in range(150)]
-    return mixed + ["".join(rng.choice("the 's") for _ in range(60)) for _ in range(150)]
+    mixed = ["".join(rng.choice(kinds)() for _ in range(80)) for _ in range(60)]
+    return mixed + ["".join(rng.choice("the 's") for _ in range(60)) for _ in range(60)]
 
 
 def odd_ranks() -> list[bytes]:
