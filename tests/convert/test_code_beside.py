@@ -14,8 +14,8 @@ import mlxport
 from checkpoints import write_llama
 from mlxport.errors import SourceError, UnsafeError
 from mlxport.layouts.table import refuse_unknown_code
-from mlxport.run.tasks.automatic_speech_recognition import _feature_extractor
 from mlxport.run.tasks.picture_inputs import load_image_processor
+from mlxport.run.tasks.recognizer import feature_extractor
 
 AUTO = {"AutoConfig": "configuration_x.C", "AutoModelForCausalLM": "modeling_x.M"}
 
@@ -69,7 +69,7 @@ def test_transformers_is_always_told_whether_code_is_trusted() -> None:
 
 PROCESSORS = {
     "AutoImageProcessor": ("image_processor_type", load_image_processor),
-    "AutoFeatureExtractor": ("feature_extractor_type", _feature_extractor),
+    "AutoFeatureExtractor": ("feature_extractor_type", feature_extractor),
 }
 
 

@@ -258,6 +258,16 @@ def test_auto_says_that_it_makes_what_does_not_generate(tmp_path):
     bert = {"architectures": ["BertModel"], "model_type": "bert", "hidden_size": 32, "num_hidden_layers": 1,
             "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 320}  # fmt: skip
     layout = chosen("auto", bert)
-    (said,) = surprise(layout, why_not_the_runtimes(bert), "auto")
-    assert all(word in said for word in ("'bert'", "'generated'", "mlxport.load(DST)", "generate and chat cannot"))
-    assert surprise(layout, "", "generated") == () == surprise(chosen("auto", config()), "", "auto")
+    (said,) = surprise(layout, why_not_the_runtimes(bert), "auto", "fill-mask")
+    assert all(
+        word in said
+        for word in (
+            "'bert'",
+            "'generated'",
+            "mlxport run DST INPUT",
+            "fill-mask",
+            "mlxport.load(DST)",
+            "generate and chat cannot",
+        )
+    )
+    assert surprise(layout, "", "generated", None) == () == surprise(chosen("auto", config()), "", "auto", None)

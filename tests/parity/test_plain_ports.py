@@ -77,7 +77,8 @@ def test_of_a_folder_of_transformers(tmp_path):
     vision = {"image_size": 16, "patch_size": 8, "projection_dim": 32, **SMALL}
     config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=32)
     transformers.CLIPModel(config).eval().save_pretrained(tmp_path / "clip")
-    report = mlxport.convert(tmp_path / "clip", tmp_path / "out", quantize=2, q_group_size=32, dtype="bfloat16")
+    asked = {"layout": "generated", "quantize": 2, "q_group_size": 32, "dtype": "bfloat16"}
+    report = mlxport.convert(tmp_path / "clip", tmp_path / "out", **asked)
     assert any(row.name == "logits_per_image" for row in check(report.parity))
     assert "dequantized weights" in (tmp_path / "out" / "README.md").read_text()
 

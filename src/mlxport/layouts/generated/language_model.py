@@ -46,7 +46,7 @@ def traced_language_model(checkpoint: Checkpoint, asked: str = "auto", fold_batc
     """
     step = port_step(checkpoint, asked, fold_batchnorm)
     port, dtype = step.port, step.dtype
-    source = _Source(step, {**checkpoint.config, **port.fields, "model_file": PORT_FILE, "model_type": step.model_type})
+    source = _Source(step, {**checkpoint.config, "model_file": PORT_FILE, "model_type": step.model_type})
     built = Built({})
     pipeline = source.pipeline(None, built)
     try:
