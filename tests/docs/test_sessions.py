@@ -18,15 +18,6 @@ README = ROOT / "README.md"
 UPSAMPLER = ROOT / "examples" / "upsampler.py"
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder but for a link to the examples, and a terminal of 100 columns."""
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "100")
-    return tmp_path
-
-
 def elsewhere(command: str) -> str:
     """The output of a command that is not ours, in a process of its own."""
     words = shlex.split(command)

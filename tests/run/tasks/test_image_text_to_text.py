@@ -48,13 +48,6 @@ def pipeline(asked) -> Any:
     return mlxport.pipeline(asked.folder)
 
 
-def command(capsys, *arguments: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as ended:
-        main(["run", *map(str, arguments)])
-    printed = capsys.readouterr()
-    return int(ended.value.code or 0), printed.out, printed.err
-
-
 def test_text_and_pictures_are_computed_as_transformers_does(asked):
     found = asked.report.parity
     assert asked.report.layout == "mlx-vlm" and not asked.report.not_verified
@@ -69,15 +62,14 @@ def test_text_and_pictures_are_computed_as_transformers_does(asked):
         assert (asked.folder / name).read_bytes() == (asked.source / name).read_bytes()
 
 
-def test_a_run_writes_what_mlx_vlm_writes(asked, pipeline, capsys):
+def test_a_run_writes_what_mlx_vlm_writes(asked, pipeline, command):
     from mlx_vlm import generate, load
     from mlx_vlm.prompt_utils import apply_chat_template
 
     model, processor = load(str(asked.folder))
     prompt = apply_chat_template(processor, model.config, "What?", num_images=2)
     theirs = generate(model, processor, prompt, image=asked.pictures, max_tokens=6, temperature=0.0).text
-    code, out, _ = command(
-        capsys, asked.folder, "--image", *asked.pictures, "--prompt", "What?", "-m", "6"
+    code, out, _ = command(asked.folder, "--image", *asked.pictures, "--prompt", "What?", "-m", "6"
     )  # fmt: skip
     assert (code, out) == (0, f"{theirs}\n")
     images = [Image.open(path) for path in asked.pictures]
@@ -105,10 +97,10 @@ def test_text_alone_and_a_system_prompt(pipeline):
         (["--prompt", "x", "--num-beams", "2"], "--num-beams is not an option of image-text-to-text"),
     ],
 )
-def test_bad_input(asked, pipeline, arguments, said, capsys, monkeypatch):
+def test_bad_input(asked, pipeline, arguments, said, command, monkeypatch):
     monkeypatch.setattr("mlxport.run.tasks.opened_task.pipeline", lambda *_, **__: pipeline)
     arguments = [asked.pictures[0] if part == "PICTURE" else part for part in arguments]
-    code, _, error = command(capsys, asked.folder, *arguments)
+    code, _, error = command(asked.folder, *arguments)
     assert code == 2 and said in error and "hint:" in error
 
 

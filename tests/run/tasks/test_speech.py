@@ -14,7 +14,6 @@ import transformers
 import mlxport
 from checkpoints import write_tokenizer
 from external import external
-from mlxport.cli.app import main
 from mlxport.errors import UsageError
 from mlxport.run.tasks.decoder_speech import _pieces
 from mlxport.run.tasks.subtitles import srt, vtt
@@ -23,14 +22,6 @@ from whisper_models import make_whisper, save_whisper
 
 SPOKEN = "And so my fellow Americans ask not what your country can do for you, ask what you can do for your country."
 CHUNKS = [{"timestamp": [0.0, 7.74], "text": " Hello --> there"}, {"timestamp": [3661.5, 3662.0], "text": " end"}]
-
-
-def command(capsys, *arguments: object) -> tuple[int, str, str]:
-    """Exit code and what was printed."""
-    with pytest.raises(SystemExit) as ended:
-        main(["run", *map(str, arguments)])
-    printed = capsys.readouterr()
-    return int(ended.value.code or 0), printed.out, printed.err
 
 
 def test_subtitles():
@@ -55,7 +46,7 @@ def english(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "out"
 
 
-def test_what_whisper_refuses(english, tmp_path, capsys):
+def test_what_whisper_refuses(english, tmp_path, command):
     pipeline = mlxport.pipeline(english)
     sound = np.zeros(1600, np.float32)
     for given, said in (
@@ -73,9 +64,9 @@ def test_what_whisper_refuses(english, tmp_path, capsys):
         pipeline(sound, language="klingon")
     assert "en (english)" in refused.value.hint
     soundfile.write(tmp_path / "a.wav", sound, 16000)
-    code, _, said = command(capsys, english, tmp_path / "a.wav", "--task", "translate")
+    code, _, said = command(english, tmp_path / "a.wav", "--task", "translate")
     assert code == UsageError.exit_code and "hears English only" in said
-    code, _, said = command(capsys, english, tmp_path / "a.wav", "--task", "sing")
+    code, _, said = command(english, tmp_path / "a.wav", "--task", "sing")
     assert code == UsageError.exit_code and "--task 'sing' does not exist" in said
 
 
@@ -117,13 +108,13 @@ def test_a_port_that_hears_and_writes(tmp_path):
     assert SpeechOptions().format == "txt"
 
 
-def test_real_speech(tmp_path, capsys):
+def test_real_speech(tmp_path, command):
     """As transformers writes it; mlx-whisper's own ``transcribe``, unmodified, ends a window with features of 0."""
     mlx_whisper = pytest.importorskip("mlx_whisper")
     source, sound = external("whisper-tiny.en"), external("audio", "jfk_16k.wav")
     out = tmp_path / "out"
     mlxport.convert(source, out, verify="none")
-    code, text, _ = command(capsys, out, sound, "--quiet")
+    code, text, _ = command(out, sound, "--quiet")
     assert (code, text.strip()) == (0, SPOKEN)
     samples = np.pad(soundfile.read(sound, dtype="float32")[0], (0, 19 * 16000))
     pipeline = mlxport.pipeline(out)  # leaves its float32 copy where mlx-whisper looks for a model

@@ -12,21 +12,12 @@ from PIL import Image
 from task_models import SOURCES, sentence_files
 
 import mlxport
-from mlxport.cli.app import main
 from mlxport.errors import MlxportError, UnsupportedError, UsageError
 from mlxport.output.record import read_record
 from mlxport.run.tasks.task_options import OPTIONS
 from mlxport.run.tasks.task_table import TASKS, pipeline_class, task_of_folder
 
 TEXTS = ["the cat is on a mat", "paris", "the dog is a cat ."]
-
-
-def command(capsys, *arguments: str) -> tuple[int, str, str]:
-    """Exit code and what was printed."""
-    with pytest.raises(SystemExit) as ended:
-        main(["run", *map(str, arguments)])
-    printed = capsys.readouterr()
-    return int(ended.value.code or 0), printed.out, printed.err
 
 
 def test_every_task_has_a_file_and_options():
@@ -138,21 +129,21 @@ def test_long_sound_is_read_in_pieces_as_transformers_does(converted):
     assert ours(sound)["text"] == theirs({"raw": sound, "sampling_rate": 16000})["text"]
 
 
-def test_the_command_prints_lines_json_and_vectors(converted, capsys, tmp_path):
-    code, out, _ = command(capsys, converted("text-classification"), TEXTS[0])
+def test_the_command_prints_lines_json_and_vectors(converted, command, tmp_path):
+    code, out, _ = command(converted("text-classification"), TEXTS[0])
     assert code == 0 and out.split()[1:] == ["label", out.split()[-1]]
-    code, out, _ = command(capsys, converted("text-classification"), *TEXTS, "--json")
+    code, out, _ = command(converted("text-classification"), *TEXTS, "--json")
     assert code == 0 and [entry["label"][:5] for entry in json.loads(out)] == ["label"] * 3
     file = tmp_path / "vectors.npy"
-    code, out, err = command(capsys, converted("sentence-similarity"), *TEXTS, "--output", file, "--similarity")
+    code, out, err = command(converted("sentence-similarity"), *TEXTS, "--output", file, "--similarity")
     rows = [[float(number) for number in line.split()] for line in out.splitlines()]
     vectors = np.load(file)
     assert code == 0 and str(file) in err and np.allclose(rows, vectors @ vectors.T, atol=1e-3)
 
 
-def test_texts_come_from_standard_input(converted, capsys, monkeypatch):
+def test_texts_come_from_standard_input(converted, command, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(TEXTS) + "\n\n"))
-    code, out, _ = command(capsys, converted("feature-extraction"), "-", "--pooling", "mean", "--json")
+    code, out, _ = command(converted("feature-extraction"), "-", "--pooling", "mean", "--json")
     assert code == 0 and np.array(json.loads(out)).shape == (3, 32)
 
 
@@ -176,10 +167,10 @@ def test_texts_come_from_standard_input(converted, capsys, monkeypatch):
         ("automatic-speech-recognition", [__file__], "not a sound"),
     ],
 )
-def test_bad_input_is_one_clear_error(converted, capsys, monkeypatch, tmp_path, task, given, said):
+def test_bad_input_is_one_clear_error(converted, command, monkeypatch, tmp_path, task, given, said):
     folder = converted(task)
     monkeypatch.chdir(tmp_path)
-    code, out, err = command(capsys, folder, *given)
+    code, out, err = command(folder, *given)
     assert code in (1, 2) and not out
     assert said in err and "hint: " in err and "Traceback" not in err
     assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from task_models import siglip
-from test_tasks import command, copied
+from test_tasks import copied
 
 import mlxport
 from mlxport.errors import SourceError, UnsafeError, UnsupportedError
@@ -82,19 +82,19 @@ def test_parts_give_the_projected_features(converted, sigmoid):
         assert np.abs(np.array(ours.image(mx.array(pixels.numpy()))) - seen.numpy()).max() < 1e-5
 
 
-def test_the_command_prints_a_matrix_json_and_vectors(converted, capsys, pictures, tmp_path):
+def test_the_command_prints_a_matrix_json_and_vectors(converted, command, pictures, tmp_path):
     folder = converted(TASK)
-    code, out, _ = command(capsys, folder, "--image", *pictures, "--text", *TEXTS)
+    code, out, _ = command(folder, "--image", *pictures, "--text", *TEXTS)
     head, *rows = out.splitlines()
     assert code == 0 and len(rows) == 2 and all(text in head for text in TEXTS)
-    code, out, _ = command(capsys, folder, *pictures, "--text", *TEXTS, "--json")
+    code, out, _ = command(folder, *pictures, "--text", *TEXTS, "--json")
     found = json.loads(out)
     assert [sum(entry["score"] for entry in row) for row in found] == pytest.approx([1, 1])
     assert [row.endswith(best[0]["label"]) for row, best in zip(rows, found, strict=True)] == [True, True]
     for given, count in ((["--image", *pictures], 2), (["--text", *TEXTS], 3)):
-        code, _, err = command(capsys, folder, *given, "--output", tmp_path / "v.npy")
+        code, _, err = command(folder, *given, "--output", tmp_path / "v.npy")
         assert code == 0 and "v.npy" in err and np.load(tmp_path / "v.npy").shape == (count, 16)
-    code, out, _ = command(capsys, folder, "--text", TEXTS[0], "--json")
+    code, out, _ = command(folder, "--text", TEXTS[0], "--json")
     assert code == 0 and np.shape(json.loads(out)) == (16,)
 
 
@@ -109,9 +109,9 @@ def test_the_command_prints_a_matrix_json_and_vectors(converted, capsys, picture
         (["nothing.png", "--text", "a", "--output", "v.npy"], "--image or --text alone"),
     ],
 )
-def test_bad_input_is_one_clear_error(converted, capsys, monkeypatch, tmp_path, given, said):
+def test_bad_input_is_one_clear_error(converted, command, monkeypatch, tmp_path, given, said):
     monkeypatch.chdir(tmp_path)
-    code, out, err = command(capsys, converted(TASK), *given)
+    code, out, err = command(converted(TASK), *given)
     assert code in (1, 2) and not out and said in err and "hint: " in err and list(tmp_path.iterdir()) == []
 
 
