@@ -13,7 +13,7 @@ from mlxport.run.media.made_voice import made_voice
 from mlxport.run.media.sound import read_sound
 from mlxport.run.tasks.ctc_speech import CTCSpeech
 from mlxport.run.tasks.decoder_speech import DecoderSpeech
-from mlxport.run.tasks.pipeline import Difference, Pipeline
+from mlxport.run.tasks.pipeline import Difference, Pipeline, compare_texts
 from mlxport.run.tasks.recognizer import Recognizer
 from mlxport.run.tasks.subtitles import srt, vtt
 from mlxport.run.tasks.task_options import SpeechOptions
@@ -33,7 +33,6 @@ class SpeechRecognition(Pipeline):
 
     task = "automatic-speech-recognition"
     reads = "sound"
-    summary = "writes what is said in each recording"
     options = SpeechOptions
     recognizer: Recognizer
 
@@ -102,8 +101,7 @@ class SpeechRecognition(Pipeline):
 
     def compare(self, ours: Any, theirs: Any) -> Difference:
         """The text."""
-        mine, other = ours["text"].strip(), theirs["text"].strip()
-        return Difference("text", 0.0, "" if mine == other else f"{mine!r} where the original writes {other!r}")
+        return compare_texts(ours["text"].strip(), theirs["text"].strip())
 
 
 PIPELINE = SpeechRecognition

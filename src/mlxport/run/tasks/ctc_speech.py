@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,10 +9,10 @@ from typing import Any, ClassVar
 import mlx.core as mx
 import numpy as np
 
-from mlxport.errors import UsageError
 from mlxport.layouts.generated.loading import load_port
 from mlxport.run.media.sound import Samples
 from mlxport.run.tasks.pipeline import Array, as_numpy
+from mlxport.run.tasks.port_call import call_port
 from mlxport.run.tasks.recognizer import Recognizer, feature_extractor
 from mlxport.run.tasks.task_options import SpeechOptions
 from mlxport.source.tokenizer_loading import load_tokenizer
@@ -41,7 +40,6 @@ class CTCSpeech(Recognizer):
         self.rate = int(self.extractor.sampling_rate)
         strides = config.get("conv_stride")
         self._step = int(np.prod(strides)) if isinstance(strides, list) and strides else 1
-        self._takes = tuple(inspect.signature(type(self.model).__call__).parameters)[1:]
 
     def hear(self, samples: Samples, options: SpeechOptions, show: bool) -> dict[str, Any]:
         """``{"text": …}``."""
@@ -67,18 +65,11 @@ class CTCSpeech(Recognizer):
     def _letters(self, piece: Samples, left: int, right: int) -> Array:
         """The most likely letter at each moment that is this piece's own, int64, [moments]."""
         made = self.extractor(piece, sampling_rate=self.rate, return_tensors="np")
-        given = {name: mx.array(made[name]) for name in self._takes if name in made}
-        if missing := [name for name in self._takes if name not in given]:
-            if missing != ["attention_mask"]:
-                hint = "call it from Python: mlxport.load(DST)(...)"
-                raise UsageError(f"this model also reads {', '.join(missing)}, which no sound gives", hint=hint)
-            given["attention_mask"] = mx.ones(next(iter(given.values())).shape[:2], mx.int64)
-        try:
-            outputs = self.model(**given)
-        except ValueError as error:  # of the port's own check of its inputs
-            seconds = len(piece) / self.rate
-            hint = "give a longer recording"
-            raise UsageError(f"a sound of {seconds:.2f} s is not taken: {error}", hint=hint) from error
+        outputs = call_port(
+            self.model, made, reads="sound", refused=f"a sound of {len(piece) / self.rate:.2f} s is not taken",
+            hint="give a longer recording",
+            supplied={"attention_mask": lambda sound: mx.ones(sound.shape[:2], mx.int64)},
+        )  # fmt: skip
         letters = as_numpy(outputs["logits"])[0].argmax(-1)
         count = round(len(piece) / self._step)
         first, rest = round(left / len(piece) * count), round(right / len(piece) * count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,11 +35,11 @@ class DecoderSpeech(Recognizer):
         self.tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
         self.extractor = feature_extractor(folder)
         self.rate = int(self.extractor.sampling_rate)
-        settings = read_rules(folder, (), None, {}).settings
-        ends = settings.get("eos_token_id", config.get("eos_token_id"))
-        self._rules: SequenceRules = read_rules(
-            folder, checked_ends(ends, f"{folder}: generation_config.json") or (), None, {}
+        rules = read_rules(folder, (), None, {})
+        ends = checked_ends(
+            rules.settings.get("eos_token_id", config.get("eos_token_id")), f"{folder}: generation_config.json"
         )
+        self._rules: SequenceRules = replace(rules, ends=tuple(sorted(ends or ())))
         self._most = ModelConfig(config).context_length
 
     def hear(self, samples: Samples, options: SpeechOptions, show: bool) -> dict[str, Any]:

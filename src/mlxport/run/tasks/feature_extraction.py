@@ -19,7 +19,6 @@ class FeatureExtraction(TextPipeline):
     """``feature-extraction``: the states of the last layer, [1, tokens, width] of each text, or a vector of each."""
 
     task = "feature-extraction"
-    summary = "makes vectors of texts"
     options = FeatureOptions
 
     def run(self, inputs: Sequence[str], options: FeatureOptions, on_done: Callable[[int], object]) -> list[Any]:

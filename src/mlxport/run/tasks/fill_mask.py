@@ -20,7 +20,6 @@ class FillMask(TextPipeline):
     """``fill-mask``: the most likely tokens for each mask of a text."""
 
     task = "fill-mask"
-    summary = "says what stands behind the mask of each text"
     options = FillMaskOptions
 
     def __init__(self, folder: Any, *, trust_remote_code: bool = False) -> None:

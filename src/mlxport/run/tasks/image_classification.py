@@ -17,7 +17,6 @@ class ImageClassification(PicturePipeline):
     """``image-classification``: the best labels of each picture."""
 
     task = "image-classification"
-    summary = "says what is to be seen in each picture"
     options = ImageClassificationOptions
 
     def run(

@@ -8,7 +8,7 @@ from typing import Any
 from mlxport.errors import UsageError
 from mlxport.run.generate import read_prompt
 from mlxport.run.media.pictures import read_picture
-from mlxport.run.tasks.pipeline import Difference, Pipeline
+from mlxport.run.tasks.pipeline import Difference, Pipeline, compare_texts
 from mlxport.run.tasks.task_options import ImageTextOptions
 from mlxport.run.vision_language import VisionLanguage, load_vision_language
 
@@ -25,7 +25,6 @@ class ImageTextToText(Pipeline):
 
     task = "image-text-to-text"
     reads = "picture"
-    summary = "answers a question about pictures"
     options = ImageTextOptions
     also = '--prompt "What is to be seen?"'
     also_in_python = ', prompt="What is to be seen?"'
@@ -82,8 +81,7 @@ class ImageTextToText(Pipeline):
 
     def compare(self, ours: Any, theirs: Any) -> Difference:
         """The text."""
-        mine, other = ours[0]["generated_text"], theirs[0]["generated_text"]
-        return Difference("text", 0.0, "" if mine == other else f"{mine!r} where the original writes {other!r}")
+        return compare_texts(ours[0]["generated_text"], theirs[0]["generated_text"])
 
 
 PIPELINE = ImageTextToText

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxport.errors import SourceError, UsageError
 from mlxport.run.media.extras import needed
 from mlxport.run.media.pictures import read_picture
+from mlxport.run.tasks.described import load_described
 from mlxport.run.tasks.pipeline import Pipeline
-from mlxport.source.tokenizer_loading import reason, refusing
+from mlxport.run.tasks.port_call import call_port
 
 __all__ = ["PicturePipeline", "example_pictures", "load_image_processor"]
 
@@ -28,16 +27,10 @@ def load_image_processor(folder: Path) -> Any:
     needed("PIL.Image", "vision", "reading a picture")
     from transformers import AutoImageProcessor
 
-    names = ("preprocessor_config.json", "processor_config.json")
-    hint = "copy preprocessor_config.json of the original model into the folder"
-    if not any((folder / name).is_file() for name in names):
-        raise SourceError(f"{folder} does not say how pictures are prepared: no {' or '.join(names)}", hint=hint)
-
-    def failed(error: BaseException) -> SourceError:
-        return SourceError(f"the image processor of {folder} does not load: {reason(error)}", hint=hint)
-
-    with refusing(failed):
+    def load() -> Any:
         return AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False, local_files_only=True)
+
+    return load_described(folder, "the image processor", "pictures are prepared", load)
 
 
 def example_pictures() -> list[Any]:
@@ -62,24 +55,16 @@ class PicturePipeline(Pipeline):
     def __init__(self, folder: Path, *, trust_remote_code: bool = False) -> None:
         super().__init__(folder, trust_remote_code=trust_remote_code)
         self.processor = load_image_processor(folder)
-        self._takes = tuple(inspect.signature(type(self.model).__call__).parameters)[1:]
 
     def computed(self, inputs: Sequence[Any], size: int) -> Iterator[Mapping[str, mx.array]]:
         """The model's outputs for pictures, batch by batch; each file is read when its turn comes."""
         for part in self.batched(len(inputs), size):
             read = [read_picture(given) for given in inputs[part]]
             made = self.processor(images=read, return_tensors="np")
-            given = {name: mx.array(made[name]) for name in self._takes if name in made}
-            if missing := [name for name in self._takes if name not in given]:
-                hint = "call it from Python: mlxport.load(DST)(...)"
-                raise UsageError(f"this model also reads {', '.join(missing)}, which no picture gives", hint=hint)
-            try:
-                outputs = self.model(**given)
-            except ValueError as error:  # of the port's own check of its inputs
-                message = f"{self.folder.name} does not take this picture: {error}"
-                raise UsageError(message, hint="convert it again with the size that its processor makes") from error
-            mx.eval(outputs)
-            yield outputs
+            yield call_port(
+                self.model, made, reads=self.reads, refused=f"{self.folder.name} does not take this picture",
+                hint="convert it again with the size that its processor makes", supplied={},
+            )  # fmt: skip
 
     def examples(self) -> list[Any]:
         """Drawn pictures."""

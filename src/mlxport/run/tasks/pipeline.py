@@ -16,7 +16,7 @@ from mlxport.errors import SourceError, UsageError
 from mlxport.run.tasks.task_options import RunOptions
 from mlxport.source.jsonfile import read_object
 
-__all__ = ["Difference", "Pipeline", "as_numpy", "quiet"]
+__all__ = ["Difference", "Pipeline", "as_numpy", "compare_texts", "quiet"]
 
 Array = npt.NDArray[Any]
 
@@ -51,7 +51,6 @@ class Pipeline(ABC):
         options: The class of its options.
         also: Options without which a run says little, as an example of the command line.
         also_in_python: The same in Python.
-        summary: What a run does, as the end of a sentence.
         folder: The model's.
         config: Its config.json.
         model: Its module.
@@ -61,7 +60,6 @@ class Pipeline(ABC):
     task: ClassVar[str]
     reads: ClassVar[str]
     options: ClassVar[type[RunOptions]]
-    summary: ClassVar[str]
     also: ClassVar[str] = ""
     also_in_python: ClassVar[str] = ""
     shows: bool = False
@@ -146,6 +144,11 @@ class Pipeline(ABC):
     def for_reference(self, example: Any) -> Any:
         """An example as transformers' pipeline takes it."""
         return example
+
+
+def compare_texts(ours: str, theirs: str) -> Difference:
+    """Whether two texts are the same."""
+    return Difference("text", 0.0, "" if ours == theirs else f"{ours!r} where the original writes {theirs!r}")
 
 
 def as_numpy(value: mx.array) -> Array:

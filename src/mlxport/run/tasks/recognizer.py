@@ -8,10 +8,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mlxport.errors import SourceError, UsageError
+from mlxport.errors import UsageError
 from mlxport.run.media.sound import Samples
+from mlxport.run.tasks.described import load_described
 from mlxport.run.tasks.task_options import SpeechOptions
-from mlxport.source.tokenizer_loading import reason, refusing
 
 __all__ = ["Recognizer", "feature_extractor"]
 
@@ -66,12 +66,7 @@ def feature_extractor(folder: Path) -> Any:
     """
     from transformers import AutoFeatureExtractor
 
-    hint = "copy preprocessor_config.json of the original model into the folder"
-    if not (folder / "preprocessor_config.json").is_file() and not (folder / "processor_config.json").is_file():
-        raise SourceError(f"{folder} does not say how sound is prepared: no preprocessor_config.json", hint=hint)
-
-    def failed(error: BaseException) -> SourceError:
-        return SourceError(f"the feature extractor of {folder} does not load: {reason(error)}", hint=hint)
-
-    with refusing(failed):
-        return AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    return load_described(
+        folder, "the feature extractor", "sound is prepared",
+        lambda: AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False, local_files_only=True),
+    )  # fmt: skip

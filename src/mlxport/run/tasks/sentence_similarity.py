@@ -21,7 +21,6 @@ class SentenceSimilarity(TextPipeline):
     """``sentence-similarity``: a vector for each text: what ``SentenceTransformer.encode`` gives."""
 
     task = "sentence-similarity"
-    summary = "makes one vector of each text"
     options = SentenceOptions
 
     def __init__(self, folder: Any, *, trust_remote_code: bool = False) -> None:

@@ -12,7 +12,6 @@ class Text2TextGeneration(TextGeneration):
     """``text2text-generation``: what is written for each text."""
 
     task = "text2text-generation"
-    summary = "writes another text for each: a translation, a summary"
     options = TranslationOptions
 
 

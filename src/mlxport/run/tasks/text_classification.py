@@ -17,7 +17,6 @@ class TextClassification(TextPipeline):
     """``text-classification``: the best label of each text, or with ``top_k`` the best few."""
 
     task = "text-classification"
-    summary = "says which label each text has"
     options = TextClassificationOptions
 
     def run(

@@ -7,7 +7,7 @@ from typing import Any
 
 from mlxport.run.generate import generate
 from mlxport.run.load import LoadedModel, load
-from mlxport.run.tasks.pipeline import Difference, Pipeline
+from mlxport.run.tasks.pipeline import Difference, Pipeline, compare_texts
 from mlxport.run.tasks.task_options import GenerationOptions
 
 __all__ = ["TextGeneration"]
@@ -18,7 +18,6 @@ class TextGeneration(Pipeline):
 
     task = "text-generation"
     reads = "text"
-    summary = "continues or answers each text"
     options = GenerationOptions
 
     def _model(self) -> LoadedModel:
@@ -46,8 +45,7 @@ class TextGeneration(Pipeline):
 
     def compare(self, ours: Any, theirs: Any) -> Difference:
         """The text."""
-        mine, other = ours[0]["generated_text"], theirs[0]["generated_text"]
-        return Difference("text", 0.0, "" if mine == other else f"{mine!r} where the original writes {other!r}")
+        return compare_texts(ours[0]["generated_text"], theirs[0]["generated_text"])
 
 
 PIPELINE = TextGeneration

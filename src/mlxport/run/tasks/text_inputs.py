@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from mlxport.errors import TokenizerError, UsageError
 from mlxport.model_config import ModelConfig
 from mlxport.run.load import check_ids
 from mlxport.run.tasks.pipeline import Array, Pipeline
+from mlxport.run.tasks.port_call import call_port, inputs_of
 from mlxport.run.tasks.task_options import TextOptions
 from mlxport.source.tokenizer_loading import load_tokenizer, reason, refusing
 
@@ -98,7 +98,6 @@ class TextPipeline(Pipeline):
     def __init__(self, folder: Any, *, trust_remote_code: bool = False) -> None:
         super().__init__(folder, trust_remote_code=trust_remote_code)
         self.tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-        self._takes = tuple(inspect.signature(type(self.model).__call__).parameters)[1:]
 
     @property
     def longest(self) -> int | None:
@@ -119,7 +118,7 @@ class TextPipeline(Pipeline):
         count = len(made["input_ids"])
         names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in made]
         order = sorted(range(count), key=lambda place: -len(made["input_ids"][place]))
-        if "attention_mask" not in self._takes:  # what is padded could not be told from what is not
+        if "attention_mask" not in inputs_of(self.model):  # what is padded could not be told from what is not
             size = 1
         for part in self.batched(count, size):
             places = order[part]
@@ -137,20 +136,11 @@ class TextPipeline(Pipeline):
 
     def _computed(self, inputs: Mapping[str, Array]) -> Mapping[str, mx.array]:
         """The model's outputs; what it asks for beyond what the tokenizer gives is zero, as types of tokens are."""
-        given = {name: mx.array(inputs[name]) for name in self._takes if name in inputs}
-        if missing := [name for name in self._takes if name not in given]:
-            if missing != ["token_type_ids"]:
-                what = ", ".join(missing)
-                hint = "call it from Python: mlxport.load(DST)(...)"
-                raise UsageError(f"this model also reads {what}, which no text gives", hint=hint)
-            given["token_type_ids"] = mx.zeros_like(given["input_ids"])
-        try:
-            outputs = self.model(**given)
-        except ValueError as error:  # of the port's own check of its inputs
-            hint = "give a shorter one"
-            raise UsageError(f"{self.folder.name} does not take this text: {error}", hint=hint) from error
-        mx.eval(outputs)
-        return outputs  # type: ignore[no-any-return]
+        outputs: Mapping[str, mx.array] = call_port(
+            self.model, inputs, reads=self.reads, refused=f"{self.folder.name} does not take this text",
+            hint="give a shorter one", supplied={"token_type_ids": mx.zeros_like},
+        )  # fmt: skip
+        return outputs
 
     def fits(self, text: str) -> bool:
         """Whether the model reads a text as a whole."""

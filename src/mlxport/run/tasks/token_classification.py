@@ -22,7 +22,6 @@ class TokenClassification(TextPipeline):
     """``token-classification``: the label of each token, or of each entity, but for those outside of any."""
 
     task = "token-classification"
-    summary = "says which words are names of what"
     options = TokenClassificationOptions
 
     def run(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,10 @@ import mlx.core as mx
 import numpy as np
 
 from mlxport.errors import SourceError, UsageError
-from mlxport.run.tasks.labels import compare_labels, ranked, softmax
+from mlxport.run.tasks.labels import compare_labels, ranked, scores
 from mlxport.run.tasks.picture_inputs import PicturePipeline
 from mlxport.run.tasks.pipeline import Array, Difference, as_numpy
+from mlxport.run.tasks.port_call import call_port
 from mlxport.run.tasks.task_options import ZeroShotImageOptions
 from mlxport.run.tasks.text_inputs import TEXTS, encode_texts, longest_text
 from mlxport.run.tasks.vectors import vector_lines
@@ -39,7 +39,6 @@ class ZeroShotImageClassification(PicturePipeline):
     """
 
     task = "zero-shot-image-classification"
-    summary = "says which of your texts fits each picture, or makes vectors of either"
     options = ZeroShotImageOptions
     also = '--text "a cat" "a dog"'
     also_in_python = ', text=["a cat", "a dog"]'
@@ -80,7 +79,7 @@ class ZeroShotImageClassification(PicturePipeline):
                 results += as_numpy(vectors).tolist()
             else:
                 logits = as_numpy(self.parts.score(image_embeds=vectors, text_embeds=known.astype(vectors.dtype)))
-                found = 1 / (1 + np.exp(-logits)) if self.each_by_itself else softmax(logits)
+                found = scores(logits, self.config, "sigmoid" if self.each_by_itself else "softmax")
                 results += [ranked(row, list(options.text or ()), len(texts)) for row in found]
             on_done(len(vectors))
         return results
@@ -91,17 +90,17 @@ class ZeroShotImageClassification(PicturePipeline):
         """[texts, width], float32."""
         limit = longest_text(self.tokenizer, self.config)
         made = encode_texts(self.tokenizer, texts, limit, self.config, options.truncate)
-        takes = tuple(inspect.signature(type(self.parts.text).__call__).parameters)[1:]
         found = []
         for part in self.batched(len(texts), options.batch_size):
             length = limit if self.each_by_itself else max(len(ids) for ids in made["input_ids"][part])
             rows = {name: made[name][part] for name in made}
             padded = self.tokenizer.pad(rows, padding="max_length", max_length=length, return_tensors="np")
-            given = {name: mx.array(padded[name]) for name in takes if name in padded}
-            ids = given["input_ids"]
-            for name in takes:  # what a tokenizer does not give hides nothing, and types of tokens are zero
-                given.setdefault(name, mx.ones_like(ids) if name == "attention_mask" else mx.zeros_like(ids))
-            found.append(as_numpy(self.parts.text(**given)))
+            vectors = call_port(
+                self.parts.text, padded, reads="text", refused=f"{self.folder.name} does not take this text",
+                hint="give a shorter one",  # what a tokenizer does not give hides nothing, and types of tokens are zero
+                supplied={"attention_mask": mx.ones_like, "token_type_ids": mx.zeros_like},
+            )  # fmt: skip
+            found.append(as_numpy(vectors))
             on_done(len(rows["input_ids"]))
         return np.concatenate(found)
 
@@ -116,8 +115,8 @@ class ZeroShotImageClassification(PicturePipeline):
         heads = (f"{text[:width]:>{width}}" for text, width in zip(options.text, widths, strict=True))
         yield "  ".join([" " * first, *heads])
         for name, result in zip(names, results, strict=True):
-            scores = {entry["label"]: entry["score"] for entry in result}
-            cells = (f"{scores[text]:{width}.4f}" for text, width in zip(options.text, widths, strict=True))
+            by_text = {entry["label"]: entry["score"] for entry in result}
+            cells = (f"{by_text[text]:{width}.4f}" for text, width in zip(options.text, widths, strict=True))
             yield "  ".join([f"{name:{first}}", *cells, result[0]["label"]])
 
     def examples(self) -> list[Any]:
