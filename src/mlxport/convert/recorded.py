@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlxport.convert.resolved_options import ResolvedOptions
-from mlxport.errors import UnsupportedError
 from mlxport.layouts.base import Layout
 from mlxport.output.record import read_record
 
@@ -59,14 +58,9 @@ def refuse_large(conversion: Conversion) -> None:
     Raises:
         UnsupportedError: It has none.
     """
-    from mlxport.model.memory import available_memory
+    from mlxport.model import memory
 
     nbytes = sum(tensor.nbytes for tensor in conversion.tensors())
     if conversion.quantized:  # it is compared with the same port on two sets of weights that are not packed
         nbytes += 2 * conversion.parameters * 4
-    if nbytes > (limit := available_memory() // 2):
-        needed, free = (f"{size / 1e9:.1f} GB" for size in (nbytes, limit))
-        raise UnsupportedError(
-            f"the port's {needed} of weights run in memory, of which {free} may be taken",
-            hint="verify it on a machine with more memory: mlxport verify DST --against SRC",
-        )
+    memory.refuse_large(nbytes, "the port's {} of weights run in memory")

@@ -12,7 +12,6 @@ from mlxport.convert.open_source import open_source
 from mlxport.convert.options import DTYPES
 from mlxport.convert.recorded import fewest_bits, recorded, refuse_large
 from mlxport.convert.resolved_options import ResolvedOptions
-from mlxport.convert.verify_parts import with_wrong
 from mlxport.errors import SourceError, UnsupportedError, UsageError, VerificationError
 from mlxport.layouts.base import Layout
 from mlxport.layouts.table import layout_of
@@ -205,10 +204,8 @@ def _passed(report: Any, folder: Path, what: str) -> Any:
 
 def _written_speech(work: Verifying) -> Verified:
     made = work.conversion
-    bits = min((spec.bits for spec in made.quantized.values()), default=None)
-    return Verified(
-        _passed(_speech(work.folder, work.layout, work.checkpoint, made, made.dtype, bits), work.folder, "model")
-    )
+    report = _speech(work.folder, work.layout, work.checkpoint, made, made.dtype, fewest_bits(made))
+    return Verified(_passed(report, work.folder, "model"))
 
 
 def _speech(
@@ -335,6 +332,13 @@ def _folder_logits(asked: _Asked) -> ParityReport:
         return replace(report, problems=problems, passed=passed, left_out=inverse.left_out())
 
 
+def _need_torch(what: str) -> None:
+    from mlxport import parity
+
+    if reason := parity.unavailable():
+        raise UsageError(f"{what} needs PyTorch: {reason}", hint="pip install 'mlxport[torch]'")
+
+
 def _trained(record: Mapping[str, Any]) -> frozenset[str]:
     """Paths of the modules that a distillation changed, by a folder's record."""
     distilled = record.get("distilled")
@@ -351,10 +355,7 @@ def _folder_outputs(asked: _Asked) -> PortParity:
 
 
 def _folder_parts(asked: _Asked) -> PortParity:
-    from mlxport import parity
-
-    if reason := parity.unavailable():
-        raise UsageError(f"port needs PyTorch: {reason}", hint="pip install 'mlxport[torch]'")
+    _need_torch("port")
     from mlxport.convert.verify_parts import compare_folder
 
     trust = asked.trust_remote_code
@@ -376,11 +377,9 @@ def _folder_sequences(asked: _Asked) -> PortParity:
 
 
 def _folder_pictures(asked: _Asked) -> PortParity:
-    from mlxport import parity
+    _need_torch("verify")
     from mlxport.parity.picture_parity import compare_pictures
 
-    if reason := parity.unavailable():
-        raise UsageError(f"verify needs PyTorch: {reason}", hint="pip install 'mlxport[torch]'")
     trust = asked.trust_remote_code
     options = ResolvedOptions(layout=asked.layout.name, revision=asked.revision, trust_remote_code=trust)
     checkpoint = open_source(asked.against, options)
@@ -390,10 +389,7 @@ def _folder_pictures(asked: _Asked) -> PortParity:
 
 def _compared_folder(asked: _Asked) -> tuple[PortParity, Any, GeneratedConversion]:
     """What the comparison of a port's folder found, the port, and what it was compared with."""
-    from mlxport import parity
-
-    if reason := parity.unavailable():
-        raise UsageError(f"port needs PyTorch: {reason}", hint="pip install 'mlxport[torch]'")
+    _need_torch("port")
     from mlxport.layouts.generated.loading import check_source, load_port, unquantized_port
     from mlxport.parity.port_bisect import wrong_weights
     from mlxport.parity.port_comparison import compare_port
@@ -405,7 +401,7 @@ def _compared_folder(asked: _Asked) -> tuple[PortParity, Any, GeneratedConversio
     unquantized = functools.partial(unquantized_port, asked.folder, trust_remote_code=asked.trust_remote_code)
     report = compare_port(conversion, model, dtype=made.dtype, bits=made.bits, unquantized=unquantized)
     wrong = wrong_weights(model, conversion.unquantized()) if report.passed else []
-    return with_wrong(report, wrong), model, conversion
+    return report.with_wrong(wrong), model, conversion
 
 
 def _original(asked: _Asked, options: ResolvedOptions) -> GeneratedConversion:

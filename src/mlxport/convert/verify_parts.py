@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from mlxport.layouts.generated.parts_opening import PartsConversion
     from mlxport.parity.port_report import PortParity
 
-__all__ = ["compare_folder", "compare_written", "with_wrong"]
+__all__ = ["compare_folder", "compare_written"]
 
 
 def compare_written(folder: Path, conversion: Conversion) -> PortParity:
@@ -43,13 +42,7 @@ def compare_folder(
     unquantized = functools.partial(unquantized_port, folder, trust_remote_code=trust_remote_code)
     report = compare_parts(conversion, parts, dtype=made.dtype, bits=made.bits, unquantized=unquantized)
     wrong = wrong_part_weights(conversion, parts) if report.passed else []
-    return with_wrong(report, wrong), conversion
-
-
-def with_wrong(report: PortParity, wrong: list[str]) -> PortParity:
-    """A report with the stored weights that are not the original's."""
-    problem = f"stored weights differ from the original's: {', '.join(wrong[:8])}"
-    return replace(report, problems=(problem,)) if wrong else report
+    return report.with_wrong(wrong), conversion
 
 
 def _in_parts(conversion: Conversion) -> PartsConversion:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mlxport.quant import QuantRequest
     from mlxport.types import Checkpoint
 
-__all__ = ["Layout", "LayoutOptions", "Refusal"]
+__all__ = ["Layout", "LayoutOptions", "Refusal", "captured_only", "measured_on_text"]
 
 
 class LayoutOptions(Protocol):
@@ -56,6 +56,27 @@ class Refusal:
     options: tuple[str, ...]
     message: str
     hint: str
+
+
+def captured_only(runtime: str) -> Refusal:
+    """Options of ports, for a layout whose model the runtime has."""
+    return Refusal(
+        ("dynamic", "fold_batchnorm", "mlxfn"),
+        f"{{given}}: for the generated layout only, and this one is {runtime}'s",
+        "add --layout generated, or leave it out",
+    )
+
+
+def measured_on_text(why: str) -> tuple[Refusal, ...]:
+    """Options that run a language model on texts; ``why`` this layout has none."""
+    return (
+        Refusal(("calibrate",), f"{{given}}: {why}", "use --quantizer search instead"),
+        Refusal(
+            ("fit", "target_size", "target_bpw"),
+            f"--fit, --target-size and --target-bpw: {why}",
+            "choose bits with -q, or a recipe with --recipe",
+        ),
+    )
 
 
 def _everything(path: PurePath) -> bool:

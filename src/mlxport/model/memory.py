@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["available_memory"]
+from mlxport.errors import UnsupportedError
+
+__all__ = ["available_memory", "refuse_large"]
 
 
 def available_memory() -> int:
@@ -15,3 +17,21 @@ def available_memory() -> int:
         return int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def refuse_large(nbytes: int, what: str) -> None:
+    """Refuse a comparison that takes more than half of the memory that is free.
+
+    Args:
+        nbytes: What it takes.
+        what: What that is, with ``{}`` where its size stands.
+
+    Raises:
+        UnsupportedError: It takes more.
+    """
+    if nbytes > (limit := available_memory() // 2):
+        needed, free = (f"{size / 1e9:.1f} GB" for size in (nbytes, limit))
+        raise UnsupportedError(
+            f"{what.format(needed)}, of which {free} may be taken",
+            hint="verify it on a machine with more memory: mlxport verify DST --against SRC",
+        )

@@ -20,7 +20,7 @@ import torch
 from mlxport.errors import UnsupportedError, UsageError
 from mlxport.layouts.generated.hf_model import empty_model
 from mlxport.model.loaded import DTYPE_NAMES, float_dtypes, packings, upcast
-from mlxport.model.memory import available_memory
+from mlxport.model.memory import refuse_large
 from mlxport.parity.lazy_reference import LazyWeight, lazy_parameters
 from mlxport.parity.port_parity import compare
 from mlxport.parity.port_report import OutputComparison, PortParity
@@ -87,10 +87,7 @@ def compare_pictures(
     if not weights.passed:
         return report
     nbytes = 4 * sum(ref.size for ref in checkpoint.tensors.values())
-    if nbytes > (limit := available_memory() // 2):
-        needed, free = (f"{size / 1e9:.1f} GB" for size in (nbytes, limit))
-        hint = "verify it on a machine with more memory: mlxport verify DST --against SRC"
-        raise UnsupportedError(f"{needed} of weights run in float32, of which {free} may be taken", hint=hint)
+    refuse_large(nbytes, "{} of weights run in float32")
     upcast(ours.model)
     theirs = _original(checkpoint, None if exact else layout)
     return _compared(report, ours, theirs, checkpoint, answers=nbytes <= _SMALL)

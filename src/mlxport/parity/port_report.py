@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
 from mlxport.parity.generation_report import Generation
 from mlxport.parity.held_state import StateChange
@@ -124,6 +124,11 @@ class PortParity:
                 "or assign to it), or let the forward take it as an input and return it"
             )
         return ""
+
+    def with_wrong(self, wrong: Sequence[str]) -> Self:
+        """The same, where the stored weights ``wrong`` are not the original's."""
+        problem = f"stored weights differ from the original's: {', '.join(wrong[:8])}"
+        return replace(self, problems=(*self.problems, problem)) if wrong else self
 
     def to_json(self) -> dict[str, Any]:
         """Plain values only, for the record; figures that are not finite become null."""

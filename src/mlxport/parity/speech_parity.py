@@ -25,7 +25,7 @@ from mlxport.graph.capture.examples import Example
 from mlxport.layouts.mlx_whisper.dimensions import read_dimensions
 from mlxport.layouts.mlx_whisper.opening import plain_weights, tensors_by_name
 from mlxport.layouts.mlx_whisper.weight_names import mlx_name
-from mlxport.model.memory import available_memory
+from mlxport.model.memory import refuse_large
 from mlxport.parity.plain_ports import PlainPorts, plain_ports
 from mlxport.parity.port_bisect import wrong_weights
 from mlxport.parity.port_parity import verify_port
@@ -62,12 +62,7 @@ def compare_speech(
     if importlib.util.find_spec(LOADER.partition(".")[0]) is None:
         raise UnsupportedError(MISSING, hint="pip install 'mlxport[whisper]', then: mlxport verify DST --against SRC")
     needed = 4 * parameters * (_COPIES if bits is not None else 2)
-    if needed > (limit := available_memory() // 2):
-        sizes = tuple(f"{size / 1e9:.1f} GB" for size in (needed, limit))
-        raise UnsupportedError(
-            f"the models' {sizes[0]} run in memory, of which {sizes[1]} may be taken",
-            hint="verify it on a machine with more memory: mlxport verify DST --against SRC",
-        )
+    refuse_large(needed, "the models' {} run in memory")
     model, wanted = _loaded(folder), plain_weights(checkpoint, dtype)
     original = _Original(_original(checkpoint, np.array(model.encoder._positional_embedding)))
     wrong, plain = wrong_weights(model, wanted), None
@@ -80,9 +75,7 @@ def compare_speech(
     stored = st_dtype(getattr(mx, dtype))
     row = SPEECH if all(lossless(source, stored) for source in sources) else dtype
     report = verify_port(_Output(model), lambda: original, [_example(model)], dtype=row, bits=bits, plain=plain)
-    if wrong:
-        problem = f"stored weights differ from the original's: {', '.join(wrong[:8])}"
-        report = replace(report, problems=(*report.problems, problem))
+    report = report.with_wrong(wrong)
     return replace(report, notes=(*report.notes, "computed in float32 on both sides, by mlx-whisper's own model"))
 
 

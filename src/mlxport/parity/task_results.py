@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mlxport.errors import MlxportError, SourceError, UsageError
-from mlxport.model.memory import available_memory
+from mlxport.errors import MlxportError, SourceError, UnsupportedError, UsageError
+from mlxport.model.memory import refuse_large
 from mlxport.parity.task_report import TaskParity
 from mlxport.run.tasks.pipeline import Difference, Pipeline
 from mlxport.run.tasks.task_table import pipeline_class
@@ -37,9 +37,10 @@ def compare_task(
         trust_remote_code: Run source of the folder that this installation did not write.
     """
     try:
-        if 4 * parameters > (limit := available_memory() // 2):
-            needed, free = (f"{size / 1e9:.1f} GB" for size in (4 * parameters, limit))
-            raise _NotComparedError(f"the original's {needed} run in memory, of which {free} may be taken")
+        refuse_large(4 * parameters, "the original's {} run in memory")
+    except UnsupportedError as error:
+        return TaskParity(task, missing=error.message)
+    try:
         ours = _opened(task, folder, trust_remote_code)
         examples = ours.examples()
         if not examples:

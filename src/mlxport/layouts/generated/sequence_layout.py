@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mlxport.layouts.base import LayoutOptions, Refusal
+from mlxport.layouts.base import LayoutOptions, Refusal, measured_on_text
 from mlxport.layouts.generated.layout import GENERATED, NO_MLXFN, claims_class
 
 if TYPE_CHECKING:
@@ -114,12 +114,7 @@ GENERATED_SPEECH = replace(
     refuses=(
         Refusal(("distill", "report"), f"{{given}}: {_NOT_FOR}", "leave it out"),
         Refusal(("kv_bits",), f"--kv-bits: {_NOT_FOR}", "leave it out"),
-        Refusal(("calibrate",), f"{{given}}: {_FOR_TEXTS}", "use --quantizer search instead"),
-        Refusal(
-            ("fit", "target_size", "target_bpw"),
-            f"--fit, --target-size and --target-bpw: {_FOR_TEXTS}",
-            "choose bits with -q, or a recipe with --recipe",
-        ),
+        *measured_on_text(_FOR_TEXTS),
         NO_MLXFN,
     ),
     task="automatic-speech-recognition",

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxport.layouts.base import Layout, LayoutOptions, Refusal
+from mlxport.layouts.base import Layout, LayoutOptions, captured_only
 
 if TYPE_CHECKING:
     from mlxport.layouts.conversion import Conversion, TracedModel
@@ -81,13 +81,7 @@ MLX_LM = Layout(
     traces=_traces,
     check=_check,
     glance=_glance,
-    refuses=(
-        Refusal(
-            ("dynamic", "fold_batchnorm", "mlxfn"),
-            "{given}: for the generated layout only, and this one is mlx-lm's",
-            "add --layout generated, or leave it out",
-        ),
-    ),
+    refuses=(captured_only("mlx-lm"),),
     task="text-generation",
     usage=_USAGE,
     verification="logits",

@@ -64,29 +64,25 @@ _QWEN_VL = (
     ("model.", "language_model.model."),
 )
 
+
+def _qwen_vl(model_type: str, vision_act: str) -> Family:
+    """A Qwen of pictures whose language model is Qwen2, by the activation of its vision part."""
+    return Family(
+        renames=_QWEN_VL,
+        config=(
+            rules.text_at_the_root,
+            rules.sections_of_rope,
+            rules.vision_named(model_type),
+            rules.only(("text", "hidden_act"), "silu"),
+            rules.only(("vision_config", "hidden_act"), vision_act),
+            rules.no_windows,
+        ),
+    )
+
+
 FAMILIES: Mapping[str, Family] = {
-    "qwen2_vl": Family(
-        renames=_QWEN_VL,
-        config=(
-            rules.text_at_the_root,
-            rules.sections_of_rope,
-            rules.vision_named("qwen2_vl"),
-            rules.only(("text", "hidden_act"), "silu"),
-            rules.only(("vision_config", "hidden_act"), "quick_gelu"),
-            rules.no_windows,
-        ),
-    ),
-    "qwen2_5_vl": Family(
-        renames=_QWEN_VL,
-        config=(
-            rules.text_at_the_root,
-            rules.sections_of_rope,
-            rules.vision_named("qwen2_5_vl"),
-            rules.only(("text", "hidden_act"), "silu"),
-            rules.only(("vision_config", "hidden_act"), "silu"),
-            rules.no_windows,
-        ),
-    ),
+    "qwen2_vl": _qwen_vl("qwen2_vl", "quick_gelu"),
+    "qwen2_5_vl": _qwen_vl("qwen2_5_vl", "silu"),
 }
 """By ``model_type``."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from mlxport.layouts.base import Layout, LayoutOptions, Refusal
+from mlxport.layouts.base import Layout, LayoutOptions, Refusal, captured_only, measured_on_text
 from mlxport.layouts.mlx_vlm.families import family_of
 from mlxport.source.part_names import TOWER
 
@@ -56,18 +56,9 @@ MLX_VLM = Layout(
     check=_check,
     glance=_claims,
     refuses=(
-        Refusal(
-            ("dynamic", "fold_batchnorm", "mlxfn"),
-            "{given}: for the generated layout only, and this one is mlx-vlm's",
-            "add --layout generated, or leave it out",
-        ),
+        captured_only("mlx-vlm"),
         Refusal(("distill", "report", "kv_bits"), f"{{given}}: {_FOR_TEXT}", "leave it out"),
-        Refusal(("calibrate",), f"{{given}}: {_FOR_TEXT}", "use --quantizer search instead"),
-        Refusal(
-            ("fit", "target_size", "target_bpw"),
-            f"--fit, --target-size and --target-bpw: {_FOR_TEXT}",
-            "choose bits with -q, or a recipe with --recipe",
-        ),
+        *measured_on_text(_FOR_TEXT),
     ),
     whole=True,
     task="image-text-to-text",

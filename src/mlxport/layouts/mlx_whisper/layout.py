@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mlxport.errors import ConfigError
-from mlxport.layouts.base import Layout, LayoutOptions, Refusal
+from mlxport.layouts.base import Layout, LayoutOptions, Refusal, captured_only, measured_on_text
 from mlxport.layouts.mlx_whisper.dimensions import why_not
 
 if TYPE_CHECKING:
@@ -73,19 +73,10 @@ MLX_WHISPER = Layout(
     check=_check,
     glance=_claims,
     refuses=(
-        Refusal(
-            ("dynamic", "fold_batchnorm", "mlxfn"),
-            "{given}: for the generated layout only, and this one is mlx-whisper's",
-            "add --layout generated, or leave it out",
-        ),
+        captured_only("mlx-whisper"),
         Refusal(("distill", "report"), f"{{given}}: {_FOR_TEXTS}", "leave it out"),
         Refusal(("kv_bits",), f"--kv-bits: {_FOR_TEXTS}", "leave it out"),
-        Refusal(("calibrate",), f"{{given}}: {_FOR_TEXTS}", "use --quantizer search instead"),
-        Refusal(
-            ("fit", "target_size", "target_bpw"),
-            f"--fit, --target-size and --target-bpw: {_FOR_TEXTS}",
-            "choose bits with -q, or a recipe with --recipe",
-        ),
+        *measured_on_text(_FOR_TEXTS),
     ),
     weights="weights",
     one_file=True,
