@@ -172,12 +172,13 @@ def write_tokenizer(folder: Path, vocabulary: int) -> None:
 
 def _translated(folder: Path, model: Any, texts: list[Any]) -> tuple[Any, str]:
     """A decoder that has read a text, and where what it writes of texts is not what transformers writes."""
+    import mlx.core as mx
     from mlx_lm.utils import load_model
 
     from mlxport.parity.sequence_steps import HasRead
 
     ported = load_model(folder, trust_remote_code=True)[0]
-    return HasRead(ported, sequences.sources(model)[0]), sequences.differing(model, folder, COUNT)
+    return HasRead(ported, mx.array([sequences.sources(model)[0]])), sequences.differing(model, folder, COUNT)
 
 
 def _generated(folder: Path, _: Any, texts: list[Any]) -> tuple[Any, str]:
