@@ -186,13 +186,6 @@ def test_beams_and_languages_of_a_folder(ported, tmp_path):
     assert mlxport.generate(loaded, "a b", temp=0.5, seed=1).generation_tokens > 0
 
 
-@pytest.mark.parametrize(("option", "given"), [("distill", 2), ("report", True)])
-def test_what_needs_a_text_that_goes_on_is_refused(tmp_path, option, given):
-    make_sequence_model("bart").save_pretrained(tmp_path / "hf")
-    with pytest.raises(UsageError, match=f"--{option}: for language models without an encoder"):
-        mlxport.convert(tmp_path / "hf", tmp_path / "mlx", quantize=4, **{option: given})
-
-
 def test_it_neither_chats_nor_continues_a_text(ported):
     _, folder, _ = ported("bart")
     with pytest.raises(UsageError, match="reads with an encoder"):

@@ -35,6 +35,16 @@ MODELS: dict[str, Callable[[], Any]] = {
         eos_token_id=1,
         max_position_embeddings=32,
     ),
+    "positions": lambda: transformers.GPT2Config(n_embd=64, n_layer=1, n_head=4, vocab_size=320, n_positions=400),
+    "encoder": lambda: transformers.T5Config(
+        vocab_size=320,
+        d_model=64,
+        d_kv=16,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        decoder_start_token_id=2,
+    ),
     "odd sizes": lambda: transformers.LlamaConfig(**{**SIZES, "intermediate_size": 80}),
 }
 
@@ -47,11 +57,12 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
     def make(name: str) -> Path:
         if name not in made:
             torch.manual_seed(0)
-            model = transformers.AutoModelForCausalLM.from_config(MODELS[name]()).to(torch.float32)
+            cls = transformers.AutoModelForSeq2SeqLM if name == "encoder" else transformers.AutoModelForCausalLM
+            model = cls.from_config(MODELS[name]()).to(torch.float32)
             with torch.no_grad():
                 for key, parameter in model.named_parameters():
                     if parameter.ndim > 1 and "A_log" not in key:
-                        parameter.mul_(2 if name == "recurrent" else 8)
+                        parameter.mul_({"recurrent": 2, "encoder": 1.5}.get(name, 8))
             folder = tmp_path_factory.mktemp("checkpoints") / name
             write_side_files(folder)
             model.to(torch.bfloat16).save_pretrained(folder)

@@ -13,8 +13,9 @@ import mlxport.distill.fit
 from mlxport import convert, verify
 from mlxport.distill.distill_settings import DistillReport, DistillSettings
 from mlxport.distill.distillation import distill
-from mlxport.errors import TokenizerError
+from mlxport.errors import TokenizerError, UnsupportedError
 from mlxport.layouts.mlx_lm.opening import open_model
+from mlxport.layouts.table import AUTO, chosen
 from mlxport.model.texts import PROBE_TEXT
 from mlxport.source import open_checkpoint
 
@@ -37,9 +38,14 @@ def quantized(source: Path, folder: Path, **options: Any) -> Path:
     return folder
 
 
+def opened(source: Path) -> Any:
+    checkpoint = open_checkpoint(str(source))
+    return chosen(AUTO, checkpoint.config, checkpoint.tensors).traces(checkpoint, "auto")
+
+
 def run(source: Path, out: Path, work: Path, settings: DistillSettings = SHORT, **options: Any) -> Any:
     config = json.loads((out / "config.json").read_text())
-    return distill(out, open_model(open_checkpoint(str(source))), config, settings, work, **options)
+    return distill(out, opened(source), config, settings, work, **options)
 
 
 def kl(source: Path, out: Path, ids: mx.array) -> float:
@@ -91,7 +97,7 @@ def test_what_the_original_predicts_is_the_same_block_by_block(checkpoint_of, tm
     from mlxport.distill.whole import predict, predict_in_parts
 
     for name in ("llama", "experts", "windows"):
-        original = OriginalModel(open_model(open_checkpoint(str(checkpoint_of(name)))), mx.float32)
+        original = OriginalModel(opened(checkpoint_of(name)), mx.float32)
         ids = mx.random.randint(0, 320, (6, 20), key=mx.random.key(1))
         parts, whole = Targets(tmp_path / f"{name} parts"), Targets(tmp_path / f"{name} whole")
         predict_in_parts(original, ids, parts, lambda _: None)
@@ -113,6 +119,26 @@ def test_a_part_at_a_time_keeps_only_that_part(checkpoint_of):
     assert values["model.layers.0.mlp.up_proj.weight"].abs().max() == 0
     original.release("model.layers.1.")
     assert dict(tree_flatten(original.model.parameters()))["model.layers.1.mlp.up_proj.weight"].abs().max() == 0
+
+
+def test_a_model_that_reads_and_writes(checkpoint_of, tmp_path, mlxport):
+    """What an encoder reads is a text, what is learnt is what the original writes of it."""
+    source, out = checkpoint_of("encoder"), tmp_path / "out"
+    report = convert(source, out, quantize=3, q_group_size=32, distill=15)
+    found = report.distilled
+    assert found.after < 0.97 * found.before and found.source == "that the original wrote of a built-in text"
+    assert report.parity.passed and any("norm" in path for path in found.modules)
+    assert found.tokens % 128 == 0
+    assert mlxport("verify", out, "--against", source).code == 0
+    with pytest.raises(UnsupportedError, match="one that reads with an encoder is trained whole"):
+        run(source, out, tmp_path / "work", memory_limit=NOTHING)
+
+
+def test_first_tokens_are_of_the_vocabulary(checkpoint_of):
+    from mlxport.distill.teacher_student import OriginalModel
+
+    original = OriginalModel(opened(checkpoint_of("positions")), mx.float32)
+    assert original.vocabulary == 320 < original.shapes["model.wpe.weight"][0]
 
 
 @pytest.mark.parametrize("limit", [None, NOTHING])
@@ -287,7 +313,7 @@ def test_a_run_that_ends_while_shards_are_written_is_ended_by_the_next(checkpoin
     assert records[0] == records[1]
 
 
-@pytest.mark.parametrize("name", ["llama", "tied", "experts", "recurrent"])
+@pytest.mark.parametrize("name", ["llama", "tied", "experts", "recurrent", "encoder"])
 def test_ways_to_compute_give_the_same_gradients(checkpoint_of, tmp_path, name):
     """Packed or unpacked, with activations kept or computed again."""
     import contextlib

@@ -7,14 +7,27 @@ import json
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
+from mlx.utils import tree_flatten
 from mlx_lm.models.base import create_attention_mask
 from mlx_lm.models.cache import ArraysCache, CacheList, KVCache
 
-from mlxport.calibrate.calibrated_units import called_apart
+from mlxport.distill.teacher_logits import Targets
+from mlxport.distill.whole import predict_in_parts
 from mlxport.fit.footprint import Footprint
 from mlxport.fit.liveness import METAL
-from mlxport.model.both_texts import beginnings, called_with_both, copied, first_written, source_size, written_size
+from mlxport.model.both_texts import (
+    beginnings,
+    called_apart,
+    called_with_both,
+    copied,
+    first_written,
+    shortened,
+    source_size,
+    written_size,
+)
+from mlxport.model.lazy_parameters import LazyModel
 from mlxport.model.self_written import sample_sequences
+from mlxport.model.tensors import stored_tensors
 from mlxport.types import Checkpoint
 
 
@@ -37,14 +50,18 @@ class Model(nn.Module):
     def __init__(self):
         super().__init__()
         self.embed = nn.Embedding(16, 8)
+        self.encoder = [nn.Linear(8, 8), nn.Linear(8, 8)]
         self.layers = [Layer(), Layer()]
 
     def make_cache(self):
         return [CacheList(ArraysCache(size=1), KVCache()) for _ in self.layers]
 
     def encode(self, input_ids, cache):
+        x = self.embed(input_ids)
+        for layer in self.encoder:
+            x = mx.tanh(layer(x))
         for layer, c in zip(self.layers, cache, strict=True):
-            c[0][0] = layer.k_proj(self.embed(input_ids))
+            c[0][0] = layer.k_proj(x)
 
     def __call__(self, decoder_input_ids, cache=None, input_ids=None):
         if cache is None:
@@ -90,6 +107,22 @@ def test_it_writes_a_text_of_what_it_reads(model):
 
 def test_matrices_that_read_the_encoder_are_called_from_outside_of_their_layers(model):
     assert called_apart(called_with_both(model), IDS) == ["layers.0.k_proj", "layers.1.k_proj"]
+
+
+def test_logits_are_the_same_with_one_layer_in_memory(model, tmp_path):
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    ids = mx.random.randint(0, 16, (5, 7), key=mx.random.key(1))
+    wanted = model(ids[:, 4:], input_ids=ids[:, :4])
+    lazy, parts = LazyModel(called_with_both(model), stored_tensors(tmp_path)), Targets(tmp_path / "parts")
+    predict_in_parts(lazy, ids, parts, lambda _: None)
+    logs, places = parts.load(range(5))
+    assert mx.allclose(logs, mx.take_along_axis(nn.log_softmax(wanted, axis=-1), places, axis=-1), atol=1e-5)
+
+
+def test_a_row_is_cut_in_both_of_its_halves(model):
+    assert shortened(nn.Linear(1, 1), IDS[0], 3).tolist() == [1, 2, 3]
+    assert shortened(model, IDS[0], 4).tolist() == [1, 2, 5, 6]
+    assert shortened(model, IDS[0], 9).tolist() == IDS[0].tolist()
 
 
 def test_the_token_that_texts_begin_with(tmp_path):

@@ -8,16 +8,13 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.switch_layers import SwitchLinear
 
 from mlxport.calibrate.sites import Recorder, Site
-from mlxport.model.block_paths import block_of, is_block
-from mlxport.model.hooks import Answer, answering, hooked
-from mlxport.model.leaf_calls import LeafCalls, leaf_class
+from mlxport.model.block_paths import block_of
+from mlxport.model.hooks import Answer, answering
+from mlxport.model.leaf_calls import MATRICES, LeafCalls, leaf_class
 
-__all__ = ["Unit", "UnitCalls", "called_apart", "find_units", "hooked_classes"]
-
-_MATRICES = (nn.Linear, SwitchLinear)
+__all__ = ["Unit", "UnitCalls", "find_units", "hooked_classes"]
 
 
 @dataclass(eq=False)
@@ -69,7 +66,7 @@ def find_units(model: nn.Module, recorder: Recorder, apart: Collection[str] = ()
     for path, module in sorted(model.named_modules(), key=lambda item: item[0].count(".")):
         if id(module) in known:
             continue
-        block, is_matrix = None if path in apart else block_of(path), type(module) in _MATRICES
+        block, is_matrix = None if path in apart else block_of(path), type(module) in MATRICES
         is_table = block is None and type(module) is nn.Embedding
         if block == path or (block is None and is_matrix) or is_table:
             known.add(id(module))
@@ -80,36 +77,6 @@ def find_units(model: nn.Module, recorder: Recorder, apart: Collection[str] = ()
             unit.sites[path] = Site(path, unit.path, module, recorder)
             recorder.sites.append(unit.sites[path])
     return list(units.values())
-
-
-def called_apart(model: nn.Module, ids: mx.array) -> list[str]:
-    """The matrices in blocks that the model calls while it is in none of them; nothing is evaluated.
-
-    Args:
-        model: The model.
-        ids: Tokens to call it with.
-    """
-    found: dict[str, None] = {}
-    paths = {id(module): path for path, module in model.named_modules() if block_of(path) is not None}
-    inside: list[str] = []
-
-    def answer(module: Any, _: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        path = paths[id(module)]
-        if is_block(path):
-            inside.append(path)
-            try:
-                return call(*args, **kwargs)
-            finally:
-                inside.pop()
-        if not inside:
-            found[path] = None
-        return call(*args, **kwargs)
-
-    modules = dict(model.named_modules())
-    watched = [modules[path] for path in paths.values() if is_block(path) or type(modules[path]) in _MATRICES]
-    with hooked([module for module in watched if callable(module)], answer):
-        model(ids)
-    return list(found)
 
 
 def hooked_classes(units: list[Unit], calls: UnitCalls) -> Iterator[tuple[Any, type]]:

@@ -12,13 +12,13 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxport.calibrate.calibrated_store import Store
-from mlxport.calibrate.calibrated_units import Unit, called_apart, find_units, hooked_classes
+from mlxport.calibrate.calibrated_units import Unit, find_units, hooked_classes
 from mlxport.calibrate.moments import Experts, Moments, Power
 from mlxport.calibrate.packed_matrices import Packed, Rows, beside, joined, prepared, quantize_columns, quantize_experts
 from mlxport.calibrate.paired_batch import PairedBatch, arrays_in, make_batch
 from mlxport.calibrate.sites import OFF, ORIGINAL, REHEARSAL, ROUNDED, Recorder
 from mlxport.errors import NumericsError, UnsupportedError
-from mlxport.model.both_texts import has_encoder, written_size
+from mlxport.model.both_texts import called_apart, has_encoder, written_size
 from mlxport.model.hooks import swapped
 from mlxport.model.lazy_parameters import LazyModel, parameters_of
 from mlxport.model.leaf_calls import table_rows

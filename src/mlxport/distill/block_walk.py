@@ -16,6 +16,7 @@ import mlx.nn as nn
 
 from mlxport.errors import UnsupportedError
 from mlxport.model.block_paths import blocks
+from mlxport.model.both_texts import has_encoder, source_size, written_size
 from mlxport.model.hooks import hooked, map_arrays
 
 __all__ = ["BlockCall", "head", "walk"]
@@ -72,22 +73,23 @@ def walk(model: nn.Module, ids: mx.array, visit: Visit, last: int | None = None)
         model: mlx-lm's; what is outside of its blocks must be in memory.
         ids: All sequences, [sequences, tokens].
         visit: Gives the output of a call.
-        last: The number of the last block to visit; by default the last that there is.
+        last: How many calls precede the last that is visited; by default all blocks are.
     """
     found = blocks(model)
-    places = {id(module): (number, path) for number, (path, module) in enumerate(found)}
-    expected = 0
+    paths = {id(module): path for path, module in found}
+    seen: set[int] = set()
+    rows, length = ids.shape
+    shapes = [(rows, source_size(length)), (rows, written_size(model, length))] if has_encoder(model) else [ids.shape]
 
     def answer(module: Any, _: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        nonlocal expected
-        number, path = places[id(module)]
+        path, number = paths[id(module)], len(seen)
         hidden = args[0] if args else None
-        if number != expected or not isinstance(hidden, mx.array) or hidden.shape[: ids.ndim] != ids.shape:
+        if id(module) in seen or not isinstance(hidden, mx.array) or hidden.shape[:2] not in shapes:
             raise UnsupportedError(
-                f"{path} is not called once, in turn, with the hidden states: this model cannot be distilled in parts",
+                f"{path} is not called once, with the hidden states: this model cannot be distilled in parts",
                 hint="leave out --distill, or convert on a machine whose memory holds the whole model",
             )
-        expected += 1
+        seen.add(id(module))
         output = visit(BlockCall(number, path, call, hidden, args[1:], kwargs))
         if number == (len(found) - 1 if last is None else last):
             raise _Stopped
@@ -105,11 +107,11 @@ def head(model: nn.Module, ids: mx.array, hidden: mx.array) -> mx.array:
         ids: Some sequences.
         hidden: Their hidden states.
     """
-    found = [module for _, module in blocks(model)]
 
     def answer(module: Any, _: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return hidden if module is found[0] else args[0]
+        # an encoder reads another number of tokens, or what it gives is not looked at
+        return hidden if args[0].shape == hidden.shape else args[0]
 
-    with hooked(found, answer):
+    with hooked([module for _, module in blocks(model)], answer):
         output: Any = model(ids)
     return getattr(output, "logits", output)  # type: ignore[no-any-return]

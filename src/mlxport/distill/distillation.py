@@ -13,18 +13,15 @@ from mlxport.distill.distill_memory import Memory, Way
 from mlxport.distill.distill_settings import DistillReport, DistillSettings
 from mlxport.distill.teacher_logits import Targets
 from mlxport.distill.teacher_student import OriginalModel, QuantizedModel
-from mlxport.distill.training_text import read_sequences, sequence_length
+from mlxport.distill.training_text import Texts, sequence_length
 from mlxport.distill.whole import predict, predict_in_parts, train_whole
+from mlxport.errors import UnsupportedError
 from mlxport.layouts.conversion import TracedModel
-from mlxport.model.self_written import sample_sequences
-from mlxport.model.texts import calibration_text
-from mlxport.model.tokens import any_token, first_tokens
-from mlxport.model_config import ModelConfig
+from mlxport.model.both_texts import has_encoder, source_size, written_size
 from mlxport.output.atomic_files import replace_arrays
 
 __all__ = ["distill"]
 
-_TOGETHER = 16  # sequences that are written at once
 _SEQUENCES = "sequences.safetensors"
 
 
@@ -56,7 +53,7 @@ def distill(
         What was done, and the changed tensors as they are to be stored: none where nothing was better.
 
     Raises:
-        UnsupportedError: The model does not fit in memory, and is not a row of blocks.
+        UnsupportedError: The model does not fit in memory, and is not one row of blocks.
         TokenizerError: There is no tokenizer for the text, or the text is too short.
     """
     work.mkdir(exist_ok=True)
@@ -65,10 +62,17 @@ def distill(
     original, quantized = OriginalModel(model, dtype), QuantizedModel(folder, dtype, trust_remote_code)
     length = sequence_length(settings, config)
     way = Memory(original, quantized, settings, length, memory_limit).way()
+    if not way.whole and has_encoder(original.model):
+        raise UnsupportedError(
+            "--distill: the quantized model and what its training holds do not fit in memory, and one that reads with "
+            "an encoder is trained whole",
+            hint="leave out --distill, or convert on a machine with more memory",
+        )
     say(f"distilling: {way}")
     if way.original_whole:
         original.fill()
-    ids, source = _sequences(folder, work, original, quantized, way, config, settings, length, text, trust_remote_code)
+    texts = Texts(folder, original.checkpoint, config, original.vocabulary, length, text, settings.seed)
+    ids, source = _sequences(work, original, quantized, way, settings, texts)
     held_out = max(1, min(settings.held_out, ids.shape[0] // 4))
     if not way.whole:
         before, after, found = Blockwise(original, quantized, ids, held_out, settings, work, say).run()
@@ -89,7 +93,7 @@ def distill(
                 found |= part.stored(fitted.changes)
         mx.eval(found)
         quantized.release()
-    tokens = (ids.shape[0] - held_out) * ids.shape[1]
+    tokens = (ids.shape[0] - held_out) * written_size(original.model, ids.shape[1])
     whole = "whole" if way.whole else "block by block"
     run = "whole" if way.original_whole else "block by block"
     modules = tuple(sorted({name.rpartition(".")[0] for name in found}))
@@ -103,16 +107,7 @@ def _dtype(config: Mapping[str, Any]) -> mx.Dtype:
 
 
 def _sequences(
-    folder: Path,
-    work: Path,
-    original: OriginalModel,
-    quantized: QuantizedModel,
-    way: Way,
-    config: Mapping[str, Any],
-    settings: DistillSettings,
-    length: int,
-    text: str | None,
-    trust_remote_code: bool,
+    work: Path, original: OriginalModel, quantized: QuantizedModel, way: Way, settings: DistillSettings, text: Texts
 ) -> tuple[mx.array, str]:
     """The sequences, and where they are from; those of an interrupted run are used again."""
     path = work / _SEQUENCES
@@ -120,29 +115,14 @@ def _sequences(
         loaded: Any = mx.load(str(path), return_metadata=True)
         return loaded[0]["ids"], loaded[1]["source"]
     wanted = min(settings.sequences, settings.steps * settings.batch) + settings.held_out
-    while wanted in original.sizes() or wanted == length:  # the axis of the sequences is told by its size
-        wanted -= 1
-    parts, sources = [], []
+    while wanted in original.sizes() or wanted in (text.length, source_size(text.length)):
+        wanted -= 1  # the axis of the sequences is told by its size
     writer = original if way.original_whole else quantized if way.whole else None
-    if text is not None or writer is None:
-        share = wanted // 2 if writer is not None else wanted
-        chosen = calibration_text() if text is None else text
-        parts.append(
-            read_sequences(folder, chosen, share, length, original.vocabulary, trust_remote_code=trust_remote_code)
-        )
-        length = parts[0].shape[1]
-        sources.append("of a built-in text" if text is None else "of the text")
-    if writer is not None:
-        if writer is quantized:
-            quantized.fill()
-        count = wanted - sum(part.shape[0] for part in parts)
-        key = mx.random.key(settings.seed)
-        first = first_tokens(
-            ModelConfig(config), original.vocabulary, count, any_token(original.vocabulary, count, key)
-        )
-        parts.append(sample_sequences(writer.model, first, length, key, _TOGETHER))
-        sources.append("that the original wrote" if writer is original else "that the quantized model wrote")
-    ids, source = mx.concatenate(parts), " and ".join(sources)
+    if writer is quantized:
+        quantized.fill()
+    by = "the original" if writer is original else "the quantized model"
+    make = text.to_read_and_write if has_encoder(original.model) else text.to_write
+    ids, source = make(None if writer is None else writer.model, wanted, by)
     ids = ids[mx.random.permutation(ids.shape[0], key=mx.random.key(settings.seed))]
     mx.eval(ids)
     replace_arrays(path, {"ids": ids}, {"source": source})

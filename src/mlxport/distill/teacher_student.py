@@ -8,10 +8,11 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlxport.layouts.conversion import TracedModel
-from mlxport.model.block_paths import block_of
+from mlxport.model.both_texts import called_with_both
 from mlxport.model.lazy_parameters import Cast, LazyModel
 from mlxport.model.loaded import load_output, upcast
 from mlxport.model.tensors import computed_tensors, stored_tensors, whole
+from mlxport.source.tokenizer_files import embedding_rows
 
 __all__ = ["OriginalModel", "QuantizedModel"]
 
@@ -25,11 +26,12 @@ class OriginalModel(LazyModel):
 
     Attributes:
         dtype: What it computes in.
+        checkpoint: Where it is from.
     """
 
     def __init__(self, model: TracedModel, dtype: mx.Dtype) -> None:
-        self.dtype = dtype
-        super().__init__(model.skeleton(), computed_tensors(model.plain.program), _floats_as(dtype))
+        self.dtype, self.checkpoint = dtype, model.checkpoint
+        super().__init__(called_with_both(model.skeleton()), computed_tensors(model.plain.program), _floats_as(dtype))
 
     def sizes(self) -> set[int]:
         """Sizes that arrays of the model may have."""
@@ -38,9 +40,8 @@ class OriginalModel(LazyModel):
 
     @property
     def vocabulary(self) -> int:
-        """Rows of the largest table of embeddings, or of the head."""
-        outside = [shape for name, shape in self.shapes.items() if block_of(name) is None and len(shape) == 2]
-        return max((shape[0] for shape in outside), default=1)
+        """Rows of the table of tokens: one of positions may have more."""
+        return embedding_rows(self.checkpoint.config, self.shapes) or 1
 
     @property
     def nbytes(self) -> int:

@@ -18,7 +18,8 @@ from mlxport.distill.teacher_logits import Targets, divergence
 from mlxport.distill.teacher_student import OriginalModel, QuantizedModel
 from mlxport.distill.training_layers import trained
 from mlxport.model.block_paths import blocks
-from mlxport.model.hooks import hooked
+from mlxport.model.both_texts import called_apart, has_encoder
+from mlxport.model.hooks import hooked, map_arrays
 
 __all__ = ["predict", "predict_in_parts", "train_whole"]
 
@@ -60,6 +61,9 @@ def predict_in_parts(original: OriginalModel, ids: mx.array, targets: Targets, s
         return output
 
     original.fill_outside(paths)
+    if has_encoder(original.model):  # what a decoder asks of the encoder's output is asked before its blocks are called
+        for path in called_apart(original.model, ids[:1]):
+            original.fill(f"{path}.")
     walk(original.model, ids, visit)
     for rows in pieces(ids.shape[0]):
         _save(targets, rows, head(original.model, ids[rows], hidden[0][rows]))
@@ -122,11 +126,21 @@ def _checkpointed(model: nn.Module, parts: Sequence[Trainable]) -> Iterator[None
         part.module.unfreeze(keys=list(part.start), recurse=False)
 
     def again(module: Any, _: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        def inner(parameters: Any, hidden: mx.array) -> Any:
-            module.update(parameters)
-            return call(hidden, *args[1:], **kwargs)
+        # What other arguments hold (biases of distances, what an encoder gave) is trained too: all of it is an input.
+        given: list[mx.array] = []
+        map_arrays((args, kwargs), lambda array: given.append(array) if _floats(array) else None)
 
-        return mx.checkpoint(inner)(module.trainable_parameters(), args[0])
+        def inner(parameters: Any, *arrays: mx.array) -> Any:
+            module.update(parameters)
+            left = iter(arrays)
+            inputs, named = map_arrays((args, kwargs), lambda array: next(left) if _floats(array) else array)
+            return call(*inputs, **named)
+
+        return mx.checkpoint(inner)(module.trainable_parameters(), *given)
 
     with hooked([module for _, module in blocks(model)], again):
         yield
+
+
+def _floats(array: mx.array) -> bool:
+    return bool(mx.issubdtype(array.dtype, mx.floating))

@@ -6,18 +6,32 @@ measure damage, to calibrate, to see activations) runs these, too, and gets logi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from mlxport.errors import ConfigError
-from mlxport.model.hooks import swap_classes
+from mlxport.model.block_paths import block_of, is_block
+from mlxport.model.hooks import hooked, swap_classes
+from mlxport.model.leaf_calls import MATRICES
 from mlxport.source.jsonfile import read_object
 from mlxport.types import Checkpoint
 
-__all__ = ["beginnings", "called_with_both", "copied", "first_written", "has_encoder", "source_size", "written_size"]
+__all__ = [
+    "beginnings",
+    "called_apart",
+    "called_with_both",
+    "copied",
+    "first_written",
+    "has_encoder",
+    "shortened",
+    "source_size",
+    "written_size",
+]
 
 
 def has_encoder(model: Any) -> bool:
@@ -44,6 +58,36 @@ def called_with_both(model: nn.Module) -> nn.Module:
     if has_encoder(model):
         swap_classes([(model, _with_both(type(model)))])
     return model
+
+
+def called_apart(model: nn.Module, ids: mx.array) -> list[str]:
+    """The matrices in blocks that the model calls while it is in none of them; nothing is evaluated.
+
+    Args:
+        model: The model.
+        ids: Tokens to call it with.
+    """
+    found: dict[str, None] = {}
+    paths = {id(module): path for path, module in model.named_modules() if block_of(path) is not None}
+    inside: list[str] = []
+
+    def answer(module: Any, _: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        path = paths[id(module)]
+        if is_block(path):
+            inside.append(path)
+            try:
+                return call(*args, **kwargs)
+            finally:
+                inside.pop()
+        if not inside:
+            found[path] = None
+        return call(*args, **kwargs)
+
+    modules = dict(model.named_modules())
+    watched = [modules[path] for path in paths.values() if is_block(path) or type(modules[path]) in MATRICES]
+    with hooked([module for module in watched if callable(module)], answer):
+        model(ids)
+    return list(found)
 
 
 def _with_both(cls: Any) -> type:
@@ -88,3 +132,11 @@ def copied(ids: mx.array, start: int) -> mx.array:
     """Rows of the same length, in which what is written is what was read."""
     size = source_size(ids.shape[1])
     return mx.concatenate([beginnings(ids, start), ids[:, : ids.shape[1] - size - 1]], axis=1)
+
+
+def shortened(model: Any, ids: Any, length: int) -> Any:
+    """At most ``length`` tokens of a row [tokens]: its beginning, and of both texts the beginnings of each."""
+    if not has_encoder(model) or len(ids) <= length:
+        return ids[:length]
+    read, size = source_size(len(ids)), source_size(length)
+    return np.concatenate([np.asarray(ids)[:size], np.asarray(ids)[read : read + length - size]])

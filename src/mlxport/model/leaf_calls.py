@@ -17,7 +17,18 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
-__all__ = ["LeafCalls", "by_expert", "expert_products", "is_leaf", "leaf_class", "row_products", "table_rows"]
+__all__ = [
+    "MATRICES",
+    "LeafCalls",
+    "by_expert",
+    "expert_products",
+    "is_leaf",
+    "leaf_class",
+    "row_products",
+    "table_rows",
+]
+
+MATRICES = (nn.Linear, SwitchLinear)  # layers that are a matrix, not packed
 
 Rows = TypeVar("Rows")
 

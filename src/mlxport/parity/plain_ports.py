@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -39,13 +39,19 @@ class PlainPorts:
     weights: WeightCheck
 
 
-def plain_ports(quantized: nn.Module, empty: Callable[[], nn.Module], wanted: Mapping[str, mx.array]) -> PlainPorts:
+def plain_ports(
+    quantized: nn.Module,
+    empty: Callable[[], nn.Module],
+    wanted: Mapping[str, mx.array],
+    trained: Set[str] = frozenset(),
+) -> PlainPorts:
     """Take a quantized port apart.
 
     Args:
         quantized: The port with its weights.
         empty: Makes the same port with nothing quantized; its weights do not matter.
         wanted: The port's weights before any was quantized, by path.
+        trained: Paths of the modules that were trained after that: theirs need only resemble the original's.
     """
     packed = {f"{path}.weight": module for path, module in quantized.named_modules() if "scales" in module}
     parts = {f"{name.removesuffix('weight')}{part}" for name in packed for part in ("weight", "scales", "biases")}
@@ -59,7 +65,14 @@ def plain_ports(quantized: nn.Module, empty: Callable[[], nn.Module], wanted: Ma
             values[name] = _dequantized(module)
             fits = original is not None and original.shape == values[name].shape
             originals[name] = original if original is not None and fits else values[name]
-            yield _difference(name, values[name], original, module)
+            bound = STORED_WEIGHT_BOUND[level_name(level(module.mode, module.bits))]
+            if name.rpartition(".")[0] in trained:
+                bound = max(bound, STORED_WEIGHT_BOUND["trained"])
+            yield _difference(name, values[name], original, bound)
+        for name in kept:
+            if name.rpartition(".")[0] in trained and (original := wanted.get(name)) is not None:
+                originals[name] = original
+                yield _difference(name, kept[name], original, STORED_WEIGHT_BOUND["trained"])
 
     weights, _ = check_weights(compared())
     dequantized = {name: float32(array) for name, array in {**kept, **values}.items()}
@@ -88,15 +101,20 @@ def _dequantized(module: Any) -> mx.array:
     return mx.dequantize(module.weight, float32(module.scales), None if biases is None else float32(biases), **settings)
 
 
-def _difference(name: str, values: mx.array, original: mx.array | None, module: Any) -> WeightDifference:
-    """One packed weight against the original's, by rows: one that is wrong would vanish among many."""
-    bound = STORED_WEIGHT_BOUND[level_name(level(module.mode, module.bits))]
+def _difference(name: str, values: mx.array, original: mx.array | None, bound: float) -> WeightDifference:
+    """One stored weight against the original's, by rows: one that is wrong would vanish among many."""
     if original is None or original.shape != values.shape:
         held = "none" if original is None else f"{original.shape}"
         return WeightDifference(name, float("inf"), 0, bound, f"has shape {values.shape}, in the original {held}")
-    rows, theirs = (array.astype(mx.float32).flatten(0, -2) for array in (values, original))
+    rows, theirs = (array.astype(mx.float32) for array in (values, original))
+    if original.ndim > 1:
+        rows, theirs = rows.flatten(0, -2), theirs.flatten(0, -2)
+    else:
+        rows, theirs = rows[:, None], theirs[:, None]
     sizes, gaps = (
         torch.from_numpy(np.array(mx.linalg.norm(block, axis=-1))).to(torch.float64)
         for block in (theirs, rows - theirs)
     )
-    return judge(name, sizes, gaps, bound, rows=True)
+    # Norms that are stored less 1 may be next to nothing, and training moves them by more.
+    least = float(original.size) if original.ndim == 1 else 0.0
+    return judge(name, sizes, gaps, bound, rows=original.ndim > 1, least=least)

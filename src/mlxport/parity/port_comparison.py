@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +31,7 @@ def compare_port(
     dtype: str,
     bits: int | None,
     unquantized: Callable[[], nn.Module],
+    trained: Set[str] = frozenset(),
     on_outputs: Callable[[Example, Mapping[str, mx.array]], None] | None = None,
 ) -> PortParity:
     """Verify a port.
@@ -41,10 +42,11 @@ def compare_port(
         dtype: Its main dtype.
         bits: Fewest bits of a quantized module, or None.
         unquantized: Makes the same port with nothing quantized, whatever its weights.
+        trained: Paths of its modules that were trained after they had been converted.
         on_outputs: Called with its outputs of each input set.
     """
     fresh, example = _reference(conversion), conversion.example
-    plain = None if bits is None else plain_ports(model, unquantized, conversion.unquantized())
+    plain = None if bits is None else plain_ports(model, unquantized, conversion.unquantized(), trained)
     report = verify_port(
         model,
         fresh,

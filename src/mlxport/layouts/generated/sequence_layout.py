@@ -10,7 +10,7 @@ from mlxport.layouts.base import LayoutOptions, Refusal, measured_on_text
 from mlxport.layouts.generated.layout import GENERATED, NO_MLXFN, claims_class
 
 if TYPE_CHECKING:
-    from mlxport.layouts.conversion import Conversion
+    from mlxport.layouts.conversion import Conversion, TracedModel
     from mlxport.types import Checkpoint
 
 __all__ = ["GENERATED_SEQ2SEQ", "GENERATED_SPEECH"]
@@ -35,7 +35,7 @@ print(mlxport.generate("PATH", "the text to read").text)
 has no place for a text to read. The inputs and outputs of one call are in `example_inputs.safetensors` and
 `example_outputs.safetensors`, the exact options, versions and hashes of source and output in `mlxport.json`."""
 
-_NOT_FOR = "for language models without an encoder"
+_NO_KV_BITS = Refusal(("kv_bits",), "--kv-bits: for language models without an encoder", "leave it out")
 
 
 def _claims(config: Mapping[str, Any], tensors: Collection[str]) -> bool:
@@ -50,17 +50,20 @@ def _opens(checkpoint: Checkpoint, options: LayoutOptions) -> Conversion:
     return open_sequence_model(checkpoint, options)
 
 
+def _traces(checkpoint: Checkpoint, dtype: str) -> TracedModel:
+    from mlxport.layouts.generated.sequence_model import traced_sequence_model
+
+    return traced_sequence_model(checkpoint, dtype)
+
+
 GENERATED_SEQ2SEQ = replace(
     GENERATED,
     name="generated-seq2seq",
     summary="MLX source of its own for an encoder and a decoder, which writes on mlx-lm's caches",
     claims=_claims,
     opens=_opens,
-    refuses=(
-        Refusal(("distill", "report"), f"{{given}}: {_NOT_FOR}", "leave it out"),
-        Refusal(("kv_bits",), f"--kv-bits: {_NOT_FOR}", "leave it out"),
-        NO_MLXFN,
-    ),
+    traces=_traces,
+    refuses=(_NO_KV_BITS, NO_MLXFN),
     records=("fold_batchnorm",),
     tokenizer=True,
     task="text2text-generation",
@@ -111,9 +114,10 @@ GENERATED_SPEECH = replace(
     summary="MLX source of its own for an encoder that hears and a decoder that writes on mlx-lm's caches",
     claims=_hears,
     opens=_opens_speech,
+    traces=None,
     refuses=(
-        Refusal(("distill", "report"), f"{{given}}: {_NOT_FOR}", "leave it out"),
-        Refusal(("kv_bits",), f"--kv-bits: {_NOT_FOR}", "leave it out"),
+        Refusal(("distill", "report"), f"{{given}}: {_FOR_TEXTS}", "leave it out"),
+        _NO_KV_BITS,
         *measured_on_text(_FOR_TEXTS),
         NO_MLXFN,
     ),

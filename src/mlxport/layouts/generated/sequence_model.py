@@ -29,7 +29,7 @@ from mlxport.layouts.quantizing import Built
 from mlxport.transform import lazy_arrays, trace
 from mlxport.types import Checkpoint
 
-__all__ = ["open_sequence_model"]
+__all__ = ["open_sequence_model", "traced_sequence_model"]
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,20 @@ def open_sequence_model(checkpoint: Checkpoint, options: LayoutOptions) -> Conve
         UnsupportedError: transformers has no such model, or mlx-lm's caches cannot hold what it remembers.
         WeightsError: The checkpoint has not the tensors that the model wants.
     """
-    return _traced(checkpoint, options.dtype, options.fold_batchnorm).conversion(options.quant)
+    return traced_sequence_model(checkpoint, options.dtype, options.fold_batchnorm).conversion(options.quant)
 
 
-def _traced(checkpoint: Checkpoint, asked: str, fold_batchnorm: bool) -> TracedModel:
-    """The port, run once on placeholders; ``asked`` is a dtype as of ``convert``."""
+def traced_sequence_model(checkpoint: Checkpoint, asked: str = "auto", fold_batchnorm: bool = False) -> TracedModel:
+    """The port, run once on placeholders.
+
+    Args:
+        checkpoint: The opened source.
+        asked: Dtype, as of ``convert``.
+        fold_batchnorm: As of ``convert``.
+
+    Raises:
+        MlxportError: As of ``open_sequence_model``.
+    """
     step = port_step(checkpoint, asked, fold_batchnorm)
     port, built = step.port, Built({})
     config = port_config(port, checkpoint.config)
@@ -71,7 +80,7 @@ def _traced(checkpoint: Checkpoint, asked: str, fold_batchnorm: bool) -> TracedM
     empty(built.model, program)
     source = ModelSource(
         pipeline, tuple(port.notes), final_config, contextlib.nullcontext,
-        reopen=lambda other: _traced(checkpoint, other, fold_batchnorm),
+        reopen=lambda other: traced_sequence_model(checkpoint, other, fold_batchnorm),
     )  # fmt: skip
     return _SequenceModel(checkpoint, step.dtype, plain, config, source, built.model, generated=_generated(step))
 
