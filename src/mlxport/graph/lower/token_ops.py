@@ -11,7 +11,18 @@ from torch.fx.node import has_side_effect
 
 from mlxport.graph.lower import cache_ops
 
-__all__ = ["all_tokens", "is_on_cache", "keep_token", "one_token", "recall", "wkv"]
+__all__ = [
+    "all_tokens",
+    "is_on_cache",
+    "keep_token",
+    "largest_states",
+    "linear_attention",
+    "linear_states",
+    "one_token",
+    "past_windows",
+    "recall",
+    "wkv",
+]
 
 
 def is_on_cache(node: Node) -> bool:
@@ -48,3 +59,26 @@ def keep_token(cache: Any, slot: int, before: torch.Tensor, state: torch.Tensor,
 
 
 has_side_effect(keep_token)
+
+
+# Modules of which each token is a row, [batch * length, ...].
+def linear_states(decay: Any, new: torch.Tensor, cache: Any, slot: int, mask: Any, length: Any) -> Any:
+    """``state = decay * state + new`` before and after each token, both of the sizes of ``new``."""
+    raise NotImplementedError
+
+
+def largest_states(added: Any, new: torch.Tensor, cache: Any, slot: int, mask: Any, length: Any) -> Any:
+    """``state = max(state + added, new)`` before and after each token, both of the sizes of ``new``."""
+    raise NotImplementedError
+
+
+def past_windows(x: torch.Tensor, width: int, cache: Any, slot: int, mask: Any, length: Any) -> torch.Tensor:
+    """The last ``width`` rows of ``x`` [rows, channels] before each token, and its own: [rows, width + 1, channels]."""
+    raise NotImplementedError
+
+
+def linear_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, decay: Any, cache: Any, slot: int, mask: Any, length: Any
+) -> torch.Tensor:
+    """``state = decay * state + k v``, ``y = q state``; q, k [rows, H, D], v [rows, H, E], decay [rows or 1, H]."""
+    raise NotImplementedError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -14,6 +15,7 @@ from mlx_lm.models.cache import ArraysCache
 
 from mlxport.graph.capture import state_ops
 from mlxport.graph.lower.helpers import stored_states as helpers
+from mlxport.graph.lower.helpers import token_scans
 
 B, L, HEADS, GROUPS, WIDTH, STATE = 2, 75, 4, 2, 5, 6  # more than two spans
 Arrays = dict[str, torch.Tensor]
@@ -68,7 +70,70 @@ def _each_token(x: mx.array, weight: mx.array, cache: ArraysCache | None, slot: 
     return helpers.each_token(lambda t, valid: step(x[:, t : t + 1], valid), mask, x.shape[1])
 
 
+def _states(step: Callable[..., torch.Tensor], *given: torch.Tensor) -> torch.Tensor:
+    """The states before and after each token, side by side."""
+    states = [torch.zeros(B, *given[-1].shape[2:])]
+    for t in range(L):
+        states.append(step(states[-1], *(item[:, t] for item in given)))
+    return torch.cat([torch.stack(states[:-1], 1), torch.stack(states[1:], 1)], -1)
+
+
+def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, decay: torch.Tensor) -> torch.Tensor:
+    state, made = torch.zeros(B, HEADS, STATE, WIDTH), []
+    for t in range(L):
+        state = decay[:, t, :, None, None] * state + k[:, t, :, :, None] * v[:, t, :, None]
+        made.append((q[:, t, :, None] @ state)[..., 0, :])
+    return torch.stack(made, 1)
+
+
+def _rows(function: Callable[..., Any]) -> Callable[..., mx.array]:
+    """A scan as a module calls it that makes a row of each token."""
+
+    def called(given: dict[str, mx.array], cache: ArraysCache | None, slot: int, mask: mx.array | None) -> mx.array:
+        length = next(iter(given.values())).shape[1]
+        rows = [item.reshape(-1, *item.shape[2:]) for item in given.values()]
+        made = function(*rows, cache, slot, mask, length)
+        made = mx.concatenate(made, axis=-1) if isinstance(made, tuple) else made
+        return made.reshape(-1, length, *made.shape[1:])
+
+    return called
+
+
+def _decays(*sizes: int) -> torch.Tensor:
+    """Some that forget all, some that forget nothing."""
+    return torch.rand(B, L, *sizes).mul(1.6).sub(0.3).clamp(0, 1)
+
+
 SCANS = {
+    "linear_states": Scan(
+        lambda: {"decay": _decays(WIDTH), "new": torch.randn(B, L, WIDTH)},
+        dict,
+        lambda given: _states(lambda state, decay, new: decay * state + new, *given.values()),
+        _rows(token_scans.linear_states),
+    ),
+    "largest_states": Scan(
+        lambda: {"added": -torch.rand(B, L, WIDTH), "new": torch.randn(B, L, WIDTH) * 2},
+        dict,
+        lambda given: _states(lambda state, added, new: torch.maximum(state + added, new), *given.values()),
+        _rows(token_scans.largest_states),
+    ),
+    "linear_attention": Scan(
+        lambda: {
+            "q": torch.randn(B, L, HEADS, STATE),
+            "k": torch.randn(B, L, HEADS, STATE),
+            "v": torch.randn(B, L, HEADS, WIDTH),
+            "decay": _decays(HEADS),
+        },
+        dict,
+        lambda given: _attention(*given.values()),
+        _rows(token_scans.linear_attention),
+    ),
+    "past_windows": Scan(
+        lambda: {"x": torch.randn(B, L, WIDTH)},
+        dict,
+        lambda given: torch.nn.functional.pad(given["x"], (0, 0, 3, 0)).unfold(1, 4, 1).transpose(2, 3),
+        _rows(lambda x, *place: token_scans.past_windows(x, 3, *place)),
+    ),
     "selective_scan": Scan(
         lambda: {
             "x": torch.randn(B, L, WIDTH),

@@ -161,34 +161,48 @@ def delta_chunks(q, k, v, g, beta, state, size=16):
     return mx.concatenate(ys, axis=2).swapaxes(1, 2)[:, :length], state
 
 
-def wkv(decay, first, k, v, cache, slot, mask=None, span=16):
+def prefix_scan(join, parts):
+    """What ``join`` makes of all tokens up to each: of parts [B, L, ...], in as many rounds as the length has bits."""
+    span = 1
+    while span < parts[0].shape[1]:
+        later = join([part[:, :-span] for part in parts], [part[:, span:] for part in parts])
+        parts = [mx.concatenate([part[:, :span], made], axis=1) for part, made in zip(parts, later, strict=True)]
+        span *= 2
+    return parts
+
+
+def wkv(decay, first, k, v, cache, slot, mask=None):
     """RWKV's attention: values weighed by exp(k), which decays from token to token; k, v [B, L, D].
 
     What is kept is the mean of the values before, and the logarithm of the sum of their weights.
     """
-    lowest, dtype, counts = -1e30, k.dtype, mx.ones((1, k.shape[1], 1))
+    lowest, dtype, length = -1e30, k.dtype, k.shape[1]
     k, fall = k.astype(mx.float32), -mx.exp(decay.astype(mx.float32))
+    keys, values, steps = k, v.astype(mx.float32), mx.ones((1, length, 1))
     if mask is not None:  # padding weighs nothing, and lets no time pass
         mask = mask[..., None]
-        k, v, counts = mx.where(mask, k, lowest), mx.where(mask, v, 0), mask.astype(mx.float32)
+        keys, values, steps = mx.where(mask, k, lowest), mx.where(mask, v, 0), mask.astype(mx.float32)
     state = None if cache is None else cache[slot]
     if state is None:
-        mean, weight = mx.zeros_like(k[:, 0]), mx.full(k[:, 0].shape, lowest)
+        mean, weight = mx.zeros_like(k[:, :1]), mx.full(k[:, :1].shape, lowest)
     else:
-        mean, weight = state[..., 0], state[..., 1]
-    ys = []
-    for start in range(0, k.shape[1], span):
-        keys, values, steps = [item[:, start : start + span] for item in (k, v, counts)]
-        size, passed = keys.shape[1], mx.cumsum(steps, axis=1)
-        before = passed - steps
-        between = keys[:, None] + (before[:, :, None] - passed[:, None]) * fall
-        between = mx.where(mx.tri(size, k=-1, dtype=mx.bool_)[..., None], between, lowest)
-        between = mx.where(mx.eye(size, dtype=mx.bool_)[..., None], (keys + first)[:, None], between)
-        shares = mx.concatenate([(weight[:, None] + before * fall)[:, :, None], between], axis=2)
-        known = mx.concatenate([mean[:, None], values], axis=1)
-        ys.append((mx.softmax(shares, axis=2) * known[:, None]).sum(axis=2))
-        weights = mx.concatenate([weight[:, None] + passed[:, -1:] * fall, keys + (passed[:, -1:] - passed) * fall], 1)
-        mean, weight = (mx.softmax(weights, axis=1) * known).sum(axis=1), mx.logsumexp(weights, axis=1)
+        mean, weight = state[:, None, :, 0], state[:, None, :, 1]
+
+    def join(earlier, later):
+        (passed, mean, weight), (steps, values, keys) = earlier, later
+        weight = weight + steps * fall
+        total = mx.logaddexp(weight, keys)
+        return passed + steps, values + mx.exp(weight - total) * (mean - values), total
+
+    if length > 1:
+        start = mx.zeros_like(steps[:, :1])
+        pairs = (start, steps), (mean, values), (weight, keys)
+        _, means, weights = prefix_scan(join, [mx.concatenate(pair, axis=1) for pair in pairs])
+        mean, weight, last = means[:, :-1], weights[:, :-1], (means[:, -1], weights[:, -1])
+    else:
+        _, *last = [item.squeeze(1) for item in join((steps, mean, weight), (steps, values, keys))]
+    share = mx.sigmoid(k + first - weight)  # of the newest, whose weight is another
+    y = mean + share * (v - mean)
     if cache is not None:
-        keep_state(cache, slot, mx.stack([mean, weight], axis=-1), k.shape[1])
-    return mx.concatenate(ys, axis=1).astype(dtype)
+        keep_state(cache, slot, mx.stack(last, axis=-1), length)
+    return y.astype(dtype)

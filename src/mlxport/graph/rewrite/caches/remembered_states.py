@@ -18,9 +18,15 @@ from mlxport.graph.capture.stores import store
 from mlxport.graph.lower import cache_ops, token_ops
 from mlxport.graph.lower.traits import View, traits_of
 from mlxport.graph.rewrite.caches.cached_step import CachedStep, CacheKind, NotCached
+from mlxport.graph.rewrite.caches.folded_tokens import KeptState, fold_tokens
 from mlxport.graph.rewrite.caches.time_first import put_time_first
 from mlxport.graph.rewrite.caches.token_shifts import shift_by_one, shifted
-from mlxport.graph.rewrite.caches.token_states import called_for_each_token, close_modules, keep_token_state
+from mlxport.graph.rewrite.caches.token_states import (
+    called_for_each_token,
+    close_modules,
+    computing_module,
+    keep_token_state,
+)
 from mlxport.graph.rewrite.graph_queries import Editor, kind, ndim, peel, shape, where
 
 __all__ = ["Remembered", "find_states", "keep_states"]
@@ -127,6 +133,8 @@ def keep_states(step: CachedStep, states: list[Remembered]) -> None:
             step.captured.graph.erase_node(node)
     mask = None
     slots: dict[int, int] = {}
+    modules: dict[str, list[KeptState]] = {}
+    layers: dict[str, int] = {}
     for state in states:
         slot = slots[state.layer] = slots.get(state.layer, -1) + 1
         if mask is None:
@@ -138,14 +146,19 @@ def keep_states(step: CachedStep, states: list[Remembered]) -> None:
         if state.shifted is not None:
             shift_by_one(step, state.node, state.shifted, place)
         elif state.held is not None:
-            keep_token_state(step, state.held, state.node, place)
+            path = computing_module(step, state.node)
+            modules.setdefault(path, []).append((state.held, state.node, place))
+            layers[path] = state.layer
         elif kind(state.node) == "cat":
             _last_inputs(step, state, place)
         else:
             _scan(step, state, place)
+    called = [path for path, kept in modules.items() if not fold_tokens(step, path, kept)]
+    for kept in (kept for path in called for kept in modules[path]):
+        keep_token_state(step, *kept)
     for layer, last in slots.items():
         known = step.kinds.get(layer, CacheKind())
-        stepped = any(state.layer == layer and state.held is not None for state in states)
+        stepped = layer in {layers[path] for path in called}
         step.kinds[layer] = replace(known, states=last + 1, both=step.both(layer), stepped=stepped)
     step.captured.graph.eliminate_dead_code()
     close_modules(step)

@@ -12,9 +12,17 @@ from mlxport.graph.lower.traits import traits_of
 from mlxport.graph.rewrite.caches.cached_step import CachedStep, NotCached
 from mlxport.graph.rewrite.graph_queries import Editor, kind, shape, where
 
-__all__ = ["called_for_each_token", "close_modules", "keep_token_state", "module_of_each_token"]
+__all__ = [
+    "FIRST",
+    "LAST",
+    "called_for_each_token",
+    "close_modules",
+    "computing_module",
+    "keep_token_state",
+    "module_of_each_token",
+]
 
-_FIRST, _LAST = "mlxport::one_token", "mlxport::all_tokens"
+FIRST, LAST = "mlxport::one_token", "mlxport::all_tokens"
 
 
 def module_of_each_token(step: CachedStep, node: Node) -> str | None:
@@ -46,8 +54,20 @@ def _computed(written: Node) -> Node:
     return written
 
 
+def computing_module(step: CachedStep, written: Node) -> str:
+    """Path of the module that computes what is kept, the views of it put there, too."""
+    path = module_of_each_token(step, _computed(written))
+    assert path is not None
+    last = next(
+        (n for n in step.captured.graph.nodes if kind(n) == LAST and module_of_each_token(step, n) == path), None
+    )
+    if last is None:
+        raise NotCached(f"{path} carries a state, and gives nothing for each token")
+    _views_within(written, last)
+    return path
+
+
 def _views_within(written: Node, last: Node) -> None:
-    """Put the views that are kept into the module that computes what they show."""
     if traits_of(written).view is not None and written.meta.get("nn_module_stack") != last.meta["nn_module_stack"]:
         _views_within(written.args[0], last)  # type: ignore[arg-type]
         last.prepend(written)
@@ -56,21 +76,20 @@ def _views_within(written: Node, last: Node) -> None:
 
 def keep_token_state(step: CachedStep, held: Node, written: Node, place: tuple[Any, ...]) -> None:
     """Take what is held from the cache before the module's first op, and keep what is written after its last."""
-    path = module_of_each_token(step, _computed(written))
+    path = computing_module(step, written)
     inside = [node for node in step.captured.graph.nodes if module_of_each_token(step, node) == path]
-    first = [node for node in inside if kind(node) == _FIRST]
-    last = next((node for node in inside if kind(node) == _LAST), None)
+    first = [node for node in inside if kind(node) == FIRST]
+    last = next((node for node in inside if kind(node) == LAST), None)
     if not first or last is None:
         raise NotCached(f"{path} carries a state, and gives nothing for each token")
     cache, slot, mask = place
-    after = next(node for node in inside if node.target is not token_ops.recall and kind(node) != _FIRST)
+    after = next(node for node in inside if node.target is not token_ops.recall and kind(node) != FIRST)
     edit = Editor(step.captured, after)
     value = held.meta["val"]
     batch = edit.known_size(shape(step.ids)[0])
     before = edit.call(token_ops.recall, cache, slot, [batch, *shape(held)[1:]], value.dtype, val=value)
     before.meta = {**before.meta, "nn_module_stack": last.meta["nn_module_stack"], "stack_trace": ""}
     held.replace_all_uses_with(before, delete_user_cb=lambda user: kind(user) not in ("sym_size", "copy"))
-    _views_within(written, last)
     edit = Editor(step.captured, last)
     edit.call(token_ops.keep_token, cache, slot, before, written, mask, val=step.fake((), torch.bool))
 
@@ -78,12 +97,12 @@ def keep_token_state(step: CachedStep, held: Node, written: Node, place: tuple[A
 def close_modules(step: CachedStep) -> None:
     """Write what stands around such modules as ops that need no text, and check that nothing else leaves them."""
     for node in list(step.captured.graph.nodes):
-        if kind(node) == _FIRST:
+        if kind(node) == FIRST:
             x, axis = node.args
             Editor(step.captured, node).replace(
                 Editor(step.captured, node).call(token_ops.one_token, x, axis, val=node.meta["val"])
             )
-        elif kind(node) == _LAST:
+        elif kind(node) == LAST:
             x, axis, like, along = node.args
             edit = Editor(step.captured, node)
             length = edit.size(like, along)
