@@ -22,6 +22,7 @@ __all__ = [
     "fetch_index",
     "gated_delta",
     "kept",
+    "latent_attention",
     "mask_of_rows",
     "masked_scores",
     "offset",
@@ -85,6 +86,35 @@ def attend(
     sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention to what a cache gave, quantized or not; as ``fused_ops.attention``."""
+    raise NotImplementedError
+
+
+def latent_attention(
+    query: torch.Tensor,
+    query_pe: torch.Tensor,
+    latents: torch.Tensor,
+    key_pe: torch.Tensor,
+    embed_q: Any,
+    unembed_out: Any,
+    cache: Any,
+    mask: Any,
+    scale: float = 1.0,
+    sinks: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention of queries in two parts to keys and values of several heads that are made of what a cache gave.
+
+    Args:
+        query: [batch, heads, length, width].
+        query_pe: [batch, heads, length, other width].
+        latents: [batch, 1, total, rank].
+        key_pe: [batch, 1, total, other width], a part of the keys of all heads.
+        embed_q: The layer of matrices [heads, rank, width] that take queries to latents.
+        unembed_out: The layer of matrices [heads, width of values, rank] that take latents to values.
+        cache: Of the layer.
+        mask: Truth values, or None.
+        scale: Of the scores.
+        sinks: Scores [heads] of what is not there.
+    """
     raise NotImplementedError
 
 

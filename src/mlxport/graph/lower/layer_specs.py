@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.fx import Graph, Node
 
-__all__ = ["DEFAULTS", "Fold", "LayerSpec", "Match", "Weight", "layer"]
+__all__ = ["DEFAULTS", "Fold", "LayerSpec", "Match", "Weight", "layer", "layer_itself"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Weight:
     Attributes:
         sources: Names of the module's tensors (or of folded constants).
         op: ``""`` as it is; ``"move"`` axis ``args[0]`` to ``args[1]``; ``"add"`` of two; ``"tail"``: the last
-            ``args[0]`` rows; ``"grouped"``: a transposed convolution's with ``args[0]`` groups; ``"gru_bias"``.
+            ``args[0]`` rows; ``"grouped"``: a transposed convolution's with ``args[0]`` groups; ``"gru_bias"``;
+            ``"heads"``: rows ``args[1]`` to ``args[2]`` of each of ``args[0]`` heads, turned where ``args[3]`` is 1.
         args: Integers of ``op``.
     """
 
@@ -70,6 +71,11 @@ DEFAULTS: dict[str, Any] = {
 
 def layer(*args: Any) -> Any:
     """The target of a node that is a layer; ``node.meta["layer"]`` says which."""
+    raise NotImplementedError
+
+
+def layer_itself() -> Any:
+    """The target of a node that is a layer and no call of it: an op uses it in more than one way."""
     raise NotImplementedError
 
 

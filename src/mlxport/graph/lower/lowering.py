@@ -18,7 +18,7 @@ from mlxport.graph.lower import ops as _ops  # noqa: F401  (fills the table)
 from mlxport.graph.lower import symbolic_sizes
 from mlxport.graph.lower.data_dependent import example_sizes
 from mlxport.graph.lower.expr import Expr, to_ast, value_of
-from mlxport.graph.lower.layer_specs import LayerSpec, layer
+from mlxport.graph.lower.layer_specs import LayerSpec, layer, layer_itself
 from mlxport.graph.lower.registry import CHANNELS_LAST, LOWERINGS, REGISTERED, UNBACKED, UnsupportedOp, bind, registered
 from mlxport.graph.lower.traits import traits_of
 
@@ -157,6 +157,8 @@ def lower_node(node: Node, resolve: Callable[[Node], Any] = reference) -> Any:
         return _SIZE_OPS[node.target](*args)
     if node.target is operator.getitem:
         return args[0][args[1]]
+    if node.target is layer_itself:
+        return _reference(ast.Name("@" + node.meta["layer"].path), node.meta["val"])
     if node.target is layer:
         return _checked(node, lower_layer(node, *args), node.meta["val"])
     if isinstance(node.target, torch._ops.OpOverload):

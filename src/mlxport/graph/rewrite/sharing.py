@@ -10,7 +10,7 @@ import torch
 from torch.fx import Node
 
 from mlxport.graph.capture.captured import Captured
-from mlxport.graph.lower.layer_specs import LayerSpec, Match, layer
+from mlxport.graph.lower.layer_specs import LayerSpec, Match, layer, layer_itself
 from mlxport.graph.lower.traits import View, filling, traits_of
 from mlxport.graph.rewrite.recognise import recognise
 
@@ -18,7 +18,7 @@ __all__ = ["find_layers"]
 
 
 def find_layers(captured: Captured) -> dict[str, LayerSpec]:
-    """Turn every op that works on a module's own parameters into a layer node; path to layer.
+    """Turn every op that works on a module's own parameters into a layer node; path to layer, with those there are.
 
     An op stays what it is where its weights have another use that the layer's form of them would not serve. A linear
     layer that shares its weight with an embedding becomes ``embedding.as_linear``.
@@ -26,7 +26,8 @@ def find_layers(captured: Captured) -> dict[str, LayerSpec]:
     matches = recognise(captured)
     by_name = {name: node for node, name in captured.weights.items()}
     below = _weights_below(captured)
-    layers: dict[str, LayerSpec] = {}
+    given = [node.meta["layer"] for node in captured.graph.nodes if node.target is layer_itself]
+    layers: dict[str, LayerSpec] = {spec.path: spec for spec in given}
     replaced: dict[Node, Node] = {}
     for found in _clusters(matches):
         home = _home(found)

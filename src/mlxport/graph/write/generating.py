@@ -24,6 +24,7 @@ _IMPORTS = (
     "from mlx_lm.models.activations import swiglu",
     "from mlx_lm.models.base import create_attention_mask, create_ssm_mask, scaled_dot_product_attention",
     "from mlx_lm.models.cache import ArraysCache, CacheList, ChunkedKVCache, KVCache, RotatingKVCache",
+    "from mlx_lm.models.mla import MultiLinear",
     "from mlx_lm.models.gated_delta import gated_delta_kernel, gated_delta_ops",
     "from mlx_lm.models.ssm import ssm_update",
 )

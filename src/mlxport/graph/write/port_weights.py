@@ -76,6 +76,10 @@ def apply_weight(weight: Weight, sources: Sequence[mx.array]) -> mx.array:
         case "gru_bias":  # the candidate's recurrent bias stays apart: it is inside of the reset gate
             gates = args[0]
             return mx.concatenate([sources[0][:gates] + sources[1][:gates], sources[0][gates:]])
+        case "heads":
+            heads, start, stop, turned = args
+            part = first.reshape(heads, -1, first.shape[-1])[:, start:stop]
+            return mx.contiguous(part.swapaxes(1, 2) if turned else part)
     raise AssertionError(f"unknown transformation {weight.op!r}")
 
 

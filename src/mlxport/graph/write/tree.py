@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.origin import module_path
-from mlxport.graph.lower.layer_specs import layer
+from mlxport.graph.lower.layer_specs import layer, layer_itself
 from mlxport.graph.lower.lowering import is_read
 
 __all__ = ["Scope", "build_tree", "nodes_in", "scopes"]
@@ -124,7 +124,7 @@ def _dissolved(captured: Captured, path: str, module: torch.nn.Module, inside: l
     if isinstance(module, _CONTAINERS) and type(module).forward in (c.forward for c in _CONTAINERS):
         return True
     own = any(name.startswith(path + ".") for name in _names_used(captured, inside))
-    layers = {node.meta["layer"].path for node in inside if node.target is layer}
+    layers = {node.meta["layer"].path for node in inside if node.target in (layer, layer_itself)}
     if path in layers:
         return True
     if type(module).__module__.startswith("torch.nn") and not any(True for _ in module.children()):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -98,7 +98,7 @@ def sanitize_source(program: Program, tied: Collection[str], main: mx.Dtype) -> 
     prefix = _prefix(program)
     values = _values(program)
     spelled = _SpelledWeights(values, prefix, main)
-    items = list(spelled.items())
+    items = spelled.items()
     dropped = _dropped(program, tied, prefix)
     popped = [f'weights.pop("{name}", None)' for name in sorted(set(tied) - set(values) - set(spelled.used))]
     changes = [*prefix.line(), *dropped, *_lines(items, values), *spelled.deleted()]
@@ -177,13 +177,28 @@ class _SpelledWeights:
         self.used = Counter(prefix(ref.name) for value in values.values() for ref in value.leaves())
         self.current = ""
 
-    def items(self) -> Iterator[_Item]:
-        spelling = Spelling(self._source, self.main)
+    def items(self) -> list[_Item]:
+        spelling, found = Spelling(self._source, self.main), []
         for target, value in self.values.items():
             self.current = target
             text = spelling(value)
             if text != f'weights["{target}"]':
-                yield _Item(target, text)
+                found.append(_Item(target, text))
+        self._pop(found)
+        return found
+
+    def _pop(self, items: list[_Item]) -> None:
+        """Take out what several weights of one layer are made of with the last of them."""
+        places: dict[str, list[int]] = {}
+        for place, item in enumerate(items):
+            for name in _STRING.findall(item.text):
+                places.setdefault(name, []).append(place)
+        for name, found in places.items():
+            layers = {m.group(1, 2) if (m := _LAYER.fullmatch(items[place].target)) else None for place in found}
+            if self.used[name] == len(found) > 1 and name not in self.values and len(layers) == 1:
+                last = items[found[-1]]
+                items[found[-1]] = replace(last, text=last.text.replace(f'weights["{name}"]', f'weights.pop("{name}")'))
+                self.used[name] = 1
 
     def _source(self, name: str) -> str:
         name = self.prefix(name)
@@ -286,11 +301,16 @@ def _loop(layers: str, templates: Mapping[tuple[str, str], Sequence[int]], depth
     groups: dict[tuple[int, ...], list[tuple[str, str]]] = {}
     for template, indices in templates.items():
         groups.setdefault(tuple(indices), []).append(template)
+    having: dict[str, set[int]] = {}
+    for (_, text), indices in templates.items():
+        for name in _STRING.findall(text):
+            having.setdefault(name, set()).update(indices)
     for indices, group in groups.items():
         lines = [_assigned(target, text) for target, text in group]
         if indices != tuple(range(depth)):
-            sources = [name for _, text in group for name in _STRING.findall(text)]
-            where = f'f"{sources[0].replace("{e}", "0")}" in weights' if sources else f"i in {indices!r}"
+            telling = [name for _, text in group for name in _STRING.findall(text) if having[name] == {*indices}]
+            among = f"i in {indices!r}" if len(indices) > 1 else f"i == {indices[0]}"
+            where = f'f"{telling[0].replace("{e}", "0")}" in weights' if telling else among
             lines = [f"if {where}:", *(f"    {line}" for line in lines)]
         body += lines
     text = "\n".join(body).replace(f'"{layers}.{{i}}.', '"{prefix}.')

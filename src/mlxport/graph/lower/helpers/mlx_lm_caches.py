@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mlx.core as mx
+from mlx_lm.models.base import scaled_dot_product_attention
 
 
 def row_offset(offset):
@@ -41,6 +42,21 @@ def chunk_mask(tokens, caches, index, chunk):
 def masked_scores(scores, visible):
     """Scores (or what is added to them) of the keys that are seen, the lowest number for others; None shows all."""
     return scores if visible is None else mx.where(visible, scores, mx.finfo(scores.dtype).min)
+
+
+def latent_attention(q, q_pe, latents, k_pe, embed_q, unembed_out, cache, mask, scale, sinks=None):
+    """Attention to keys and values that are linear maps of latents [B, 1, T, rank], keys with ``k_pe`` beside them.
+
+    One token is mapped to where the latents are, and what it sees of them back: nothing is computed for those before.
+    """
+    scores = masked_scores((q_pe * scale) @ k_pe.swapaxes(-1, -2), mask)
+    more = {} if sinks is None else {"sinks": sinks}
+    if q.shape[2] == 1:
+        q = embed_q(q)
+        output = scaled_dot_product_attention(q, latents, latents, cache=cache, scale=scale, mask=scores, **more)
+        return unembed_out(output)
+    k, v = embed_q(latents, transpose=False), unembed_out(latents)
+    return scaled_dot_product_attention(q, k, v, cache=cache, scale=scale, mask=scores, **more)
 
 
 def fetch_index(cache, keys):

@@ -96,6 +96,28 @@ def attend(
     return _called(ast.Name("scaled_dot_product_attention"), shadow, query, key, value, **options)
 
 
+@fused(targets.latent_attention)
+def latent_attention(
+    query: Expr,
+    query_pe: Expr,
+    latents: Expr,
+    key_pe: Expr,
+    embed_q: Expr,
+    unembed_out: Expr,
+    cache: Expr,
+    mask: Any,
+    scale: float = 1.0,
+    sinks: Expr | None = None,
+) -> Expr:
+    """``latent_attention(q_nope, q_pe, kv_latent, k_pe, self.embed_q, self.unembed_out, cache, mask, scale=0.125)``."""
+    options: dict[str, Any] = {"scale": scale}
+    if sinks is not None:
+        options["sinks"] = sinks if sinks.dtype == query.dtype else sinks.astype(query.dtype)
+    shadow = _mx.zeros((*query.value.shape[:3], unembed_out.value.shape[1]), query.dtype)
+    given = (query, query_pe, latents, key_pe, embed_q, unembed_out, cache, mask)
+    return registered_helper(helper.latent_attention).called(shadow, *given, **options)
+
+
 @fused(targets.positions)
 def positions(like: Expr, offset: Any, start: int = 0) -> Expr:
     """``positions_after(input_ids, offset)``."""

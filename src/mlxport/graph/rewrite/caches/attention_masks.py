@@ -16,6 +16,7 @@ from mlxport.graph.lower.traits import traits_of
 from mlxport.graph.rewrite.caches.cached_step import CachedStep, CacheKind, NotCached
 from mlxport.graph.rewrite.caches.index_keys import chosen_keys
 from mlxport.graph.rewrite.caches.keys_values import counts_all, layer_of, number_of_keys
+from mlxport.graph.rewrite.caches.latents import attend_to_latents, find_latents
 from mlxport.graph.rewrite.caches.visible_keys import is_lowest, visible_keys
 from mlxport.graph.rewrite.fuse.values import symbols
 from mlxport.graph.rewrite.graph_queries import (
@@ -124,6 +125,7 @@ def _attention(step: CachedStep, masks: _Masks, fetched: Mapping[int, Node], nod
     chosen, beside = chosen_keys(step, mask)
     if not masked:
         seen, bias = visible_keys(step, beside, (shape(query)[-2], shape(key)[-2]), node)
+    latents = None if masked or bias is not None else find_latents(step, query, key, value)
     if masked:
         given = mask
     elif chosen is not None:
@@ -132,12 +134,15 @@ def _attention(step: CachedStep, masks: _Masks, fetched: Mapping[int, Node], nod
         given = edit.call(cache_ops.chosen_mask, chosen, keys, shown, val=step.fake(shape(mask), torch.bool))
         given.meta["stack_trace"] = mask.meta.get("stack_trace", "")
     elif bias is None:
-        given = masks.of(layer, seen)
+        given = masks.of(layer, seen, array=latents is not None)
     else:
         bias = _in_layer(step, edit, bias, key)
         given = edit.call(cache_ops.biased_mask, bias, masks.of(layer, seen, array=True), val=bias.meta["val"])
-    made = edit.call(cache_ops.attend, query, key, value, cache, given, scale, *sinks, val=node.meta["val"])
-    edit.replace(made)
+    if latents is not None:
+        more = (cache, given, scale, *sinks)
+        edit.replace(attend_to_latents(step, edit, latents, query, more, node.meta["val"]))
+        return
+    edit.replace(edit.call(cache_ops.attend, query, key, value, cache, given, scale, *sinks, val=node.meta["val"]))
 
 
 def _with_heads(step: CachedStep, update: Node, node: Node) -> Node:

@@ -20,6 +20,8 @@ from mlxport.graph.rewrite.graph_queries import kind, ndim, permutation, same_si
 
 __all__ = ["turn_pairs"]
 
+# Where attention has the queries and keys whose products are scores.
+_ATTENTIONS = {cache_ops.attend: (0, 1), cache_ops.latent_attention: (1, 3)}
 _Channels = tuple[int, int]  # the first of those in another order, and how many they are
 
 
@@ -69,7 +71,7 @@ def _unseen(found: dict[Node, Node]) -> bool:
     try:
         while pending:
             node = heapq.heappop(pending)
-            if kind(node) == "sym_size" or node.target is cache_ops.attend and _alike(node, channels):
+            if kind(node) == "sym_size" or node.target in _ATTENTIONS and _alike(node, channels):
                 continue
             if _is_other(node, channels):
                 continue
@@ -89,7 +91,9 @@ def _alike(node: Node, channels: dict[Node, _Channels]) -> bool:
     Raises:
         _Seen: It has not.
     """
-    query, key, *others = node.args
+    places = _ATTENTIONS[node.target]  # type: ignore[index]
+    query, key = (node.args[place] for place in places)
+    others = [item for place, item in enumerate(node.args) if place not in places]
     if channels.get(query) != channels.get(key) or any(item in channels for item in others if isinstance(item, Node)):  # type: ignore[arg-type]
         raise _Seen
     return True
