@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from mlx.utils import tree_flatten
+from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model
 from safetensors.torch import load_file, save_file
 
@@ -36,6 +38,16 @@ def mixtral():
 def gpt2(inner=96):
     """Matrices that are stored the other way round, under the same names."""
     return transformers.GPT2Config(**WIDTHS, n_embd=32, n_layer=2, n_head=4, n_inner=inner, n_positions=64)
+
+
+def deepseek():
+    """A matrix of which two weights are made, in each layer."""
+    return transformers.DeepseekV3Config(
+        **WIDTHS, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, q_lora_rank=32, kv_lora_rank=64, qk_rope_head_dim=16, qk_nope_head_dim=32,
+        v_head_dim=48, n_routed_experts=4, n_shared_experts=1, n_group=1, topk_group=1, num_experts_per_tok=2,
+        moe_intermediate_size=64, first_k_dense_replace=1, max_position_embeddings=64,
+    )  # fmt: skip
 
 
 def saved(config, folder):
@@ -96,6 +108,23 @@ def test_experts_are_stacked_in_a_loop_and_routers_take_8_bits(tmp_path):
     theirs = json.loads((tmp_path / "q4" / "config.json").read_text())["quantization"]
     assert theirs["model.layers.1.mlp.gate"] == {"group_size": 64, "bits": 8} and theirs["bits"] == 4
     assert traced.conversion(QuantRequest(QuantSpec("affine", 4, 32))).config["quantization"] == theirs
+
+
+def test_latents_are_remembered_and_multiplied_as_in_mlx_lms_own_code(tmp_path):
+    model = saved(deepseek(), tmp_path / "hf")
+    sides = [load_model(tmp_path / "hf")[0]]
+    ported_beside(tmp_path / "hf")
+    sides.append(load_model(tmp_path / "hf", trust_remote_code=True)[0])
+    theirs, ours = ({n: a for n, a in tree_flatten(side.parameters()) if "self_attn" in n} for side in sides)
+    assert theirs.keys() == ours.keys() and all(mx.array_equal(theirs[name], ours[name]) for name in ours)
+    caches = [make_prompt_cache(side) for side in sides]
+    for ids in (mx.array(IDS), mx.array(IDS)[:, :1]):
+        theirs, ours = (side(ids, cache=cache) for side, cache in zip(sides, caches, strict=True))
+        assert mx.allclose(theirs, ours, atol=1e-5)
+    assert [layer.keys.shape[1:] + layer.values.shape[1:] for layer in caches[1]] == [(1, 256, 64, 1, 256, 16)] * 2
+    assert sum(layer.nbytes for layer in caches[0]) == sum(layer.nbytes for layer in caches[1])
+    converted_by_mlx_lm(tmp_path / "hf", tmp_path / "q8", quantize=True, q_bits=8, q_group_size=32, dtype="float32")
+    assert agrees(tmp_path / "q8", model, 0.05) and not agrees(tmp_path / "q8", model, 1e-5)
 
 
 def test_names_without_the_base_models_and_what_is_left_out(tmp_path):

@@ -1,4 +1,4 @@
-"""Order statistics with torch's conventions for ties and NaN."""
+"""Order statistics with torch's conventions for ties and NaN; no gradient goes through where numbers are."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ def argsort_descending(x: mx.array, axis: int = -1) -> mx.array:
 
 def sort(x: mx.array, axis: int = -1, descending: bool = False) -> tuple[mx.array, mx.array]:
     """Sorted values and where they were; equal values keep their order, NaN is the largest."""
-    indices = argsort_descending(x, axis) if descending else mx.argsort(x, axis=axis)
+    indices = mx.stop_gradient(argsort_descending(x, axis) if descending else mx.argsort(x, axis=axis))
     return mx.take_along_axis(x, indices, axis=axis), indices.astype(mx.int64)
 
 
 def topk(x: mx.array, k: int, axis: int = -1, largest: bool = True) -> tuple[mx.array, mx.array]:
     """The ``k`` largest (or smallest) values in order, and where they are."""
-    indices = argsort_descending(x, axis) if largest else mx.argsort(x, axis=axis)
+    indices = mx.stop_gradient(argsort_descending(x, axis) if largest else mx.argsort(x, axis=axis))
     indices = mx.moveaxis(mx.moveaxis(indices, axis, -1)[..., :k], -1, axis)
     return mx.take_along_axis(x, indices, axis=axis), indices.astype(mx.int64)
 
 
 def pick(x: mx.array, indices: mx.array, axis: int, keepdims: bool) -> tuple[mx.array, mx.array]:
     """The value at one index per row, and the index."""
+    indices = mx.stop_gradient(indices)
     values, indices = mx.take_along_axis(x, indices, axis=axis), indices.astype(mx.int64)
     return (values, indices) if keepdims else (values.squeeze(axis), indices.squeeze(axis))
 

@@ -15,8 +15,8 @@ from mlxport.graph.lower.registry import helper as registered_helper
 
 @fused(targets.chosen)
 def chosen(scores: Expr, k: int) -> Expr:
-    """``mx.argpartition(-scores, kth=k - 1, axis=-1)[..., :k]``."""
-    return mx.argpartition(-scores, kth=k - 1, axis=-1)[..., :k]
+    """``mx.stop_gradient(mx.argpartition(-scores, kth=k - 1, axis=-1)[..., :k])``."""
+    return mx.stop_gradient(mx.argpartition(-scores, kth=k - 1, axis=-1)[..., :k])
 
 
 @fused(targets.largest)
