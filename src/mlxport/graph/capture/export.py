@@ -7,24 +7,23 @@ import io
 import logging
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind, OutputKind
-from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 
 from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.composite_shapes import known_shapes
 from mlxport.graph.capture.dataclass_inputs import known_dataclasses
+from mlxport.graph.capture.exported_program import captured_program
 from mlxport.graph.capture.fastpath import fast_paths
+from mlxport.graph.capture.free_sizes import SizesTooLong, bounded_sizes, free_sizes
 from mlxport.graph.capture.quick_tables import quick_tables
 from mlxport.graph.capture.reshaped_inputs import CallsInPlace
-from mlxport.graph.capture.stores import add_stores
 from mlxport.graph.capture.wrapped_root import Inside, bring_out, hides_members
 from mlxport.graph.lower import ops as _ops  # noqa: F401  (fills the table)
 from mlxport.graph.lower.registry import LOWERINGS
@@ -108,26 +107,6 @@ def _table(table: Any) -> dict[Any, Any]:
     return {target: rule for target, rule in table.items() if str(target) not in LOWERINGS}
 
 
-def dynamic_shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Every axis of every tensor input dynamic where torch.export can prove it (sizes 0 and 1 it takes as fixed).
-
-    In the place of a class that is registered with pytree stands the list of its parts, as torch.export wants it.
-    """
-
-    def axes(item: Any) -> Any:
-        if isinstance(item, torch.Tensor):
-            return {axis: torch.export.Dim.AUTO for axis in range(item.ndim)}
-        registered = pytree.SUPPORTED_NODES.get(type(item))
-        return None if registered is None else [each(part) for part in registered.flatten_fn(item)[0]]
-
-    def each(value: Any) -> Any:
-        return pytree.tree_map(
-            axes, value, is_leaf=lambda item: pytree._get_node_type(item) not in pytree.BUILTIN_TYPES
-        )
-
-    return each(args), each(kwargs)
-
-
 def capture(
     module: torch.nn.Module,
     args: tuple[Any, ...] = (),
@@ -159,52 +138,80 @@ def capture(
             "give its arguments as the example: (args, kwargs); one that is a dict goes into a tuple: ({...},)",
             usage=True,
         ) from error
-    problem: BaseException | None = None
     calls = CallsInPlace()
     inside = hides_members(module)
     exported = Inside(module) if inside else module
     known = known_dataclasses(exported, (args, kwargs))
     with known, _explicit(exported, signature, args, kwargs, always=inside) as explicit:
         args, kwargs = _distinct(args, kwargs)
-        attempts: list[Any] = [dynamic if dynamic is not False else None]
-        if dynamic is True:
-            positional, keyword = dynamic_shapes(args, kwargs)
-            attempts = [dict(explicit.bind(*positional, **keyword).arguments), None]
-        for shapes in attempts:
-            try:
-                program = _followed(exported, args, kwargs, shapes, calls)
-                break
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:  # the user's code: whatever it raises is about that code
-                problem = problem or error
-        else:
-            assert problem is not None
-            raise CaptureError(
-                f"torch.export cannot capture {name}: {_first_line(problem)}", calls.hint or _hint(problem)
-            ) from problem
+        attempts = _attempts(explicit, args, kwargs, dynamic)
+        program, note = _exported(exported, args, kwargs, attempts, calls)
     if calls.assigns_data:
         raise CaptureError(
             f"torch.export cannot capture {name}: its forward assigns to .data of a tensor",
             "write to the tensor itself, under torch.no_grad(): x.copy_(y) for x.data = y",
         )
-    captured = _captured(program, exported, signature, args, kwargs)
+    captured = captured_program(program, exported, signature, args, kwargs)
     if calls.reshaped_inputs:
         captured.notes.append(f"{calls.reshaping} leaves an input in another shape; the port leaves it in its own")
     if inside:
         bring_out(captured)
-    if problem is not None:
-        reason = _first_line(problem)
-        captured.notes.append(f"sizes are fixed to the example's: torch.export with dynamic ones says {reason}")
+    if note:
+        captured.notes.append(note)
     return captured
 
 
+def _attempts(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool | Any
+) -> list[tuple[str, Any]]:
+    """The ``dynamic_shapes`` that are tried in turn, and in words which sizes they leave free."""
+    if dynamic is not True:
+        return [("", dynamic or None)]
+    free = [(words, signature.bind(*shapes, **named)) for words, (shapes, named) in free_sizes(args, kwargs)]
+    return [*((words, dict(bound.arguments)) for words, bound in free), ("", None)]
+
+
+def _exported(
+    module: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    attempts: list[tuple[str, Any]],
+    calls: CallsInPlace,
+) -> tuple[ExportedProgram, str]:
+    """The program of the first attempt that torch.export follows, and what is to be said if it was not the first."""
+    problem: BaseException | None = None
+    note = ""
+    for index, (_, shapes) in enumerate(attempts):
+        try:
+            return _followed(module, args, kwargs, shapes, calls, bounded=index < len(attempts) - 1), note
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # the user's code: whatever it raises is about that code
+            problem = error if problem is None or isinstance(problem, SizesTooLong) else problem
+            if index + 1 < len(attempts):
+                left = attempts[index + 1][0]
+                kept = f"only {left} are free, the others" if left else "sizes"
+                which = "more of them free" if left else "dynamic ones"
+                note = f"{kept} are fixed to the example's: torch.export with {which} says {_first_line(error)}"
+    assert problem is not None
+    inner = module.inner if isinstance(module, Inside) else module
+    raise CaptureError(
+        f"torch.export cannot capture {type(inner).__name__}: {_first_line(problem)}", calls.hint or _hint(problem)
+    ) from problem
+
+
 def _followed(
-    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any, calls: CallsInPlace
+    module: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    shapes: Any,
+    calls: CallsInPlace,
+    *,
+    bounded: bool,
 ) -> ExportedProgram:
     """``export``; once more, on views of the inputs, where the forward gives a tensor another shape in place."""
     try:
-        with calls:
+        with calls, bounded_sizes(bounded):
             program = export(module, args, kwargs, shapes)
     except Exception:
         if not calls.reshaping:
@@ -212,7 +219,7 @@ def _followed(
     else:
         if not calls.reshaping:
             return program
-    with calls, calls.views_of_inputs(module):
+    with calls, bounded_sizes(bounded), calls.views_of_inputs(module):
         return export(module, args, kwargs, shapes)
 
 
@@ -233,7 +240,8 @@ def _distinct(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any,
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in words(error).splitlines() if line.strip()]
-    text = f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
+    kind = "" if isinstance(error, SizesTooLong) else f"{type(error).__name__}: "
+    text = f"{kind}{lines[0][:300] if lines else ''}"
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith((*_LIBRARY, "<"))]
     return f"{text} (at {own[-1].filename}:{own[-1].lineno})" if own else text
@@ -293,117 +301,3 @@ def _explicit(
         yield explicit
     finally:
         del module.__dict__["forward"]
-
-
-def _captured(
-    program: ExportedProgram,
-    module: torch.nn.Module,
-    signature: inspect.Signature,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Captured:
-    graph = program.graph_module.graph
-    _settle_sizes(graph)
-    modules = dict(module.named_modules(remove_duplicate=False))
-    _settle_paths(graph, modules)
-    named = {node.name: node for node in graph.nodes}
-    aliases = _aliases(module)
-    first = {name: names[0] for names in aliases.values() for name in names}
-    weights: dict[Node, str] = {}
-    inputs: list[Node | None] = []
-    by_name: dict[str, Node] = {}
-    state = {**program.state_dict, **program.constants}
-    tensors: dict[str, torch.Tensor] = {}
-    for spec in program.graph_signature.input_specs:
-        if spec.kind is InputKind.USER_INPUT:
-            leaf = named.get(getattr(spec.arg, "name", ""))
-            inputs.append(
-                leaf if leaf is not None and isinstance(leaf.meta.get("val"), torch.Tensor | torch.SymInt) else None
-            )
-        elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
-            node, name = named[spec.arg.name], first.get(spec.target, spec.target)
-            if name in by_name:  # one tensor under two names
-                node.replace_all_uses_with(by_name[name])
-                graph.erase_node(node)
-                continue
-            weights[node] = name
-            by_name[name] = node
-            tensors[name] = state[spec.target]
-    mutations: list[tuple[str | Node, Node]] = []
-    for output in program.graph_signature.output_specs:
-        if output.kind in (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION):
-            mutations.append((first.get(output.target, output.target), named[output.arg.name]))
-        elif output.kind is OutputKind.USER_INPUT_MUTATION:
-            mutations.append((named[output.target], named[output.arg.name]))
-    end = next(node for node in graph.nodes if node.op == "output")
-    outputs = list(end.args[0])[len(mutations) :]
-    end.args = (tuple(outputs),)
-    add_stores(graph, mutations, weights)
-    return Captured(
-        graph=graph,
-        weights=weights,
-        state=tensors,
-        trainable=frozenset(first.get(name, name) for name in program.graph_signature.parameters),
-        inputs=inputs,
-        values=pytree.tree_leaves((args, kwargs)),
-        in_spec=program.call_spec.in_spec,
-        outputs=outputs,
-        out_spec=program.call_spec.out_spec,
-        modules=modules,
-        signature=signature,
-        ranges={str(symbol): (_int(r.lower), _int(r.upper)) for symbol, r in program.range_constraints.items()},
-        mutations=mutations,
-        aliases={name: aliases.get(name, (name,)) for name in tensors},
-    )
-
-
-def _aliases(module: torch.nn.Module) -> dict[str, tuple[str, ...]]:
-    """First name of each tensor of ``module`` to all its names."""
-    names: dict[int, list[str]] = {}
-    for name, tensor in [
-        *module.named_parameters(remove_duplicate=False),
-        *module.named_buffers(remove_duplicate=False),
-    ]:
-        names.setdefault(id(tensor), []).append(name)
-    return {found[0]: tuple(found) for found in names.values()}
-
-
-def _settle_paths(graph: Graph, modules: Mapping[str, torch.nn.Module]) -> None:
-    """Call a module that the tree has twice by its first path everywhere."""
-    first: dict[int, str] = {}
-    for path, module in modules.items():
-        first.setdefault(id(module), path)
-    moved = {path: first[id(module)] for path, module in modules.items() if first[id(module)] != path}
-    if not moved:
-        return
-    for node in graph.nodes:
-        stack = node.meta.get("nn_module_stack")
-        if stack and any(path.partition("@")[0] in moved for path, _ in stack.values()):
-            node.meta["nn_module_stack"] = {
-                key: (moved.get(path.partition("@")[0], path), kind) for key, (path, kind) in stack.items()
-            }
-
-
-def _settle_sizes(graph: Graph) -> None:
-    """Make ints of the symbolic sizes that torch.export has found to be fixed."""
-
-    def settled(size: Any) -> Any:
-        return int(size.node.expr) if isinstance(size, torch.SymInt) and size.node.expr.is_number else size
-
-    def settle(value: Any) -> Any:
-        if isinstance(value, torch.Tensor) and any(settled(size) is not size for size in value.shape):
-            with value.fake_mode:  # type: ignore[attr-defined]
-                return torch.empty([settled(size) for size in value.shape], dtype=value.dtype, device=value.device)
-        if isinstance(value, tuple | list):
-            return type(value)([settle(item) for item in value])
-        return settled(value)
-
-    for node in graph.nodes:
-        if "val" in node.meta:
-            node.meta["val"] = settle(node.meta["val"])
-
-
-def _int(bound: Any) -> int:
-    if getattr(bound, "is_Integer", isinstance(bound, int)):
-        return int(bound)
-    return -(2**63) if bound < 0 else 2**63 - 1
