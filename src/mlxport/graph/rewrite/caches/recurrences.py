@@ -70,7 +70,7 @@ def recurrence(editor: Editor, held: Node, written: Node) -> Recurrence | None:
     if window is not None:
         return window
     try:
-        return _Finder(editor, held).found(written)
+        return _StatesFinder(editor, held).found(written)
     except _Other:
         return None
 
@@ -89,7 +89,7 @@ def _window(held: Node, written: Node) -> Recurrence | None:
     return Recurrence("window", None, x, joined=joined) if kept and fits else None
 
 
-class _Finder:
+class _StatesFinder:
     """Follows the elements of what is held through the ops to what is kept."""
 
     def __init__(self, editor: Editor, held: Node) -> None:
