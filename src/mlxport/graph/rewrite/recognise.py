@@ -25,7 +25,7 @@ for _layer in (GroupedConvTranspose, SwitchLinear):
     helper(_layer)
 
 
-class _Finder:
+class _LayerFinder:
     """Recognises layers in one captured graph."""
 
     def __init__(self, captured: Captured) -> None:
@@ -333,7 +333,7 @@ def _all(sizes: Any, rank: int) -> list[int]:
     return sizes * rank if len(sizes) == 1 else sizes
 
 
-def _matcher(finder: _Finder, node: Node) -> Callable[[], Match | None] | None:
+def _matcher(finder: _LayerFinder, node: Node) -> Callable[[], Match | None] | None:
     """The recogniser for a node's op, with its arguments bound."""
     if node.target is gather_mm:
         return lambda: finder.experts(node, *node.args)
@@ -376,7 +376,7 @@ def _matcher(finder: _Finder, node: Node) -> Callable[[], Match | None] | None:
 
 def recognise(captured: Captured) -> list[Match]:
     """Every op that a layer with the module's own weights computes."""
-    finder = _Finder(captured)
+    finder = _LayerFinder(captured)
     found = []
     for node in captured.graph.nodes:
         match_node = _matcher(finder, node) if node.op == "call_function" else None
