@@ -13,6 +13,8 @@ from torch import nn
 from mlxport.graph.capture.export import capture
 from mlxport.graph.rewrite.caches.chosen_experts import choose_experts
 from mlxport.graph.rewrite.caches.free_order import is_free
+from mlxport.graph.rewrite.caches.whole_choices import drop_whole_choices
+from mlxport.graph.rewrite.fuse.values import Values
 from mlxport.graph.rewrite.graph_queries import kind
 
 SCORES = torch.randn(3, 8)
@@ -57,6 +59,20 @@ def test_order(name):
 
 def attend(query, key, value, past, layer):
     return F.scaled_dot_product_attention(query, key, value, attn_mask=causal(past, query.shape[2]))
+
+
+@pytest.mark.parametrize(("groups", "chosen", "hides"), [(1, 1, False), (4, 4, False), (4, 3, True)])
+def test_a_choice_of_all_groups_hides_nothing(groups, chosen, hides):
+    def way(x, *_):
+        of_groups = x.view(-1, groups, 8 // groups).topk(2)[0].sum(-1)
+        kept = torch.zeros_like(of_groups).scatter_(1, of_groups.topk(chosen, sorted=False)[1], 1)
+        kept = kept.unsqueeze(-1).expand(-1, groups, 8 // groups).reshape(-1, 8)
+        return x.masked_fill(~kept.bool(), -torch.inf) + torch.where(kept > 0, x, 0.0)
+
+    captured = capture(Way(way), (SCORES,), dynamic=False)
+    drop_whole_choices(captured, Values(captured))
+    kinds = [kind(node) for node in captured.graph.nodes]
+    assert ("masked_fill" in kinds) is ("where" in kinds) is hides
 
 
 class Routers(nn.Module):

@@ -32,6 +32,7 @@ from mlxport.graph.rewrite.caches.keys_values import (
 from mlxport.graph.rewrite.caches.remembered_states import find_states, keep_states
 from mlxport.graph.rewrite.caches.sorted_experts import sort_experts
 from mlxport.graph.rewrite.caches.token_positions import count_from_offset
+from mlxport.graph.rewrite.caches.whole_choices import drop_whole_choices
 from mlxport.graph.rewrite.fuse.values import symbols
 from mlxport.graph.rewrite.graph_queries import kind, same_size, shape, where
 
@@ -70,6 +71,7 @@ def use_caches(captured: Captured, folds: dict[str, Any], cache: Any) -> list[Ca
     measure_keys(step, fetched)
     split_once(captured)
     compile_gates(captured)
+    drop_whole_choices(captured, step.values)
     sort_experts(captured, step.values)
     choose_experts(captured)
     turn_pairs(captured)
