@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["bias_of_experts", "chosen", "is_sorted", "largest", "rows_by_expert", "rows_of_tokens"]
+__all__ = ["bias_of_experts", "chosen", "is_sorted", "largest", "rows_by_expert", "rows_of_tokens", "shares"]
 
 
 def chosen(scores: torch.Tensor, k: int) -> torch.Tensor:
@@ -20,6 +20,11 @@ def chosen(scores: torch.Tensor, k: int) -> torch.Tensor:
 
 def largest(scores: torch.Tensor, k: int) -> torch.Tensor:
     """The ``k`` largest of the last axis, in no order."""
+    raise NotImplementedError
+
+
+def shares(x: torch.Tensor, least: float = 0.0, scale: float = 1.0) -> torch.Tensor:
+    """``x`` by its sum over the last axis, to which ``least`` is added, times ``scale``."""
     raise NotImplementedError
 
 

@@ -156,7 +156,7 @@ def helper_sources(names: Iterable[str]) -> dict[str, str]:
                 elif called not in _KNOWN and not hasattr(builtins, called):
                     raise _unknown(function, called)
         lines = textwrap.dedent(inspect.getsource(code)).splitlines(keepends=True)
-        while not lines[0].startswith(("def ", "class ")):  # decorators
+        while not lines[0].startswith(("def ", "class ", "@mx.")):  # decorators that are none of the port's
             lines.pop(0)
         found[function.__name__] = "".join(lines)
 

@@ -77,7 +77,7 @@ def result_name(node: Node) -> str:
 _BETTER = {
     "getitem": "part", "slice": "part", "select": "part", "sum": "total", "max": "largest", "min": "smallest",
     "any": "some", "all": "every", "abs": "size", "pow": "power", "round": "rounded", "sorted": "ordered",
-    "attend": "output", "latent_attention": "output", "swiglu": "gated", "recall": "before",
+    "attend": "output", "latent_attention": "output", "shares": "weights", "swiglu": "gated", "recall": "before",
 }  # fmt: skip
 
 

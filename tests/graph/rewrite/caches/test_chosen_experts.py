@@ -92,13 +92,16 @@ class Routers(nn.Module):
         groups = scores.view(-1, 4, 2).topk(2)[0].sum(-1)
         kept = torch.zeros_like(groups).scatter_(1, groups.topk(2)[1], 1).unsqueeze(-1).expand(-1, 4, 2)
         places = scores.masked_fill(~kept.reshape(-1, 8).bool(), -torch.inf).topk(3)[1]
-        return x + (self.table[places] * scores.gather(1, places)[..., None]).sum(1).view(x.shape)
+        weights = scores.gather(1, places)
+        weights = weights / (weights.sum(-1, keepdim=True) + 1e-20) * 2.5
+        return x + (self.table[places] * weights[..., None]).sum(1).view(x.shape)
 
 
 def test_routers(tmp_path):
     pair = Pair(Model(attend, Routers(), layers=1), tmp_path)
     assert pair.source.count("mx.argpartition(") == 3 and pair.source.count("mx.topk(") == 1
     assert "argsort" not in pair.source and "astype(mx.int64)" not in pair.source
+    assert "weights = shares(" in pair.source and "least=1e-20, scale=2.5)" in pair.source
     assert "part / " not in pair.source and pair.source.count("mx.softmax(") == 1
     pair.check()
     slopes_of = nn_mlx.value_and_grad(pair.ported, lambda ids: pair.ported(ids).square().mean())

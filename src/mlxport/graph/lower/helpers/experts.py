@@ -49,6 +49,12 @@ class SwitchLinear(nn.Module):
         return QuantizedSwitchLinear(self.weight, self.get("bias"), group_size, bits, mode)
 
 
+@mx.compile
+def shares(x, least=0.0, scale=1.0):
+    """``x`` by its sum over the last axis, to which ``least`` is added, times ``scale``."""
+    return x / (x.sum(axis=-1, keepdims=True) + least) * scale
+
+
 def rows_by_expert(x, experts):
     """Rows of ``x`` for the experts [..., k] of each; many are sorted, so that each expert's matrices are read once.
 

@@ -25,6 +25,14 @@ def largest(scores: Expr, k: int) -> Expr:
     return mx.topk(scores, k)
 
 
+@fused(targets.shares)
+def shares(x: Expr, least: float = 0.0, scale: float = 1.0) -> Expr:
+    """``shares(topk_weights, least=1e-20, scale=2.5)``."""
+    given, usual = {"least": least, "scale": scale}, {"least": 0.0, "scale": 1.0}
+    options = {name: number for name, number in given.items() if number != usual[name]}
+    return registered_helper(helper.shares).called(x.value, x, **options)
+
+
 @fused(targets.rows_by_expert)
 def rows_by_expert(x: Expr, experts: Expr) -> Expr:
     """``rows_by_expert(x, indices)``."""

@@ -22,7 +22,10 @@ _EXPERTS = (gather_mm, expert_ops.rows_by_expert, expert_ops.rows_of_tokens)
 
 
 def choose_experts(captured: Captured) -> None:
-    """Write ``argpartition`` for a ``topk`` whose order is free, and softmax of the chosen for shares of a softmax."""
+    """Write ``argpartition`` for a ``topk`` whose order is free, and softmax of the chosen for shares of a softmax.
+
+    Other shares of the chosen are computed by one function.
+    """
     for node in list(captured.graph.nodes):
         if kind(node) == "topk" and _of_last_axis(node) and is_free(node):
             _partition(captured, node)
@@ -30,6 +33,10 @@ def choose_experts(captured: Captured) -> None:
     for node in list(captured.graph.nodes):
         if kind(node) == "div":
             _softmax_of_chosen(captured, node)
+    captured.graph.eliminate_dead_code()
+    for node in list(captured.graph.nodes):
+        if kind(node) == "div":
+            _shares_of_chosen(captured, node)
     captured.graph.eliminate_dead_code()
 
 
@@ -100,6 +107,28 @@ def _softmax_of_chosen(captured: Captured, node: Node) -> None:
     taken = edit.call(_aten.gather.default, scores, -1, chosen, val=value)
     softmax = probabilities.target
     edit.replace(edit.call(softmax, taken, -1, *probabilities.args[2:], val=node.meta["val"], **probabilities.kwargs))
+
+
+def _shares_of_chosen(captured: Captured, node: Node) -> None:
+    """The scores of the chosen by their sum, and by a number, in one function, which is compiled."""
+    taken, total = node.args[:2]
+    if len(node.args) > 2 or kind(taken) != "gather" or taken.args[2].target is not expert_ops.chosen:  # type: ignore
+        return
+    least: Any = 0.0
+    if kind(total) == "add" and not total.kwargs and len(total.args) == 2:  # type: ignore[union-attr]
+        total, least = total.args  # type: ignore[union-attr]
+    if kind(total) != "sum" or total.args[0] is not taken or not _kept_sum(total) or not _is_number(least):  # type: ignore
+        return
+    scale: Any = 1.0
+    users = list(node.users)
+    if len(users) == 1 and kind(users[0]) == "mul" and users[0].args[0] is node and _is_number(users[0].args[1]):
+        node, scale = users[0], users[0].args[1]
+    edit = Editor(captured, node)
+    edit.replace(edit.call(expert_ops.shares, taken, least, scale, val=node.meta["val"]))
+
+
+def _is_number(item: Any) -> bool:
+    return isinstance(item, int | float)
 
 
 def _last(dim: Any, node: Any) -> bool:
