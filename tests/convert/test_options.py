@@ -68,10 +68,14 @@ def test_where_from_and_where_to_are_needed():
         ({"report_device": "M2 8GB"}, "--report-device has no effect without --report", "add --report"),
         ({"layout": "mlx-lm", "mlxfn": True}, "--mlxfn: for the generated layout only", "add --layout generated"),
         ({"layout": "mlx-lm", "dynamic": False}, "--no-dynamic: for the generated layout only", "add --layout"),
-        ({"layout": "generated", "distill": 3}, "--distill: for mlx-lm's layout only", "leave it out"),
-        ({"layout": "generated", "kv_bits": 8}, "--kv-bits: for mlx-lm's layout only", "leave it out"),
-        ({"layout": "generated", "report": True}, "--report: quality is measured", "leave it out"),
-        ({"layout": "generated", "calibrate": "self"}, "--calibrate self: for mlx-lm's layout only", "use --quantizer"),
+        ({"layout": "generated", "cache": False, "distill": 3}, "--distill: for mlx-lm's layout only", "leave it out"),
+        ({"layout": "generated", "cache": False, "kv_bits": 8}, "--kv-bits: for mlx-lm's layout only", "leave it out"),
+        ({"layout": "generated", "cache": False, "report": True}, "--report: quality is measured", "leave it out"),
+        (
+            {"layout": "generated", "cache": False, "calibrate": "self"},
+            "--calibrate self: for mlx-lm's layout only",
+            "use --quantizer",
+        ),
     ],
 )
 def test_values_are_checked_before_anything_is_opened(given, message, hint):

@@ -133,5 +133,5 @@ def test_the_token_that_texts_begin_with(tmp_path):
 
 
 def test_memory_holds_what_was_read_and_what_was_written(model):
-    need = Footprint(model, METAL, source=50).at(50)
+    need = Footprint(model, METAL).at(50)
     assert need.cache == 2 * (50 * 8 * 4 + 2 * 256 * 8 * 4) and need.peak > need.cache

@@ -149,7 +149,7 @@ def test_a_conversion_that_cannot_be_measured_is_refused_before_it_is_made(mlxpo
     bare = shutil.copytree(llama, tmp_path / "bare", ignore=shutil.ignore_patterns("token*", "special*"))
     refused = (
         ((bare, output, "--report"), ("no tokenizer that loads",), 1),
-        ((llama, output, "--report", "--layout", "generated"), ("code of its own",), 2),
+        ((llama, output, "--report", "--layout", "generated", "--no-cache"), ("code of its own",), 2),
         ((llama, output, "--report-device", "M2 8GB"), ("has no effect without --report",), 2),
         ((llama, output, "--report", "--report-device", "Z1"), ("names no chip",), 2),
     )

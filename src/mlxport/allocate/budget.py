@@ -17,7 +17,6 @@ from mlxport.fit.footprint import Footprint, Need
 from mlxport.fit.liveness import METAL
 from mlxport.layouts.conversion import Conversion
 from mlxport.layouts.quantizing import Built, quantize
-from mlxport.model.both_texts import has_encoder
 from mlxport.output.plan import make_shards, parse_size
 from mlxport.output.shards import header
 from mlxport.progress import format_bytes
@@ -102,8 +101,7 @@ def _of_machine(machine: Machine, asked: int | None, checkpoint: Checkpoint, mod
             try:
                 if request is not None:
                     quantize(model, {}, request, Built({}))
-                # a text to read of as many tokens as the one that is written
-                needs[request] = Footprint(model, METAL, source=context if has_encoder(model) else 0).at(context)
+                needs[request] = Footprint(model, METAL).at(context)
             finally:
                 model.update_modules(leaves)
         return needs[request]

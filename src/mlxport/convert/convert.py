@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mlxport.convert.convert_report import MARGIN_BYTES, ConvertReport
 from mlxport.convert.open_source import foreseeing, need_reference, next_step, open_source, parts_left_out
-from mlxport.convert.options import ConvertOptions
+from mlxport.convert.options import ConvertOptions, check_layout
 from mlxport.convert.resolved_options import ResolvedOptions, resolve
 from mlxport.convert.source_hashes import Hashes
 from mlxport.convert.steps import State, run
@@ -63,6 +63,7 @@ def convert(source: str | Path, destination: str | Path, options: ConvertOptions
         leave_torch_out(str(source), asked.layout)
     checkpoint = open_source(str(source), asked, foreseeing(asked))
     layout = chosen(asked.layout, checkpoint.config, checkpoint.tensors, cache=asked.cache, text_only=asked.text_only)
+    check_layout(asked, layout)
     why = why_not_the_runtimes(checkpoint.config) if layout.needs_torch else ""
     with Hashes(checkpoint, start=not asked.dry_run) as hashes, next_step(checkpoint.config, str(source)):
         try:

@@ -11,6 +11,7 @@ from mlxport.errors import TokenizerError, UsageError
 from mlxport.quality import open_output, place
 from mlxport.quality.divergence import compare_each, default_tokens, windows_for
 from mlxport.quality.opened import original_of
+from mlxport.quality.written_windows import written_windows
 
 if TYPE_CHECKING:
     from mlxport.allocate import AllocationReport
@@ -37,6 +38,8 @@ def remeasured(allocation: AllocationReport, model: TracedModel, folder: Path, d
     except (TokenizerError, UsageError):  # no tokenizer, or one that makes too little of the text
         ids, where = list(np.array(allocation.judging).astype(np.int64)), "others"
     place(original, output)
+    if where != "others":
+        ids, _ = written_windows(original, ids)
     (quality,) = compare_each(original, [output], ids, lambda _: None)
     words = f"{done}, the output measures {quality.kl_mean:.3g} on {quality.tokens} tokens {where}"
     return allocation.measured(quality.kl_mean, words)

@@ -11,11 +11,13 @@ from pathlib import Path
 
 from mlxport.errors import UsageError
 from mlxport.layouts import table
+from mlxport.layouts.base import Layout
+from mlxport.layouts.generated.layout import GENERATED
 from mlxport.options.option_field import check_fields, declared, in_words, option
 from mlxport.output.plan import DEFAULT_SHARD_SIZE, parse_size
 from mlxport.quant import MIXED, MODES, plain_bits
 
-__all__ = ["DTYPES", "VERIFY", "ConvertOptions", "SharedOptions"]
+__all__ = ["DTYPES", "VERIFY", "ConvertOptions", "SharedOptions", "check_layout"]
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 VERIFY = ("auto", "full", "layerwise", "none")
@@ -270,14 +272,18 @@ class ConvertOptions(SharedOptions):
         if self.report_device is not None and not self.report:
             raise UsageError("--report-device has no effect without --report", hint="add --report")
         super().__post_init__()
-        _check_layout(self)
+        # Which of the layouts of ports ``generated`` means, the checkpoint says.
+        if self.layout != table.AUTO and not (self.layout == GENERATED.name and self.cache):
+            check_layout(self, table.named(self.layout))
 
 
-def _check_layout(options: ConvertOptions) -> None:
-    """Refuse what the layout, where it is known, has no use for."""
-    if options.layout == table.AUTO:
-        return
-    for refusal in table.named(options.layout).refuses:
+def check_layout(options: ConvertOptions, layout: Layout) -> None:
+    """Refuse what a layout has no use for.
+
+    Raises:
+        UsageError: An option is given that it refuses.
+    """
+    for refusal in layout.refuses:
         if given := [text for option in refusal.options if (text := _given(options, option))]:
             raise UsageError(refusal.message.format(given=", ".join(given)), hint=refusal.hint)
 

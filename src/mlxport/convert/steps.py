@@ -215,7 +215,7 @@ def measure_damage(state: State) -> None:
     """What calibrating or training left of the damage that was predicted when bits were chosen."""
     allocation, options = state.options.allocation, state.options
     done = [word for word, asked in (("calibrated", options.calibration), ("distilled", options.training)) if asked]
-    if allocation is None or allocation.judging is None or not done or state.layout.verification == "sequences":
+    if allocation is None or allocation.judging is None or not done:
         return
     from mlxport.convert.measured_damage import remeasured
 

@@ -21,6 +21,7 @@ from mlxport.fit.caches import PREFILL_STEP, arrays, filled, placed, quantize_ca
 from mlxport.fit.liveness import VIEWS, Backend, peak_bytes
 from mlxport.fit.recorded_graph import Graph, Node, record
 from mlxport.fit.stand_ins import recordable
+from mlxport.model.both_texts import has_encoder
 
 __all__ = ["Footprint", "Need"]
 
@@ -53,7 +54,7 @@ class Footprint:
         kv_bits: Bits of a quantized cache, None for none.
         kv_group_size: Its group size.
         prefill_step: Tokens of a prompt that are read at once.
-        source: Tokens that an encoder reads, 0 where there is none.
+        source: Tokens that an encoder has read; by default as many as the context that is asked for.
     """
 
     model: Any
@@ -61,13 +62,16 @@ class Footprint:
     kv_bits: int | None = None
     kv_group_size: int = 64
     prefill_step: int = PREFILL_STEP
-    source: int = 0
+    source: int | None = None
     _needs: dict[int, Need] = field(default_factory=dict)
+    _read: dict[int, Footprint] = field(default_factory=dict)
     _step: tuple[int, Graph] | None = None
 
     def __post_init__(self) -> None:
         self._names = [name for name, _ in tree_flatten(self.model.parameters())]
         self._values = [value for _, value in tree_flatten(self.model.parameters())]
+        if self.source is None and has_encoder(self.model):
+            return  # each context has needs of its own
         self._seen = self._caches()
         self._record(self._seen, 1, True)
         placed(self._seen, iter([mx.zeros(value.shape, value.dtype) for value in arrays(self._seen)]))
@@ -78,11 +82,22 @@ class Footprint:
         few, more = (len(self._record(self._caches(), tokens, False).nodes) for tokens in _PROBES)
         return more > few
 
+    def _having_read(self, context: int) -> Footprint:
+        """The needs where an encoder has read as many tokens as are written; these ones where there is none."""
+        if self.source is not None or not has_encoder(self.model):
+            return self
+        if context not in self._read:
+            given = {name: getattr(self, name) for name in ("kv_bits", "kv_group_size", "prefill_step")}
+            self._read[context] = Footprint(self.model, self.backend, **given, source=context)
+        return self._read[context]
+
     def at(self, context: int) -> Need:
         """Needs of a prompt of ``context`` tokens, read in pieces, and of the tokens that follow it."""
+        if (other := self._having_read(context)) is not self:
+            return other.at(context)
         if context not in self._needs:
             cache, peak = self._decoding(context)
-            if self.source:  # the decoder itself begins with one token
+            if self.source is not None:  # the decoder itself begins with one token
                 peaks = [self._peak(self._encoder)]
             else:
                 peaks = [self._reading(*piece) for piece in self._pieces(context)]
@@ -91,11 +106,13 @@ class Footprint:
 
     def cache_at(self, context: int) -> int:
         """Bytes of the caches once the context is full; of ``at`` the part that takes no prompt to be read."""
+        if (other := self._having_read(context)) is not self:
+            return other.cache_at(context)
         return self._needs[context].cache if context in self._needs else self._decoding(context)[0]
 
     def read_shares(self, context: int) -> dict[str, float]:
         """Parameter name to the share of it that one token reads: of experts and embeddings not all."""
-        graph = self._decode_step(context)
+        graph = self._having_read(context)._decode_step(context)
         readers = _readers(graph)
         return {
             name: min(1.0, _bytes_read(graph, readers, key) / max(graph.nbytes(key), 1))
@@ -104,7 +121,7 @@ class Footprint:
 
     def operations(self, context: int) -> int:
         """Operations of the step that fills the context, those that only make a view apart."""
-        return sum(node.op not in VIEWS for node in self._decode_step(context).nodes)
+        return sum(node.op not in VIEWS for node in self._having_read(context)._decode_step(context).nodes)
 
     def _decode_step(self, context: int) -> Graph:
         if self._step is None or self._step[0] != context:  # the last one only: a large model's takes megabytes
@@ -140,7 +157,7 @@ class Footprint:
         from mlx_lm.models.cache import make_prompt_cache
 
         caches: list[Any] = make_prompt_cache(self.model)
-        if self.source:
+        if self.source is not None:
             self._encode(mx.zeros((1, self.source), mx.int32), caches)
         return caches
 
@@ -161,7 +178,7 @@ class Footprint:
 
         try:
             with self._recordable():
-                return record(step, [mx.zeros((1, self.source), mx.int32), *self._values])
+                return record(step, [mx.zeros((1, self.source or 0), mx.int32), *self._values])
         finally:
             self._load(self._values)
 

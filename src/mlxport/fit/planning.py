@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,9 @@ from mlxport.fit.generation_rate import tokens_per_second
 from mlxport.fit.hardware import Machine, known_machines, named_machine, this_machine
 from mlxport.fit.liveness import METAL
 from mlxport.fit.quant_settings import Setting, SettingWeights, measure, settings
-from mlxport.layouts.generated.language_layout import GENERATED_LM
 from mlxport.layouts.left_out import left_out, said_before
 from mlxport.layouts.table import AUTO, chosen, refuse_unknown_code, way_out
+from mlxport.model.both_texts import has_encoder
 from mlxport.model_config import ModelConfig
 from mlxport.quant import is_linear, make_spec, plain_bits
 from mlxport.run.kv import KVQuant
@@ -82,7 +82,7 @@ def plan_for(
 
         refuse_unknown_code(config, str(source), trust_remote_code)
         try:
-            if not _of_its_own(config):
+            if _own_source(config) is None:
                 check_supported(config, f"{source}/config.json")
         except UnsupportedError as error:
             if isinstance(error.__cause__, ConfigRefused):
@@ -90,6 +90,9 @@ def plan_for(
                 raise UnsupportedError(message, hint=way_out(config, str(source))) from error
             raise
         chosen_context(context, ModelConfig(config).context_length)
+
+        if kv_bits is not None:
+            _check_kv(config)
 
     checkpoint = open_checkpoint(source, revision=revision, check_config=check, headers_only=True)
     opened, conversion, asked, notes = _open(checkpoint, dtype)
@@ -115,7 +118,7 @@ def plan_for(
         kv_bits,
         "" if asked == "auto" else asked,
         tuple(rows),
-        notes=(*said_before(parts), *notes, *_kv_notes(kv_bits, tokens)),
+        notes=(*said_before(parts), *notes, *_kv_notes(kv_bits, tokens), *_reading_notes(model, tokens)),
         left_out=parts,
         calibration=calibration,
     )
@@ -127,6 +130,14 @@ def _check_numbers(context: int | None, kv_bits: int | None, kv_group_size: int)
     if context is not None and context < 2:
         raise UsageError(f"--context {context}: a context holds at least 2 tokens", hint="leave it out for 4096")
     KVQuant(plain_bits()[0] if kv_bits is None else kv_bits, kv_group_size)  # refuses what does not exist
+
+
+def _check_kv(config: Mapping[str, Any]) -> None:
+    """Refuse a quantized cache where ``convert`` refuses it."""
+    layout = chosen(AUTO, config)
+    for refusal in layout.refuses if layout.own_source else ():
+        if "kv_bits" in refusal.options:
+            raise UsageError(refusal.message.format(given="--kv-bits"), hint=refusal.hint)
 
 
 def chosen_context(asked: int | None, limit: int | None) -> int:
@@ -175,19 +186,18 @@ def _packed(opened: TracedModel, quantize: str | None) -> Any:
     return model
 
 
-def _of_its_own(config: Mapping[str, Any]) -> bool:
-    """Whether ``convert`` writes source of the model's own for mlx-lm to run."""
-    return chosen(AUTO, config) is GENERATED_LM
+def _own_source(config: Mapping[str, Any]) -> Callable[[Checkpoint, str], TracedModel] | None:
+    """What opens a model that ``convert`` writes source of its own for, on mlx-lm's caches; None for others."""
+    layout = chosen(AUTO, config)
+    return layout.traces if layout.own_source else None
 
 
 def _open(checkpoint: Checkpoint, dtype: str) -> tuple[TracedModel, Conversion, str, tuple[str, ...]]:
     """mlx-lm's model in the dtype that is planned for, how it is converted, --dtype, and remarks."""
     from mlxport.layouts.mlx_lm.opening import open_model
 
-    if _of_its_own(checkpoint.config):
-        from mlxport.layouts.generated.language_model import traced_language_model
-
-        model = traced_language_model(checkpoint, dtype)
+    if (traces := _own_source(checkpoint.config)) is not None:
+        model = traces(checkpoint, dtype)
     else:
         here = all(path.is_file() for path in checkpoint.weight_files)
         many = len(checkpoint.tensors) > _MANY_TENSORS
@@ -286,6 +296,13 @@ def _kv_notes(kv_bits: int | None, context: int) -> tuple[str, ...]:
     if kv_bits is None or context > quantized_from():
         return ()
     return (f"mlx-lm quantizes the cache from {quantized_from():,} tokens on, so --kv-bits saves nothing here",)
+
+
+def _reading_notes(model: Any, context: int) -> tuple[str, ...]:
+    """What the context means where an encoder reads the prompt."""
+    if not has_encoder(model):
+        return ()
+    return (f"{context:,} tokens are read by the encoder, and as many are written",)
 
 
 def _otherwise(report: FitReport, footprint: Footprint, macos: int | None) -> dict[str, Any]:

@@ -149,6 +149,11 @@ class Layout:
     not_generating: tuple[str, str] | None = None
 
     @property
+    def own_source(self) -> bool:
+        """Whether its models are source of their own, which runs on mlx-lm's caches."""
+        return self.needs_torch and self.traces is not None
+
+    @property
     def patterns(self) -> tuple[str, ...]:
         """Of all files that are of this layout alone."""
         return (f"{self.weights}*.safetensors", f"{self.weights}*.safetensors.index.json", *self.files)

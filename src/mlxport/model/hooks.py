@@ -14,7 +14,17 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-__all__ = ["Answer", "answering", "first_array", "hooked", "map_arrays", "swap_classes", "swapped", "watching"]
+__all__ = [
+    "Answer",
+    "answering",
+    "first_array",
+    "hooked",
+    "map_arrays",
+    "state_after",
+    "swap_classes",
+    "swapped",
+    "watching",
+]
 
 # Module, name of the method (``__call__``, or ``as_linear`` of an embedding), the class's own method, and what it is
 # given; what is handed back is the result of the call.
@@ -93,6 +103,14 @@ def first_array(value: Any, kind: type = mx.array) -> Any:
     if isinstance(value, (tuple, list)):
         return next((found for item in value if (found := first_array(item, kind)) is not None), None)
     return None
+
+
+def state_after(given: Any, result: Any) -> mx.array | None:
+    """What a block makes of the hidden states that it is given: of its results the first that is shaped like them."""
+    before = first_array(given)
+    found: list[mx.array] = []
+    map_arrays(result, found.append)
+    return next((array for array in found if before is not None and array.shape == before.shape), first_array(result))
 
 
 def map_arrays(tree: Any, change: Callable[[mx.array], Any]) -> Any:

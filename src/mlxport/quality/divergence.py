@@ -29,6 +29,7 @@ from mlxport.errors import UsageError
 from mlxport.model.texts import heldout_text
 from mlxport.quality.opened import Opened, open_original, open_output, place
 from mlxport.quality.text_windows import token_windows
+from mlxport.quality.written_windows import written_windows
 from mlxport.types import Checkpoint
 
 __all__ = ["Quality", "Tally", "compare", "compare_each", "default_tokens", "windows_for"]
@@ -177,7 +178,8 @@ def compare(
         original: The checkpoint that the output was made from: a folder, a hub id, or opened.
         output: A folder that mlx-lm loads, or opened.
         text: What both read; by default ``heldout_text()``.
-        ids: Sequences of token ids [tokens] instead of a text, for models without a tokenizer.
+        ids: Sequences of token ids [tokens] instead of a text, for models without a tokenizer; of a model that reads
+            with an encoder the first half of each is read, the second written.
         tokens: The text is cut after so many tokens; by default 4,096, and less for models that are slow here.
         window: Tokens of a sequence, capped by the model's context and so that its logits take at most 256 MB.
         memory_limit: Bytes for the weights of both; default half of what is available.
@@ -197,11 +199,15 @@ def compare(
     one = original if isinstance(original, Opened) else open_original(original, trust_remote_code=trust_remote_code)
     two = output if isinstance(output, Opened) else open_output(output, trust_remote_code=trust_remote_code)
     notes: tuple[str, ...] = ()
+    given = ids
     if ids is None:
         ids, notes = windows_for(one, two, text, tokens, window)
     else:
         _check_ids(ids, min(one.vocabulary, two.vocabulary))
     place(one, two, memory_limit)
+    if given is None:
+        ids, remarks = written_windows(one, ids)
+        notes = (*notes, *remarks)
     (quality,) = compare_each(one, [two], ids, say)
     return replace(quality, notes=(*notes, *quality.notes))
 
@@ -221,7 +227,7 @@ def compare_each(
                     f"{output.folder} predicts {ours.shape[-1]} tokens, its original {theirs.shape[-1]}",
                     hint="give the checkpoint that it was converted from",
                 )
-            tally.add(theirs[:-1], ours[:-1], np.asarray(piece)[1:])
+            tally.add(theirs[:-1], ours[:-1], np.asarray(piece)[1 - len(theirs) :])
     return [
         replace(
             tally.result(),

@@ -30,6 +30,7 @@ from mlxport.quality.report_files import write_report
 from mlxport.quality.samples import samples
 from mlxport.quality.speed import Predicted, Speed, measured, predicted
 from mlxport.quality.text_windows import LEAST_TOKENS, read_text
+from mlxport.quality.written_windows import written_windows
 from mlxport.run.kv import recorded_kv
 from mlxport.types import Checkpoint
 
@@ -146,6 +147,7 @@ def make_report(
     one = open_original(checkpoint)
     ids, remarks = windows_for(one, two, text, tokens)
     place(one, two, memory_limit)
+    ids, more = written_windows(one, ids)
     quality, baseline = _figures(one, two, checkpoint, ids, memory_limit, say)
     say("comparing hidden states")
     layers = layer_errors(one, two, ids[0])
@@ -156,11 +158,11 @@ def make_report(
     modules = weight_errors(one, two, outputs)
     parameters = two.parameters
     context = min((side.context for side in (one, two) if side.context), default=None)
-    folder, tensors = two.folder, two.stored_nbytes
+    folder, tensors, start = two.folder, two.stored_nbytes, one.start
     del one, two  # the speed is measured with the memory to itself
     gc.collect()
     mx.clear_cache()
-    speed, slow = _speed(folder, ids[0], context, tensors, memory_limit, say)
+    speed, slow = _speed(folder, ids[0], start, context, tensors, memory_limit, say)
     foretold, unknown = _predicted(folder, machine, context, say)
     measured_text = heldout_text() if text is None else text
     return QualityReport(
@@ -184,7 +186,7 @@ def make_report(
             "sha256": hashlib.sha256(measured_text.encode("utf-8", "replace")).hexdigest(),
         },
         provenance=_provenance(folder, checkpoint),
-        notes=tuple(dict.fromkeys([*notes, *remarks, *quality.notes, *left_out, *slow, *unknown])),
+        notes=tuple(dict.fromkeys([*notes, *remarks, *more, *quality.notes, *left_out, *slow, *unknown])),
         created=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     )
 
@@ -213,7 +215,13 @@ def _settings(modules: tuple[ModuleError, ...]) -> tuple[tuple[str, int], ...]:
 
 
 def _speed(
-    folder: Path, ids: Any, context: int | None, nbytes: int, memory_limit: int | None, say: Callable[[str], None]
+    folder: Path,
+    ids: Any,
+    start: int,
+    context: int | None,
+    nbytes: int,
+    memory_limit: int | None,
+    say: Callable[[str], None],
 ) -> tuple[Speed | None, tuple[str, ...]]:
     """A short run in the stored precision, where the weights fit."""
     from mlxport.run.load import load_model
@@ -225,7 +233,7 @@ def _speed(
     try:
         model, _ = load_model(folder)
         kv = recorded_kv(folder)
-        return measured(model, ids, context, kv), () if kv is None else (kv.note(),)
+        return measured(model, ids, context, kv, start), () if kv is None else (kv.note(),)
     except (MlxportError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         return None, (f"the speed was not measured: {type(error).__name__}: {' '.join(str(error).split())[:200]}",)
     finally:

@@ -12,7 +12,8 @@ import mlx.core as mx
 import numpy as np
 
 from mlxport.model.block_paths import block_number, block_of, is_block
-from mlxport.model.hooks import first_array, watching
+from mlxport.model.both_texts import shortened
+from mlxport.model.hooks import state_after, watching
 from mlxport.model.streaming import StreamedMatrix
 from mlxport.model_config import ModelConfig
 from mlxport.parity.metrics import relative_error
@@ -100,7 +101,7 @@ def output_errors(original: Opened, output: Opened, ids: Array) -> dict[str, flo
         lost[path] = [before + now for before, now in zip(lost.get(path, [0.0, 0.0]), found, strict=True)]
 
     with watching(original.model, matrices.__contains__, compare), output.bounded():
-        original.logits(ids[: _TOKENS[1]])
+        original.logits(shortened(original.model, ids, _TOKENS[1]))
     return {path: (error / power) ** 0.5 for path, (error, power) in lost.items() if power > 0}
 
 
@@ -217,17 +218,17 @@ def layer_errors(original: Opened, output: Opened, ids: Array) -> tuple[LayerErr
     blocks = [path for path, _ in original.model.named_modules() if is_block(path)]
     hidden = ModelConfig(original.config).hidden_size or 4096
     fit = _HIDDEN_BYTES // (4 * hidden * max(len(blocks), 1))
-    ids = ids[: max(_TOKENS[0], min(fit, _TOKENS[1]))]
+    ids = shortened(original.model, ids, max(_TOKENS[0], min(fit, _TOKENS[1])))
     states: dict[str, Array] = {}
     errors: dict[str, float] = {}
 
-    def keep(path: str, _: str, __: Any, result: Any) -> None:
-        array = first_array(result)
+    def keep(path: str, _: str, given: Any, result: Any) -> None:
+        array = state_after(given, result)
         if array is not None:
             states[path] = np.array(array.astype(mx.float32))
 
-    def compare(path: str, _: str, __: Any, result: Any) -> None:
-        array = first_array(result)
+    def compare(path: str, _: str, given: Any, result: Any) -> None:
+        array = state_after(given, result)
         if array is not None and path in states and states[path].shape == tuple(array.shape):
             errors[path] = relative_error(np.array(array.astype(mx.float32)), states[path])
 

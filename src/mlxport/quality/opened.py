@@ -15,10 +15,10 @@ from mlx.utils import tree_flatten
 
 from mlxport.errors import ConfigError, MlxportError, NumericsError, UnsupportedError, UsageError, VerificationError
 from mlxport.layouts.conversion import TracedModel
-from mlxport.layouts.generated.language_layout import GENERATED_LM
 from mlxport.layouts.mlx_lm.layout import MLX_LM
 from mlxport.layouts.table import AUTO, chosen, layout_of, refuse_unknown_code
 from mlxport.model import loaded as out
+from mlxport.model.both_texts import called_with_both, first_written, has_encoder
 from mlxport.model.hooks import first_array, watching
 from mlxport.model.memory import available_memory
 from mlxport.model.streaming import stream
@@ -59,6 +59,7 @@ class Opened:
         placed: ``memory``, ``disk``, or empty before ``place``.
         remarks: What a reader must know.
         change: What its weights are taken for instead, by name; of an original only.
+        start: Token that begins what is written, of an original that reads with an encoder.
     """
 
     label: str
@@ -72,6 +73,7 @@ class Opened:
     placed: str = ""
     remarks: list[str] = field(default_factory=list)
     change: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    start: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -228,7 +230,7 @@ def open_original(source: str | Path | Checkpoint, *, trust_remote_code: bool = 
 
 def original_of(traced: TracedModel) -> Opened:
     """The same of a checkpoint that is opened already, its values in the dtype that it was opened in."""
-    source, model = traced.checkpoint, traced.skeleton()
+    source, model = traced.checkpoint, called_with_both(traced.skeleton())
     return Opened(
         "the original",
         source.root,
@@ -238,6 +240,7 @@ def original_of(traced: TracedModel) -> Opened:
         out.packings(model),
         text_limit(source.config),
         source.trust_remote_code,
+        start=first_written(source) if has_encoder(model) else 0,
     )
 
 
@@ -251,9 +254,9 @@ def open_output(folder: str | Path, *, trust_remote_code: bool = False) -> Opene
     path = resolve(folder)
     config = read_object(path / "config.json", ConfigError, unique=False)
     own = refuse_foreign_source(path, config, trust_remote_code)  # as what the hint names would
-    if own and layout_of(config, read_record(path)) is not GENERATED_LM:  # whose source mlx-lm runs
+    if own and not layout_of(config, read_record(path)).own_source:
         raise UnsupportedError(
-            f"{folder} is built by code of its own, and quality is measured with mlx-lm's models",
+            f"{folder} is built by code of its own, and quality is measured with models that run on mlx-lm's caches",
             hint="mlxport verify compares a port with its original in torch",
         )
     try:

@@ -10,9 +10,11 @@ import mlx.core as mx
 import numpy as np
 
 from mlxport.errors import MlxportError
+from mlxport.model.both_texts import has_encoder
 from mlxport.model.loaded import next_logits
 from mlxport.quality.opened import Opened
 from mlxport.quality.text_windows import load_tokenizer
+from mlxport.run.sequence_rules import SequenceRules, read_rules
 from mlxport.source.tokenizer_loading import encoded, rendered
 
 __all__ = ["PROMPTS", "QUESTION", "Sample", "samples"]
@@ -76,13 +78,18 @@ def samples(original: Opened, output: Opened, text: str | None = None) -> tuple[
     affordable = int(_READ_BYTES / read) if read else _TOKENS * (len(PROMPTS) + 1)
     if affordable < _FEWEST:
         return (), ("no samples: the weights do not fit in memory, and would be read from disk for every token",)
-    made = []
-    prompts = _prompts(tokenizer, text)
+    made, both = [], (original, output)
+    prompts = _prompts(tokenizer, text, ended=has_encoder(original.model))
     count = max(1, min(len(prompts), affordable // _FEWEST))
     for title, shown, ids in prompts[:count]:
         length = min(_TOKENS, affordable // count, *(s.context - len(ids) for s in (original, output) if s.context))
         if length > 0 and ids and max(ids) < min(original.vocabulary, output.vocabulary):
-            sides = [continued(side, ids, length, _ends(tokenizer, side.config)) for side in (original, output)]
+            ends = [_ends(tokenizer, side.config) for side in (original, output)]
+            if has_encoder(original.model):
+                rules = read_rules(output.folder, sorted(ends[0]), length, {})
+                sides = [written(side, ids, length, rules, original.start) for side in both]
+            else:
+                sides = [continued(side, ids, length, end) for side, end in zip(both, ends, strict=True)]
             made.append(_sample(tokenizer, title, shown, *sides))
     return tuple(made), ()
 
@@ -105,12 +112,28 @@ def continued(side: Opened, ids: list[int], length: int, ends: frozenset[int]) -
     return found
 
 
-def _prompts(tokenizer: Any, text: str | None) -> list[tuple[str, str, list[int]]]:
-    """Title, what is shown, and token ids."""
+def written(side: Opened, source: list[int], length: int, rules: SequenceRules, start: int) -> list[int]:
+    """The same of a model that reads ``source`` with an encoder, by the rules of its generation_config.json."""
+    applied, found = rules.rules(), [start]
+    with side.bounded():
+        cache = side.model.make_cache()
+        side.model.encode(mx.array([source]), cache)
+        while len(found) <= length and (found[-1] not in rules.ends or len(found) == 1):
+            logits = mx.array(next_logits(side.model, np.asarray(found[-1:]), cache, side.label))[None]
+            for rule in applied:
+                logits = rule(found, logits)
+            found.append(int(mx.argmax(logits).item()))  # type: ignore[arg-type]
+    mx.clear_cache()
+    return found[1:]
+
+
+def _prompts(tokenizer: Any, text: str | None, ended: bool = False) -> list[tuple[str, str, list[int]]]:
+    """Title, what is shown, and token ids; ``ended`` keeps the token that the tokenizer ends them with."""
     plain = dict(PROMPTS) if text is None else {"The text's beginning": _beginning(text)}
     made = [(title, shown, [int(i) for i in tokenizer(shown)["input_ids"]]) for title, shown in plain.items()]
     ending = tokenizer.eos_token_id
-    made = [(title, shown, ids[:-1] if len(ids) > 1 and ids[-1] == ending else ids) for title, shown, ids in made]
+    if not ended:
+        made = [(title, shown, ids[:-1] if len(ids) > 1 and ids[-1] == ending else ids) for title, shown, ids in made]
     if getattr(tokenizer, "chat_template", None):
         asked = _chat(tokenizer)
         made += [("A question, by the chat template", QUESTION, asked)] if asked else []

@@ -19,6 +19,7 @@ from mlxport.fit.generation_rate import tokens_per_second
 from mlxport.fit.hardware import Machine
 from mlxport.fit.liveness import METAL
 from mlxport.fit.planning import DEFAULT_CONTEXT, longest_context
+from mlxport.model.both_texts import has_encoder
 from mlxport.model.loaded import load_output
 from mlxport.run.kv import KVQuant, prompt_cache
 
@@ -87,7 +88,13 @@ class Predicted:
         return {**asdict(self), "fits": self.fits}
 
 
-def measured(model: Any, ids: np.ndarray[Any, Any], context: int | None = None, kv: KVQuant | None = None) -> Speed:
+def measured(
+    model: Any,
+    ids: np.ndarray[Any, Any],
+    context: int | None = None,
+    kv: KVQuant | None = None,
+    start: int = 0,
+) -> Speed:
     """Generate after a prompt with mlx-lm, for at most ten seconds.
 
     Args:
@@ -95,19 +102,23 @@ def measured(model: Any, ids: np.ndarray[Any, Any], context: int | None = None, 
         ids: The prompt.
         context: Longest sequence that the model was made for.
         kv: How its key-value cache is quantized.
+        start: What is written begins with this token where an encoder reads the prompt.
     """
     from mlx_lm.generate import generate_step
 
     def run(prompt: mx.array, count: int) -> Any:
-        options = kv.options() if kv is not None else {}
-        return generate_step(prompt, model, max_tokens=count, prompt_cache=prompt_cache(model, kv), **options)
+        options, cache = kv.options() if kv is not None else {}, prompt_cache(model, kv)
+        if has_encoder(model):
+            model.encode(prompt[None], cache)
+            prompt = mx.array([start])
+        return generate_step(prompt, model, max_tokens=count, prompt_cache=cache, **options)
 
     length = min(_TOKENS, (context or _TOKENS * 4) // 4)
     prompt = mx.array(ids[: max(1, min(len(ids), (context or PREFILL_STEP) - length - 1))])
     for _ in run(prompt[:8], _WARM):
         pass
     mx.reset_peak_memory()
-    start = first = last = time.perf_counter()
+    begun = first = last = time.perf_counter()
     count = 0
     for number, _ in enumerate(run(prompt, length + 1)):
         last = time.perf_counter()
@@ -117,7 +128,7 @@ def measured(model: Any, ids: np.ndarray[Any, Any], context: int | None = None, 
             break
     device = mx.device_info().get("device_name") if mx.default_device() == mx.gpu else "CPU"
     rate = count / (last - first) if last > first else 0.0
-    return Speed(str(device), prompt.size, prompt.size / max(first - start, 1e-9), count, rate, mx.get_peak_memory())
+    return Speed(str(device), prompt.size, prompt.size / max(first - begun, 1e-9), count, rate, mx.get_peak_memory())
 
 
 def predicted(
