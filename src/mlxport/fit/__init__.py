@@ -1,6 +1,6 @@
 """Fit a model to a machine: what fits, with what context, how fast, before anything is downloaded or written.
 
-Imports: errors, types, progress, model_config, source, quant, transform, layouts, run, calibrate.
+Imports: errors, types, progress, model_config, source, quant, transform, layouts, run, calibrate, model.
 """
 
 from mlxport.fit.fit_report import FitReport, FitRow
