@@ -179,7 +179,7 @@ def _example_cache(model: Any, parameter: str, ids: torch.Tensor, call: Callable
             else:
                 output = model(input_ids=tokens, use_cache=True)
     except Exception as error:  # the model's own code
-        raise NotCached(f"{type(error).__name__}: {error}") from error
+        raise NotCached.raised(error) from error
     cache = getattr(output, parameter, None)
     if isinstance(cache, EncoderDecoderCache) and (
         is_encoder_decoder(model) or not any(layer.is_initialized for layer in cache.cross_attention_cache.layers)

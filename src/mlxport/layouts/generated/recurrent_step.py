@@ -87,7 +87,10 @@ def example_of(model: Any, parameter: str, ids: torch.Tensor, each_token: bool) 
     symbols = ShapeEnv(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True)
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=symbols)
     with mode, left_as_it_was(model), torch.no_grad():
-        given, held = _remembered(model, parameter, mode.from_tensor(ids, static_shapes=True))
+        try:
+            given, held = _remembered(model, parameter, mode.from_tensor(ids, static_shapes=True))
+        except Exception as error:  # the model's own code
+            raise NotCached.raised(error) from error
 
         def fresh() -> RememberedExample:
             def empty(item: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from steps import HEADS, Model, Pair, causal
 
 from mlxport.errors import UnsupportedError
+from mlxport.layouts.generated.generation_step import emit_step
 
 
 def all_before(query, key, value, past, layer):
@@ -110,3 +111,14 @@ def test_other_forms_are_refused(attend, reason, tmp_path):
     with pytest.raises(UnsupportedError, match=reason) as refused:
         Pair(Model(attend), tmp_path)
     assert "--no-cache" in refused.value.hint
+
+
+def test_what_a_models_own_code_raises_is_told_in_a_line():
+    def asks_values(x, past):
+        for place in (x[..., 0] > 0).nonzero():
+            x = x + place.sum()
+        return x
+
+    with pytest.raises(UnsupportedError, match="GuardOnDataDependentSymNode: Could not guard") as refused:
+        emit_step(Model(all_before, asks_values, layers=1).eval())
+    assert "\n" not in refused.value.message

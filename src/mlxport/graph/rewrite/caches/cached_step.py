@@ -25,6 +25,11 @@ SOURCES = ("input_ids", "input_features", "input_values")  # what an encoder rea
 class NotCached(Exception):
     """A program that cannot be written on mlx-lm's caches; says why."""
 
+    @classmethod
+    def raised(cls, error: Exception) -> NotCached:
+        """For what the model's own code raised, in one line."""
+        return cls(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+
 
 @dataclass(frozen=True)
 class CacheKind:
