@@ -12,9 +12,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mlxport.errors import UnsupportedError
+from mlxport.layouts.mlx_vlm.families import FAMILIES
 from mlxport.model_config import ModelConfig
 from mlxport.progress import format_bytes, listed
-from mlxport.source.part_names import TOWER, kinds_of_tower, predicts_further
+from mlxport.source.part_names import PICTURES, TOWER, kinds_of_tower, predicts_further
 from mlxport.types import Checkpoint, ModelPart
 
 if TYPE_CHECKING:
@@ -69,11 +70,13 @@ def refuse_left_out(parts: Collection[ModelPart], where: str) -> None:
     Raises:
         UnsupportedError: Names the parts and how to convert without them.
     """
-    if parts:
-        raise UnsupportedError(
-            f"{where}: the output would be the text model alone, without {parts_in_words(parts)}",
-            hint="add --text-only to convert the text model alone",
-        )
+    if not parts:
+        return
+    hint = "add --text-only to convert the text model alone"
+    if any(kinds_of_tower(part.name) & PICTURES for part in parts):
+        hint += f"; with what reads pictures, these convert: {', '.join(sorted(FAMILIES))}"
+    message = f"{where}: the output would be the text model alone, without {parts_in_words(parts)}"
+    raise UnsupportedError(message, hint=hint)
 
 
 def refuse_whole(config: Mapping[str, Any], layout: Layout, where: str) -> None:

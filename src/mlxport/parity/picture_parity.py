@@ -140,7 +140,7 @@ def _compared(
             prepared = processor(images=shown, return_tensors="np")
             given.update({key: torch.from_numpy(np.asarray(value)) for key, value in prepared.items()})
             given.update(_kinds(theirs, given["input_ids"]))
-        rows.append(_row(name, _logits(ours.model, inputs), theirs, given))
+        rows.append(_row(name, ours.logits(inputs), theirs, given))
         if shown and answers and rows[-1].passed:
             mine, other = _answer(ours, inputs), _torch_answer(theirs, given)
             answer = other if mine == other else []
@@ -157,11 +157,6 @@ def _kinds(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def _for_torch(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: torch.from_numpy(np.array(value)) for name, value in inputs.items() if isinstance(value, mx.array)}
-
-
-def _logits(model: Any, inputs: Mapping[str, Any]) -> mx.array:
-    named = {("mask" if name == "attention_mask" else name): value for name, value in inputs.items()}
-    return model(**named).logits  # type: ignore[no-any-return]
 
 
 def _row(name: str, logits: mx.array, theirs: Any, given: Mapping[str, Any]) -> OutputComparison:

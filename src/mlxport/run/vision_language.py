@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ __all__ = ["EXTRA", "VisionLanguage", "load_vision_language"]
 
 EXTRA = "vlm"
 """The extra of mlxport that brings mlx-vlm."""
+
+_OF_TEXTS = ("padding", "padding_side", "add_special_tokens")
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,21 @@ class VisionLanguage:
         found = (self.config.get(name) for name in ("image_token_id", "image_token_index"))
         return [token for token in found if isinstance(token, int)][:1]
 
+    def logits(self, inputs: Mapping[str, Any]) -> Any:
+        """What is computed for every token before an answer, as ``mlx_vlm.generate`` computes it.
+
+        Args:
+            inputs: As ``inputs`` makes them.
+        """
+        from mlx_vlm.models.cache import make_prompt_cache
+
+        named = _renamed(inputs)
+        tokens, pixels, mask = (named.pop(name, None) for name in ("input_ids", "pixel_values", "mask"))
+        model = self.model.language_model
+        found = self.model.get_input_embeddings(tokens, pixels, mask=mask, **named).to_dict()
+        named.update({name: value for name, value in found.items() if value is not None})
+        return model(tokens, cache=make_prompt_cache(model), **named).logits
+
     def stream(self, inputs: dict[str, Any], **settings: Any) -> Iterator[Any]:
         """Pieces of the answer, as ``mlx_vlm.stream_generate`` yields them.
 
@@ -99,8 +116,25 @@ class VisionLanguage:
         """
         from mlx_vlm import stream_generate
 
-        given = {("mask" if name == "attention_mask" else name): value for name, value in inputs.items()}
-        yield from stream_generate(self.model, self.processor, "", **given, **settings)
+        yield from stream_generate(self.model, self.processor, "", **_renamed(inputs), **settings)
+
+
+class _PicturesAlone:
+    """An image processor that is not told how to pad a text: some of mlx-vlm's processors say it, and it is refused."""
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self._processor(*args, **{name: value for name, value in options.items() if name not in _OF_TEXTS})
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._processor, name)
+
+
+def _renamed(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs as mlx-vlm's models name them."""
+    return {("mask" if name == "attention_mask" else name): value for name, value in inputs.items()}
 
 
 def load_vision_language(folder: Path, *, trust_remote_code: bool = False) -> VisionLanguage:
@@ -125,4 +159,6 @@ def load_vision_language(folder: Path, *, trust_remote_code: bool = False) -> Vi
 
     with refusing(failed):
         model, processor = utils.load(str(folder), lazy=True)
+    if hasattr(processor, "image_processor"):
+        processor.image_processor = _PicturesAlone(processor.image_processor)
     return VisionLanguage(folder, config, model, processor)

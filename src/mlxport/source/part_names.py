@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["LAYER", "PREDICTION", "TOWER", "kinds_of_tower", "predicts_further"]
+__all__ = ["LAYER", "PICTURES", "PREDICTION", "TOWER", "kinds_of_tower", "predicts_further"]
 
 # Words of names, by the kind of tower that they speak of; the last kind lies between a tower and the language model.
 _TOWERS: Final = (
@@ -13,6 +13,9 @@ _TOWERS: Final = (
     ("audio", "speech", "sound", "talker", "code", "codec", "token2wav", "code2wav", "vocoder", "depth"),
     ("resampler", "qformer", "projector", "connector", "aligner", "perceiver", "multimodal"),
 )
+
+PICTURES: Final = frozenset((0,))
+"""The kind of tower that reads pictures, as ``kinds_of_tower`` gives it."""
 
 TOWER: Final = re.compile(rf"(?:^|[._])(?:{'|'.join(word for words in _TOWERS for word in words)})(?=[._\d]|$)")
 """A part that has sizes of its own beside the language model (``decoder`` is not ``code``)."""

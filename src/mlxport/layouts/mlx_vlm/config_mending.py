@@ -2,17 +2,63 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from mlxport.errors import ConfigError, UnsupportedError
 
-__all__ = ["no_windows", "only", "sections_of_rope", "text_at_the_root", "vision_named"]
+__all__ = [
+    "ConfigRule",
+    "heads_of_usual_size",
+    "no_windows",
+    "one_layer_of_features",
+    "only",
+    "plain_rope",
+    "said_in_full",
+    "sections_of_rope",
+    "text_at_the_root",
+    "text_named",
+    "vision_named",
+]
+
+ConfigRule = Callable[[dict[str, Any]], None]
 
 # Of a part of a config, what is the part's alone.
 _OF_THE_PART = ("model_type", "architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
+_ROPE_BASES = ("rope_theta", "rope_local_base_freq")
 _ROPE_THETA = 1_000_000.0  # transformers' default for these types
 _OTHERWISE = "convert the text model alone with --text-only, or the original's own runtime has to be used"
+
+
+def said_in_full(config: dict[str, Any]) -> None:
+    """Say in each part what transformers takes for what is left out: mlx-vlm may take something else.
+
+    Raises:
+        ConfigError: transformers cannot read it.
+    """
+    from transformers import CONFIG_MAPPING, PretrainedConfig
+
+    try:
+        full = CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(config)).to_dict()
+    except Exception as error:  # whatever its checks of values raise
+        raise ConfigError(f"transformers cannot read the config: {type(error).__name__}: {error}") from error
+    beside = PretrainedConfig().to_dict().keys() - {"model_type"}
+    for key, value in full.items():
+        if isinstance(value, dict) and key.endswith("_config"):
+            config[key] = _filled(config.get(key) or {}, {k: v for k, v in value.items() if k not in beside})
+        elif key not in beside and config.get(key) is None and value is not None:
+            config[key] = value
+
+
+def _filled(part: Mapping[str, Any], full: Mapping[str, Any]) -> dict[str, Any]:
+    """A part with what it leaves out; its rotary embeddings are spelt as transformers 5 does, whatever it has."""
+    own = {key: value for key, value in part.items() if key not in _OF_THE_PART or key == "model_type"}
+    made = {key: value for values in (full, own) for key, value in values.items() if value is not None}
+    if "rope_parameters" in full:
+        made = {key: value for key, value in made.items() if key not in ("rope_scaling", *_ROPE_BASES)}
+        made["rope_parameters"] = full["rope_parameters"]
+    return made
 
 
 def text_at_the_root(config: dict[str, Any]) -> None:
@@ -28,29 +74,81 @@ def text_at_the_root(config: dict[str, Any]) -> None:
             config.setdefault(key, text[key])
 
 
-def sections_of_rope(config: dict[str, Any]) -> None:
-    """Say the base of the rotary embeddings at the root, and their sections as ``mrope``.
+def sections_of_rope(part: str, kind: str) -> ConfigRule:
+    """Say the base of the rotary embeddings beside the sizes of the text model, and their sections in ``rope_scaling``.
 
-    Raises:
+    Args:
+        part: Where mlx-vlm looks for them: a part of the config, or ``""`` for its root.
+        kind: What the type of scaling is called there.
+
+    The rule raises:
         ConfigError: There are no sections.
         UnsupportedError: They are scaled, which mlx-vlm does not compute.
     """
-    found = config.pop("rope_parameters", None) or {}
-    old = config.get("rope_scaling") or {}
+
+    def rule(config: dict[str, Any]) -> None:
+        text = config[part] if part else config
+        said = _taken_rope(text, "default", "mrope")
+        sections = said.get("mrope_section")
+        if not isinstance(sections, list) or not all(isinstance(size, int) for size in sections):
+            raise ConfigError("mrope_section is missing from rope_parameters (or rope_scaling)")
+        text["rope_theta"] = said.get("rope_theta", text.get("rope_theta", _ROPE_THETA))
+        text["rope_scaling"] = {"type": kind, "mrope_section": sections}
+
+    return rule
+
+
+def plain_rope(*kinds: str) -> ConfigRule:
+    """Say the base of the rotary embeddings beside the sizes of the text model, and one of ``kinds`` of scaling."""
+
+    def rule(config: dict[str, Any]) -> None:
+        text = config["text_config"]
+        said = _taken_rope(text, "default", *kinds)
+        text["rope_theta"] = said["rope_theta"]
+        if (kind := said.get("rope_type", "default")) != "default":
+            text["rope_scaling"] = {**said, "type": kind}
+
+    return rule
+
+
+def _taken_rope(text: dict[str, Any], *kinds: str) -> dict[str, Any]:
+    """What a config says of rotary embeddings, old or new, taken out of it.
+
+    Raises:
+        UnsupportedError: They are of none of ``kinds``.
+    """
+    found, old = text.pop("rope_parameters", None) or {}, text.pop("rope_scaling", None) or {}
     if not isinstance(found, Mapping) or not isinstance(old, Mapping):
         raise ConfigError("rope_parameters and rope_scaling are expected to be objects")
     said = {**old, **found}
     kind = said.get("rope_type", said.get("type", "default"))
-    if kind not in ("default", "mrope"):
+    if kind not in kinds:
         raise UnsupportedError(f"mlx-vlm does not compute rotary embeddings of type {kind!r}", hint=_OTHERWISE)
-    sections = said.get("mrope_section")
-    if not isinstance(sections, list) or not all(isinstance(part, int) for part in sections):
-        raise ConfigError("mrope_section is missing from rope_parameters (or rope_scaling)")
-    config["rope_theta"] = said.get("rope_theta", config.get("rope_theta", _ROPE_THETA))
-    config["rope_scaling"] = {"type": "mrope", "mrope_section": sections}
+    return said
 
 
-def vision_named(model_type: str) -> Callable[[dict[str, Any]], None]:
+def text_named(*allowed: str) -> ConfigRule:
+    """Refuse another text model than those that mlx-vlm has code for within this type."""
+    return only(("text_config", "model_type"), *allowed)
+
+
+def one_layer_of_features(config: dict[str, Any]) -> None:
+    """Refuse features of several layers of the tower, which mlx-vlm cannot put together."""
+    if not isinstance(layer := config["vision_feature_layer"], int):
+        message = f"vision_feature_layer is {layer!r}, and mlx-vlm takes the features of one layer"
+        raise UnsupportedError(message, hint=_OTHERWISE)
+
+
+def heads_of_usual_size(config: dict[str, Any]) -> None:
+    """Refuse heads of another size than the width by their number, which mlx-vlm computes with."""
+    text = config["text_config"]
+    usual = text["hidden_size"] // text["num_attention_heads"]
+    if (size := text.get("head_dim", usual)) != usual:
+        message = f"text_config.head_dim is {size}, and mlx-vlm computes with {usual}, hidden_size by the heads"
+        raise UnsupportedError(message, hint=_OTHERWISE)
+
+
+def vision_named(model_type: str) -> ConfigRule:
     """Call the vision part by the name that mlx-vlm checks; it also says its channels otherwise."""
 
     def rule(config: dict[str, Any]) -> None:
@@ -62,16 +160,16 @@ def vision_named(model_type: str) -> Callable[[dict[str, Any]], None]:
     return rule
 
 
-def only(place: tuple[str, str], *allowed: str) -> Callable[[dict[str, Any]], None]:
-    """Refuse another value than those that mlx-vlm computes whatever the config says; ``text`` is the root."""
+def only(place: tuple[str, str], *allowed: object) -> ConfigRule:
+    """Refuse another value than those that mlx-vlm computes whatever the config says; the part ``""`` is the root."""
     part, key = place
 
     def rule(config: dict[str, Any]) -> None:
-        value = (config if part == "text" else config[part]).get(key, allowed[0])
+        value = (config[part] if part else config).get(key, allowed[0])
         if value not in allowed:
-            where = key if part == "text" else f"{part}.{key}"
-            message = f"{where} is {value!r}, and mlx-vlm computes {' or '.join(allowed)} for every model of this type"
-            raise UnsupportedError(message, hint=_OTHERWISE)
+            where = f"{part}.{key}" if part else key
+            said = f"{where} is {value!r}, and mlx-vlm computes {' or '.join(map(str, allowed))}"
+            raise UnsupportedError(f"{said} for every model of this type", hint=_OTHERWISE)
 
     return rule
 

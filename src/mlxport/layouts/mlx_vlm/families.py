@@ -6,15 +6,14 @@ The names are those of mlx-vlm 0.7 (``models/TYPE/``); what a family does not li
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mlxport.layouts.mlx_vlm import config_mending as rules
+from mlxport.layouts.mlx_vlm.config_mending import ConfigRule
 
 __all__ = ["FAMILIES", "Family", "family_of"]
-
-ConfigRule = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +25,9 @@ class Family:
         tower: What the names of everything but the language model begin with, in mlx-vlm.
         channels_last: Names in mlx-vlm of convolutions, whose second axis goes last.
         computed: Names in a checkpoint of what mlx-vlm computes itself.
+        text: What the names of the language model's layers and embeddings begin with, in mlx-vlm.
         head: What the output layer is called in mlx-vlm; it is left out where the embeddings stand for it.
+        own_head: Whether mlx-vlm has that layer even so: then it is a copy of the embeddings.
         config: What is done to the config, in this order.
     """
 
@@ -34,8 +35,15 @@ class Family:
     tower: tuple[str, ...] = ("vision_tower.",)
     channels_last: tuple[str, ...] = ("vision_tower.patch_embed.proj.weight",)
     computed: str = r".*(?:rotary_emb\.inv_freq|position_ids)"
+    text: str = "language_model.model."
     head: str = "language_model.lm_head.weight"
+    own_head: bool = False
     config: tuple[ConfigRule, ...] = ()
+
+    @property
+    def embeddings(self) -> str:
+        """What the embeddings of tokens are called in mlx-vlm."""
+        return f"{self.text}embed_tokens.weight"
 
     def name(self, original: str) -> str | None:
         """What mlx-vlm calls a tensor; None for what it computes itself.
@@ -71,18 +79,89 @@ def _qwen_vl(model_type: str, vision_act: str) -> Family:
         renames=_QWEN_VL,
         config=(
             rules.text_at_the_root,
-            rules.sections_of_rope,
+            rules.sections_of_rope("", "mrope"),
             rules.vision_named(model_type),
-            rules.only(("text", "hidden_act"), "silu"),
+            rules.only(("", "hidden_act"), "silu"),
             rules.only(("vision_config", "hidden_act"), vision_act),
             rules.no_windows,
         ),
     )
 
 
+_QWEN3_VL = Family(
+    renames=_QWEN_VL,
+    config=(
+        rules.said_in_full,
+        rules.sections_of_rope("text_config", "default"),
+        rules.vision_named("qwen3_vl"),
+        rules.only(("text_config", "hidden_act"), "silu"),
+        rules.only(("text_config", "attention_bias"), False),
+        rules.only(("vision_config", "hidden_act"), "gelu_pytorch_tanh"),
+    ),
+)
+
+# A tower, a language model and what is between them, each under its own name, inside a ``model`` or not.
+_JOINED = (
+    ("model.language_model.", "language_model.model."),
+    ("language_model.", "language_model."),
+    ("lm_head.", "language_model.lm_head."),
+    ("model.vision_tower.vision_model.", "vision_tower.vision_model."),
+    ("model.vision_tower.", "vision_tower.vision_model."),
+    ("vision_tower.vision_model.", "vision_tower.vision_model."),
+    ("vision_tower.", "vision_tower.vision_model."),
+    ("model.multi_modal_projector.", "multi_modal_projector."),
+    ("multi_modal_projector.", "multi_modal_projector."),
+)
+_LLAVA = Family(
+    renames=_JOINED,
+    tower=("vision_tower.", "multi_modal_projector."),
+    channels_last=("vision_tower.vision_model.embeddings.patch_embedding.weight",),
+    config=(
+        rules.said_in_full,
+        rules.text_named("llama", "qwen2"),
+        rules.plain_rope("linear"),
+        rules.heads_of_usual_size,
+        rules.only(("text_config", "hidden_act"), "silu"),
+        rules.only(("text_config", "attention_bias"), False),
+        rules.only(("text_config", "mlp_bias"), False),
+        rules.only(("vision_config", "model_type"), "clip_vision_model"),
+        rules.only(("vision_config", "hidden_act"), "quick_gelu"),
+        rules.one_layer_of_features,
+        rules.only(("", "projector_hidden_act"), "gelu"),
+        rules.only(("", "multimodal_projector_bias"), True),
+    ),
+)
+
+_IDEFICS3 = Family(
+    renames=(
+        ("model.text_model.", "language_model."),
+        ("model.vision_model.", "vision_model."),
+        ("model.connector.", "connector."),
+        ("lm_head.", "language_model.lm_head."),
+    ),
+    tower=("vision_model.", "connector."),
+    channels_last=("vision_model.embeddings.patch_embedding.weight",),
+    text="language_model.",
+    own_head=True,
+    config=(
+        rules.said_in_full,
+        rules.text_named("llama"),
+        rules.plain_rope(),
+        rules.heads_of_usual_size,
+        rules.only(("text_config", "hidden_act"), "silu"),
+        rules.only(("text_config", "attention_bias"), False),
+        rules.only(("text_config", "mlp_bias"), False),
+        rules.only(("vision_config", "hidden_act"), "gelu_pytorch_tanh"),
+    ),
+)
+
 FAMILIES: Mapping[str, Family] = {
     "qwen2_vl": _qwen_vl("qwen2_vl", "quick_gelu"),
     "qwen2_5_vl": _qwen_vl("qwen2_5_vl", "silu"),
+    "qwen3_vl": _QWEN3_VL,
+    "llava": _LLAVA,
+    "idefics3": _IDEFICS3,
+    "smolvlm": _IDEFICS3,
 }
 """By ``model_type``."""
 

@@ -15,7 +15,7 @@ from mlxport.errors import ConfigError, UnsupportedError, WeightsError
 from mlxport.layouts.base import LayoutOptions
 from mlxport.layouts.conversion import DTYPES, Conversion, make_conversion
 from mlxport.layouts.foreign_parts import refuse_adapters, refuse_mlx_code
-from mlxport.layouts.mlx_vlm.families import Family, family_of
+from mlxport.layouts.mlx_vlm.families import FAMILIES, Family, family_of
 from mlxport.layouts.mlx_vlm.skeleton import module_tree
 from mlxport.layouts.quantizing import Built, count_parameters, quantize
 from mlxport.model_config import ModelConfig
@@ -45,8 +45,10 @@ def check_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     refuse_mlx_code(config, where)
     family = family_of(config)
     if family is None:
-        hint = "convert the text model alone with --text-only"
-        raise UnsupportedError(f"{where}: no rules for mlx-vlm's {config.get('model_type')!r}", hint=hint)
+        message = (
+            f"{where}: no rules for mlx-vlm's {config.get('model_type')!r}, only for {', '.join(sorted(FAMILIES))}"
+        )
+        raise UnsupportedError(message, hint="convert the text model alone with --text-only")
     model = ModelConfig(config)
     if model.mlx_quantization or model.foreign_quantization:
         hint = "start from the unquantized checkpoint"
@@ -73,12 +75,20 @@ def open_model(checkpoint: Checkpoint, options: LayoutOptions) -> Conversion:
     family = family_of(checkpoint.config)
     assert family is not None
     names = _names(checkpoint, family)
-    tied = ModelConfig(checkpoint.config).tied
-    config["tie_word_embeddings"] = tied if tied is not None else family.head not in names.values()
+    config["tie_word_embeddings"] = _tied(checkpoint.config, family.head in names.values())
+    if isinstance(config.get("text_config"), dict):
+        config["text_config"]["tie_word_embeddings"] = config["tie_word_embeddings"]
     _check_whole(checkpoint, family, names, bool(config["tie_word_embeddings"]))
     built = Built({})
     program = trace(_Pipeline(family, names, config, options.dtype, options.quant, built), checkpoint.tensors)
     return make_conversion(program, built, options.dtype, options.quant, [], _final_config)
+
+
+def _tied(config: Mapping[str, Any], has_head: bool) -> bool:
+    """Whether the embeddings are the output layer too; where the parts of a config differ, the weights tell."""
+    given = (part.get("tie_word_embeddings") for part in ModelConfig(config).parts)
+    said = {value for value in given if isinstance(value, bool)}
+    return said.pop() if len(said) == 1 else not has_head
 
 
 def _names(checkpoint: Checkpoint, family: Family) -> dict[str, str]:
@@ -120,7 +130,7 @@ def _check_whole(checkpoint: Checkpoint, family: Family, names: Mapping[str, str
         every = set().union(*layers.values())
         for number in range(max(layers) + 1):
             lacking += [f"{stack}.{number}.{rest}" for rest in sorted(every - layers.get(number, set()))]
-    counted, text = ModelConfig(checkpoint.config).layers, stacks.get("language_model.model.layers", {})
+    counted, text = ModelConfig(checkpoint.config).layers, stacks.get(f"{family.text}layers", {})
     if counted is not None and len(text) != counted:
         lacking.append(f"{counted} layers of text (it has {len(text)})")
     if lacking:
@@ -144,6 +154,8 @@ class _Pipeline:
         weights = {name: self._made(name, arrays[original]) for original, name in self.names.items()}
         if self.config["tie_word_embeddings"]:
             weights.pop(self.family.head, None)
+            if self.family.own_head:
+                weights[self.family.head] = weights[self.family.embeddings]
         model, config = module_tree(weights), copy.deepcopy(dict(self.config))
         self.built.parameters = count_parameters(model)
         if self.quant is not None:

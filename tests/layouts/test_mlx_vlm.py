@@ -1,0 +1,98 @@
+"""Families of models of pictures and text: equal to transformers in unmodified mlx-vlm, whatever their dialect."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mlxport
+from mlxport.errors import UnsupportedError
+from mlxport.layouts.mlx_vlm import families
+from mlxport.layouts.mlx_vlm.opening import check_config
+from mlxport.run.tasks.picture_inputs import example_pictures
+from mlxport.source import open_checkpoint
+from vision_families import FAMILIES, config_of_2025, names_in_memory, names_of_2025, write_family
+
+pytest.importorskip("mlx_vlm")
+REFUSED_BY_MLX_VLM = {"llava"}  # its processor tells the image processor how to pad the text
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A checkpoint of a family, its output, what was reported."""
+
+    name: str
+    source: Path
+    folder: Path
+    report: Any
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The checkpoint's."""
+        return json.loads((self.source / "config.json").read_text())
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def converted(request, tmp_path_factory) -> Converted:
+    root = tmp_path_factory.mktemp(request.param)
+    source = write_family(root / "source", request.param)
+    return Converted(request.param, source, root / "made", mlxport.convert(source, root / "made"))
+
+
+def test_text_and_pictures_are_computed_as_transformers_does(converted):
+    assert converted.report.layout == "mlx-vlm" and not converted.report.not_verified
+    rows = converted.report.parity.comparisons
+    assert [row.inputs for row in rows] == ["text", "two pictures and text"]
+    assert all(row.relative < 1e-5 for row in rows) and len(converted.report.parity.answer) == 8
+
+
+def test_a_run_writes_what_mlx_vlm_writes(converted):
+    from mlx_vlm import generate, load
+    from mlx_vlm.prompt_utils import apply_chat_template
+
+    pictures = [picture.resize((90, 60)) for picture in example_pictures()[:2]]
+    given = {"images": pictures, "text": "What?"}
+    ours = mlxport.pipeline(converted.folder)(given, max_tokens=6)[0]["generated_text"]
+    model, processor = load(str(converted.folder))
+    prompt = apply_chat_template(processor, model.config, "What?", num_images=2)
+    if converted.name in REFUSED_BY_MLX_VLM:
+        with pytest.raises(ValueError, match="unexpected keyword argument 'padding'"):
+            generate(model, processor, prompt, image=pictures, max_tokens=6, temperature=0.0)
+    else:
+        assert generate(model, processor, prompt, image=pictures, max_tokens=6, temperature=0.0).text == ours
+
+
+def test_four_bits_leave_what_reads_pictures_alone(converted, tmp_path):
+    plan = mlxport.convert(converted.source, tmp_path / "made", quantize=4, q_group_size=32, dry_run=True).plan
+    assert plan.quantized and all(path.startswith("language_model.") for path in plan.quantized)
+    assert any("embed_tokens" in path for path in plan.quantized)
+
+
+def test_a_config_of_2025_comes_out_as_one_of_today(converted):
+    today = check_config(converted.config, "config.json")
+    before = check_config(config_of_2025(converted.config), "config.json")
+    assert before.pop("torch_dtype") == today.pop("dtype")
+    assert before == today
+
+
+@pytest.mark.parametrize("dialect", [names_of_2025, names_in_memory])
+def test_names_of_each_year_mean_the_same(converted, dialect):
+    family = families.family_of(converted.config)
+    saved = list(open_checkpoint(converted.source).tensors)
+    assert [family.name(dialect(name)) for name in saved] == [family.name(name) for name in saved]
+
+
+def test_a_family_without_rules_is_refused_with_those_that_have_some(converted, tmp_path):
+    shutil.copytree(converted.source, tmp_path / "source")
+    config = {**converted.config, "model_type": "paligemma"}
+    (tmp_path / "source/config.json").write_text(json.dumps(config))
+    for layout in ("auto", "mlx-vlm"):
+        with pytest.raises(UnsupportedError) as error:
+            mlxport.convert(tmp_path / "source", tmp_path / "made", layout=layout, dry_run=True)
+        said = f"{error.value.message} {error.value.hint}"
+        assert "qwen3_vl" in said and "--text-only" in said
