@@ -200,6 +200,7 @@ def test_bits_are_chosen_and_calibrated_on_what_it_reads_and_writes(tmp_path):
     report = mlxport.convert(tmp_path / "hf", tmp_path / "mlx", target_bpw=12, calibrate=tmp_path / "text.txt")
     assert report.parity.passed and report.allocation.used_bytes <= report.allocation.limit_bytes
     assert "that it reads and writes itself" in report.allocation.predictor
+    assert "calibrated, the output measures" in report.allocation.predictor
     modules = json.loads((tmp_path / "mlx/mlxport.json").read_text())["calibration"]["modules"]
     read = [path for path, how in modules.items() if how["method"] == "error feedback"]
     assert len(read) == len(modules) and any("EncDecAttention.k" in path for path in read)

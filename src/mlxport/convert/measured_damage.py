@@ -15,6 +15,7 @@ from mlxport.quality.written_windows import written_windows
 
 if TYPE_CHECKING:
     from mlxport.allocate import AllocationReport
+    from mlxport.layouts.base import Layout
     from mlxport.layouts.conversion import TracedModel
 
 __all__ = ["remeasured"]
@@ -22,7 +23,9 @@ __all__ = ["remeasured"]
 _MOST_TOKENS = 2048
 
 
-def remeasured(allocation: AllocationReport, model: TracedModel, folder: Path, done: str) -> AllocationReport:
+def remeasured(
+    allocation: AllocationReport, model: TracedModel, folder: Path, done: str, layout: Layout
+) -> AllocationReport:
     """The allocation with the damage of what was written, in place of that of weights that were only rounded.
 
     Args:
@@ -30,8 +33,9 @@ def remeasured(allocation: AllocationReport, model: TracedModel, folder: Path, d
         model: The original's, as it was opened for the conversion.
         folder: Of the output, its weights and config written.
         done: What was done to it after bits were chosen.
+        layout: Of the output, which has no record yet.
     """
-    original, output = original_of(model), open_output(folder)
+    original, output = original_of(model), open_output(folder, layout=layout)
     try:
         ids, _ = windows_for(original, output, None, min(default_tokens(original.parameters), _MOST_TOKENS))
         where = "of the text that reports measure on"

@@ -221,7 +221,7 @@ def measure_damage(state: State) -> None:
 
     state.progress.stage("measuring the output", 0)
     assert state.conversion.model is not None, "a layout without a model to measure refuses a limit"
-    found = remeasured(allocation, state.conversion.model, state.folder, " and ".join(done))
+    found = remeasured(allocation, state.conversion.model, state.folder, " and ".join(done), state.layout)
     state.options = replace(options, allocation=found)
     state.reported(allocation=found)
 

@@ -14,6 +14,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlxport.errors import ConfigError, MlxportError, NumericsError, UnsupportedError, UsageError, VerificationError
+from mlxport.layouts.base import Layout
 from mlxport.layouts.conversion import TracedModel
 from mlxport.layouts.mlx_lm.layout import MLX_LM
 from mlxport.layouts.table import AUTO, chosen, layout_of, refuse_unknown_code
@@ -244,8 +245,13 @@ def original_of(traced: TracedModel) -> Opened:
     )
 
 
-def open_output(folder: str | Path, *, trust_remote_code: bool = False) -> Opened:
+def open_output(folder: str | Path, *, trust_remote_code: bool = False, layout: Layout | None = None) -> Opened:
     """A converted model, by mlxport or by mlx-lm; nothing is read yet.
+
+    Args:
+        folder: Where it lies, or a hub id.
+        trust_remote_code: Whether code of the folder may run.
+        layout: Its layout, where that is known; by default what its record says.
 
     Raises:
         SourceError: The folder is not a converted model, or is built by code that is not trusted (UnsafeError).
@@ -254,7 +260,7 @@ def open_output(folder: str | Path, *, trust_remote_code: bool = False) -> Opene
     path = resolve(folder)
     config = read_object(path / "config.json", ConfigError, unique=False)
     own = refuse_foreign_source(path, config, trust_remote_code)  # as what the hint names would
-    if own and not layout_of(config, read_record(path)).own_source:
+    if own and not (layout or layout_of(config, read_record(path))).own_source:
         raise UnsupportedError(
             f"{folder} is built by code of its own, and quality is measured with models that run on mlx-lm's caches",
             hint="mlxport verify compares a port with its original in torch",
