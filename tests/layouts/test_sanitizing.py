@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from functools import partial
+from types import SimpleNamespace
 
 import mlx.core as mx
 import mlx_lm
@@ -19,8 +21,10 @@ from safetensors.torch import load_file, save_file
 
 from checkpoints import write_tokenizer
 from mlxport.layouts.generated.language_model import traced_language_model
+from mlxport.layouts.generated.sanitizing import prove, sanitize_source
 from mlxport.quant import QuantRequest
 from mlxport.source import open_checkpoint
+from mlxport.transform import trace
 from mlxport.types import QuantSpec
 
 IDS = [[5, 40, 31, 7, 30], [9, 8, 7, 6, 5]]
@@ -146,3 +150,22 @@ def test_a_long_table_that_is_stored_nowhere(tmp_path):
     saved(config, tmp_path)
     (note,) = [note for note in ported_beside(tmp_path) if "sanitize" in note]
     assert "numbers is stored nowhere" in note and "def sanitize" not in (tmp_path / "model.py").read_text()
+
+
+def test_layers_of_other_sizes_under_the_same_names(tmp_path):
+    def cut(arrays):
+        made = {}
+        for layer, heads in ((0, 2), (1, 3), (2, 3)):
+            whole = arrays[f"layers.{layer}.both.weight"].reshape(heads, 4, -1)
+            made |= {f"layers.{layer}.first.weight": whole[:, :1], f"layers.{layer}.second.weight": whole[:, 1:]}
+        return made
+
+    sizes = {f"layers.{layer}.both.weight": torch.randn(4 * heads, 6) for layer, heads in ((0, 2), (1, 3), (2, 3))}
+    save_file(sizes, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    program = trace(cut, open_checkpoint(tmp_path).tensors)
+    text = sanitize_source(program, (), mx.float32)
+    assert "if i == 0:" in text and "if i in (1, 2):" in text and text.count("weights.pop(") == 2
+    namespace = {"mx": mx}
+    exec(text, namespace)
+    prove(partial(namespace["sanitize"], SimpleNamespace(layers=range(3))), program, mx.float32)
