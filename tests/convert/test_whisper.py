@@ -83,9 +83,9 @@ def test_openais_file_is_the_same_model(source, tmp_path):
 
 
 @needs_mlx_whisper
-def test_quantized_as_mlx_whisper_loads_it(source, tmp_path):
-    out = tmp_path / "out"
-    report = mlxport.convert(source, out, quantize=4, q_group_size=32, dtype="bfloat16")
+def test_quantized_as_mlx_whisper_loads_it(tmp_path):
+    source, out = save_whisper(tmp_path / "halves", make_whisper(), dtype=torch.float16), tmp_path / "out"
+    report = mlxport.convert(source, out, quantize=4, q_group_size=32)
     assert report.parity.passed and report.parity.bits == 4
     assert [row.passed for row in report.parity.comparisons if row.compared]
     config = json.loads((out / "config.json").read_text())

@@ -68,6 +68,7 @@ def compare_speech(
     wrong, plain = wrong_weights(model, wanted), None
     if bits is not None:
         found = plain_ports(model, lambda: _empty(model), wanted)
+        found.original.update(tree_map(float32, found.original.parameters()))  # half precision would be a difference
         plain = PlainPorts(_Output(found.original), _Output(found.dequantized), found.weights)
     else:
         model.update(tree_map(float32, model.parameters()))
