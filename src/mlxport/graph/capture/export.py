@@ -22,6 +22,7 @@ from mlxport.graph.capture.dataclass_inputs import known_dataclasses
 from mlxport.graph.capture.exported_program import captured_program
 from mlxport.graph.capture.fastpath import fast_paths
 from mlxport.graph.capture.free_sizes import SizesTooLong, bounded_sizes, free_sizes
+from mlxport.graph.capture.loops_over_chosen import loops_followed
 from mlxport.graph.capture.quick_tables import quick_tables
 from mlxport.graph.capture.reshaped_inputs import CallsInPlace
 from mlxport.graph.capture.wrapped_root import Inside, bring_out, hides_members
@@ -74,7 +75,9 @@ def export(
         dynamic: ``dynamic_shapes`` as torch.export takes them, or None for the example's sizes.
     """
     with _quiet(), torch.no_grad(), known_shapes():
-        program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
+        program = loops_followed(
+            module, lambda: torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
+        )
         return decompose(program)
 
 

@@ -18,6 +18,7 @@ from mlxport.graph.build import Port, build
 from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.export import CaptureError, capture
 from mlxport.graph.capture.hub_kernels import has_kernels, whole_kernels
+from mlxport.graph.capture.loops_over_chosen import loops_followed
 from mlxport.graph.lower.one_function import MissingOps
 from mlxport.graph.rewrite.caches.cached_step import NotCached
 from mlxport.graph.rewrite.caches.changed_weights import without_changes_of_weights
@@ -175,9 +176,10 @@ def _example_cache(model: Any, parameter: str, ids: torch.Tensor, call: Callable
         with mode, left_as_it_was(model), torch.no_grad():
             tokens = mode.from_tensor(ids, static_shapes=True)
             if is_encoder_decoder(model):
-                output = call(model, mode.from_tensor(source, static_shapes=True), tokens)
+                given = mode.from_tensor(source, static_shapes=True)
+                output = loops_followed(model, lambda: call(model, given, tokens))
             else:
-                output = model(input_ids=tokens, use_cache=True)
+                output = loops_followed(model, lambda: model(input_ids=tokens, use_cache=True))
     except Exception as error:  # the model's own code
         raise NotCached.raised(error) from error
     cache = getattr(output, parameter, None)

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 
+from mlxport.graph.capture.loops_over_chosen import loops_followed
 from mlxport.graph.capture.recurrent_modules import (
     OutputAxes,
     Untouched,
@@ -87,10 +88,7 @@ def example_of(model: Any, parameter: str, ids: torch.Tensor, each_token: bool) 
     symbols = ShapeEnv(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True)
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=symbols)
     with mode, left_as_it_was(model), torch.no_grad():
-        try:
-            given, held = _remembered(model, parameter, mode.from_tensor(ids, static_shapes=True))
-        except Exception as error:  # the model's own code
-            raise NotCached.raised(error) from error
+        given, held = _remembered(model, parameter, mode.from_tensor(ids, static_shapes=True))
 
         def fresh() -> RememberedExample:
             def empty(item: torch.Tensor) -> torch.Tensor:
@@ -100,7 +98,8 @@ def example_of(model: Any, parameter: str, ids: torch.Tensor, each_token: bool) 
 
         def run(length: int, example: RememberedExample) -> Any:
             with example_in_modules(model, example.held):
-                return model(input_ids=mode.from_tensor(ids[:, :length]), **{parameter: example.given}, use_cache=True)
+                tokens = mode.from_tensor(ids[:, :length])
+                return _called(model, input_ids=tokens, **{parameter: example.given}, use_cache=True)
 
         run(1, fresh())
         with Untouched(model) as again:
@@ -123,16 +122,28 @@ def example_of(model: Any, parameter: str, ids: torch.Tensor, each_token: bool) 
     return example
 
 
+def _called(model: Any, **inputs: Any) -> Any:
+    """What a model gives; what its own code raises is why it is refused.
+
+    Raises:
+        NotCached: It raises an exception.
+    """
+    try:
+        return loops_followed(model, lambda: model(**inputs))
+    except Exception as error:  # the model's own code
+        raise NotCached.raised(error) from error
+
+
 def _remembered(model: Any, parameter: str, ids: torch.Tensor) -> tuple[Any, dict[tuple[str, str], torch.Tensor]]:
     """What the model hands over after some tokens, and what its modules have kept."""
     from transformers import DynamicCache
 
     before = {path: dict(vars(module)) for path, module in model.named_modules()}
     with left_as_it_was(model):
-        given = getattr(model(input_ids=ids, use_cache=True), parameter, None)
+        given = getattr(_called(model, input_ids=ids, use_cache=True), parameter, None)
         if given is None and parameter == "past_key_values":  # it is filled where it is given
             given = DynamicCache(config=model.config)
-            model(input_ids=ids, past_key_values=given, use_cache=True)
+            _called(model, input_ids=ids, past_key_values=given, use_cache=True)
         held = {
             (path, name): item
             for path, module in model.named_modules()

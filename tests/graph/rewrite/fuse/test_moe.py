@@ -97,3 +97,35 @@ def test_experts_of_transformers(implementation):
     result = fused(Last(), (torch.arange(10).reshape(2, 5),), (torch.arange(21).reshape(3, 7),))
     assert result.source.count("= SwitchLinear(") == 2 and "mx.fast.rope(" in result.source
     assert 'mask="causal"' in result.source and "histc" not in result.source
+
+
+class Hit(nn.Module):
+    """A loop over the experts that some row chose, whose matrices are stacked; ``flat``: below one another."""
+
+    def __init__(self, flat):
+        super().__init__()
+        torch.manual_seed(0)
+        self.router = nn.Linear(8, 4)
+        self.up, self.down = nn.Parameter(torch.randn(4, 24, 8)), nn.Parameter(torch.randn(4, 8, 12))
+        self.bias = nn.Parameter(torch.randn(4, 8))
+        if flat:
+            self.up = nn.Parameter(self.up.reshape(-1, 8))
+
+    def forward(self, x):
+        rows = x.reshape(-1, 8)
+        weights, indices = self.router(rows).softmax(-1).topk(2)
+        out = torch.zeros_like(rows)
+        mask = torch.nn.functional.one_hot(indices, 5).permute(2, 1, 0)  # one more than there are
+        for number in torch.greater(mask.sum(dim=(-1, -2)), 0).nonzero():
+            number = number[0]
+            place, row = torch.where(mask[number])
+            gate, up = torch.nn.functional.linear(rows[row], self.up.view(4, 24, 8)[number]).chunk(2, dim=-1)
+            made = (torch.nn.functional.silu(gate) * up) @ self.down[number].t() + self.bias[number]
+            out.index_add_(0, row, made * weights[row, place, None])
+        return out.reshape(x.shape)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_loop_over_chosen_experts_is_run_once(flat):
+    result = fused(Hit(flat), (torch.randn(2, 7, 8),), (torch.randn(3, 5, 8),))
+    assert result.source.count("= SwitchLinear(") == 2 and "nonzero" not in result.source

@@ -77,6 +77,22 @@ class IndexAdd(Mixture):
         return out.reshape(x.shape)
 
 
+class Hit(Mixture):
+    """Experts that no row chose are left out of the loop, and those that it comes to in vain do nothing."""
+
+    def forward(self, x):
+        rows = x.reshape(-1, 8)
+        weights, indices = self.route(rows)
+        out = torch.zeros_like(rows)
+        mask = F.one_hot(indices, len(self.experts)).permute(2, 1, 0)
+        for number in torch.greater(mask.sum(dim=(-1, -2)), 0).nonzero():
+            place, row = torch.where(mask[number].squeeze(0))
+            if row.numel() == 0:
+                continue
+            out.index_add_(0, row, self.experts[number](rows[None, row].reshape(-1, 8)) * weights[row, place, None])
+        return out.reshape(x.shape)
+
+
 class InPlace(Mixture):
     def forward(self, x):
         rows = x.reshape(-1, 8)
@@ -110,7 +126,7 @@ SHAPES = (torch.randn(2, 7, 8),), (torch.randn(3, 5, 8),)
 
 
 @pytest.mark.parametrize("expert", [MLP, Gated])
-@pytest.mark.parametrize("kind", [Masked, Scattered, Stacked, IndexAdd, InPlace, Switch, Unweighted])
+@pytest.mark.parametrize("kind", [Masked, Scattered, Stacked, IndexAdd, Hit, InPlace, Switch, Unweighted])
 def test_fused(kind, expert):
     result = fused(kind(expert), *SHAPES)
     assert result.source.count("= SwitchLinear(") == 2 and result.applied.count("gather_mm") >= 1

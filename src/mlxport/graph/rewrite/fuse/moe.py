@@ -10,11 +10,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from mlxport.graph.capture.captured import Captured
 from mlxport.graph.lower.fused_ops import gather_mm
-from mlxport.graph.lower.traits import traits_of
+from mlxport.graph.lower.layer_specs import Fold
+from mlxport.graph.lower.traits import View, traits_of
 from mlxport.graph.rewrite.fuse.fusion import Fusion
 from mlxport.graph.rewrite.fuse.products import Contraction, contraction
 from mlxport.graph.rewrite.fuse.values import Values
@@ -32,7 +33,7 @@ def apply(captured: Captured, values: Values) -> Iterable[Fusion]:
         place = where(node)
         if kind(node) in _GROUPED:
             yield Fusion("gather_mm", place, _grouped(captured, node))
-        elif (product := contraction(node)) is not None and _gathered(captured, product):
+        elif (product := contraction(node)) is not None and _gathered(captured, values, product):
             yield Fusion("gather_mm", place)
         elif kind(node) == "index_put":
             _inverse(captured, node)
@@ -84,20 +85,20 @@ def _sorted_experts(ends: Any) -> Node | None:
     return experts if ascending and not any(experts.args[0].args[2:]) else None
 
 
-def _gathered(captured: Captured, product: Contraction) -> bool:
+def _gathered(captured: Captured, values: Values, product: Contraction) -> bool:
     """A product with ``weight[experts]``."""
     for x, axes, matrices, letters in (
         (product.a, product.left, product.b, product.right),
         (product.b, product.right, product.a, product.left),
     ):
-        found = _chosen(captured, matrices)
+        found = _chosen(captured, values, matrices)
         if found is not None and product.added is None:
             weight, experts, turned = found
             return _multiplied(captured, product, x, axes, letters, weight, experts, turned)
     return False
 
 
-def _chosen(captured: Captured, node: Any) -> tuple[Node, Node, bool] | None:
+def _chosen(captured: Captured, values: Values, node: Any) -> tuple[Node, Node, bool] | None:
     """Weight and experts of ``weight[experts]``, and whether its matrices are transposed after that."""
     turned = False
     if kind(node) == "transpose" and {axis % ndim(node) for axis in node.args[1:]} == {ndim(node) - 1, ndim(node) - 2}:
@@ -113,7 +114,36 @@ def _chosen(captured: Captured, node: Any) -> tuple[Node, Node, bool] | None:
         weight, experts = node.args[:2]
     if not isinstance(weight, Node) or not isinstance(experts, Node) or experts.meta["val"].dtype is torch.bool:
         return None
-    return (weight, experts, turned) if ndim(weight) == 3 and weight in captured.weights and is_float(weight) else None
+    if ndim(weight) != 3 or not is_float(weight):
+        return None
+    stacked = weight if weight in captured.weights else _reshaped(captured, values, weight)
+    return None if stacked is None else (stacked, experts, turned)
+
+
+def _reshaped(captured: Captured, values: Values, node: Node) -> Node | None:
+    """A weight under other sizes, as a weight of its own: an expert's matrix was some rows of all of them."""
+    source = node.args[0] if traits_of(node).view is View.RESHAPED else None
+    if source not in captured.weights or any(not isinstance(size, int) for size in shape(node)):
+        return None
+    name = captured.weights[source] + "_by_expert"  # type: ignore[index]
+    for known, other in captured.weights.items():
+        if other == name and shape(known) == shape(node):
+            return known
+    if name in values.folds:
+        return None
+    graph = Graph()
+    given = graph.placeholder("w0")
+    given.meta = {"val": source.meta["val"]}  # type: ignore[union-attr]
+    made = graph.call_function(_aten.reshape.default, (given, list(shape(node))))
+    made.meta = {"val": node.meta["val"]}
+    graph.output((made,))
+    with captured.graph.inserting_before(next(iter(captured.graph.nodes))):
+        weight = captured.graph.placeholder("by_expert")
+    weight.meta = {"val": node.meta["val"]}
+    values.folds[name] = Fold((captured.weights[source],), graph)  # type: ignore[index]
+    captured.weights[weight] = name
+    captured.trainable |= {name}
+    return weight
 
 
 def _multiplied(
