@@ -115,6 +115,36 @@ FAMILIES: dict[str, TinyFamily] = {
             "processor_config.json": {"processor_class": "Idefics3Processor", "image_seq_len": 4},
         },
     ),
+    "gemma3": TinyFamily(
+        model="Gemma3ForConditionalGeneration",
+        config={
+            "text_config": {
+                **TEXT, "hidden_size": 96, "sliding_window": 40, "sliding_window_pattern": 2,
+                "query_pre_attn_scalar": 16, "pad_token_id": 256,
+                "rope_parameters": {
+                    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+                },
+            },
+            "vision_config": {**SEEN, "vision_use_head": False},
+            "mm_tokens_per_image": 4,
+        },
+        special=("<start_of_image>", "<image_soft_token>", "<end_of_image>"),
+        ids={
+            "image_token_index": "<image_soft_token>", "boi_token_index": "<start_of_image>",
+            "eoi_token_index": "<end_of_image>",
+        },
+        place="<start_of_image>",
+        files={
+            "preprocessor_config.json": {
+                **MEAN, "image_processor_type": "Gemma3ImageProcessor", "size": {"height": 56, "width": 56},
+            },
+            "processor_config.json": {"processor_class": "Gemma3Processor", "image_seq_length": 4},
+        },
+        tokenizer={"extra_special_tokens": {
+            "boi_token": "<start_of_image>", "image_token": "<image_soft_token>", "eoi_token": "<end_of_image>",
+        }},
+    ),
     "llava": TinyFamily(
         model="LlavaForConditionalGeneration",
         config={
@@ -170,6 +200,10 @@ def config_of_2025(config: dict[str, Any]) -> dict[str, Any]:
     """The same config as transformers 4 wrote it: rotary embeddings said in two fields, defaults left out."""
     text = dict(config["text_config"])
     rope = text.pop("rope_parameters")
+    if "full_attention" in rope:
+        text["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        text["sliding_window_pattern"] = text.pop("_sliding_window_pattern")
+        rope = rope["full_attention"]
     text["rope_theta"] = rope["rope_theta"]
     if scaled := {key: value for key, value in rope.items() if key not in ("rope_theta", "mrope_interleaved")}:
         text["rope_scaling"] = scaled if set(scaled) > {"rope_type"} else None

@@ -132,10 +132,21 @@ def check_values(config: Mapping[str, Any], needed: tuple[Mapping[str, Any], ...
     for where, part, layers in tables(config):
         rope = any(name in _ROPE_TABLES for name in where)
         for key, value, expected in _wrong(part, id(part) in ids, layers, rope):
+            if key == "hidden_size" and part is config and config is not needed[-1] and _is_square(value, needed[-1]):
+                continue
             raise ConfigError(
                 f"{path}: {'.'.join((*where, key))} is {repr(value)[:80]}, expected {expected}",
                 hint="get config.json again from where the weights are from",
             )
+
+
+def _is_square(value: Any, text: Mapping[str, Any]) -> bool:
+    """Whether a width beside that of the text part is the square of the scale that its embeddings have in bfloat16.
+
+    mlx-vlm divides features of pictures by the root of the one, and multiplies by the other.
+    """
+    width = text.get("hidden_size")
+    return type(value) is float and type(width) is int and abs(value - width) < width / 64
 
 
 def tables(config: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any], Any]]:

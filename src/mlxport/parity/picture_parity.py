@@ -21,6 +21,7 @@ from mlxport.errors import UnsupportedError, UsageError
 from mlxport.layouts.generated.hf_model import empty_model
 from mlxport.model.loaded import DTYPE_NAMES, float_dtypes, packings, upcast
 from mlxport.model.memory import refuse_large
+from mlxport.model_config import ModelConfig
 from mlxport.parity.lazy_reference import LazyWeight, lazy_parameters
 from mlxport.parity.port_parity import compare
 from mlxport.parity.port_report import OutputComparison, PortParity
@@ -35,6 +36,10 @@ from mlxport.types import Checkpoint
 __all__ = ["PictureParity", "compare_pictures"]
 
 _TEXT = "What is to be seen here, and how many of them?"
+_ONE_WAY = (
+    "mlxport run reads the pictures of this model in both directions, as the original does; mlx_vlm.generate reads "
+    "them in one, and its logits are {:.1e} of the scale off"
+)
 _LENGTH = 8  # tokens of the answer
 _SMALL = 2 << 30  # bytes of float32 weights that are run once for each token of an answer
 
@@ -122,7 +127,17 @@ def _original(checkpoint: Checkpoint, layout: StoredLayout | None) -> Any:
                 read[id(value)] = torch.nn.Parameter(value.source.whole(), requires_grad=False)
             del module.__dict__[name]
             module.register_parameter(name, read[id(value)])
+    _round_scales(model, ModelConfig(checkpoint.config).dtype)
     return model
+
+
+def _round_scales(model: Any, dtype: str | None) -> None:
+    """Give embeddings the scale that the original has in its own dtype, to which it casts it: mlx-vlm has the same."""
+    if dtype != "bfloat16":
+        return
+    for module in model.modules():
+        if isinstance(scale := getattr(module, "embed_scale", None), torch.Tensor):
+            module.embed_scale = scale.to(torch.bfloat16).to(torch.float32)
 
 
 def _compared(
@@ -132,27 +147,34 @@ def _compared(
     processor = load_image_processor(checkpoint.root)
     rows: list[OutputComparison] = []
     problems: list[str] = []
+    notes: list[str] = []
     answer: list[int] = []
     for name, shown in (("text", []), ("two pictures and text", pictures)):
         inputs = ours.inputs(ours.prompt(_TEXT, len(shown)), shown)
         given = _for_torch(inputs)
         if shown:
             prepared = processor(images=shown, return_tensors="np")
-            given.update({key: torch.from_numpy(np.asarray(value)) for key, value in prepared.items()})
+            taken = inspect.signature(theirs.forward).parameters
+            given.update({key: torch.from_numpy(np.asarray(prepared[key])) for key in prepared.keys() & taken.keys()})
             given.update(_kinds(theirs, given["input_ids"]))
         rows.append(_row(name, ours.logits(inputs), theirs, given))
+        if ours.both_ways(inputs):
+            other_way = _row(name, ours.logits(inputs, one_way=True), theirs, given)
+            notes.append(_ONE_WAY.format(other_way.relative))
         if shown and answers and rows[-1].passed:
             mine, other = _answer(ours, inputs), _torch_answer(theirs, given)
             answer = other if mine == other else []
             problems += [] if mine == other else [f"an answer has the tokens {mine}, the original's {other}"]
-    return replace(report, comparisons=tuple(rows), problems=tuple(problems), answer=tuple(answer))
+    return replace(
+        report, comparisons=tuple(rows), problems=tuple(problems), notes=tuple(notes), answer=tuple(answer)
+    )  # fmt: skip
 
 
 def _kinds(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """Which tokens stand for pictures, as transformers' own processors say beside the tokens."""
-    if "mm_token_type_ids" not in inspect.signature(model.forward).parameters:
-        return {}
-    return {"mm_token_type_ids": (ids == model.config.image_token_id).to(torch.int64)}
+    taken = inspect.signature(model.forward).parameters
+    name = next((name for name in ("mm_token_type_ids", "token_type_ids") if name in taken), None)
+    return {} if name is None else {name: (ids == model.config.image_token_id).to(torch.int64)}
 
 
 def _for_torch(inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mlxport.errors import MlxportError, SourceError, UsageError, WeightsError
+from mlxport.layouts.mlx_vlm.families import family_of
 from mlxport.run.media.extras import needed
+from mlxport.run.picture_attention import hidden_states
 from mlxport.source.jsonfile import read_object
 from mlxport.source.tokenizer_loading import reason, refusing
 from mlxport.source.written_code import refuse_foreign_source
@@ -92,20 +94,35 @@ class VisionLanguage:
         found = (self.config.get(name) for name in ("image_token_id", "image_token_index"))
         return [token for token in found if isinstance(token, int)][:1]
 
-    def logits(self, inputs: Mapping[str, Any]) -> Any:
-        """What is computed for every token before an answer, as ``mlx_vlm.generate`` computes it.
+    def logits(self, inputs: Mapping[str, Any], *, one_way: bool = False) -> Any:
+        """What is computed for every token before an answer, as ``stream`` computes it.
 
         Args:
             inputs: As ``inputs`` makes them.
+            one_way: As ``mlx_vlm.generate`` computes it, even where ``both_ways`` says that the original does not.
         """
         from mlx_vlm.models.cache import make_prompt_cache
 
-        named = _renamed(inputs)
-        tokens, pixels, mask = (named.pop(name, None) for name in ("input_ids", "pixel_values", "mask"))
-        model = self.model.language_model
-        found = self.model.get_input_embeddings(tokens, pixels, mask=mask, **named).to_dict()
-        named.update({name: value for name, value in found.items() if value is not None})
-        return model(tokens, cache=make_prompt_cache(model), **named).logits
+        named, model = _renamed(inputs), self.model.language_model
+        cache = make_prompt_cache(model)
+        tokens, features = self._embedded(named)
+        if self.both_ways(named) and not one_way:
+            return model.lm_head(self._read(tokens, features["inputs_embeds"], cache))
+        more = {name: value for name, value in named.items() if name not in ("input_ids", "pixel_values", "mask")}
+        return model(tokens, cache=cache, **{**more, **features}).logits
+
+    def both_ways(self, inputs: Mapping[str, Any]) -> bool:
+        """Whether these have pictures that are to be read in both directions, which mlx-vlm reads in one."""
+        family = family_of(self.config)
+        return family is not None and family.both_ways and inputs.get("pixel_values") is not None
+
+    def _embedded(self, named: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Tokens, and what the language model is given with them."""
+        found = self.model.get_input_embeddings(**named).to_dict()
+        return named["input_ids"], {name: value for name, value in found.items() if value is not None}
+
+    def _read(self, tokens: Any, embeddings: Any, cache: Any) -> Any:
+        return hidden_states(self.model.language_model, embeddings, tokens, self._picture_tokens()[0], cache)
 
     def stream(self, inputs: dict[str, Any], **settings: Any) -> Iterator[Any]:
         """Pieces of the answer, as ``mlx_vlm.stream_generate`` yields them.
@@ -116,7 +133,19 @@ class VisionLanguage:
         """
         from mlx_vlm import stream_generate
 
-        yield from stream_generate(self.model, self.processor, "", **_renamed(inputs), **settings)
+        named = _renamed(inputs)
+        if self.both_ways(named):
+            named = self._begun(named)
+        yield from stream_generate(self.model, self.processor, "", **named, **settings)
+
+    def _begun(self, named: Mapping[str, Any]) -> dict[str, Any]:
+        """The last token, and a cache of what is before it, in which pictures are read in both directions."""
+        from mlx_vlm.models.cache import make_prompt_cache
+
+        cache = make_prompt_cache(self.model.language_model)
+        tokens, features = self._embedded(named)
+        self._read(tokens[:, :-1], features["inputs_embeds"][:, :-1], cache)
+        return {"input_ids": tokens[:, -1:], "mask": named["mask"][:, -1:], "prompt_cache": cache}
 
 
 class _PicturesAlone:

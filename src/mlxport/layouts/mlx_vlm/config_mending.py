@@ -6,15 +6,20 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import mlx.core as mx
+
 from mlxport.errors import ConfigError, UnsupportedError
 
 __all__ = [
     "ConfigRule",
+    "every_nth_without_window",
     "heads_of_usual_size",
     "no_windows",
     "one_layer_of_features",
     "only",
+    "picture_tokens_with_text",
     "plain_rope",
+    "rope_of_windows",
     "said_in_full",
     "sections_of_rope",
     "text_at_the_root",
@@ -28,6 +33,7 @@ ConfigRule = Callable[[dict[str, Any]], None]
 _OF_THE_PART = ("model_type", "architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
 _ROPE_BASES = ("rope_theta", "rope_local_base_freq")
 _ROPE_THETA = 1_000_000.0  # transformers' default for these types
+_WINDOWED = (("sliding", ("default",)), ("full", ("default", "linear")))
 _OTHERWISE = "convert the text model alone with --text-only, or the original's own runtime has to be used"
 
 
@@ -109,6 +115,49 @@ def plain_rope(*kinds: str) -> ConfigRule:
             text["rope_scaling"] = {**said, "type": kind}
 
     return rule
+
+
+def rope_of_windows(config: dict[str, Any]) -> None:
+    """Say the bases of the rotary embeddings within windows and without, and the scaling of the latter.
+
+    Raises:
+        UnsupportedError: They are scaled otherwise than mlx-vlm computes.
+    """
+    text = config["text_config"]
+    said = text.pop("rope_parameters")
+    near, far = (_taken_rope({"rope_parameters": said[f"{kind}_attention"]}, *allowed) for kind, allowed in _WINDOWED)
+    text["rope_local_base_freq"] = near["rope_theta"]
+    text["rope_theta"] = text["rope_global_base_freq"] = far.pop("rope_theta")
+    if far["rope_type"] != "default":
+        text["rope_scaling"] = far
+
+
+def every_nth_without_window(config: dict[str, Any]) -> None:
+    """Say which layers attend to everything as mlx-vlm asks for it: every n-th.
+
+    Raises:
+        UnsupportedError: It is others.
+    """
+    text = config["text_config"]
+    far = [kind == "full_attention" for kind in text["layer_types"]]
+    period = far.index(True) + 1 if any(far) else 0
+    if not period or far != [(index + 1) % period == 0 for index in range(len(far))]:
+        message = "mlx-vlm computes models of this type in which every n-th layer attends without a window"
+        raise UnsupportedError(f"{message}, and layer_types has others", hint=_OTHERWISE)
+    text["sliding_window_pattern"] = period
+
+
+def picture_tokens_with_text(config: dict[str, Any]) -> None:
+    """Say of pictures what mlx-vlm asks the text part for, and what it takes for the width of the text.
+
+    It divides features of pictures by the root of that width, to multiply everything by the root of the text's in
+    bfloat16: the number here is the one with which both are the same.
+    """
+    text = config["text_config"]
+    text["mm_tokens_per_image"] = config["mm_tokens_per_image"]
+    config["pad_token_id"] = config.get("pad_token_id", text.get("pad_token_id", 0))
+    width = float(mx.array(text["hidden_size"] ** 0.5, mx.bfloat16)) ** 2
+    config["hidden_size"] = int(width) if width.is_integer() else width
 
 
 def _taken_rope(text: dict[str, Any], *kinds: str) -> dict[str, Any]:

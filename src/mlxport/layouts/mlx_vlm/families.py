@@ -28,6 +28,7 @@ class Family:
         text: What the names of the language model's layers and embeddings begin with, in mlx-vlm.
         head: What the output layer is called in mlx-vlm; it is left out where the embeddings stand for it.
         own_head: Whether mlx-vlm has that layer even so: then it is a copy of the embeddings.
+        both_ways: Whether the tokens of a picture attend to each other in both directions, which mlx-vlm leaves out.
         config: What is done to the config, in this order.
     """
 
@@ -38,6 +39,7 @@ class Family:
     text: str = "language_model.model."
     head: str = "language_model.lm_head.weight"
     own_head: bool = False
+    both_ways: bool = False
     config: tuple[ConfigRule, ...] = ()
 
     @property
@@ -132,6 +134,29 @@ _LLAVA = Family(
     ),
 )
 
+_GEMMA3 = Family(
+    renames=_JOINED,
+    tower=("vision_tower.", "multi_modal_projector."),
+    channels_last=("vision_tower.vision_model.embeddings.patch_embedding.weight",),
+    own_head=True,
+    both_ways=True,
+    config=(
+        rules.said_in_full,
+        rules.text_named("gemma3_text"),
+        rules.rope_of_windows,
+        rules.every_nth_without_window,
+        rules.picture_tokens_with_text,
+        rules.only(("text_config", "hidden_activation"), "gelu_pytorch_tanh"),
+        rules.only(("text_config", "attention_bias"), False),
+        rules.only(("text_config", "use_bidirectional_attention"), False),
+        rules.only(("text_config", "attn_logit_softcapping"), None),
+        rules.only(("text_config", "final_logit_softcapping"), None),
+        rules.only(("", "tie_word_embeddings"), True),
+        rules.only(("vision_config", "model_type"), "siglip_vision_model"),
+        rules.only(("vision_config", "hidden_act"), "gelu_pytorch_tanh"),
+    ),
+)
+
 _IDEFICS3 = Family(
     renames=(
         ("model.text_model.", "language_model."),
@@ -159,6 +184,7 @@ FAMILIES: Mapping[str, Family] = {
     "qwen2_vl": _qwen_vl("qwen2_vl", "quick_gelu"),
     "qwen2_5_vl": _qwen_vl("qwen2_5_vl", "silu"),
     "qwen3_vl": _QWEN3_VL,
+    "gemma3": _GEMMA3,
     "llava": _LLAVA,
     "idefics3": _IDEFICS3,
     "smolvlm": _IDEFICS3,

@@ -16,7 +16,7 @@ from mlxport.layouts.base import LayoutOptions
 from mlxport.layouts.conversion import DTYPES, Conversion, make_conversion
 from mlxport.layouts.foreign_parts import refuse_adapters, refuse_mlx_code
 from mlxport.layouts.mlx_vlm.families import FAMILIES, Family, family_of
-from mlxport.layouts.mlx_vlm.skeleton import module_tree
+from mlxport.layouts.mlx_vlm.skeleton import linear_of, module_tree
 from mlxport.layouts.quantizing import Built, count_parameters, quantize
 from mlxport.model_config import ModelConfig
 from mlxport.progress import listed
@@ -154,16 +154,26 @@ class _Pipeline:
         weights = {name: self._made(name, arrays[original]) for original, name in self.names.items()}
         if self.config["tie_word_embeddings"]:
             weights.pop(self.family.head, None)
-            if self.family.own_head:
-                weights[self.family.head] = weights[self.family.embeddings]
         model, config = module_tree(weights), copy.deepcopy(dict(self.config))
         self.built.parameters = count_parameters(model)
         if self.quant is not None:
             model.quant_predicate = self._quantized  # type: ignore[assignment]
             model.why_kept = _WHY_KEPT  # type: ignore[assignment]
             config = quantize(model, config, self.quant, self.built)
+        if self.config["tie_word_embeddings"] and self.family.own_head:
+            self._copy_embeddings(model, config)
         self.built.model, self.built.config = model, config
         return dict(tree_flatten(model.parameters()))
+
+    def _copy_embeddings(self, model: nn.Module, config: dict[str, Any]) -> None:
+        """Give the output layer what the embeddings hold, packed or not: mlx-vlm has both, and some models one copy."""
+        source, target = (name.removesuffix(".weight") for name in (self.family.embeddings, self.family.head))
+        modules = dict(model.named_modules())
+        outer, _, name = target.rpartition(".")
+        setattr(modules[outer], name, linear_of(modules[source]))
+        for settings in (config.get("quantization"), self.built.kept):
+            if settings is not None and source in settings:
+                settings[target] = settings[source]
 
     def _made(self, name: str, array: mx.array) -> mx.array:
         if name in self.family.channels_last:

@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
-__all__ = ["module_tree"]
+__all__ = ["linear_of", "module_tree"]
 
 _EMBEDDINGS = ("embed_tokens", "wte", "pos_embed", "position_embedding")
 
@@ -33,6 +33,17 @@ def module_tree(weights: Mapping[str, mx.array]) -> nn.Module:
         weights: Path, joined by dots, to the array.
     """
     return _module("", tree_unflatten(list(weights.items())))
+
+
+def linear_of(embeddings: nn.Module) -> nn.Module:
+    """A linear layer with the matrix of embeddings, packed as it is there."""
+    kind: Any = nn.QuantizedLinear if "scales" in embeddings else nn.Linear
+    module = kind.__new__(kind)
+    nn.Module.__init__(module)
+    for name in ("weight", "scales", "biases", "group_size", "bits", "mode"):
+        if (value := getattr(embeddings, name, None)) is not None:
+            setattr(module, name, value)
+    return module  # type: ignore[no-any-return]
 
 
 def _module(name: str, node: Mapping[str, Any]) -> nn.Module:
