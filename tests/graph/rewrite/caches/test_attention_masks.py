@@ -55,7 +55,17 @@ def table_of_biases(query, key, value, past, layer):
     return scores.masked_fill(~causal(past, rows), torch.finfo(torch.float32).min).softmax(-1) @ value
 
 
+def of_groups(query, key, value, past, layer):
+    """Tokens of one picture would see each other; a text has none, which is known of the array that says so."""
+    rows = query.shape[2]
+    groups = torch.where(torch.zeros_like(query, dtype=torch.int)[:, 0, :, 0] == 1, 0, -1)
+    groups = F.pad(groups, (past, 0), value=-1)
+    same = (groups[:, None, past:, None] == groups[:, None, None]) & (groups[:, None, past:, None] >= 0)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=causal(past, rows) | same)
+
+
 FORMS = {
+    "of_groups": (of_groups, {"create_attention_mask(input_ids, cache[0])"}),
     "all_before": (all_before, {"create_attention_mask(input_ids, cache[0])", "KVCache() for _ in self.layers"}),
     "in_windows": (in_windows, {"window_size=5", "[KVCache(), RotatingKVCache(max_size=5)]"}),
     "capped": (capped, {"return_array=True", "masked_scores("}),

@@ -17,7 +17,7 @@ from torch.fx.node import map_aggregate
 
 from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.guards import SizeRule, size_rules
-from mlxport.graph.lower.traits import traits_of
+from mlxport.graph.lower.traits import filling, traits_of
 from mlxport.graph.rewrite.graph_queries import shape
 
 __all__ = ["CannotEvaluate", "Values", "close", "symbols"]
@@ -39,6 +39,12 @@ def wide(item: Any) -> Any:
     if isinstance(item, torch.Tensor):
         return item.to(_WIDE[item.dtype]) if item.dtype in _WIDE else item
     return _WIDE.get(item, item) if isinstance(item, torch.dtype) else item
+
+
+def _is_filled(node: Node) -> bool:
+    """Whether a node holds one number, no matter of whose sizes: integers or truth values, as masks are made of."""
+    item = node.meta.get("val")
+    return isinstance(item, torch.Tensor) and not item.dtype.is_floating_point and filling(node) is not None
 
 
 def symbols(nodes: Iterable[Node]) -> set[sympy.Symbol]:
@@ -74,7 +80,7 @@ class Values:
             fixed = name is not None and not self._trained(name)
         else:
             fixed = node.op == "call_function" and all(item in self.static for item in node.all_input_nodes)
-        if fixed or self._is_size(node):
+        if fixed or self._is_size(node) or _is_filled(node):
             self.static.add(node)
 
     def _trained(self, name: str) -> bool:
@@ -185,6 +191,9 @@ class Values:
             item = node.meta.get("val")
             if self._is_size(node):
                 known[node] = self.number(item, sizes)
+            elif _is_filled(node):
+                dims = [self.number(size, sizes) for size in shape(node)]
+                known[node] = torch.full(dims, filling(node), dtype=node.meta["val"].dtype)
             elif node.op == "placeholder":
                 known[node] = wide(self._weight(node))
             elif node.op != "call_function" or traits_of(node).random:
@@ -208,7 +217,7 @@ class Values:
             node, ready = stack.pop()
             if node in known or node in order:
                 continue
-            if ready or self._is_size(node):
+            if ready or self._is_size(node) or _is_filled(node):
                 order[node] = None
                 continue
             if node.op == "placeholder" and node not in self.captured.weights:
