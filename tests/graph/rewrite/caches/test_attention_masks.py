@@ -129,6 +129,26 @@ def test_what_a_models_own_code_raises_is_told_in_a_line():
             x = x + place.sum()
         return x
 
-    with pytest.raises(UnsupportedError, match="GuardOnDataDependentSymNode: Could not guard") as refused:
+    with pytest.raises(UnsupportedError, match="depends on values that are known only when it") as refused:
         emit_step(Model(all_before, asks_values, layers=1).eval())
     assert "\n" not in refused.value.message
+
+
+def in_two_ways(query, key, value, past, layer):
+    return in_windows(query, key, value, past, 1) + all_before(query, key, value, past, layer)
+
+
+def by_values(query, key, value, past, layer):
+    return all_before(query, key, value, past, layer) * (2 if (query > 0).nonzero().shape[0] // 4 > 0 else 1)
+
+
+@pytest.mark.parametrize(
+    ("attend", "why"),
+    [
+        (in_two_ways, "layer 0 has attentions that see the last 5 tokens and all tokens before"),
+        (by_values, r"what it computes \(test_attention_masks.py:\d+\) depends on values that are known only when it"),
+    ],
+)
+def test_refusals_say_what_cannot_be_kept(attend, why):
+    with pytest.raises(UnsupportedError, match=why):
+        emit_step(Model(attend).eval())

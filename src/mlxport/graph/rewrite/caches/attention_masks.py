@@ -50,10 +50,11 @@ class _Masks:
         """The mask of all layers that see as much."""
         known = self._seen.setdefault(layer, seen)
         if known != seen:
-            raise NotCached(f"layer {layer} sees in two ways: {known} and {seen}")
+            ways = f"{known.sees} and {seen.sees}"
+            raise NotCached(f"layer {layer} has attentions that see {ways}, where mlx-lm keeps one cache for a layer")
         kept = self._step.kinds.get(layer, CacheKind())
         if kept.indexes and seen != CacheKind():
-            raise NotCached(f"layer {layer} has an index of more keys than it keeps: {seen}")
+            raise NotCached(f"layer {layer} has an index of more keys than it keeps: attention sees {seen.sees}")
         self._step.kinds[layer] = replace(kept, window=seen.window, chunk=seen.chunk)
         if (seen, array) not in self._made:
             self._made[seen, array] = self._chunks(layer, seen.chunk) if seen.chunk else self._all(layer, seen, array)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import sympy
 import torch
 from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from mlxport.graph.capture.captured import Captured
 from mlxport.graph.lower import cache_ops
@@ -22,12 +25,21 @@ __all__ = ["SOURCES", "CacheKind", "CachedStep", "NotCached", "read_step"]
 SOURCES = ("input_ids", "input_features", "input_values")  # what an encoder reads: tokens, spectra, samples
 
 
+# Frames of torch and of this package, which are not the model's.
+_LIBRARY = (str(Path(torch.__file__).parent), str(Path(__file__).parents[3]))
+
+
 class NotCached(Exception):
     """A program that cannot be written on mlx-lm's caches; says why."""
 
     @classmethod
     def raised(cls, error: Exception) -> NotCached:
         """For what the model's own code raised, in one line."""
+        if isinstance(error, GuardOnDataDependentSymNode):
+            frames = traceback.extract_tb(error.__traceback__)
+            own = [frame for frame in frames if not frame.filename.startswith(_LIBRARY)]
+            place = f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
+            return cls(f"what it computes{place} depends on values that are known only when it runs")
         return cls(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
 
 
@@ -50,6 +62,13 @@ class CacheKind:
     both: bool = False
     stepped: bool = False
     indexes: bool = False
+
+    @property
+    def sees(self) -> str:
+        """What attention sees, in words."""
+        if self.chunk is not None:
+            return f"those of its chunk of {self.chunk}"
+        return "all tokens before" if self.window is None else f"the last {self.window} tokens"
 
 
 @dataclass
