@@ -87,6 +87,26 @@ _SMOLVLM = TinyFamily(
         "processor_config.json": {"processor_class": "SmolVLMProcessor", "image_seq_len": 4},
     },
 )  # fmt: skip
+_MISTRAL3 = TinyFamily(
+    model="Mistral3ForConditionalGeneration",
+    config={
+        "text_config": {**TEXT, "model_type": "mistral", "sliding_window": None},
+        "vision_config": {**SEEN, "model_type": "pixtral", "image_size": 140, "head_dim": 16, "hidden_act": "silu"},
+    },
+    special=("[IMG]", "[IMG_BREAK]", "[IMG_END]"),
+    ids={"image_token_index": "[IMG]"},
+    place="[IMG]",
+    files={
+        "preprocessor_config.json": {
+            **MEAN, "image_processor_type": "PixtralImageProcessor", "size": {"longest_edge": 84},
+            "patch_size": {"height": 28, "width": 28},
+        },
+        "processor_config.json": {
+            "processor_class": "PixtralProcessor", "patch_size": 14, "spatial_merge_size": 2, "image_token": "[IMG]",
+            "image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]",
+        },
+    },
+)  # fmt: skip
 FAMILIES: dict[str, TinyFamily] = {
     "qwen3_vl": TinyFamily(
         model="Qwen3VLForConditionalGeneration",
@@ -145,6 +165,14 @@ FAMILIES: dict[str, TinyFamily] = {
             "boi_token": "<start_of_image>", "image_token": "<image_soft_token>", "eoi_token": "<end_of_image>",
         }},
     ),
+    "mistral3": _MISTRAL3,
+    "ministral3": replace(_MISTRAL3, config={
+        **_MISTRAL3.config, "text_config": {**TEXT, "model_type": "ministral3", "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 32,
+            "max_position_embeddings": 512, "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.1,
+        }},
+    }),
     "llava": TinyFamily(
         model="LlavaForConditionalGeneration",
         config={
@@ -204,6 +232,8 @@ def config_of_2025(config: dict[str, Any]) -> dict[str, Any]:
         text["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
         text["sliding_window_pattern"] = text.pop("_sliding_window_pattern")
         rope = rope["full_attention"]
+    if "llama_4_scaling_beta" in rope:  # never saved otherwise than today
+        return config
     text["rope_theta"] = rope["rope_theta"]
     if scaled := {key: value for key, value in rope.items() if key not in ("rope_theta", "mrope_interleaved")}:
         text["rope_scaling"] = scaled if set(scaled) > {"rope_type"} else None

@@ -240,7 +240,7 @@ def test_the_last_line_says_so(mlxport: Callable[..., Any], tmp_path):
 
 
 def test_inspect_and_plan_say_the_same(mlxport: Callable[..., Any], tmp_path):
-    source = write(tmp_path / "in", "mistral3")
+    source = write(tmp_path / "in", "pixtral")
     refused = mlxport("convert", source, tmp_path / "out", "--verify", "none").err
     looked, planned = mlxport("inspect", source).out, mlxport("plan", source, "--device", "M2 8GB").out
     part = "vision_tower (vision_config, 2 tensors, 80 B)"

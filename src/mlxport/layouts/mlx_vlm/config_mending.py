@@ -14,7 +14,9 @@ __all__ = [
     "ConfigRule",
     "every_nth_without_window",
     "heads_of_usual_size",
+    "kept_rope",
     "no_windows",
+    "no_windows_at_all",
     "one_layer_of_features",
     "only",
     "picture_tokens_with_text",
@@ -113,6 +115,25 @@ def plain_rope(*kinds: str) -> ConfigRule:
         text["rope_theta"] = said["rope_theta"]
         if (kind := said.get("rope_type", "default")) != "default":
             text["rope_scaling"] = {**said, "type": kind}
+
+    return rule
+
+
+def kept_rope(model_type: str, *kinds: str, otherwise: ConfigRule) -> ConfigRule:
+    """Leave the rotary embeddings of one type of text model as transformers 5 says them; the others' as ``otherwise``.
+
+    Args:
+        model_type: The type.
+        kinds: Of scaling, that mlx-vlm computes for it.
+        otherwise: The rule for other types.
+    """
+
+    def rule(config: dict[str, Any]) -> None:
+        text = config["text_config"]
+        if text["model_type"] != model_type:
+            otherwise(config)
+            return
+        text["rope_parameters"] = _taken_rope(text, *kinds)
 
     return rule
 
@@ -221,6 +242,13 @@ def only(place: tuple[str, str], *allowed: object) -> ConfigRule:
             raise UnsupportedError(f"{said} for every model of this type", hint=_OTHERWISE)
 
     return rule
+
+
+def no_windows_at_all(config: dict[str, Any]) -> None:
+    """Refuse attention within a window in every layer, which mlx-vlm computes over everything."""
+    if (size := config["text_config"].get("sliding_window")) is not None:
+        message = f"text_config.sliding_window is {size}: layers attend within a window, which mlx-vlm does not compute"
+        raise UnsupportedError(message, hint=_OTHERWISE)
 
 
 def no_windows(config: dict[str, Any]) -> None:

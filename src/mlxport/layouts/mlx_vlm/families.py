@@ -180,6 +180,23 @@ _IDEFICS3 = Family(
     ),
 )
 
+_MISTRAL3 = Family(
+    renames=_JOINED,
+    tower=("vision_tower.", "multi_modal_projector."),
+    channels_last=("vision_tower.vision_model.patch_conv.weight",),
+    config=(
+        rules.said_in_full,
+        rules.text_named("mistral", "ministral3"),
+        rules.kept_rope("ministral3", "yarn", otherwise=rules.plain_rope()),
+        rules.no_windows_at_all,
+        rules.one_layer_of_features,
+        rules.only(("text_config", "hidden_act"), "silu"),
+        rules.only(("vision_config", "model_type"), "pixtral"),
+        rules.only(("vision_config", "hidden_act"), "silu"),
+        rules.only(("", "projector_hidden_act"), "gelu"),
+    ),
+)
+
 FAMILIES: Mapping[str, Family] = {
     "qwen2_vl": _qwen_vl("qwen2_vl", "quick_gelu"),
     "qwen2_5_vl": _qwen_vl("qwen2_5_vl", "silu"),
@@ -188,6 +205,7 @@ FAMILIES: Mapping[str, Family] = {
     "llava": _LLAVA,
     "idefics3": _IDEFICS3,
     "smolvlm": _IDEFICS3,
+    "mistral3": _MISTRAL3,
 }
 """By ``model_type``."""
 
