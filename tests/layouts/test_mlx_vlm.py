@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import mlxport
 from mlxport.errors import UnsupportedError
@@ -80,6 +81,13 @@ def test_four_bits_leave_what_reads_pictures_alone(converted, tmp_path):
     assert any("embed_tokens" in path for path in plan.quantized)
 
 
+@pytest.mark.parametrize("converted", ["gemma3"], indirect=True)
+def test_a_large_original_is_read_where_it_is_used(converted, monkeypatch):
+    monkeypatch.setattr("mlxport.parity.picture_parity._SMALL", 0)
+    found = mlxport.verify(converted.folder, against=converted.source)
+    assert all(row.relative < 1e-5 for row in found.comparisons) and not found.answer
+
+
 def test_a_config_of_2025_comes_out_as_one_of_today(converted):
     today = check_config(converted.config, "config.json")
     before = check_config(config_of_2025(converted.config), "config.json")
@@ -106,11 +114,16 @@ def test_a_family_without_rules_is_refused_with_those_that_have_some(converted, 
         assert "qwen3_vl" in said and "--text-only" in said
 
 
-def test_a_recipe_may_name_what_reads_pictures_and_sets_the_copy_of_the_embeddings(tmp_path):
+def test_a_checkpoint_of_2025_by_a_recipe_that_names_what_reads_pictures(tmp_path):
     recipe = tmp_path / "recipe.toml"
     eight = "{bits = 8, group_size = 32}"
     recipe.write_text(f'"*embed_tokens" = {eight}\n"vision_tower.*.fc1" = {eight}\n"language_model.*" = 4\n')
-    report = mlxport.convert(write_family(tmp_path / "source", "gemma3"), tmp_path / "made", recipe=recipe)
+    source = write_family(tmp_path / "source", "gemma3")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config_of_2025(config)))
+    weights = load_file(source / "model.safetensors")
+    save_file({names_of_2025(name): weight for name, weight in weights.items()}, source / "model.safetensors")
+    report = mlxport.convert(source, tmp_path / "made", recipe=recipe)
     bits = {path.rpartition(".")[2]: spec.bits for path, spec in report.plan.quantized.items()}
     assert (bits["fc1"], bits["embed_tokens"], bits["lm_head"]) == (8, 8, 8)
     assert all(row.relative < 1e-5 for row in report.parity.comparisons)

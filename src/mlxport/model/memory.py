@@ -19,17 +19,18 @@ def available_memory() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-def refuse_large(nbytes: int, what: str) -> None:
-    """Refuse a comparison that takes more than half of the memory that is free.
+def refuse_large(nbytes: int, what: str, share: float = 0.5) -> None:
+    """Refuse a comparison that takes more than a share of the memory that is free.
 
     Args:
         nbytes: What it takes.
         what: What that is, with ``{}`` where its size stands.
+        share: Which share: half, where there is a second of what is counted.
 
     Raises:
         UnsupportedError: It takes more.
     """
-    if nbytes > (limit := available_memory() // 2):
+    if nbytes > (limit := int(available_memory() * share)):
         needed, free = (f"{size / 1e9:.1f} GB" for size in (nbytes, limit))
         raise UnsupportedError(
             f"{what.format(needed)}, of which {free} may be taken",

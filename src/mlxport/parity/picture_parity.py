@@ -30,6 +30,7 @@ from mlxport.parity.stored import StoredLayout, StoredWeights
 from mlxport.parity.weight_errors import check_weights, differences
 from mlxport.run.tasks.picture_inputs import example_pictures, load_image_processor
 from mlxport.run.vision_language import VisionLanguage, load_vision_language
+from mlxport.source.part_names import TOWER
 from mlxport.transform import Program, invert
 from mlxport.types import Checkpoint
 
@@ -91,11 +92,13 @@ def compare_pictures(
     report = PictureParity(DTYPE_NAMES[dtype], bits, (), weights=weights)
     if not weights.passed:
         return report
-    nbytes = 4 * sum(ref.size for ref in checkpoint.tensors.values())
-    refuse_large(nbytes, "{} of weights run in float32")
+    sizes = {name: 4 * ref.size for name, ref in checkpoint.tensors.items()}
+    small = sum(sizes.values()) <= _SMALL
+    towers = sum(size for name, size in sizes.items() if TOWER.search(name))
+    refuse_large(sum(sizes.values()) + (0 if small else towers), "{} of weights run in float32", 0.5 if small else 0.75)
     upcast(ours.model)
-    theirs = _original(checkpoint, None if exact else layout)
-    return _compared(report, ours, theirs, checkpoint, answers=nbytes <= _SMALL)
+    theirs = _original(checkpoint, None if exact else layout, whole=small)
+    return _compared(report, ours, theirs, checkpoint, answers=small)
 
 
 def _opened(folder: Path, trust_remote_code: bool) -> VisionLanguage:
@@ -105,8 +108,13 @@ def _opened(folder: Path, trust_remote_code: bool) -> VisionLanguage:
         raise UnsupportedError(f"{error.message}: {error.hint}", hint=error.hint) from error
 
 
-def _original(checkpoint: Checkpoint, layout: StoredLayout | None) -> Any:
-    """Transformers' model in float32, in memory: its towers ask for the dtype of what they hold.
+def _original(checkpoint: Checkpoint, layout: StoredLayout | None, *, whole: bool) -> Any:
+    """Transformers' model in float32, its towers in memory: they ask for the dtype of what they hold.
+
+    Args:
+        checkpoint: The original.
+        layout: The weights to compute with, None for its own.
+        whole: Hold the language model too; else its weights are read where they are used, each time.
 
     Raises:
         UnsupportedError: Not every weight of it is in the checkpoint.
@@ -121,7 +129,9 @@ def _original(checkpoint: Checkpoint, layout: StoredLayout | None) -> Any:
             hint="without them there is nothing to compare: convert with --verify none",
         )
     read: dict[int, torch.nn.Parameter] = {}
-    for module in model.modules():
+    for path, module in model.named_modules():
+        if not whole and not TOWER.search(path):
+            continue
         for name, value in [item for item in vars(module).items() if isinstance(item[1], LazyWeight)]:
             if id(value) not in read:
                 read[id(value)] = torch.nn.Parameter(value.source.whole(), requires_grad=False)
