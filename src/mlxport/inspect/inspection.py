@@ -26,6 +26,7 @@ from mlxport.source.jsonfile import read_object
 from mlxport.source.local_folder import ignored
 from mlxport.source.part_names import TOWER
 from mlxport.source.tiktoken_tokenizer import made_tokenizer
+from mlxport.source.timm_config import is_timm
 from mlxport.source.tokenizer_files import check_tokenizer_files, embedding_rows
 from mlxport.types import Checkpoint, ModelPart, TensorRef
 
@@ -75,7 +76,7 @@ class Inspection:
 
     Attributes:
         name: Repository id or folder name.
-        architecture: Class name in the config, None where it gives none.
+        architecture: Class name in the config, timm's name of one of its models, None where it gives none.
         model_type: The config's.
         mlx_lm: Module of mlx-lm that loads it, None where mlx-lm has none.
         port: Whether it is a port, which source that lies in it builds: what mlx-lm has of its kind does not matter.
@@ -170,7 +171,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     largest = sorted(tensors.values(), key=lambda ref: -ref.nbytes)[:_LARGEST]
     return Inspection(
         name=checkpoint.name,
-        architecture=config.architectures[0] if config.architectures else None,
+        architecture=_architecture(config),
         model_type=config.model_type or "unknown",
         mlx_lm=support,
         mlx_format=mlx_format,
@@ -199,6 +200,12 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         left_out=parts,
         problems=tuple(dict.fromkeys(problems)),
     )
+
+
+def _architecture(config: ModelConfig) -> str | None:
+    if is_timm(config.values):  # transformers has one class for all of them
+        return str(config.values["architecture"])
+    return config.architectures[0] if config.architectures else None
 
 
 def _for_runtime(layout: Layout) -> str:

@@ -17,6 +17,7 @@ from mlxport.layouts.mlx_vlm.layout import MLX_VLM
 from mlxport.layouts.mlx_whisper.layout import MLX_WHISPER
 from mlxport.model_config import ModelConfig
 from mlxport.source import needs_remote_code, refuse_remote_code
+from mlxport.source.timm_config import is_timm
 
 if TYPE_CHECKING:
     from mlxport.types import Checkpoint
@@ -148,6 +149,8 @@ def generates_instead(error: MlxportError, checkpoint: Checkpoint, cache: bool) 
 
 def why_not_the_runtimes(config: Mapping[str, Any]) -> str:
     """Why ``auto`` means another layout than that of mlx-lm's own models."""
+    if is_timm(config):
+        return f"mlx-lm has no models of timm, and this one is {str(config['architecture'])[:80]!r}"
     error = _computes_otherwise(MLX_LM, config)
     if error is None:
         return f"mlx-lm has no architecture {config.get('model_type')!r}"

@@ -13,6 +13,7 @@ from mlxport.model.memory import refuse_large
 from mlxport.parity.task_report import TaskParity
 from mlxport.run.tasks.pipeline import Difference, Pipeline
 from mlxport.run.tasks.task_table import pipeline_class
+from mlxport.source.timm_config import is_timm
 from mlxport.source.tokenizer_loading import reason, refusing
 from mlxport.types import Checkpoint
 
@@ -85,17 +86,33 @@ def _reference(task: str, checkpoint: Checkpoint, ours: Pipeline) -> Callable[[A
     if task == "sentence-similarity":
         model = guarded(lambda: _sentence_model(checkpoint))
         return lambda text: guarded(lambda: model.encode(text).tolist())
-    pipe = guarded(lambda: _transformers_pipeline(task, checkpoint))
+    pipe = guarded(lambda: _transformers_pipeline(task, checkpoint, ours.reads))
     return lambda example: guarded(lambda: ours.reference(pipe, example))
 
 
-def _transformers_pipeline(task: str, checkpoint: Checkpoint) -> Any:
+def _transformers_pipeline(task: str, checkpoint: Checkpoint, reads: str) -> Any:
     import transformers
 
+    folder, given = str(checkpoint.root), dict[str, Any]()
+    if reads == "picture":  # with Pillow, as ours are prepared: torchvision, where it is installed, rounds otherwise
+        given["image_processor"] = transformers.AutoImageProcessor.from_pretrained(
+            folder, backend="pil", trust_remote_code=False, local_files_only=True
+        )
     return transformers.pipeline(
-        task, model=str(checkpoint.root), device="cpu", dtype="float32",
-        trust_remote_code=checkpoint.trust_remote_code,
+        task, model=_timm_model(checkpoint) if is_timm(checkpoint.config) else folder, device="cpu", dtype="float32",
+        trust_remote_code=checkpoint.trust_remote_code, **given,
     )  # fmt: skip
+
+
+def _timm_model(checkpoint: Checkpoint) -> Any:
+    """A classifier of timm, by the config as ``read_config`` mends it: pipelines read it again, as it is."""
+    import transformers
+
+    from mlxport.layouts.generated.hf_model import read_config
+
+    return transformers.AutoModelForImageClassification.from_pretrained(
+        str(checkpoint.root), config=read_config(checkpoint), dtype="float32", local_files_only=True
+    )
 
 
 def _sentence_model(checkpoint: Checkpoint) -> Any:

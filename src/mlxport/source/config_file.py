@@ -13,6 +13,7 @@ from mlxport.errors import ConfigError, UnsafeError, UnsupportedError
 from mlxport.model_config import ModelConfig
 from mlxport.source.jsonfile import read_object
 from mlxport.source.part_names import LAYER, PREDICTION, TOWER
+from mlxport.source.timm_config import with_transformers_fields
 from mlxport.types import TensorRef
 
 _EMBEDDING = re.compile(
@@ -26,7 +27,7 @@ _IRREGULAR = ("block_configs", "block_sizes", "layer_sharing", "share_layers", "
 
 
 def read_config(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """The config and what is odd in it.
+    """The config, with the fields by which transformers reads one of timm, and what is odd in it.
 
     Raises:
         ConfigError: Not readable, not UTF-8, not JSON, not an object, without a model_type, or with a size below one.
@@ -37,6 +38,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], list[str]]:
         json.dumps(config, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise ConfigError(f"{path} holds text that is not valid Unicode", hint="get config.json again") from error
+    config = with_transformers_fields(config)
     kind = config.get("model_type")
     if not isinstance(kind, str) or not kind.isprintable() or not kind:
         if isinstance(part := config.get("_class_name"), str):

@@ -170,5 +170,8 @@ class Converted:
         return folder
 
     def original(self, task: str) -> Any:
-        """transformers' pipeline of the original."""
-        return transformers.pipeline(task, model=str(self.source(task)), device="cpu")
+        """transformers' pipeline of the original; pictures are resized by Pillow, torchvision or not."""
+        folder, given = str(self.source(task)), {}
+        if task == "image-classification":
+            given["image_processor"] = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+        return transformers.pipeline(task, model=folder, device="cpu", **given)

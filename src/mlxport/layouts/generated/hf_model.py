@@ -14,6 +14,8 @@ import transformers
 from transformers import PreTrainedModel
 
 from mlxport.errors import ConfigError, UnsupportedError
+from mlxport.layouts.generated.timm_models import load_timm
+from mlxport.source.timm_config import arguments_once, is_timm, picture_shape
 from mlxport.types import Checkpoint
 
 __all__ = ["empty_model", "example_features", "example_inputs", "hollow", "read_config"]
@@ -36,6 +38,8 @@ def read_config(checkpoint: Checkpoint, *, use_cache: bool = False) -> Any:
     Raises:
         UnsupportedError: transformers does not know it.
     """
+    if is_timm(checkpoint.config):
+        load_timm()
     try:
         config = transformers.AutoConfig.from_pretrained(
             checkpoint.root, trust_remote_code=checkpoint.trust_remote_code, local_files_only=True
@@ -45,6 +49,8 @@ def read_config(checkpoint: Checkpoint, *, use_cache: bool = False) -> Any:
             f"{checkpoint.location}: transformers {transformers.__version__} cannot read its config: {error}",
             hint="a module of your own is ported by: mlxport port FILE.py:FACTORY DST",
         ) from error
+    if is_timm(checkpoint.config):
+        config.model_args = arguments_once(config.model_args)
     for part in (
         config,
         *(value for value in vars(config).values() if isinstance(value, transformers.PreTrainedConfig)),
@@ -257,6 +263,8 @@ def _main(name: str, config: Any, dtype: torch.dtype, generator: torch.Generator
     match name:
         case "input_ids":
             return _ids(config, generator)
+        case "pixel_values" if isinstance(pretrained := getattr(config, "pretrained_cfg", None), Mapping):
+            return noise(_BATCH, *picture_shape(pretrained))
         case "pixel_values":
             size = _find(config, "image_size") or 224
             height, width = size if isinstance(size, list | tuple) else (size, size)

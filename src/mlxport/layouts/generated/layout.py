@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlxport.layouts.base import PORT_FILE, Layout, LayoutOptions, Refusal
 from mlxport.layouts.generated.packed_sources import refuse_quantized
+from mlxport.layouts.generated.timm_models import refuse_without_timm
 
 if TYPE_CHECKING:
     from mlxport.layouts.conversion import Conversion
@@ -59,6 +60,11 @@ def claims_class(config: Mapping[str, Any], tensors: Collection[str], mapping: s
     return not classes.isdisjoint(map(str, config.get("architectures") or ()))
 
 
+def _check(config: Mapping[str, Any], where: str) -> None:
+    refuse_quantized(config, where)
+    refuse_without_timm(config, where)
+
+
 def _opens(checkpoint: Checkpoint, options: LayoutOptions) -> Conversion:
     from mlxport.layouts.generated.opening import open_generated
 
@@ -70,7 +76,7 @@ GENERATED = Layout(
     summary="MLX source of its own",
     claims=_claims,
     opens=_opens,
-    check=refuse_quantized,
+    check=_check,
     needs_torch=True,
     refuses=(
         Refusal(

@@ -18,8 +18,10 @@ from mlxport.layouts.generated.emitting import emit
 from mlxport.layouts.generated.generation_step import emit_step
 from mlxport.layouts.generated.hf_weights import Sources, absent, assign, weight_maps
 from mlxport.layouts.generated.packed_sources import refuse_quantized
+from mlxport.layouts.generated.timm_models import refuse_without_timm, with_labels
 from mlxport.layouts.generated.weights_trace import TORCH_DTYPES, GeneratedConversion, Map, MissingWeights, assemble
 from mlxport.progress import listed
+from mlxport.source.timm_config import is_timm
 from mlxport.types import Checkpoint
 
 __all__ = [
@@ -42,13 +44,17 @@ def open_generated(checkpoint: Checkpoint, options: LayoutOptions) -> GeneratedC
     dtype = checked_dtype(checkpoint, options.dtype)
     port, example, sources, maps = _emitted(checkpoint, options, dtype)
 
+    config: Mapping[str, Any] = checkpoint.config
+    if is_timm(config):
+        config = with_labels(config, hf_model.read_config(checkpoint))
+
     def original() -> Any:
         return hf_model.empty_model(checkpoint, dtype=torch.float32, attention="eager")
 
     try:
         made = assemble(
             port, checkpoint.tensors, maps, example, original,
-            dtype=dtype, quant=options.quant, config=checkpoint.config, mlxfn=options.mlxfn, weights_of=checkpoint,
+            dtype=dtype, quant=options.quant, config=config, mlxfn=options.mlxfn, weights_of=checkpoint,
         )  # fmt: skip
     except MissingWeights as error:
         raise names_differ(original(), checkpoint, sources) from error
@@ -112,6 +118,7 @@ def checked_dtype(checkpoint: Checkpoint, asked: str) -> str:
     where = f"{checkpoint.location}/config.json"
     refuse_mlx_code(checkpoint.config, where)
     refuse_quantized(checkpoint.config, where)
+    refuse_without_timm(checkpoint.config, where)
     return _stored_dtype(checkpoint) if asked == "auto" else asked
 
 

@@ -9,22 +9,29 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlxport.errors import SourceError
 from mlxport.run.media.extras import needed
 from mlxport.run.media.pictures import read_picture
 from mlxport.run.tasks.described import load_described
 from mlxport.run.tasks.pipeline import Pipeline
 from mlxport.run.tasks.port_call import call_port
+from mlxport.run.tasks.timm_pictures import timm_pictures
+from mlxport.source.jsonfile import read_object
+from mlxport.source.timm_config import is_timm
 
 __all__ = ["PicturePipeline", "example_pictures", "load_image_processor"]
 
 
 def load_image_processor(folder: Path) -> Any:
-    """Transformers' image processor of a folder, in the form that needs no torch.
+    """Transformers' image processor of a folder, in the form that needs no torch; timm's where its config says how.
 
     Raises:
         SourceError: The folder describes none, or it does not load.
     """
     needed("PIL.Image", "vision", "reading a picture")
+    config = read_object(folder / "config.json", SourceError, unique=False)
+    if is_timm(config):
+        return timm_pictures(config["pretrained_cfg"], f"{folder}/config.json: pretrained_cfg")
     from transformers import AutoImageProcessor
 
     def load() -> Any:
