@@ -50,6 +50,7 @@ class TinyFamily:
         place: What the chat template writes for a picture.
         files: Side files by name.
         tokenizer: What the tokenizer's config says besides.
+        spread: Of the random weights: where states are divided by what may be near nothing, less of it.
     """
 
     model: str
@@ -59,6 +60,7 @@ class TinyFamily:
     place: str
     files: Mapping[str, Mapping[str, Any]]
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
+    spread: float = 0.8
 
 
 _QWEN_PROCESSOR = {
@@ -87,6 +89,25 @@ _SMOLVLM = TinyFamily(
         "processor_config.json": {"processor_class": "SmolVLMProcessor", "image_seq_len": 4},
     },
 )  # fmt: skip
+_QWEN3_VL = TinyFamily(
+    model="Qwen3VLForConditionalGeneration",
+    config={
+        "text_config": {**TEXT, "rope_parameters": {
+            "rope_type": "default", "rope_theta": 5e6, "mrope_section": [4, 2, 2], "mrope_interleaved": True,
+        }},
+        "vision_config": {
+            "depth": 3, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64,
+            "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1],
+        },
+    },
+    special=("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
+    ids={
+        "vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>",
+        "image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>",
+    },
+    place="<|vision_start|><|image_pad|><|vision_end|>",
+    files={"preprocessor_config.json": _QWEN_PROCESSOR},
+)  # fmt: skip
 _MISTRAL3 = TinyFamily(
     model="Mistral3ForConditionalGeneration",
     config={
@@ -108,24 +129,25 @@ _MISTRAL3 = TinyFamily(
     },
 )  # fmt: skip
 FAMILIES: dict[str, TinyFamily] = {
-    "qwen3_vl": TinyFamily(
-        model="Qwen3VLForConditionalGeneration",
+    "qwen3_vl": _QWEN3_VL,
+    "qwen3_5": TinyFamily(
+        model="Qwen3_5ForConditionalGeneration",
         config={
-            "text_config": {**TEXT, "rope_parameters": {
-                "rope_type": "default", "rope_theta": 5e6, "mrope_section": [4, 2, 2], "mrope_interleaved": True,
-            }},
+            "text_config": {
+                **TEXT, "num_hidden_layers": 4, "head_dim": 32, "linear_num_value_heads": 4, "linear_num_key_heads": 2,
+                "linear_key_head_dim": 32, "linear_value_head_dim": 32, "linear_conv_kernel_dim": 4,
+                "layer_types": ["linear_attention", "full_attention"] * 2,
+                "rope_parameters": {
+                    "rope_type": "default", "rope_theta": 1e7, "mrope_section": [3, 3, 2], "mrope_interleaved": True,
+                    "partial_rotary_factor": 0.5,
+                },
+            },
             "vision_config": {
-                "depth": 3, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64,
-                "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1],
+                key: value for key, value in _QWEN3_VL.config["vision_config"].items() if "deepstack" not in key
             },
         },
-        special=("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
-        ids={
-            "vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>",
-            "image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>",
-        },
-        place="<|vision_start|><|image_pad|><|vision_end|>",
-        files={"preprocessor_config.json": _QWEN_PROCESSOR},
+        special=_QWEN3_VL.special, ids=_QWEN3_VL.ids, place=_QWEN3_VL.place, files=_QWEN3_VL.files,
+        spread=0.4,
     ),
     "smolvlm": _SMOLVLM,
     "idefics3": replace(
@@ -219,7 +241,7 @@ def write_family(folder: Path, name: str) -> Path:
     model = kind(kind.config_class(**given))
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * (0.8 / parameter.shape[-1] ** 0.5))
+            parameter.add_(torch.randn_like(parameter) * (family.spread / parameter.shape[-1] ** 0.5))
     model.to(torch.bfloat16).save_pretrained(folder)
     return folder
 
@@ -232,7 +254,7 @@ def config_of_2025(config: dict[str, Any]) -> dict[str, Any]:
         text["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
         text["sliding_window_pattern"] = text.pop("_sliding_window_pattern")
         rope = rope["full_attention"]
-    if "llama_4_scaling_beta" in rope:  # never saved otherwise than today
+    if {"llama_4_scaling_beta", "partial_rotary_factor"} & rope.keys():  # never saved otherwise than today
         return config
     text["rope_theta"] = rope["rope_theta"]
     if scaled := {key: value for key, value in rope.items() if key not in ("rope_theta", "mrope_interleaved")}:

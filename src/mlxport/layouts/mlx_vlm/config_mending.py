@@ -12,7 +12,8 @@ from mlxport.errors import ConfigError, UnsupportedError
 
 __all__ = [
     "ConfigRule",
-    "every_nth_without_window",
+    "by_text",
+    "every_nth_in_full",
     "heads_of_usual_size",
     "kept_rope",
     "no_windows",
@@ -119,21 +120,22 @@ def plain_rope(*kinds: str) -> ConfigRule:
     return rule
 
 
-def kept_rope(model_type: str, *kinds: str, otherwise: ConfigRule) -> ConfigRule:
-    """Leave the rotary embeddings of one type of text model as transformers 5 says them; the others' as ``otherwise``.
-
-    Args:
-        model_type: The type.
-        kinds: Of scaling, that mlx-vlm computes for it.
-        otherwise: The rule for other types.
-    """
+def kept_rope(*kinds: str) -> ConfigRule:
+    """Leave rotary embeddings as transformers 5 says them, where mlx-vlm computes one of ``kinds`` of scaling."""
 
     def rule(config: dict[str, Any]) -> None:
         text = config["text_config"]
-        if text["model_type"] != model_type:
-            otherwise(config)
-            return
         text["rope_parameters"] = _taken_rope(text, *kinds)
+
+    return rule
+
+
+def by_text(**rules: ConfigRule) -> ConfigRule:
+    """A rule for each type of text model that mlx-vlm has code for within this type; others are refused."""
+
+    def rule(config: dict[str, Any]) -> None:
+        text_named(*rules)(config)
+        rules[config["text_config"]["model_type"]](config)
 
     return rule
 
@@ -153,19 +155,23 @@ def rope_of_windows(config: dict[str, Any]) -> None:
         text["rope_scaling"] = far
 
 
-def every_nth_without_window(config: dict[str, Any]) -> None:
-    """Say which layers attend to everything as mlx-vlm asks for it: every n-th.
+def every_nth_in_full(field: str) -> ConfigRule:
+    """Say which layers attend to everything as mlx-vlm asks for it: every n-th, n in ``field``.
 
-    Raises:
+    The rule raises:
         UnsupportedError: It is others.
     """
-    text = config["text_config"]
-    far = [kind == "full_attention" for kind in text["layer_types"]]
-    period = far.index(True) + 1 if any(far) else 0
-    if not period or far != [(index + 1) % period == 0 for index in range(len(far))]:
-        message = "mlx-vlm computes models of this type in which every n-th layer attends without a window"
-        raise UnsupportedError(f"{message}, and layer_types has others", hint=_OTHERWISE)
-    text["sliding_window_pattern"] = period
+
+    def rule(config: dict[str, Any]) -> None:
+        text = config["text_config"]
+        far = [kind == "full_attention" for kind in text["layer_types"]]
+        period = far.index(True) + 1 if any(far) else 0
+        if not period or far != [(index + 1) % period == 0 for index in range(len(far))]:
+            message = "mlx-vlm computes models of this type in which every n-th layer attends to everything"
+            raise UnsupportedError(f"{message}, and layer_types has others", hint=_OTHERWISE)
+        text[field] = period
+
+    return rule
 
 
 def picture_tokens_with_text(config: dict[str, Any]) -> None:

@@ -23,7 +23,9 @@ class Family:
     Attributes:
         renames: Beginnings of names in a checkpoint to those in mlx-vlm; the first that fits counts.
         tower: What the names of everything but the language model begin with, in mlx-vlm.
-        channels_last: Names in mlx-vlm of convolutions, whose second axis goes last.
+        channels_last: Endings of names in mlx-vlm of convolutions, whose second axis goes last.
+        shifted: Names in mlx-vlm of weights to which it adds nothing, where transformers adds one.
+        uncast: Endings of names in mlx-vlm of what keeps the dtype that it has.
         computed: Names in a checkpoint of what mlx-vlm computes itself.
         text: What the names of the language model's layers and embeddings begin with, in mlx-vlm.
         head: What the output layer is called in mlx-vlm; it is left out where the embeddings stand for it.
@@ -35,6 +37,8 @@ class Family:
     renames: tuple[tuple[str, str], ...]
     tower: tuple[str, ...] = ("vision_tower.",)
     channels_last: tuple[str, ...] = ("vision_tower.patch_embed.proj.weight",)
+    shifted: str = ""
+    uncast: tuple[str, ...] = ()
     computed: str = r".*(?:rotary_emb\.inv_freq|position_ids)"
     text: str = "language_model.model."
     head: str = "language_model.lm_head.weight"
@@ -90,6 +94,24 @@ def _qwen_vl(model_type: str, vision_act: str) -> Family:
     )
 
 
+_QWEN3_5 = Family(
+    renames=_QWEN_VL,
+    channels_last=("vision_tower.patch_embed.proj.weight", ".conv1d.weight"),
+    shifted=r"language_model\.model\.(?:layers\.\d+\.(?:input_layernorm|post_attention_layernorm|self_attn\.[qk]_norm)|norm)"
+    r"\.weight",
+    uncast=(".A_log",),
+    computed=r".*(?:rotary_emb\.inv_freq|position_ids)|mtp\..*",
+    config=(
+        rules.said_in_full,
+        rules.kept_rope("default"),
+        rules.every_nth_in_full("full_attention_interval"),
+        rules.vision_named("qwen3_5"),
+        rules.only(("text_config", "hidden_act"), "silu"),
+        rules.only(("text_config", "attention_bias"), False),
+        rules.only(("vision_config", "hidden_act"), "gelu_pytorch_tanh"),
+    ),
+)
+
 _QWEN3_VL = Family(
     renames=_QWEN_VL,
     config=(
@@ -144,7 +166,7 @@ _GEMMA3 = Family(
         rules.said_in_full,
         rules.text_named("gemma3_text"),
         rules.rope_of_windows,
-        rules.every_nth_without_window,
+        rules.every_nth_in_full("sliding_window_pattern"),
         rules.picture_tokens_with_text,
         rules.only(("text_config", "hidden_activation"), "gelu_pytorch_tanh"),
         rules.only(("text_config", "attention_bias"), False),
@@ -186,8 +208,7 @@ _MISTRAL3 = Family(
     channels_last=("vision_tower.vision_model.patch_conv.weight",),
     config=(
         rules.said_in_full,
-        rules.text_named("mistral", "ministral3"),
-        rules.kept_rope("ministral3", "yarn", otherwise=rules.plain_rope()),
+        rules.by_text(mistral=rules.plain_rope(), ministral3=rules.kept_rope("yarn")),
         rules.no_windows_at_all,
         rules.one_layer_of_features,
         rules.only(("text_config", "hidden_act"), "silu"),
@@ -201,6 +222,7 @@ FAMILIES: Mapping[str, Family] = {
     "qwen2_vl": _qwen_vl("qwen2_vl", "quick_gelu"),
     "qwen2_5_vl": _qwen_vl("qwen2_5_vl", "silu"),
     "qwen3_vl": _QWEN3_VL,
+    "qwen3_5": _QWEN3_5,
     "gemma3": _GEMMA3,
     "llava": _LLAVA,
     "idefics3": _IDEFICS3,

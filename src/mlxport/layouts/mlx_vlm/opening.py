@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -126,10 +127,12 @@ def _check_whole(checkpoint: Checkpoint, family: Family, names: Mapping[str, str
         if (found := LAYER.match(name)) is not None:
             rest = name.removeprefix(found.group(0))
             stacks.setdefault(found["stack"], {}).setdefault(int(found["number"]), set()).add(rest)
+    said = ModelConfig(checkpoint.config).text.get("layer_types")
     for stack, layers in stacks.items():
-        every = set().union(*layers.values())
+        kinds = said if isinstance(said, list) and stack == f"{family.text}layers" else []
         for number in range(max(layers) + 1):
-            lacking += [f"{stack}.{number}.{rest}" for rest in sorted(every - layers.get(number, set()))]
+            alike = [held for other, held in layers.items() if kinds[other : other + 1] == kinds[number : number + 1]]
+            lacking += [f"{stack}.{number}.{rest}" for rest in sorted(set().union(*alike) - layers.get(number, set()))]
     counted, text = ModelConfig(checkpoint.config).layers, stacks.get(f"{family.text}layers", {})
     if counted is not None and len(text) != counted:
         lacking.append(f"{counted} layers of text (it has {len(text)})")
@@ -176,9 +179,11 @@ class _Pipeline:
                 settings[target] = settings[source]
 
     def _made(self, name: str, array: mx.array) -> mx.array:
-        if name in self.family.channels_last:
+        if name.endswith(self.family.channels_last):
             array = mx.moveaxis(array, 1, -1)
-        floating = mx.issubdtype(array.dtype, mx.floating)
+        if re.fullmatch(self.family.shifted, name):
+            array = array + 1.0
+        floating = mx.issubdtype(array.dtype, mx.floating) and not name.endswith(self.family.uncast)
         return array.astype(self.dtype) if floating and self.dtype is not None else array
 
     def _quantized(self, path: str, module: nn.Module) -> bool:
