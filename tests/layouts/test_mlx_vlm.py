@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import mlxport
 from mlxport.errors import UnsupportedError
+from mlxport.fit.planning import plan_for
 from mlxport.layouts.mlx_vlm import families
 from mlxport.layouts.mlx_vlm.opening import check_config
 from mlxport.run.tasks.picture_inputs import example_pictures
@@ -127,3 +128,9 @@ def test_a_checkpoint_of_2025_by_a_recipe_that_names_what_reads_pictures(tmp_pat
     bits = {path.rpartition(".")[2]: spec.bits for path, spec in report.plan.quantized.items()}
     assert (bits["fc1"], bits["embed_tokens"], bits["lm_head"]) == (8, 8, 8)
     assert all(row.relative < 1e-5 for row in report.parity.comparisons)
+
+
+@pytest.mark.parametrize("converted", ["gemma3"], indirect=True)
+def test_a_plan_says_that_it_is_of_the_text_model_alone(converted):
+    notes = plan_for(converted.source, device="M2 8GB").notes
+    assert any("this is of the text model alone (--text-only)" in note and "for mlx-vlm" in note for note in notes)

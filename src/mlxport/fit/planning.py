@@ -17,7 +17,7 @@ from mlxport.fit.hardware import Machine, known_machines, named_machine, this_ma
 from mlxport.fit.liveness import METAL
 from mlxport.fit.quant_settings import Setting, SettingWeights, measure, settings
 from mlxport.layouts.left_out import left_out, said_before
-from mlxport.layouts.table import AUTO, chosen, refuse_unknown_code, way_out
+from mlxport.layouts.table import AUTO, chosen, layouts, refuse_unknown_code, way_out
 from mlxport.model.both_texts import has_encoder
 from mlxport.model_config import ModelConfig
 from mlxport.quant import is_linear, make_spec, plain_bits
@@ -97,6 +97,7 @@ def plan_for(
     checkpoint = open_checkpoint(source, revision=revision, check_config=check, headers_only=True)
     opened, conversion, asked, notes = _open(checkpoint, dtype)
     parts = left_out(checkpoint, conversion.program)
+    whole = next((it for it in layouts() if it.whole and it.claims(checkpoint.config, checkpoint.tensors)), None)
     lengths = (checkpoint.model_config.context_length, ModelConfig(conversion.config).context_length)
     limit = min((length for length in lengths if length is not None), default=None)
     tokens = chosen_context(context, limit)
@@ -118,7 +119,7 @@ def plan_for(
         kv_bits,
         "" if asked == "auto" else asked,
         tuple(rows),
-        notes=(*said_before(parts), *notes, *_kv_notes(kv_bits, tokens), *_reading_notes(model, tokens)),
+        notes=(*said_before(parts, whole), *notes, *_kv_notes(kv_bits, tokens), *_reading_notes(model, tokens)),
         left_out=parts,
         calibration=calibration,
     )

@@ -102,10 +102,19 @@ def refuse_whole(config: Mapping[str, Any], layout: Layout, where: str) -> None:
     )
 
 
-def said_before(parts: Collection[ModelPart]) -> tuple[str, ...]:
-    """What is said of parts before anything is converted; nothing where there are none."""
-    words = f"the output would be the text model alone, without {parts_in_words(parts)}: convert needs --text-only"
-    return (words,) if parts else ()
+def said_before(parts: Collection[ModelPart], whole: Layout | None = None) -> tuple[str, ...]:
+    """What is said of parts before anything is converted; nothing where there are none.
+
+    Args:
+        parts: What an output for mlx-lm would lack.
+        whole: The layout that the whole model converts to, where there is one.
+    """
+    if not parts:
+        return ()
+    named = parts_in_words(parts)
+    if whole is not None:
+        return (f"this is of the text model alone (--text-only); without it convert keeps {named}, for {whole.name}",)
+    return (f"the output would be the text model alone, without {named}: convert needs --text-only",)
 
 
 def parts_in_words(parts: Collection[ModelPart], most: int = 4) -> str:
