@@ -241,7 +241,7 @@ BROKEN_FOLDERS: list[tuple[str, Break, type[MlxportError], str]] = [
         "adapter-only",
     ),
     ("Meta format", only("params.json", "consolidated.00.pth"), UnsupportedError, "Meta or Mistral"),
-    ("OpenCLIP", only("open_clip_config.json", "open_clip_pytorch_model.bin"), UnsupportedError, "of OpenCLIP"),
+    ("OpenCLIP", only("open_clip_config.json", "open_clip_pytorch_model.bin"), ConfigError, "model_cfg is 'None'"),
     ("Mistral format", only("config.json", "consolidated.safetensors"), UnsupportedError, "Meta or Mistral"),
     ("GGUF", only("model.Q4_K_M.gguf"), UnsupportedError, "GGUF"),
     ("GGUF with config", only("config.json", "model.gguf"), UnsupportedError, "GGUF"),

@@ -24,6 +24,7 @@ from mlxport.run.load import is_mlx_format
 from mlxport.run.tasks.task_table import find_task
 from mlxport.source.jsonfile import read_object
 from mlxport.source.local_folder import ignored
+from mlxport.source.open_clip_config import is_open_clip
 from mlxport.source.part_names import TOWER
 from mlxport.source.tiktoken_tokenizer import made_tokenizer
 from mlxport.source.timm_config import is_timm
@@ -76,7 +77,7 @@ class Inspection:
 
     Attributes:
         name: Repository id or folder name.
-        architecture: Class name in the config, timm's name of one of its models, None where it gives none.
+        architecture: Class name in the config, timm's name of one of its models, OpenCLIP, None where it gives none.
         model_type: The config's.
         mlx_lm: Module of mlx-lm that loads it, None where mlx-lm has none.
         port: Whether it is a port, which source that lies in it builds: what mlx-lm has of its kind does not matter.
@@ -171,7 +172,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     largest = sorted(tensors.values(), key=lambda ref: -ref.nbytes)[:_LARGEST]
     return Inspection(
         name=checkpoint.name,
-        architecture=_architecture(config),
+        architecture=_architecture(checkpoint),
         model_type=config.model_type or "unknown",
         mlx_lm=support,
         mlx_format=mlx_format,
@@ -202,7 +203,10 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     )
 
 
-def _architecture(config: ModelConfig) -> str | None:
+def _architecture(checkpoint: Checkpoint) -> str | None:
+    config = checkpoint.model_config
+    if is_open_clip(checkpoint.root):
+        return "OpenCLIP"
     if is_timm(config.values):  # transformers has one class for all of them
         return str(config.values["architecture"])
     return config.architectures[0] if config.architectures else None

@@ -13,8 +13,9 @@ from mlxport.model.memory import refuse_large
 from mlxport.parity.task_report import TaskParity
 from mlxport.run.tasks.pipeline import Difference, Pipeline
 from mlxport.run.tasks.task_table import pipeline_class
+from mlxport.source.open_clip_config import is_open_clip, picture_processor_of
 from mlxport.source.timm_config import is_timm
-from mlxport.source.tokenizer_loading import reason, refusing
+from mlxport.source.tokenizer_loading import load_tokenizer, reason, refusing
 from mlxport.types import Checkpoint
 
 __all__ = ["compare_task"]
@@ -94,22 +95,37 @@ def _transformers_pipeline(task: str, checkpoint: Checkpoint, reads: str) -> Any
     import transformers
 
     folder, given = str(checkpoint.root), dict[str, Any]()
-    if reads == "picture":  # with Pillow, as ours are prepared: torchvision, where it is installed, rounds otherwise
+    if is_open_clip(checkpoint.root):
+        given = {
+            "image_processor": transformers.CLIPImageProcessorPil(**picture_processor_of(checkpoint.root)),
+            "tokenizer": load_tokenizer(checkpoint.root),
+        }
+    elif reads == "picture":  # with Pillow, as ours are prepared: torchvision, where it is installed, rounds otherwise
         given["image_processor"] = transformers.AutoImageProcessor.from_pretrained(
             folder, backend="pil", trust_remote_code=False, local_files_only=True
         )
+    model = _built(checkpoint)
     return transformers.pipeline(
-        task, model=_timm_model(checkpoint) if is_timm(checkpoint.config) else folder, device="cpu", dtype="float32",
+        task, model=folder if model is None else model, device="cpu", dtype="float32",
         trust_remote_code=checkpoint.trust_remote_code, **given,
     )  # fmt: skip
 
 
-def _timm_model(checkpoint: Checkpoint) -> Any:
-    """A classifier of timm, by the config as ``read_config`` mends it: pipelines read it again, as it is."""
+def _built(checkpoint: Checkpoint) -> Any:
+    """The model of a folder that transformers' pipelines cannot open as it is; None of others."""
     import transformers
 
-    from mlxport.layouts.generated.hf_model import read_config
+    from mlxport.layouts.generated.hf_model import empty_model, read_config
 
+    if is_open_clip(checkpoint.root):
+        import torch
+
+        from mlxport.parity.lazy_reference import lazy_parameters
+
+        return lazy_parameters(empty_model(checkpoint, dtype=torch.float32, attention="eager"), checkpoint)
+    if not is_timm(checkpoint.config):
+        return None
+    # By the config as ``read_config`` mends it: pipelines read it again, as it is.
     return transformers.AutoModelForImageClassification.from_pretrained(
         str(checkpoint.root), config=read_config(checkpoint), dtype="float32", local_files_only=True
     )

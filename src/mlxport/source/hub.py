@@ -13,6 +13,7 @@ from typing import Any
 from mlxport.errors import DiskError, MlxportError, SourceError, UnsupportedError, WeightsError
 from mlxport.source.leftover_quantization import names_quantization, without_leftover_quantization
 from mlxport.source.local_folder import CheckConfig, ReadFile, load_config, open_folder
+from mlxport.source.open_clip_config import OPEN_CLIP, config_name
 from mlxport.source.safetensors_file import header_length, parse_header
 from mlxport.source.weight_files import WeightFiles, choose_weight_files, explain_no_config, read_index, side_names
 from mlxport.types import Checkpoint, TensorRef
@@ -62,9 +63,10 @@ def open_repository(
             repo_id=repo_id,
             revision=root.name,
         )
-    if "config.json" not in listed:
+    described = config_name(listed)
+    if described not in listed:
         raise explain_no_config(listed, repo_id)
-    root = repository.fetch_config()
+    root = repository.fetch_config(described)
     config, _ = load_config(root, listed, check_config)
     layout, weights = _needed_weights(repository, listed)
     if check_config is not None and names_quantization(config):
@@ -86,7 +88,7 @@ def open_repository(
             trust_remote_code=trust_remote_code,
             repo_id=repo_id,
             revision=repository.commit,
-            names=["config.json", *side, *weights, *([layout.index] if layout.index else [])],
+            names=[described, *side, *weights, *([layout.index] if layout.index else [])],
             read_file=read_file,
         )
 
@@ -156,8 +158,12 @@ class _Repository:
         """The snapshot that an earlier run has left."""
         from huggingface_hub import try_to_load_from_cache
 
-        path = try_to_load_from_cache(self.repo_id, "config.json", cache_dir=self.cache_dir, revision=self.revision)
-        if not isinstance(path, str):
+        cached = (
+            try_to_load_from_cache(self.repo_id, name, cache_dir=self.cache_dir, revision=self.revision)
+            for name in ("config.json", OPEN_CLIP)
+        )
+        path = next((path for path in cached if isinstance(path, str)), None)
+        if path is None:
             raise SourceError(
                 f"{self.repo_id!r} is no folder here and not in the hub's cache, and the hub cannot be reached "
                 f"({self._unreachable})",
@@ -165,11 +171,11 @@ class _Repository:
             )
         return Path(path).parent
 
-    def fetch_config(self) -> Path:
-        """The snapshot folder, once config.json is in it."""
+    def fetch_config(self, name: str) -> Path:
+        """The snapshot folder, once what describes the model is in it."""
         # By branch, not by commit: so the cache remembers which commit the branch was at, for when there is no network.
         self.commit = self.revision
-        self.root = self.fetch("config.json").parent
+        self.root = self.fetch(name).parent
         self.commit = self.root.name
         return self.root
 

@@ -9,11 +9,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from mlxport.errors import SourceError, TokenizerError, UnsafeError, WeightsError
+from mlxport.errors import ConfigError, SourceError, TokenizerError, UnsafeError, WeightsError
 from mlxport.source.config_file import check_consistency, read_config
 from mlxport.source.declared_counts import check_counts
 from mlxport.source.file_state import state_of, states_of
+from mlxport.source.jsonfile import read_object
 from mlxport.source.leftover_quantization import names_quantization, without_leftover_quantization
+from mlxport.source.open_clip_config import OPEN_CLIP, clip_config, config_name
 from mlxport.source.safe_files import inside, opened, read_exactly, refuse_placeholder, refuse_special_files
 from mlxport.source.safetensors_file import read_safetensors
 from mlxport.source.weight_files import (
@@ -77,7 +79,7 @@ def open_folder(
     problems += found + check_consistency(config, tensors)
     side_files = _side_files(root, counted, trust_remote_code)
     refuse_special_files(root)  # what only libraries read of it
-    parts = {root / "config.json", *([root / layout.index] if layout.index else []), *files, *side_files}
+    parts = {root / config_name(counted), *([root / layout.index] if layout.index else []), *files, *side_files}
     return Checkpoint(
         root=root,
         config=config,
@@ -131,9 +133,13 @@ def load_config(
     One that names a quantization is left for the caller to check, once the headers have said whether there is one.
     """
     present = set(present)
-    if "config.json" not in present:
+    if (name := config_name(present)) not in present:
         raise explain_no_config(_entries(root), str(root))
-    config, problems = read_config(inside(root, "config.json"))
+    if name == OPEN_CLIP:
+        given = read_object(inside(root, name), ConfigError, unique=False)
+        config, problems = clip_config(given, str(root / name)), list[str]()
+    else:
+        config, problems = read_config(inside(root, name))
     if "adapter_config.json" in present and not any(
         name.endswith((".safetensors", ".bin")) and not name.startswith("adapter_model.") for name in present
     ):

@@ -209,12 +209,6 @@ def explain_no_config(names: Iterable[str], where: str) -> SourceError | Unsuppo
         return UnsupportedError(
             f"{where} holds GGUF files", hint="convert from the original safetensors checkpoint instead"
         )
-    if "open_clip_config.json" in present:
-        return UnsupportedError(
-            f"{where} is of OpenCLIP (open_clip_config.json), whose names of tensors are its own",
-            hint="use the transformers version of this model, which most repositories of OpenCLIP hold beside it: "
-            "config.json with model.safetensors or pytorch_model.bin",
-        )
     foreign = next((name for name in sorted(present) if name.endswith(tuple(OTHER_FRAMEWORKS))), None)
     if foreign is not None:
         what = OTHER_FRAMEWORKS[Path(foreign).suffix]

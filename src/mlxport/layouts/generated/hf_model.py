@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from mlxport.errors import ConfigError, UnsupportedError
 from mlxport.layouts.generated.timm_models import load_timm
+from mlxport.source.open_clip_config import is_open_clip
 from mlxport.source.timm_config import arguments_once, is_timm, picture_shape
 from mlxport.types import Checkpoint
 
@@ -41,9 +42,12 @@ def read_config(checkpoint: Checkpoint, *, use_cache: bool = False) -> Any:
     if is_timm(checkpoint.config):
         load_timm()
     try:
-        config = transformers.AutoConfig.from_pretrained(
-            checkpoint.root, trust_remote_code=checkpoint.trust_remote_code, local_files_only=True
-        )
+        if is_open_clip(checkpoint.root):
+            config = transformers.CLIPConfig(**checkpoint.config)
+        else:
+            config = transformers.AutoConfig.from_pretrained(
+                checkpoint.root, trust_remote_code=checkpoint.trust_remote_code, local_files_only=True
+            )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UnsupportedError(
             f"{checkpoint.location}: transformers {transformers.__version__} cannot read its config: {error}",

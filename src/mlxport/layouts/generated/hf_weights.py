@@ -18,6 +18,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from mlxport.graph.lower.one_function import MissingOps, compile_source, flat_source
+from mlxport.layouts.generated.open_clip_names import is_of_open_clip, open_clip_mapping
 from mlxport.layouts.name_changes import NameChange, first_that_fits
 from mlxport.types import Checkpoint, TensorRef
 
@@ -103,6 +104,8 @@ def absent(model: Any, found: Collection[str]) -> list[str]:
 
 def _assigned(model: Any, checkpoint: Checkpoint, change: NameChange, known: Mapping[str, Any]) -> Sources:
     mapping = get_model_conversion_mapping(model)
+    if getattr(model.config, "model_type", "") == "clip" and is_of_open_clip(checkpoint.tensors):
+        mapping = [*mapping, *open_clip_mapping()]
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     owner = {pattern: entry for entry in converters for pattern in entry.source_patterns}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +34,7 @@ from mlxport.layouts.generated.weights_trace import (
 )
 from mlxport.layouts.quantizing import Built, quantize
 from mlxport.quant import QuantRequest
+from mlxport.source.open_clip_config import is_open_clip, picture_processor_of
 from mlxport.source.written_code import PARTS
 from mlxport.transform import Pipeline, lazy_arrays, trace
 from mlxport.types import Checkpoint
@@ -101,6 +103,8 @@ def open_in_parts(checkpoint: Checkpoint, options: LayoutOptions) -> PartsConver
     except MissingWeights as error:
         raise names_differ(model, checkpoint, sources) from error
     changed = [] if sources.change is None else [str(sources.change)]
+    if is_open_clip(checkpoint.root):
+        changed.append("a model of OpenCLIP: config, names and processor become those of transformers' CLIP")
     notes = list(dict.fromkeys([*changed, *(note for port in ports for note in port.notes)]))
     made = make_conversion(program, built, dtype, options.quant, notes, final_config)
     parts = tuple(
@@ -108,6 +112,8 @@ def open_in_parts(checkpoint: Checkpoint, options: LayoutOptions) -> PartsConver
         for part, port, example in zip(known.parts, ports, examples, strict=True)
     )
     files = {f"{part.name}.py": port.source for part, port in zip(known.parts, ports, strict=True)}
+    if is_open_clip(checkpoint.root):
+        files["preprocessor_config.json"] = json.dumps(picture_processor_of(checkpoint.root), indent=2)
     return PartsConversion(
         **{**vars(made), "source_files": files}, known=known, parts=parts, original=lambda: _original(checkpoint)
     )
