@@ -54,10 +54,15 @@ def test_labels_and_scores_are_those_of_transformers_wrapper(tmp_path):
     assert {entry["label"] for entry in best} == set(LABELS)
 
 
+SMALL_SWIN = {"patch_size": 2, "embed_dim": 16, "depths": [1, 2], "num_heads": [1, 2], "window_size": 4}
+
+
 @needs_timm
-def test_a_transformer_of_other_sizes_from_a_torch_file_without_labels(tmp_path):
-    sizes = {"depth": 1, "img_size": 32}
-    folder = timm_folder(tmp_path / "model", "test_vit", binary=True, model_args=sizes)
+@pytest.mark.parametrize(
+    ("architecture", "sizes"), [("test_vit", {"depth": 1}), ("swin_tiny_patch4_window7_224", SMALL_SWIN)]
+)
+def test_transformers_of_other_sizes_from_torch_files_without_labels(tmp_path, architecture, sizes):
+    folder = timm_folder(tmp_path / "model", architecture, binary=True, model_args={"img_size": 32, **sizes})
     report = mlxport.convert(str(folder), str(tmp_path / "out"))
     found = report.parity.task
     assert (found.inputs, found.missing, found.failures) == (3, "", []) and found.error < 1e-5

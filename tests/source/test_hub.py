@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hub_server import COMMIT, REPO, HubServer
+from safetensors.numpy import save_file
 
 from command import environment, finish, start
 from mlxport.errors import DiskError, MlxportError, SourceError, UnsupportedError, WeightsError
@@ -135,6 +137,20 @@ def test_index_that_leaves_the_repository(hub: HubServer, sharded: Path, tmp_pat
     with pytest.raises(MlxportError, match=r"outside\.safetensors"):
         open_tiny(hub, tmp_path)
     assert not {*SHARDS} & {*hub.fetched()}
+
+
+def test_a_repository_of_open_clip(tmp_path: Path) -> None:
+    folder = tmp_path / "open_clip"
+    folder.mkdir()
+    model = {"embed_dim": 8, "vision_cfg": {"width": 64, "layers": 1}, "text_cfg": {"width": 16, "heads": 2}}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model}))
+    save_file({"logit_scale": np.ones((), np.float32)}, folder / "open_clip_model.safetensors")
+    with HubServer(folder) as server:
+        checkpoint = open_tiny(server, tmp_path)
+    assert server.fetched() == ["open_clip_config.json", "open_clip_model.safetensors"]
+    assert checkpoint.config["model_type"] == "clip" and list(checkpoint.tensors) == ["logit_scale"]
+    again = open_repository(REPO, endpoint="http://127.0.0.1:9", cache_dir=tmp_path / "cache")  # nothing listens there
+    assert again.config == checkpoint.config
 
 
 def test_repository_without_config(hub: HubServer, sharded: Path, tmp_path: Path) -> None:

@@ -117,9 +117,23 @@ def empty_model(checkpoint: Checkpoint, *, dtype: torch.dtype, attention: str = 
                 hint="get config.json again from where the weights are from",
             ) from error
         model.tie_weights()
+        _compute_buffers(model)
         _compute_frozen(model, checkpoint)
         return model.eval()
     raise AssertionError("unreachable")
+
+
+def _compute_buffers(model: PreTrainedModel) -> None:
+    """Compute buffers that timm's modules leave empty while their parameters take no memory (Swin's positions)."""
+    waiting = [module for module in model.modules() if hasattr(module, "init_non_persistent_buffers")]
+    if not waiting:
+        return
+    empty = [(module, dict(module._parameters)) for module in model.modules()]
+    with hollow(model):  # the buffers get the device and the dtype of parameters
+        for module in waiting:
+            module.init_non_persistent_buffers()
+    for module, parameters in empty:
+        module._parameters.update(parameters)
 
 
 def _compute_frozen(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
