@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +13,11 @@ from mlxport.layouts.base import Layout
 from mlxport.output.record import read_record
 
 if TYPE_CHECKING:
+    import mlx.core as mx
+
     from mlxport.layouts.conversion import Conversion
 
-__all__ = ["Recorded", "fewest_bits", "recorded", "refuse_large"]
+__all__ = ["Recorded", "fewest_bits", "keeps_no_weights", "recorded", "refuse_large", "stored_weights"]
 
 
 @dataclass(frozen=True)
@@ -64,3 +68,30 @@ def refuse_large(conversion: Conversion) -> None:
     if conversion.quantized:  # it is compared with the same port on two sets of weights that are not packed
         nbytes += 2 * conversion.parameters * 4
     memory.refuse_large(nbytes, "the port's {} of weights run in memory")
+
+
+def keeps_no_weights(conversion: Conversion, mode: str) -> bool:
+    """Whether a verification reads weights when they are used: asked for, or by default where there are many."""
+    from mlxport.parity.execute import FULL_PARAMETERS
+
+    return mode == "layerwise" or (mode == "auto" and conversion.parameters > FULL_PARAMETERS)
+
+
+def stored_weights(folder: Path, conversion: Conversion, mode: str) -> Callable[[], Mapping[str, mx.array]] | None:
+    """What gives a port's weights, unevaluated, for a verification that keeps none in memory; None for one that does.
+
+    Args:
+        folder: The port's.
+        conversion: What it was made by, or would be.
+        mode: ``auto``, ``full`` or ``layerwise``.
+
+    Raises:
+        UnsupportedError: They are to be kept, and there is no room.
+    """
+    from mlxport.model.tensors import output_refs
+    from mlxport.transform import lazy_arrays
+
+    if keeps_no_weights(conversion, mode):
+        return partial(lazy_arrays, output_refs(folder))
+    refuse_large(conversion)
+    return None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlxport.convert.open_source import open_source
 from mlxport.convert.options import DTYPES
-from mlxport.convert.recorded import fewest_bits, recorded, refuse_large
+from mlxport.convert.recorded import fewest_bits, keeps_no_weights, recorded, refuse_large, stored_weights
 from mlxport.convert.resolved_options import ResolvedOptions
 from mlxport.errors import SourceError, UnsupportedError, UsageError, VerificationError
 from mlxport.layouts.base import Layout
@@ -26,10 +26,14 @@ from mlxport.source.written_code import refuse_foreign_source
 from mlxport.types import Checkpoint
 
 if TYPE_CHECKING:
+    import mlx.core as mx
+
     from mlxport.layouts.conversion import Conversion
     from mlxport.layouts.generated.weights_trace import GeneratedConversion
     from mlxport.parity import ParityReport
     from mlxport.parity.port_report import PortParity
+
+    Weights = Callable[[], Mapping[str, mx.array]]
 
 __all__ = ["Verified", "Verifying", "verify", "verify_written"]
 
@@ -111,6 +115,7 @@ def _written_logits(work: Verifying) -> Verified:
 
 def _written_outputs(work: Verifying) -> Verified:
     conversion = _generated(work.conversion)
+    refuse_large(conversion)
     report, _ = _compared_outputs(work)
     report = _with_task(report, work.folder, work.layout, work.checkpoint, conversion)
     return Verified(_passed(report, work.folder, "model"))
@@ -133,13 +138,12 @@ def _with_task(
     ))  # fmt: skip
 
 
-def _compared_outputs(work: Verifying) -> tuple[PortParity, Any]:
-    """What the comparison of a port that was just written found, and the port."""
+def _compared_outputs(work: Verifying, stored: Weights | None = None) -> tuple[PortParity, Any]:
+    """What the comparison of a port that was just written found, and the port; ``stored`` as of ``compare_port``."""
     from mlxport.layouts.generated.loading import load_port, unquantized_port
     from mlxport.parity.port_comparison import compare_port
 
     conversion = _generated(work.conversion)
-    refuse_large(conversion)
     model = load_port(work.folder)  # written by this very run, which has noted it
     report = compare_port(
         conversion,
@@ -148,6 +152,7 @@ def _compared_outputs(work: Verifying) -> tuple[PortParity, Any]:
         bits=fewest_bits(conversion),
         unquantized=functools.partial(unquantized_port, work.folder),
         trained=work.trained,
+        stored=stored,
         on_outputs=functools.partial(conversion.keep_outputs, work.folder),
     )
     return report, model
@@ -163,12 +168,15 @@ def _written_parts(work: Verifying) -> Verified:
 
 
 def _written_sequences(work: Verifying) -> Verified:
+    from mlxport.model.memory import uncached
     from mlxport.parity.tokenizer import check_tokenizer
 
     tokenizer = check_tokenizer(work.folder, work.checkpoint)
-    report, model = _compared_outputs(work)
-    _passed(report, work.folder, "model")
-    report = _with_steps(report, model, _generated(work.conversion))
+    stored = stored_weights(work.folder, work.conversion, work.mode)
+    with uncached():
+        report, model = _compared_outputs(work, stored)
+        _passed(report, work.folder, "model")
+        report = _with_steps(report, model, _generated(work.conversion), stored is not None)
     return Verified(_passed(report, work.folder, "model"), tokenizer)
 
 
@@ -181,8 +189,8 @@ def _written_pictures(work: Verifying) -> Verified:
     return Verified(_passed(report, work.folder, "architecture"), tokenizer)
 
 
-def _with_steps(report: PortParity, model: Any, conversion: GeneratedConversion) -> PortParity:
-    """A report with what a text that is written on caches has shown."""
+def _with_steps(report: PortParity, model: Any, conversion: GeneratedConversion, short: bool) -> PortParity:
+    """A report with what a text that is written on caches has shown; a ``short`` one where each token takes long."""
     from mlxport.model_config import ModelConfig
     from mlxport.parity.port_comparison import original_logits
     from mlxport.parity.sequence_steps import check_steps
@@ -192,7 +200,8 @@ def _with_steps(report: PortParity, model: Any, conversion: GeneratedConversion)
     equal = report.dtype == "float32" and report.bits is None
     original = original_logits(conversion) if equal else None
     context = ModelConfig(conversion.config).context_length
-    return replace(report, generation=check_steps(model, conversion.example, report.dtype, original, context))
+    found = check_steps(model, conversion.example, report.dtype, original, context, short=short)
+    return replace(report, generation=found)
 
 
 def _passed(report: Any, folder: Path, what: str) -> Any:
@@ -374,7 +383,11 @@ def _folder_speech(asked: _Asked) -> PortParity:
 
 
 def _folder_sequences(asked: _Asked) -> PortParity:
-    return _with_steps(*_compared_folder(asked))
+    from mlxport.model.memory import uncached
+
+    with uncached():
+        report, model, conversion = _compared_folder(asked, bounded=True)
+        return _with_steps(report, model, conversion, keeps_no_weights(conversion, asked.mode))
 
 
 def _folder_pictures(asked: _Asked) -> PortParity:
@@ -388,10 +401,16 @@ def _folder_pictures(asked: _Asked) -> PortParity:
     return compare_pictures(asked.folder, checkpoint, program, trust_remote_code=trust)
 
 
-def _compared_folder(asked: _Asked) -> tuple[PortParity, Any, GeneratedConversion]:
-    """What the comparison of a port's folder found, the port, and what it was compared with."""
+def _compared_folder(asked: _Asked, bounded: bool = False) -> tuple[PortParity, Any, GeneratedConversion]:
+    """What the comparison of a port's folder found, the port, and what it was compared with.
+
+    Args:
+        asked: What is to be verified.
+        bounded: Whether it can be done without the weights in memory, where the mode wants that.
+    """
     _need_torch("port")
     from mlxport.layouts.generated.loading import check_source, load_port, unquantized_port
+    from mlxport.model.read_when_used import Unkept
     from mlxport.parity.port_bisect import wrong_weights
     from mlxport.parity.port_comparison import compare_port
 
@@ -401,8 +420,12 @@ def _compared_folder(asked: _Asked) -> tuple[PortParity, Any, GeneratedConversio
     model = load_port(asked.folder, trust_remote_code=asked.trust_remote_code)
     unquantized = functools.partial(unquantized_port, asked.folder, trust_remote_code=asked.trust_remote_code)
     trained = _trained(read_record(asked.folder))
-    report = compare_port(conversion, model, dtype=made.dtype, bits=made.bits, unquantized=unquantized, trained=trained)
-    wrong = wrong_weights(model, conversion.unquantized()) if report.passed else []
+    stored = stored_weights(asked.folder, conversion, asked.mode) if bounded else None
+    report = compare_port(
+        conversion, model, dtype=made.dtype, bits=made.bits, unquantized=unquantized, trained=trained, stored=stored
+    )
+    expected = conversion.unquantized() if stored is None else Unkept(conversion.unquantized)
+    wrong = wrong_weights(model, expected) if report.passed else []
     wrong = [name for name in wrong if name.rpartition(".")[0] not in trained]  # held against bounds of their own
     return report.with_wrong(wrong), model, conversion
 

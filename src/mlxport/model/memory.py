@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 from mlxport.errors import UnsupportedError
 
-__all__ = ["available_memory", "refuse_large"]
+__all__ = ["available_memory", "refuse_large", "uncached"]
 
 
 def available_memory() -> int:
@@ -36,3 +38,15 @@ def refuse_large(nbytes: int, what: str, share: float = 0.5) -> None:
             f"{what.format(needed)}, of which {free} may be taken",
             hint="verify it on a machine with more memory: mlxport verify DST --against SRC",
         )
+
+
+@contextlib.contextmanager
+def uncached() -> Iterator[None]:
+    """Memory that MLX let go of goes back at once."""
+    import mlx.core as mx
+
+    limit = mx.set_cache_limit(0)
+    try:
+        yield
+    finally:
+        mx.set_cache_limit(limit)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 
 from mlxport.model import loaded as out
 from mlxport.model.block_paths import block_of, is_block
+from mlxport.model.memory import uncached
 from mlxport.model.streaming import stream
 from mlxport.parity import reference as ref
 from mlxport.parity.lazy_reference import lazy_model
@@ -46,20 +45,10 @@ def _run_torch(run: Run, *, stored: bool = False) -> tuple[Array, dict[str, Reco
 
 def _run_mlx(run: Run, keep: Callable[[str], bool]) -> tuple[list[Array], dict[str, Record]]:
     """The long sequence in one pass, the others as text is generated: each step reads all weights, so there are few."""
-    with _uncached():
+    with uncached():
         with recording_mlx(run.model, keep) as records:
             logits = out.logits(run.model, run.ids[0])
         return [logits, *(out.stepped_logits(run.model, ids, _STEPS) for ids in run.ids[1:])], records
-
-
-@contextlib.contextmanager
-def _uncached() -> Iterator[None]:
-    """Memory that MLX let go of goes back at once."""
-    limit = mx.set_cache_limit(0)
-    try:
-        yield
-    finally:
-        mx.set_cache_limit(limit)
 
 
 def _layer_errors(reference: dict[str, Record], output: dict[str, Record]) -> tuple[LayerError, ...]:
@@ -103,7 +92,7 @@ def _same_weights(run: Run, references: _References) -> tuple[_References, dict[
 
 def _steps_apart(run: Run, logits: list[Array]) -> tuple[list[Array], Comparison]:
     """The same with every sequence in one pass, and what the steps gave against that."""
-    with _uncached():
+    with uncached():
         last = out.logits(run.model, run.ids[-1])
     return [*logits[:-1], last], compare_logits(STEPPED, logits[-1], last, run.equal_row)
 

@@ -14,6 +14,7 @@ import torch
 from mlxport.graph.capture.examples import Example, other_sizes
 from mlxport.layouts.generated.reference_module import copied, in_float32
 from mlxport.layouts.generated.weights_trace import ComparedPort
+from mlxport.model.read_when_used import Unkept, read_when_used
 from mlxport.parity.lazy_reference import lazy_parameters
 from mlxport.parity.plain_ports import plain_ports
 from mlxport.parity.port_bisect import first_divergence
@@ -22,6 +23,8 @@ from mlxport.parity.port_report import PortParity
 from mlxport.parity.recording import Array
 
 __all__ = ["compare_port", "original_logits"]
+
+_READ = "layerwise: each weight was read where it is used, and on a CPU computed with in float32"
 
 
 def compare_port(
@@ -32,6 +35,7 @@ def compare_port(
     bits: int | None,
     unquantized: Callable[[], nn.Module],
     trained: Set[str] = frozenset(),
+    stored: Callable[[], Mapping[str, mx.array]] | None = None,
     on_outputs: Callable[[Example, Mapping[str, mx.array]], None] | None = None,
 ) -> PortParity:
     """Verify a port.
@@ -43,10 +47,15 @@ def compare_port(
         bits: Fewest bits of a quantized module, or None.
         unquantized: Makes the same port with nothing quantized, whatever its weights.
         trained: Paths of its modules that were trained after they had been converted.
+        stored: Gives its weights, unevaluated, where none may stay in memory: it then reads each when it is used.
         on_outputs: Called with its outputs of each input set.
     """
-    fresh, example = _reference(conversion), conversion.example
-    plain = None if bits is None else plain_ports(model, unquantized, conversion.unquantized(), trained)
+    fresh, example, plain = _reference(conversion), conversion.example, None
+    if stored is not None:
+        read_when_used(model, Unkept(stored))
+    wanted = conversion.unquantized() if stored is None else Unkept(conversion.unquantized)
+    if bits is not None:
+        plain = plain_ports(model, unquantized, wanted, trained, unkept=stored is not None)
     report = verify_port(
         model,
         fresh,
@@ -57,10 +66,12 @@ def compare_port(
         others=lambda: other_sizes(conversion.port.captured),
         on_outputs=on_outputs,
     )
+    if stored is not None:
+        report = replace(report, notes=(*report.notes, _READ))
     if not report.first_call_differs or (report.weights is not None and not report.weights.passed):
         return report  # a wrong packed weight is named already
     followed = model if plain is None else plain.original
-    divergence = first_divergence(followed, fresh(), example, dtype=dtype, expected=conversion.unquantized())
+    divergence = first_divergence(followed, fresh(), example, dtype=dtype, expected=wanted)
     return replace(report, divergence=divergence)
 
 

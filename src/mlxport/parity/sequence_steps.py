@@ -19,7 +19,7 @@ __all__ = ["HasRead", "check_steps"]
 
 _STEPS, _FEW = 32, 4
 _PROMPTS = {11: _STEPS, 3: _FEW, 24: _FEW}  # tokens that a text begins with, and how many more are written
-_LONGEST = max(sum(counts) for counts in _PROMPTS.items())
+_SHORT = {6: _FEW, 3: _FEW, 8: _FEW}  # where each call reads all weights of the decoder
 
 
 class HasRead:
@@ -42,7 +42,13 @@ class HasRead:
 
 
 def check_steps(
-    model: Any, example: Example, dtype: str, original: Callable[[Array, Array], Array] | None, context: int | None
+    model: Any,
+    example: Example,
+    dtype: str,
+    original: Callable[[Array, Array], Array] | None,
+    context: int | None,
+    *,
+    short: bool = False,
 ) -> Generation:
     """Let a decoder write a text, and run it in every way in which mlx-lm's caches are used.
 
@@ -53,18 +59,21 @@ def check_steps(
         original: From a source and a text [1, length] to the original's logits; None where its weights are others: then
             the port's own of the whole text are compared.
         context: Tokens that the model was made for, None where nothing says.
+        short: Whether to write few tokens.
     """
     read, begun = (value[:1] for value in example.kwargs.values())
     source = (read.float() if read.is_floating_point() else read).numpy()
     reading = HasRead(model, from_torch(read))
-    length = min(context or _LONGEST, _LONGEST)
+    prompts = _SHORT if short else _PROMPTS
+    longest = max(sum(counts) for counts in prompts.items())
+    length = min(context or longest, longest)
     text = _written(reading, begun[0].tolist(), length)
     if original is not None:
         logits = original(source, np.array([text]))
     else:
         logits = np.array(reading(mx.array([text]), reading.make_cache())[0].astype(mx.float32))
     texts = []
-    for size, count in _PROMPTS.items():
+    for size, count in prompts.items():
         prompt = max(2, min(size, length - count + 1))
         end = min(prompt + count - 1, length)
         texts.append(Continuation(text[:end], prompt, logits[:end]))
