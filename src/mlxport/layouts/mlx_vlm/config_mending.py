@@ -6,8 +6,6 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import mlx.core as mx
-
 from mlxport.errors import ConfigError, UnsupportedError
 
 __all__ = [
@@ -180,6 +178,8 @@ def picture_tokens_with_text(config: dict[str, Any]) -> None:
     It divides features of pictures by the root of that width, to multiply everything by the root of the text's in
     bfloat16: the number here is the one with which both are the same.
     """
+    import mlx.core as mx  # not above: the table of layouts is read before anything large
+
     text = config["text_config"]
     text["mm_tokens_per_image"] = config["mm_tokens_per_image"]
     config["pad_token_id"] = config.get("pad_token_id", text.get("pad_token_id", 0))
