@@ -55,7 +55,8 @@ def test_every_part_is_verified_by_itself_and_then_all_together(converted, sigmo
 
 def test_scores_of_padded_texts_are_those_of_transformers(converted, sigmoid, pictures):
     for source, folder in ((converted.source(TASK), converted(TASK)), sigmoid[:2]):
-        theirs = transformers.pipeline(TASK, model=str(source), device="cpu")
+        pictures_of = transformers.AutoImageProcessor.from_pretrained(source, backend="pil")  # torchvision or not
+        theirs = transformers.pipeline(TASK, model=str(source), device="cpu", image_processor=pictures_of)
         ours = mlxport.pipeline(folder)
         wanted = theirs(pictures, candidate_labels=TEXTS, hypothesis_template="a {} .")
         got = ours(pictures, text=TEXTS, hypothesis_template="a {} .", batch_size=2)
