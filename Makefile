@@ -98,6 +98,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/convert.py
 	$(RUN)$(BIN)/python benchmarks/port.py
 	$(RUN)$(BIN)/python benchmarks/generate.py
+	$(RUN)$(BIN)/python benchmarks/systems.py
 	$(RUN)$(BIN)/python benchmarks/quantizers.py
 	$(RUN)$(BIN)/python benchmarks/allocation.py
 

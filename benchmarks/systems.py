@@ -140,7 +140,12 @@ _PAGE = """# Speed of systems
 `mlxport run` (its Python side, `mlxport.pipeline`) beside what people use for the same model, on the same inputs, in
 float32. The first result includes imports and opening the model; further ones are medians of {repeat} calls that took
 turns; relative is the median of ratios to mlxport's time within a round, above 1 the other is slower. Memory is the
-process's peak. The last column compares the result with mlxport's. On {cores} cores (MLX's CPU backend), {versions}.
+process's peak. The last column compares the result with mlxport's. On {cores} cores (MLX's CPU backend),
+{versions}.
+
+mlx-whisper's own `transcribe` writes times along and ends the last window with features of 0, where transformers and
+mlxport hear silence and write text alone: hence the other time, and another comma. Where a model has no published
+weights at hand its weights are random: time and memory are those of its size, its text says nothing.
 
     python benchmarks/systems.py --data DIR --output docs/systems-speed.md
 
