@@ -350,7 +350,7 @@ def test_a_block_is_in_memory_not_the_model(tmp_path, text):
         (("--calibrate", "default"), "no effect without --quantize"),
         (("-q", "mxfp4", "--calibrate", "default"), "here are none"),
         (("-q", "4", "--quantizer", "search", "--calibrate", "default"), "contradicts --quantizer search"),
-        (("-q", "4", "--layout", "generated", "--calibrate", "default"), "for mlx-lm's layout only"),
+        (("-q", "4", "--layout", "generated", "--no-cache", "--calibrate", "default"), "for mlx-lm's layout only"),
         (("-q", "4", "--calibrate", "absent.txt"), "cannot read the calibration text absent.txt"),
     ],
 )

@@ -77,6 +77,7 @@ PROCESSORS = {
 def test_a_processor_that_is_code_is_refused_at_once(tmp_path: Path, kind: str) -> None:
     field, load = PROCESSORS[kind]
     settings = {"auto_map": {kind: "processing_x.X"}, field: "X"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "x"}))
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
     (tmp_path / "processing_x.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     with pytest.raises(SourceError, match="trust_remote_code|custom code"):

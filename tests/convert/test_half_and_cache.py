@@ -157,7 +157,7 @@ def other_llama(folder: Path) -> Path:
         (["--kv-bits", "8"], "keys or values of a head have 16 numbers"),
         (["--kv-bits", "7"], "--kv-bits 7 does not exist"),
         (["--kv-group-size", "64"], "has no effect without --kv-bits"),
-        (["--kv-bits", "8", "--layout", "generated"], "the generated one has no key-value cache"),
+        (["--kv-bits", "8", "--layout", "generated", "--no-cache"], "the generated one has no key-value cache"),
     ],
 )
 def test_kv_bits_that_cannot_be(tmp_path, source, mlxport, options, part):

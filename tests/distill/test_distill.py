@@ -239,7 +239,7 @@ def test_the_record_says_what_was_done(checkpoint_of, tmp_path, mlxport):
         (["-q", "mxfp4", "--distill", "10"], "trains scales and biases of affine modules, and here are none"),
         (["-q", "4", "--distill", "0"], "--distill 0: expected a positive number of steps"),
         (["-q", "4", "--distill", "-3"], "--distill -3: expected a positive number of steps"),
-        (["-q", "4", "--distill", "10", "--layout", "generated"], "--distill: for mlx-lm's layout only"),
+        (["-q", "4", "--distill", "10", "--layout", "generated", "--no-cache"], "--distill: for mlx-lm's layout only"),
     ],
 )
 def test_what_cannot_be_distilled(checkpoint_of, tmp_path, mlxport, options, part):

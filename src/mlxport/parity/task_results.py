@@ -127,7 +127,11 @@ def _built(checkpoint: Checkpoint) -> Any:
         return None
     # By the config as ``read_config`` mends it: pipelines read it again, as it is.
     return transformers.AutoModelForImageClassification.from_pretrained(
-        str(checkpoint.root), config=read_config(checkpoint), dtype="float32", local_files_only=True
+        str(checkpoint.root),
+        config=read_config(checkpoint),
+        dtype="float32",
+        trust_remote_code=False,
+        local_files_only=True,
     )
 
 
