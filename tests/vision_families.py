@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from vision_models import TEMPLATE, byte_tokenizer, save_spread
 
 MEAN = {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]}
 TEXT: dict[str, Any] = {
@@ -30,12 +31,7 @@ SEEN: dict[str, Any] = {
     "patch_size": 14,
     "image_size": 56,
 }
-SHOWN = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['content'] is string %}{{ m['content'] }}"
-    "{% else %}{% for c in m['content'] %}{% if c['type'] == 'image' %}PLACE"
-    "{% elif 'text' in c %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+SHOWN = TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "PLACE")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,12 +217,7 @@ FAMILIES: dict[str, TinyFamily] = {
 def write_family(folder: Path, name: str) -> Path:
     """A checkpoint in bfloat16, as transformers 5 saves it."""
     family = FAMILIES[name]
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *family.special]
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made = Tokenizer(models.BPE({letter: index for index, letter in enumerate(letters)}, []))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    made.add_special_tokens(special)
+    made = byte_tokenizer(family.special)
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=made, eos_token="<|im_end|>", pad_token="<|endoftext|>", **family.tokenizer
     ).save_pretrained(folder)
@@ -238,11 +229,7 @@ def write_family(folder: Path, name: str) -> Path:
     kind = getattr(transformers, family.model)
     given = {**family.config, **ids, "text_config": text, "eos_token_id": made.token_to_id("<|im_end|>")}
     torch.manual_seed(0)
-    model = kind(kind.config_class(**given))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * (family.spread / parameter.shape[-1] ** 0.5))
-    model.to(torch.bfloat16).save_pretrained(folder)
+    save_spread(folder, kind(kind.config_class(**given)), family.spread)
     return folder
 
 

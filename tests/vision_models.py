@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,27 @@ VISION: dict[str, Any] = {
 }
 
 
-def write_tokenizer(folder: Path) -> dict[str, int]:
-    """Bytes and special tokens; the ids that a config names."""
+def byte_tokenizer(special: Sequence[str]) -> Tokenizer:
+    """A token for each byte, and special ones after these."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     made = Tokenizer(models.BPE({letter: index for index, letter in enumerate(letters)}, []))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
-    made.add_special_tokens([*SPECIAL, *OF_PICTURES])
+    made.add_special_tokens([*SPECIAL, *special])
+    return made
+
+
+def save_spread(folder: Path, model: Any, spread: float, **options: Any) -> None:
+    """Save a model in bfloat16, its parameters spread so that tokens differ."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * (spread / parameter.shape[-1] ** 0.5))
+    model.to(torch.bfloat16).save_pretrained(folder, **options)
+
+
+def write_tokenizer(folder: Path) -> dict[str, int]:
+    """Bytes and special tokens; the ids that a config names."""
+    made = byte_tokenizer(OF_PICTURES)
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=made, eos_token="<|im_end|>", pad_token="<|endoftext|>",
         additional_special_tokens=["<|im_start|>", *OF_PICTURES],
@@ -62,10 +77,7 @@ def write_qwen(folder: Path) -> Path:
     )
     torch.manual_seed(0)
     model = transformers.Qwen2_5_VLForConditionalGeneration(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * (0.8 / parameter.shape[-1] ** 0.5))
-    model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="150KB")
+    save_spread(folder, model, 0.8, max_shard_size="150KB")
     processor = {
         "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor",
         "min_pixels": 3136, "max_pixels": 60000, "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,7 +75,7 @@ def plain_ports(
     def compared() -> Iterator[WeightDifference]:
         for name in replaced():
             module, original = packed.get(name), wanted.get(name)
-            values = _unpacked(module) if module is not None else functools.partial(_rows_of, kept()[name])
+            values = _unpacked(module) if module is not None else kept()[name].__getitem__
             bound = STORED_WEIGHT_BOUND[level_name(level(module.mode, module.bits))] if module is not None else 0.0
             if name.rpartition(".")[0] in trained:
                 bound = max(bound, STORED_WEIGHT_BOUND["trained"])
@@ -122,10 +121,6 @@ def _unpacked(module: Any) -> Rows:
         return mx.dequantize(weight[place], scales[place], None if biases is None else biases[place], **settings)
 
     return rows
-
-
-def _rows_of(array: mx.array, place: slice) -> mx.array:
-    return array[place]
 
 
 def _difference(name: str, values: Rows, original: mx.array | None, bound: float) -> WeightDifference:

@@ -23,6 +23,7 @@ from mlxport.graph.capture.exported_program import captured_program
 from mlxport.graph.capture.fastpath import fast_paths
 from mlxport.graph.capture.free_sizes import SizesTooLong, bounded_sizes, free_sizes
 from mlxport.graph.capture.loops_over_chosen import loops_followed
+from mlxport.graph.capture.origin import raised_at
 from mlxport.graph.capture.quick_tables import quick_tables
 from mlxport.graph.capture.reshaped_inputs import CallsInPlace
 from mlxport.graph.capture.wrapped_root import Inside, bring_out, hides_members
@@ -31,10 +32,6 @@ from mlxport.graph.lower.registry import LOWERINGS
 from mlxport.printable import words
 
 __all__ = ["CaptureError", "capture", "decompose", "export", "lowered_decompositions"]
-
-
-# Frames of torch and of this package, which are not the user's.
-_LIBRARY = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
 
 
 class CaptureError(Exception):
@@ -245,9 +242,8 @@ def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in words(error).splitlines() if line.strip()]
     kind = "" if isinstance(error, SizesTooLong) else f"{type(error).__name__}: "
     text = f"{kind}{lines[0][:300] if lines else ''}"
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith((*_LIBRARY, "<"))]
-    return f"{text} (at {own[-1].filename}:{own[-1].lineno})" if own else text
+    own = raised_at(error)
+    return text if own is None else f"{text} (at {own.filename}:{own.lineno})"
 
 
 def _hint(error: BaseException) -> str:

@@ -6,6 +6,7 @@ import ast
 import functools
 import inspect
 import re
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-__all__ = ["Statement", "call_arguments", "frames", "module_path", "place", "statement"]
+__all__ = ["Statement", "call_arguments", "frames", "module_path", "place", "raised_at", "statement"]
 
 _FRAME = re.compile(r'^\s*File "([^"]+)", line (\d+), in (\S+)', re.MULTILINE)
 _TORCH = str(Path(torch.__file__).parent)
+_PACKAGE = str(Path(__file__).parents[2])
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,13 @@ def place(node: Node) -> str:
     """``file.py:line`` of the user's model that calls the op, or ``""``."""
     own = [frame for frame in frames(node) if not frame[0].startswith((_TORCH, "<"))]
     return f"{own[-1][0]}:{own[-1][1]}" if own else ""
+
+
+def raised_at(error: BaseException) -> traceback.FrameSummary | None:
+    """The innermost frame of the user's model in what led to ``error``: not torch's, nor of this package."""
+    found = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in found if not frame.filename.startswith((_TORCH, _PACKAGE, "<"))]
+    return own[-1] if own else None
 
 
 def statement(node: Node, module: torch.nn.Module | None) -> Statement | None:

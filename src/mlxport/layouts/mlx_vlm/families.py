@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mlxport.layouts.mlx_vlm import config_mending as rules
@@ -136,18 +136,25 @@ _JOINED = (
     ("model.multi_modal_projector.", "multi_modal_projector."),
     ("multi_modal_projector.", "multi_modal_projector."),
 )
-_LLAVA = Family(
+_SEES = Family(
     renames=_JOINED,
     tower=("vision_tower.", "multi_modal_projector."),
     channels_last=("vision_tower.vision_model.embeddings.patch_embedding.weight",),
+)
+_AS_LLAMA = (
+    rules.heads_of_usual_size,
+    rules.only(("text_config", "hidden_act"), "silu"),
+    rules.only(("text_config", "attention_bias"), False),
+    rules.only(("text_config", "mlp_bias"), False),
+)
+
+_LLAVA = replace(
+    _SEES,
     config=(
         rules.said_in_full,
         rules.text_named("llama", "qwen2"),
         rules.plain_rope("linear"),
-        rules.heads_of_usual_size,
-        rules.only(("text_config", "hidden_act"), "silu"),
-        rules.only(("text_config", "attention_bias"), False),
-        rules.only(("text_config", "mlp_bias"), False),
+        *_AS_LLAMA,
         rules.only(("vision_config", "model_type"), "clip_vision_model"),
         rules.only(("vision_config", "hidden_act"), "quick_gelu"),
         rules.one_layer_of_features,
@@ -156,10 +163,8 @@ _LLAVA = Family(
     ),
 )
 
-_GEMMA3 = Family(
-    renames=_JOINED,
-    tower=("vision_tower.", "multi_modal_projector."),
-    channels_last=("vision_tower.vision_model.embeddings.patch_embedding.weight",),
+_GEMMA3 = replace(
+    _SEES,
     own_head=True,
     both_ways=True,
     config=(
@@ -194,17 +199,13 @@ _IDEFICS3 = Family(
         rules.said_in_full,
         rules.text_named("llama"),
         rules.plain_rope(),
-        rules.heads_of_usual_size,
-        rules.only(("text_config", "hidden_act"), "silu"),
-        rules.only(("text_config", "attention_bias"), False),
-        rules.only(("text_config", "mlp_bias"), False),
+        *_AS_LLAMA,
         rules.only(("vision_config", "hidden_act"), "gelu_pytorch_tanh"),
     ),
 )
 
-_MISTRAL3 = Family(
-    renames=_JOINED,
-    tower=("vision_tower.", "multi_modal_projector."),
+_MISTRAL3 = replace(
+    _SEES,
     channels_last=("vision_tower.vision_model.patch_conv.weight",),
     config=(
         rules.said_in_full,

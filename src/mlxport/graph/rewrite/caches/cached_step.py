@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from mlxport.graph.capture.captured import Captured
+from mlxport.graph.capture.origin import raised_at
 from mlxport.graph.lower import cache_ops
 from mlxport.graph.lower.token_ops import is_on_cache
 from mlxport.graph.rewrite.fuse.values import Values
@@ -25,10 +25,6 @@ __all__ = ["SOURCES", "CacheKind", "CachedStep", "NotCached", "read_step"]
 SOURCES = ("input_ids", "input_features", "input_values")  # what an encoder reads: tokens, spectra, samples
 
 
-# Frames of torch and of this package, which are not the model's.
-_LIBRARY = (str(Path(torch.__file__).parent), str(Path(__file__).parents[3]))
-
-
 class NotCached(Exception):
     """A program that cannot be written on mlx-lm's caches; says why."""
 
@@ -36,9 +32,8 @@ class NotCached(Exception):
     def raised(cls, error: Exception) -> NotCached:
         """For what the model's own code raised, in one line."""
         if isinstance(error, GuardOnDataDependentSymNode):
-            frames = traceback.extract_tb(error.__traceback__)
-            own = [frame for frame in frames if not frame.filename.startswith(_LIBRARY)]
-            place = f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
+            own = raised_at(error)
+            place = "" if own is None else f" ({Path(own.filename).name}:{own.lineno})"
             return cls(f"what it computes{place} depends on values that are known only when it runs")
         return cls(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
 

@@ -170,11 +170,9 @@ class _Module:
         """``y`` [batch * tokens, …, 1, …] as [batch, …, tokens, …]."""
         others = [other for other in range(1, ndim(y)) if other != axis]
         sizes = [batch, self.length, *(shape(y)[other] for other in others)]
-        order = [1, *others]  # which axis lies where after the batch's
         back = [0] * ndim(y)
         for place, other in enumerate([0, axis, *others]):
             back[other] = place
-        assert len(order) == ndim(y) - 1
         return edit.permute(edit.view(y, sizes), back)
 
     def put(self, kept: KeptState, state: Recurrence) -> None:

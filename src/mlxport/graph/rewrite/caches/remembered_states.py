@@ -154,8 +154,9 @@ def keep_states(step: CachedStep, states: list[Remembered]) -> None:
         else:
             _scan(step, state, place)
     called = [path for path, kept in modules.items() if not fold_tokens(step, path, kept)]
-    for kept in (kept for path in called for kept in modules[path]):
-        keep_token_state(step, *kept)
+    for path in called:
+        for kept in modules[path]:
+            keep_token_state(step, path, *kept)
     for layer, last in slots.items():
         known = step.kinds.get(layer, CacheKind())
         stepped = layer in {layers[path] for path in called}

@@ -55,15 +55,18 @@ def _computed(written: Node) -> Node:
 
 
 def computing_module(step: CachedStep, written: Node) -> str:
-    """Path of the module that computes what is kept, the views of it put there, too."""
+    """Path of the module that computes what is kept, the views of it put there, too.
+
+    Raises:
+        NotCached: Nothing goes into it for each token, or comes out.
+    """
     path = module_of_each_token(step, _computed(written))
     assert path is not None
-    last = next(
-        (n for n in step.captured.graph.nodes if kind(n) == LAST and module_of_each_token(step, n) == path), None
-    )
-    if last is None:
+    inside = [node for node in step.captured.graph.nodes if module_of_each_token(step, node) == path]
+    ends = {kind(node): node for node in reversed(inside)}  # the first of each kind
+    if FIRST not in ends or LAST not in ends:
         raise NotCached(f"{path} carries a state, and gives nothing for each token")
-    _views_within(written, last)
+    _views_within(written, ends[LAST])
     return path
 
 
@@ -74,14 +77,10 @@ def _views_within(written: Node, last: Node) -> None:
         written.meta = {**written.meta, "nn_module_stack": last.meta["nn_module_stack"], "stack_trace": ""}
 
 
-def keep_token_state(step: CachedStep, held: Node, written: Node, place: tuple[Any, ...]) -> None:
-    """Take what is held from the cache before the module's first op, and keep what is written after its last."""
-    path = computing_module(step, written)
+def keep_token_state(step: CachedStep, path: str, held: Node, written: Node, place: tuple[Any, ...]) -> None:
+    """Take what is held from the cache before the first op of the module, and keep what is written after its last."""
     inside = [node for node in step.captured.graph.nodes if module_of_each_token(step, node) == path]
-    first = [node for node in inside if kind(node) == FIRST]
-    last = next((node for node in inside if kind(node) == LAST), None)
-    if not first or last is None:
-        raise NotCached(f"{path} carries a state, and gives nothing for each token")
+    last = next(node for node in inside if kind(node) == LAST)
     cache, slot, mask = place
     after = next(node for node in inside if node.target is not token_ops.recall and kind(node) != FIRST)
     edit = Editor(step.captured, after)
