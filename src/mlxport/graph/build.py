@@ -143,9 +143,10 @@ def _write(
     title, model_type = named
     port.model_type = model_type or name.lower()
     made = generating(captured, port.caches) if port.caches else None
-    told = limits_told(*limits, names) if made is None else lengths_told(limits[0])
-    port.notes += told
     call = call_signature(captured, names) if made is None else made.call
+    known = {node: call.renamed.get(own, own) for node, own in names.items()}
+    told = limits_told(*limits, known) if made is None else lengths_told(limits[0])
+    port.notes += told
     heading = title or f"{name} in MLX."
     source = file_source(heading, classes, fields, root_class, call, port.model_type, told, made, fields_at)
     port.source = format_source(source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import keyword
 import logging
 import traceback
 import warnings
@@ -22,6 +23,7 @@ from mlxport.graph.capture.dataclass_inputs import known_dataclasses
 from mlxport.graph.capture.exported_program import captured_program
 from mlxport.graph.capture.fastpath import fast_paths
 from mlxport.graph.capture.free_sizes import SizesTooLong, bounded_sizes, free_sizes
+from mlxport.graph.capture.keyword_members import keyword_members
 from mlxport.graph.capture.loops_over_chosen import loops_followed
 from mlxport.graph.capture.origin import raised_at
 from mlxport.graph.capture.quick_tables import quick_tables
@@ -71,7 +73,7 @@ def export(
         kwargs: Keyword example inputs.
         dynamic: ``dynamic_shapes`` as torch.export takes them, or None for the example's sizes.
     """
-    with _quiet(), torch.no_grad(), known_shapes():
+    with _quiet(), torch.no_grad(), known_shapes(), keyword_members():
         program = loops_followed(
             module, lambda: torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
         )
@@ -80,7 +82,7 @@ def export(
 
 def decompose(program: ExportedProgram) -> ExportedProgram:
     """``program`` functionalised, with the ops that the table lacks taken apart as far as torch can."""
-    with _quiet(), known_shapes(), quick_tables():
+    with _quiet(), known_shapes(), quick_tables(), keyword_members():
         table = torch.export.default_decompositions()
         program = program.run_decompositions(_table(table))
         while found := {target: rule for target, rule in _rules(program) if target not in table}:
@@ -285,6 +287,12 @@ def _explicit(
     if not extra and not always:
         yield signature
         return
+    if unnamed := [name for name in extra if not name.isidentifier() or keyword.iskeyword(name)]:
+        raise CaptureError(
+            f"the example has an argument called {unnamed[0]!r}, which is no name in Python",
+            "let the forward take it in a dict: forward(self, batch), with the example ({...},)",
+            usage=True,
+        )
     if extra:
         del parameters[caught or ""]
     spelled = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in extra]

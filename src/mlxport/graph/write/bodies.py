@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import copy
-import keyword
 import re
 from collections.abc import Mapping
 
@@ -15,18 +14,15 @@ from torch.fx import Node
 from mlxport.graph.capture.origin import Statement
 from mlxport.graph.capture.stores import store
 from mlxport.graph.lower import symbolic_sizes
-from mlxport.graph.lower.registry import HELPERS
-from mlxport.graph.write.generating import IMPORTED
 from mlxport.graph.write.naming import forward_names, names_of_parts, natural_name, result_name, snake
 from mlxport.graph.write.paths import member
 from mlxport.graph.write.placing import in_list, place, sequential
+from mlxport.graph.write.reserved import is_reserved
 from mlxport.graph.write.scope_parts import Body, Context, Reference, ScopeParts, Step, is_list
 from mlxport.graph.write.simplify import tidy
 from mlxport.graph.write.tree import Scope
 
 __all__ = ["build_body"]
-
-_TAKEN = frozenset("mx nn math self len int float range zip max min tuple list print args".split())
 
 
 class _Builder:
@@ -72,7 +68,7 @@ class _Builder:
         return name
 
     def _taken(self, name: str, index: int) -> bool:
-        if keyword.iskeyword(name) or name in _TAKEN | IMPORTED or name in HELPERS or name in self.reserved:
+        if is_reserved(name) or name in self.reserved:
             return True
         holder = self.bound.get(name)
         return holder is not None and self.last_use(holder) > index

@@ -18,6 +18,7 @@ from mlxport.graph.write.layer_lists import LayerList, spelled_list
 from mlxport.graph.write.loops import roll
 from mlxport.graph.write.number_names import Field
 from mlxport.graph.write.paths import member, target
+from mlxport.graph.write.root_call import RootCall, call_lines
 from mlxport.graph.write.scope_parts import Step
 
 __all__ = ["file_source", "format_source", "layer_fields"]
@@ -67,7 +68,7 @@ def file_source(
     classes: Sequence[ClassDef],
     fields: Sequence[Field],
     root: ClassDef,
-    call: tuple[str, list[str]],
+    call: RootCall,
     model_type: str,
     limits: Sequence[str] = (),
     generates: Generating | None = None,
@@ -80,7 +81,7 @@ def file_source(
         classes: Inner classes first.
         fields: Fields of ``ModelArgs``.
         root: The class of the whole model, one of ``classes``.
-        call: Signature of the root's ``__call__`` and statements that come before its own.
+        call: How the root is called.
         model_type: Value of ``ModelArgs.model_type``.
         limits: Sentences on what the root's inputs may hold, for its docstring.
         generates: What a language model has beside, for mlx-lm to run it: without an encoder it has no ``load``.
@@ -145,9 +146,7 @@ def _text(tree: ast.expr) -> str:
     return ast.unparse(ast.fix_missing_locations(copy.deepcopy(tree)))
 
 
-def _class_source(
-    cls: ClassDef, call: tuple[str, list[str]] | None, limits: Sequence[str], generates: Generating | None
-) -> str:
+def _class_source(cls: ClassDef, call: RootCall | None, limits: Sequence[str], generates: Generating | None) -> str:
     lines = [f"class {cls.name}(nn.Module):"]
     if limits:
         first = '"""Tables limit the inputs. Values are not checked: MLX reads on where torch raises.'
@@ -169,17 +168,14 @@ def _class_source(
     if encoding is not None and result is not None:
         lines += [*_encode_lines(cls, encode_steps(encoding, steps, result), encoding, generates), ""]
         steps, result = step_of_decoder(encoding, steps, result)
-    signature, before = call if call is not None else (", ".join(["self", *cls.parameters]), [])
-    lines.append(f"    def __call__({signature}):")
+    call = call if call is not None else RootCall(", ".join(["self", *cls.parameters]))
     statements = _statements(cls, steps, generates)
     if layers is not None:
         kept = [name for name in layers.fields() if f"self.{name}" in "\n".join(statements)]
         lines[made:made] = [f"        self.{name} = args.{name}" for name in kept]
-    body = [*before, *statements]
     if result is not None:
-        body.append(f"return {_returned(result)}")
-    lines += textwrap.indent("\n".join(body or ["pass"]), "        ").splitlines()
-    return "\n".join(lines)
+        statements.append(f"return {_returned(result)}")
+    return "\n".join([*lines, *textwrap.indent("\n".join(call_lines(call, statements)), "    ").splitlines()])
 
 
 def _statements(cls: ClassDef, steps: Sequence[Step], generates: Generating | None) -> list[str]:

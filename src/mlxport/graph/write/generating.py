@@ -14,6 +14,7 @@ from mlxport.graph.lower.token_ops import is_on_cache
 from mlxport.graph.rewrite.caches.cached_step import CacheKind
 from mlxport.graph.write.encoding import Encoding
 from mlxport.graph.write.layer_lists import LayerList, layer_list
+from mlxport.graph.write.root_call import RootCall
 from mlxport.graph.write.router_bits import router_bits
 
 __all__ = ["IMPORTED", "Generating", "generating", "with_cache", "with_method"]
@@ -36,7 +37,7 @@ class Generating:
     """Parts of the file that are the same for all language models.
 
     Attributes:
-        call: Signature of the root's ``__call__`` and statements that come before its own.
+        call: How the root is called.
         methods: Further methods of the root, indented.
         imports: From mlx-lm; those that are not used are taken out again.
         lists: Expressions of lists, with their lengths: the caches, and the root's layers.
@@ -44,7 +45,7 @@ class Generating:
         encoding: How the program is cut in two where it has an encoder.
     """
 
-    call: tuple[str, list[str]]
+    call: RootCall
     methods: str
     imports: tuple[str, ...]
     lists: Mapping[str, int]
@@ -63,11 +64,11 @@ def generating(captured: Captured, caches: Sequence[CacheKind]) -> Generating:
         *router_bits(captured),
         *("def make_cache(self):", f"    return {_made(caches, of_all, listed_as)}"),
     ]
-    call = "self, input_ids, cache=None", ["if cache is None:", f"    cache = {_none(caches, of_all)}"]
+    call = RootCall("self, input_ids, cache=None", ["if cache is None:", f"    cache = {_none(caches, of_all)}"])
     lists, encoding = {"cache": len(caches)}, _encoding(captured, caches)
     if encoding is not None:
         read = ["if cache is None:", "    cache = self.make_cache()", f"    self.encode({encoding.source}, cache)"]
-        call = f"self, {encoding.written}, cache=None, {encoding.source}=None", read
+        call = RootCall(f"self, {encoding.written}, cache=None, {encoding.source}=None", read)
         lists |= {f"self.{layers}": len(caches)}
     text = "\n".join(f"    {line}" if line else "" for line in methods)
     return Generating(call, text, _IMPORTS, lists, listed_as, encoding)

@@ -83,10 +83,15 @@ def access(name: str, path: Path) -> str:
     return name + "".join(f".{step}" if isinstance(step, Attribute) else f"[{step!r}]" for step in path)
 
 
-def structure_checks(item: Input) -> list[str]:
-    """Statements that refuse lists of other lengths and dicts of other keys: what is more would be ignored."""
+def structure_checks(item: Input, own: str) -> list[str]:
+    """Statements that refuse lists of other lengths and dicts of other keys: what is more would be ignored.
+
+    Args:
+        item: The argument.
+        own: What the body of the port calls it.
+    """
     found = [
-        f"check_parts({access(item.name, path)!r}, {access(item.name, path)}, {_parts_text(value)})"
+        f"check_parts({access(item.name, path)!r}, {access(own, path)}, {_parts_text(value)})"
         for path, value in _containers((), item.value)
     ]
     if found:

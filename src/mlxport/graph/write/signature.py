@@ -18,6 +18,8 @@ from mlxport.graph.lower.helpers import inputs as input_helpers
 from mlxport.graph.lower.registry import helper
 from mlxport.graph.write.input_structure import Input, access, inputs_of, structure_checks
 from mlxport.graph.write.limits_told import size_places
+from mlxport.graph.write.reserved import unreserved
+from mlxport.graph.write.root_call import RootCall
 
 __all__ = ["call_signature", "input_names"]
 
@@ -28,42 +30,52 @@ def input_names(captured: Captured) -> dict[Node, str]:
     for name, path, leaf in ((item.name, *found) for item in inputs_of(captured) for found in item.leaves):
         if isinstance(leaf, Node):
             last = [str(part) for part in path if isinstance(part, str)]
-            names[leaf] = last[-1] if last else "_".join([name, *map(str, path)])
+            wish = _identifier(last[-1] if last else "_".join([name, *map(str, path)]))
             # A part may not hide the parameter that further parts are taken from.
-            if list(names.values()).count(names[leaf]) > 1 or path and names[leaf] in captured.signature.parameters:
-                names[leaf] = "_".join([name, *map(str, path)])
-            names[leaf] = _identifier(names[leaf])
+            if wish in names.values() or path and wish in captured.signature.parameters:
+                wish = _identifier("_".join([name, *map(str, path)]))
+            while wish in names.values():
+                wish += "_"
+            names[leaf] = wish
     return names
 
 
 def _identifier(key: str) -> str:
     name = re.sub(r"\W", "_", key) or "x"
-    return f"x_{name}" if name[0].isdigit() or iskeyword(name) else name
+    return f"x_{name}" if name[0].isdigit() else unreserved(name)
 
 
-def call_signature(captured: Captured, names: Mapping[Node, str]) -> tuple[str, list[str]]:
+def call_signature(captured: Captured, names: Mapping[Node, str]) -> RootCall:
     """The root's ``__call__``: the original's parameters, checks of what was fixed, and the parts of nested inputs."""
     inputs = inputs_of(captured)
+    own = {item.name: _identifier(item.name) for item in inputs}
+    renamed = {mine: name for name, mine in own.items() if mine != name and name != "self"}
     structure: list[str] = []
     parts: list[str] = []
     fixed: dict[str, str] = {}
     defaults: dict[str, str] = {}
     for item in inputs:
-        structure += structure_checks(item)
+        structure += structure_checks(item, own[item.name])
         for path, leaf in item.leaves:
-            place = access(item.name, path)
+            place = access(own[item.name], path)
             if isinstance(leaf, Node):
                 parts += [f"{names[leaf]} = {place}"] if path else []
             elif not path:
                 defaults[item.name] = fixed[place] = repr(leaf)
             elif isinstance(leaf, bool | int | float | str | None):
                 fixed[place] = repr(leaf)
-    checks = _shape_check(captured, names)
+    checks = _shape_check(captured, names, renamed)
     if fixed:
-        words = {place: _identifier("_".join(re.findall(r"\w+", place))) for place in fixed}
+        words = {place: _word(place, renamed) for place in fixed}
         checks.append(f"check_fixed({', '.join(f'{words[place]}=({place}, {fixed[place]})' for place in fixed)})")
         helper(input_helpers.check_fixed)
-    return _parameters(captured.signature, inputs, defaults), [*structure, *parts, *checks]
+    return RootCall(_parameters(captured.signature, inputs, defaults), [*structure, *parts, *checks], renamed)
+
+
+def _word(place: str, renamed: Mapping[str, str]) -> str:
+    """A place in the arguments as one word, which names it in an error."""
+    words = "_".join(renamed.get(word, word) for word in re.findall(r"\w+", place))
+    return words if words.isidentifier() and not iskeyword(words) else f"x_{words}"
 
 
 def _parameters(signature: inspect.Signature, inputs: Sequence[Input], defaults: Mapping[str, str]) -> str:
@@ -74,8 +86,9 @@ def _parameters(signature: inspect.Signature, inputs: Sequence[Input], defaults:
     last_by_place = max((i for i, item in enumerate(inputs) if item.kind is kinds.POSITIONAL_ONLY), default=-1)
     moved = _moved(signature, given)
     for index, item in enumerate(inputs):
+        name = item.name if item.name != "self" else _identifier(item.name)  # what the first one is called here
         if item.kind is kinds.VAR_POSITIONAL:
-            texts.append(f"*{item.name}")
+            texts.append(f"*{name}")
             starred = True
             continue
         if not starred and (item.kind is kinds.KEYWORD_ONLY or item.name in moved):
@@ -83,7 +96,7 @@ def _parameters(signature: inspect.Signature, inputs: Sequence[Input], defaults:
             starred = True
         optional = optional or item.name in defaults
         default = defaults.get(item.name, "None" if optional and not starred else None)
-        texts.append(item.name if default is None else f"{item.name}={default}")
+        texts.append(name if default is None else f"{name}={default}")
         if index == last_by_place:
             texts.append("/")
     return ", ".join(texts)
@@ -100,7 +113,7 @@ def _moved(signature: inspect.Signature, given: Collection[str]) -> set[str]:
     return set(by_place[first:])
 
 
-def _shape_check(captured: Captured, names: Mapping[Node, str]) -> list[str]:
+def _shape_check(captured: Captured, names: Mapping[Node, str], renamed: Mapping[str, str]) -> list[str]:
     wanted: dict[str, tuple[Any, ...]] = {}
     letters: dict[Any, str] = {}
     for node, name in names.items():
@@ -113,15 +126,17 @@ def _shape_check(captured: Captured, names: Mapping[Node, str]) -> list[str]:
     if not wanted:
         return []
     helper(input_helpers.check_inputs)
-    text = "{" + ", ".join(f"{name!r}: {shape!r}" for name, shape in wanted.items()) + "}"
+    told = {name: renamed.get(name, name) for name in wanted}
+    text = "{" + ", ".join(f"{told[name]!r}: {shape!r}" for name, shape in wanted.items()) + "}"
     symbols = [expr for expr in letters if expr.is_Symbol]
     rules = size_rules(captured, symbols)
     limits = {letters[symbol]: rule.as_tuple() for symbol, rule in rules.items() if not rule.trivial}
     extra = f", {limits!r}" if limits else ""
-    lines = [f"check_inputs({text}{extra}, {', '.join(f'{name}={name}' for name in wanted)})"]
+    lines = [f"check_inputs({text}{extra}, {', '.join(f'{told[name]}={name}' for name in wanted)})"]
     places = size_places(names)
     for condition in relations(captured, symbols, rules, places):
-        lines += [f"if not {condition}:", f'    raise ValueError("the sizes of the inputs must satisfy {condition}")']
+        words = re.sub(r"\w+", lambda word: renamed.get(word.group(), word.group()), condition)
+        lines += [f"if not {condition}:", f'    raise ValueError("the sizes of the inputs must satisfy {words}")']
     return lines
 
 
