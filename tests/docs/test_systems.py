@@ -16,6 +16,9 @@ from command import Result
 PICTURES = ROOT / "docs" / "systems" / "pictures.md"
 PICTURES_AND_TEXTS = ROOT / "docs" / "systems" / "clip.md"
 EMBEDDINGS = ROOT / "docs" / "systems" / "embeddings.md"
+TRANSLATION = ROOT / "docs" / "systems" / "translation.md"
+TEXT_LABELS = ROOT / "docs" / "systems" / "text-labels.md"
+SPEECH = ROOT / "docs" / "systems" / "speech.md"
 
 
 def shown_by(page: Path, folder: Path, mlxport: Callable[..., Result]) -> dict[str, Any]:
@@ -48,3 +51,19 @@ def test_pictures(folder, mlxport):
 def test_pictures_and_texts(folder, mlxport):
     found = shown_by(PICTURES_AND_TEXTS, folder, mlxport)
     assert found["best"]["label"] == "a red circle" and len(found["others"]) == 1
+
+
+def test_translation(folder, mlxport):
+    assert shown_by(TRANSLATION, folder, mlxport)["found"]["generated_text"] == "neunhundertzwölf"
+
+
+def test_labels_of_texts(folder, mlxport):
+    found = shown_by(TEXT_LABELS, folder, mlxport)
+    assert found["opinion"][0]["label"] == "POSITIVE"
+    named = [(entity["entity_group"], entity["word"]) for entity in found["entities"]]
+    assert named == [("PER", "grace hopper"), ("ORG", "siemens")]
+    assert found["words"][0]["token_str"] == "moo"
+
+
+def test_speech(folder, mlxport):
+    assert shown_by(SPEECH, folder, mlxport)["found"] == "0613*7429#"
