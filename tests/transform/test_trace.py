@@ -315,3 +315,15 @@ def test_what_looks_at_values_has_no_shapes_alone(tmp_path: Path):
         return {"a": mx.zeros((int(t["a"][0].item()),))}
 
     assert trace_shapes(pipeline, refs).outputs["a"].shape == (3,)
+
+
+def test_a_part_that_was_joined_to_others_is_read_as_it_is(tmp_path: Path):
+    refs = store_random(tmp_path, a=("F32", (3, 2, 2)), b=("F32", (3, 5, 2)))
+
+    def cut(t: dict[str, mx.array]) -> dict[str, mx.array]:
+        both = mx.concatenate([t["a"], t["b"]], axis=1)
+        return {"first": both[:, :2], "second": both[:, 2:], "other": both[:, 1:], "turn": both[:, ::2]}
+
+    program = assert_traced(refs, cut)
+    kept = {name: program.passthrough(name) for name in program.outputs}
+    assert kept == {"first": "a", "second": "b", "other": None, "turn": None}

@@ -157,6 +157,23 @@ def _simplified(value: Value) -> Value:
         return source
     if same and call.op == "Transpose" and list(call.args[0]) == sorted(call.args[0]):
         return source
+    return _joined_part(value) if call.op == "Slice" else value
+
+
+def _joined_part(value: Value) -> Value:
+    """A slice of what was joined, as the one part of that which it takes whole; else as it is."""
+    call = value.call
+    joined = call.inputs[0].call if call is not None else None
+    if call is None or joined is None or joined.op != "Concatenate":
+        return value
+    axis, begin, (first, *_) = joined.args[0], 0, call.inputs
+    for part in joined.inputs:
+        bounds = list(map(tuple, call.args))
+        whole = [[0] * len(first.shape), list(first.shape), [1] * len(first.shape)]
+        whole[0][axis], whole[1][axis] = begin, begin + part.shape[axis]
+        if bounds == list(map(tuple, whole)):
+            return part
+        begin += part.shape[axis]
     return value
 
 

@@ -199,6 +199,8 @@ class _Builder:
         return True
 
     def _wish(self, index: int, unit: Node | Scope, node: Node, position: int) -> str:
+        if "variable" in node.meta:
+            return str(node.meta["variable"])
         units = self.units
         own = units.statements[index]
         results = units.results(unit)

@@ -29,6 +29,8 @@ def forward_names(module: torch.nn.Module | None) -> list[str]:
 
 def natural_name(captured: Captured, node: Node) -> str:
     """What the module that computes a value calls it."""
+    if "variable" in node.meta:
+        return str(node.meta["variable"])
     module = captured.modules.get(module_path(node))
     made = statement(node, module)
     return made.names[0] if made is not None and len(made.names) == 1 else result_name(node)
@@ -78,6 +80,7 @@ _BETTER = {
     "getitem": "part", "slice": "part", "select": "part", "sum": "total", "max": "largest", "min": "smallest",
     "any": "some", "all": "every", "abs": "size", "pow": "power", "round": "rounded", "sorted": "ordered",
     "attend": "output", "latent_attention": "output", "shares": "weights", "swiglu": "gated", "recall": "before",
+    "rows_of_tokens": "x",
 }  # fmt: skip
 
 

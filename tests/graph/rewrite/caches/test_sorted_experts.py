@@ -63,7 +63,7 @@ def over_rows(self, rows, chosen, weights):
 def test_rows_are_sorted_by_expert(tmp_path, way):
     pair = Pair(Model(attend, Experts(way)), tmp_path)
     assert pair.source.count("= rows_by_expert(") == 1 and "rows_of_tokens(" in pair.source
-    assert pair.source.count(", experts, is_sorted)") == 2 and "repeat" not in pair.source
+    assert pair.source.count(", experts, is_sorted)") == 3 and "repeat" not in pair.source
     pair.check()
 
 

@@ -175,7 +175,9 @@ class _ChosenRows:
         parts = [edit.call(operator.getitem, made, index, val=value[index]) for index in range(3)]
         for part, name in zip(parts, names, strict=True):
             part.meta["variable"] = name
-        return (*parts, edit.call(expert_ops.is_sorted, parts[2], val=truth))
+        is_sorted = edit.call(expert_ops.is_sorted, parts[2], val=truth)
+        is_sorted.meta["variable"] = "is_sorted"
+        return (*parts, is_sorted)
 
     def _write(self, node: Node, made: tuple[Node, ...]) -> None:
         rows, experts, _, is_sorted = made
@@ -223,7 +225,6 @@ class _ChosenRows:
         with value.fake_mode:
             value = torch.empty(sizes, dtype=value.dtype, device=value.device)
         back = edit.call(expert_ops.rows_of_tokens, self._again[node], order, self._chosen, val=value)
-        back.meta["variable"] = "x"
         outside = [user for user in node.users if user not in self._again]
         for user in [user for user in outside if not self._weigh(user, node, back)]:
             user.replace_input_with(node, self._as(edit, back, node))

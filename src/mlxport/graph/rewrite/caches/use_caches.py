@@ -29,6 +29,7 @@ from mlxport.graph.rewrite.caches.keys_values import (
     find_keys_and_values,
     measure_keys,
 )
+from mlxport.graph.rewrite.caches.parted_experts import part_experts
 from mlxport.graph.rewrite.caches.remembered_states import find_states, keep_states
 from mlxport.graph.rewrite.caches.sorted_experts import sort_experts
 from mlxport.graph.rewrite.caches.token_positions import count_from_offset
@@ -73,6 +74,7 @@ def use_caches(captured: Captured, folds: dict[str, Any], cache: Any) -> list[Ca
     compile_gates(captured)
     drop_whole_choices(captured, step.values)
     sort_experts(captured, step.values)
+    part_experts(captured, folds)
     choose_experts(captured)
     turn_pairs(captured)
     if step.source is not None:

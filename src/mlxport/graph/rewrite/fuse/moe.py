@@ -6,7 +6,7 @@ matrices of all rows (``weight[experts]``), which need not be gathered.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,12 +14,12 @@ from torch.fx import Graph, Node
 
 from mlxport.graph.capture.captured import Captured
 from mlxport.graph.lower.fused_ops import gather_mm
-from mlxport.graph.lower.layer_specs import Fold
 from mlxport.graph.lower.traits import View, traits_of
 from mlxport.graph.rewrite.fuse.fusion import Fusion
 from mlxport.graph.rewrite.fuse.products import Contraction, contraction
 from mlxport.graph.rewrite.fuse.values import Values
 from mlxport.graph.rewrite.graph_queries import Editor, is_float, kind, ndim, shape, where
+from mlxport.graph.rewrite.made_weights import make_weight
 
 __all__ = ["apply"]
 
@@ -126,24 +126,17 @@ def _reshaped(captured: Captured, values: Values, node: Node) -> Node | None:
     if source not in captured.weights or any(not isinstance(size, int) for size in shape(node)):
         return None
     name = captured.weights[source] + "_by_expert"  # type: ignore[index]
-    for known, other in captured.weights.items():
-        if other == name and shape(known) == shape(node):
-            return known
-    if name in values.folds:
-        return None
-    graph = Graph()
-    given = graph.placeholder("w0")
-    given.meta = {"val": source.meta["val"]}  # type: ignore[union-attr]
-    made = graph.call_function(_aten.reshape.default, (given, list(shape(node))))
-    made.meta = {"val": node.meta["val"]}
-    graph.output((made,))
-    with captured.graph.inserting_before(next(iter(captured.graph.nodes))):
-        weight = captured.graph.placeholder("by_expert")
-    weight.meta = {"val": node.meta["val"]}
-    values.folds[name] = Fold((captured.weights[source],), graph)  # type: ignore[index]
-    captured.weights[weight] = name
-    captured.trainable |= {name}
-    return weight
+    known = {other: item for item, other in captured.weights.items()}.get(name)
+    if known is not None:
+        return known if shape(known) == shape(node) else None
+
+    def reshaped(graph: Graph, sources: Sequence[Node]) -> Node:
+        made = graph.call_function(_aten.reshape.default, (sources[0], list(shape(node))))
+        made.meta = {"val": node.meta["val"]}
+        return made
+
+    given = {captured.weights[source]: source.meta["val"]}  # type: ignore[index, union-attr]
+    return make_weight(captured, values.folds, name, given, reshaped)
 
 
 def _multiplied(

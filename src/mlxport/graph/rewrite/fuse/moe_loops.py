@@ -8,7 +8,7 @@ scattered weights, ``index_add`` of the rows that an expert is given.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,12 @@ from torch.fx import Graph, Node
 
 from mlxport.graph.capture.captured import Captured
 from mlxport.graph.lower.fused_ops import gather_mm
-from mlxport.graph.lower.layer_specs import Fold
 from mlxport.graph.lower.traits import View, traits_of
 from mlxport.graph.rewrite.fuse.branches import Branches, find_branches
 from mlxport.graph.rewrite.fuse.fusion import Fusion
 from mlxport.graph.rewrite.fuse.values import CannotEvaluate, Values, close
 from mlxport.graph.rewrite.graph_queries import Editor, ancestors, is_float, kind, ndim, same_size, shape, value
+from mlxport.graph.rewrite.made_weights import make_weight
 
 __all__ = ["apply"]
 
@@ -302,23 +302,13 @@ def _stack(captured: Captured, values: Values, branches: Branches, weight: Node)
     """The members' weights of one name as one."""
     relative = captured.weights[weight].removeprefix(branches.path + ".0.")
     name = f"{branches.path}.{relative}"
-    for node, known in captured.weights.items():
-        if known == name:
-            return node
-    sources = tuple(f"{branches.path}.{index}.{relative}" for index in range(len(branches.nodes)))
-    graph = Graph()
-    parts = [graph.placeholder(f"w{index}") for index in range(len(sources))]
-    for part in parts:
-        part.meta = {"val": value(weight)}
-    made = graph.call_function(_aten.stack.default, (parts,))
-    fake = value(weight)
-    with fake.fake_mode:
-        made.meta = {"val": torch.empty((len(sources), *fake.shape), dtype=fake.dtype)}
-    graph.output((made,))
-    with captured.graph.inserting_before(next(iter(captured.graph.nodes))):
-        node = captured.graph.placeholder("stacked")
-    node.meta = {"val": made.meta["val"]}
-    captured.weights[node] = name
-    values.folds[name] = Fold(sources, graph)
-    captured.trainable |= {name}
-    return node
+    sources = {f"{branches.path}.{index}.{relative}": value(weight) for index in range(len(branches.nodes))}
+
+    def stacked(graph: Graph, parts: Sequence[Node]) -> Node:
+        made = graph.call_function(_aten.stack.default, (list(parts),))
+        fake = value(weight)
+        with fake.fake_mode:
+            made.meta = {"val": torch.empty((len(parts), *fake.shape), dtype=fake.dtype)}
+        return made
+
+    return make_weight(captured, values.folds, name, sources, stacked)
