@@ -22,6 +22,7 @@ from mlxport.graph.rewrite.fuse import Fusion, fuse
 from mlxport.graph.rewrite.members import name_members
 from mlxport.graph.rewrite.noops import remove_noops
 from mlxport.graph.rewrite.sharing import find_layers
+from mlxport.graph.rewrite.strides import stride_over_owners
 from mlxport.graph.write.classes import build_classes
 from mlxport.graph.write.emit import file_source, format_source, layer_fields
 from mlxport.graph.write.generating import generating
@@ -103,6 +104,7 @@ def build(
 def _rewrite(captured: Captured, port: Port, fusions: bool, batchnorm: bool, cache: Any) -> dict[str, LayerSpec]:
     """The graph made smaller and nearer to MLX; gives the layers that stand in it, by path."""
     inline_constants(captured)
+    stride_over_owners(captured.graph)
     remove_noops(captured.graph)
     port.ops = _op_counts(captured)
     if batchnorm:

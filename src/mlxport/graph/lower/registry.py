@@ -17,6 +17,7 @@ import torch
 
 from mlxport.errors import UsageError
 from mlxport.graph.lower.expr import Expr, MLXCallable
+from mlxport.graph.lower.unsupported import UnsupportedOp
 
 __all__ = [
     "CHANNELS_LAST",
@@ -51,10 +52,6 @@ _PLACEMENT = frozenset({"layout", "device", "pin_memory", "memory_format", "non_
 
 # Ops that a later torch than the lowest that is allowed has no more.
 DROPPED: frozenset[str] = frozenset({"aten.cholesky.default"})  # since 2.14
-
-
-class UnsupportedOp(Exception):
-    """An op, or one setting of it, that has no lowering: the only exception that the lowering of a graph collects."""
 
 
 def overload(key: str) -> torch._ops.OpOverload:
@@ -230,7 +227,9 @@ def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Expr:
 
 def call_host(function: Callable[..., Any], result: Any, *args: Any, **kwargs: Any) -> Expr:
     """A call of a helper that reads values (a shape that depends on data); ``result`` is its shadow."""
-    return helper(function).called(result, *args, **kwargs)
+    made = helper(function).called(result, *args, **kwargs)
+    made.counted = True
+    return made
 
 
 def helper(function: Callable[..., Any]) -> MLXCallable:

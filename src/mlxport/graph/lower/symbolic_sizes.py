@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,13 +11,14 @@ import sympy
 import torch
 from torch.fx import Node
 
-from mlxport.graph.lower.registry import UnsupportedOp
+from mlxport.graph.lower.unsupported import UnsupportedOp
 
-__all__ = ["TOTAL", "expression", "placeholder", "size_name", "written"]
+__all__ = ["TOTAL", "environment", "expression", "placeholder", "size_name", "written"]
 
 TOTAL = "total"  # symbol of the number of all tokens, in a step of generation
 _EXPRESSIONS: dict[str, sympy.Expr] = {}
 _NAMES: dict[sympy.Expr, str] = {}  # sympy takes long to print
+_ENVIRONMENTS: dict[sympy.Expr, weakref.ref[Any]] = {}
 
 
 def placeholder(size: Any) -> ast.expr:
@@ -24,6 +26,9 @@ def placeholder(size: Any) -> ast.expr:
     expr = size if isinstance(size, sympy.Basic) else size.node.expr
     if expr.is_number:
         return _number(expr)
+    if not isinstance(size, sympy.Basic):
+        known = weakref.ref(size.node.shape_env)
+        _ENVIRONMENTS.update(dict.fromkeys(expr.free_symbols, known))
     if expr not in _NAMES:
         _NAMES[expr] = "$" + str(expr)
         _EXPRESSIONS[_NAMES[expr]] = expr
@@ -33,6 +38,12 @@ def placeholder(size: Any) -> ast.expr:
 def expression(name: str) -> sympy.Expr:
     """The sympy expression of a stand-in."""
     return _EXPRESSIONS[name]
+
+
+def environment(symbol: sympy.Symbol) -> Any:
+    """What torch.export knows of the sizes of the program in which ``symbol`` was last seen; None if that is gone."""
+    known = _ENVIRONMENTS.get(symbol)
+    return None if known is None else known()
 
 
 def size_name(captured: Any, size: sympy.Expr) -> str:

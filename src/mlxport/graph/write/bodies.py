@@ -301,7 +301,7 @@ def _provide(providers: dict[sympy.Expr, tuple[int, Node, int]], node: Node, ind
         for axis, size in enumerate(value.shape):
             if isinstance(size, torch.SymInt):
                 providers.setdefault(size.node.expr, (index, node, axis))
-    elif isinstance(value, torch.SymInt):
+    elif isinstance(value, torch.SymInt | torch.SymFloat):
         providers.setdefault(value.node.expr, (index, node, -1))
 
 

@@ -16,7 +16,6 @@ from mlxport.graph.lower.registry import LOWERINGS
 
 # Core ops that neither have a lowering nor come apart, and why.
 NOT_LOWERED = {
-    "aten.convolution_backward.default": "gradients",
     "aten._adaptive_avg_pool2d_backward.default": "gradients",
     "aten.avg_pool2d_backward.default": "gradients",
     "aten.resize_.default": "in place: a captured graph is functional",

@@ -54,6 +54,25 @@ def grouped_transposed_weight(weight, groups):
     return weight.reshape(groups * outputs, *kernel, inputs // groups)
 
 
+def convolution_gradients(grad, x, weight, stride, padding, dilation, transposed, output_padding, groups):
+    """Gradients of a convolution's input (N, C_in, ...) and weight, in torch's layout, from that of its output."""
+
+    def convolve(x, weight):
+        x = x.moveaxis(1, -1)
+        if not transposed:
+            y = mx.conv_general(x, weight.moveaxis(1, -1), stride, padding, dilation, groups=groups)
+        else:
+            inputs, outputs, *kernel = weight.shape
+            weight = weight.reshape(groups, inputs // groups, outputs, *kernel).moveaxis(1, -1)
+            weight = weight.reshape(groups * outputs, *kernel, inputs // groups)
+            ends = [(d * (k - 1) - p) for k, p, d in zip(kernel, padding, dilation, strict=True)]
+            after = [end + extra for end, extra in zip(ends, output_padding, strict=True)]
+            y = mx.conv_general(x, weight, 1, (ends, after), dilation, stride, groups, True)
+        return y.moveaxis(-1, 1)
+
+    return mx.vjp(convolve, [x, weight], [grad])[1]
+
+
 def integer_conv(x, weight, stride=1, padding=0, dilation=1, groups=1):
     """A convolution in integers, which MLX's convolutions do not take: a sum over the positions of the kernel."""
     rank = x.ndim - 2

@@ -39,6 +39,15 @@ def unfold(x: mx.array, axis: int, size: int, step: int) -> mx.array:
     return mx.moveaxis(windows, axis + 1, -1)
 
 
+def strided(x: mx.array, size: Any, stride: Any, offset: int = 0) -> mx.array:
+    """The elements of ``x``, in order, through strides; raises ValueError where these reach beyond the last."""
+    if 0 in size:
+        return mx.zeros(size, dtype=x.dtype)
+    if offset + sum((count - 1) * step for count, step in zip(size, stride, strict=True)) >= x.size:
+        raise ValueError(f"{x.size} elements are too few for size {size} with strides {stride} from {offset} on")
+    return mx.as_strided(x, size, stride, offset)
+
+
 def strided_positions(size: Any, stride: Any, offset: int) -> mx.array:
     """Where in memory the elements of a strided view lie."""
     positions = mx.array(offset)

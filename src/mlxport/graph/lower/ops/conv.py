@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mlxport.graph.lower.expr import Expr, mx
+from mlxport.graph.lower.axes import brief, each
+from mlxport.graph.lower.expr import Expr, most, mx, same_size, surely
 from mlxport.graph.lower.helpers import conv as helper
 from mlxport.graph.lower.ops.linear import is_integer
 from mlxport.graph.lower.registry import call, channels_last, op, refuse
@@ -14,23 +15,24 @@ _FORWARD = {1: mx.conv1d, 2: mx.conv2d, 3: mx.conv3d}
 _TRANSPOSED = {1: mx.conv_transpose1d, 2: mx.conv_transpose2d, 3: mx.conv_transpose3d}
 
 
-def _each(value: Sequence[int], rank: int) -> tuple[int, ...]:
-    return tuple(value) * rank if len(value) == 1 else tuple(value)
-
-
-def _brief(value: Sequence[Any]) -> Any:
-    """One number where all axes agree."""
-    return value[0] if len(set(value)) == 1 else tuple(value)
-
-
-def _options(groups: int, **values: tuple[tuple[int, ...], int]) -> dict[str, Any]:
+def _options(groups: Any, **values: tuple[tuple[Any, ...], int]) -> dict[str, Any]:
     """Keyword arguments of a convolution without those that are at their defaults."""
-    options = {name: _brief(value) for name, (value, default) in values.items() if set(value) != {default}}
-    return options | ({"groups": groups} if groups != 1 else {})
+    options = {
+        name: brief(value)
+        for name, (value, default) in values.items()
+        if not all(same_size(item, default) for item in value)
+    }
+    return options | ({"groups": groups} if not same_size(groups, 1) else {})
 
 
 def _last(weight: Expr) -> Expr:
     return weight.moveaxis(1, -1)
+
+
+def _excess(padding: Any, dilation: Any, kernel: Any) -> Any:
+    """By how much a padding is wider than a kernel reaches."""
+    reach = dilation * (kernel - 1)
+    return 0 if surely(padding <= reach) else most(padding - reach, 0)
 
 
 def convolve(
@@ -40,11 +42,11 @@ def convolve(
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
-    groups: int,
+    groups: Any,
 ) -> Expr:
     """A convolution of a channels-last input, batched or not, with a weight in torch's layout."""
     rank = weight.ndim - 2
-    stride, padding, dilation = (_each(value, rank) for value in (stride, padding, dilation))
+    stride, padding, dilation = (each(value, rank) for value in (stride, padding, dilation))
     batched = input.ndim == rank + 2
     x = input if batched else input[None]
     options = _options(groups, stride=(stride, 1), padding=(padding, 0), dilation=(dilation, 1))
@@ -52,7 +54,7 @@ def convolve(
         result = call(helper.integer_conv, x, _last(weight), **options)
     elif input.dtype == mx.complex64:
         result = call(helper.complex_conv, x, _last(weight), **options)
-    elif rank == 3 and groups != 1:
+    elif rank == 3 and not same_size(groups, 1):
         result = call(helper.grouped_conv3d, x, _last(weight), **options)
     else:
         result = _FORWARD[rank](x, _last(weight), **options)
@@ -68,23 +70,23 @@ def convolve_transposed(
     stride: Sequence[int],
     padding: Sequence[int],
     output_padding: Sequence[int],
-    groups: int,
+    groups: Any,
     dilation: Sequence[int],
 ) -> Expr:
     """A transposed convolution of a channels-last input, batched or not, with a weight in torch's layout."""
     rank = weight.ndim - 2
     stride, padding, output_padding, dilation = (
-        _each(value, rank) for value in (stride, padding, output_padding, dilation)
+        each(value, rank) for value in (stride, padding, output_padding, dilation)
     )
     batched = input.ndim == rank + 2
     x = input if batched else input[None]
     # MLX pads the input by dilation * (kernel - 1) - padding: where that is negative, the rest is cut from the result.
-    excess = [max(p - d * (k - 1), 0) for p, d, k in zip(padding, dilation, weight.shape[2:], strict=True)]
+    excess = [_excess(*item) for item in zip(padding, dilation, weight.shape[2:], strict=True)]
     padding = tuple(p - e for p, e in zip(padding, excess, strict=True))
     options = _options(
         groups, stride=(stride, 1), padding=(padding, 0), dilation=(dilation, 1), output_padding=(output_padding, 0)
     )
-    if groups == 1:
+    if same_size(groups, 1):
         weight = weight.moveaxis(0, -1)
     else:
         weight = call(helper.grouped_transposed_weight, weight, groups)
@@ -92,12 +94,14 @@ def convolve_transposed(
         result = call(helper.integer_conv_transpose, x, weight, **options)
     elif input.dtype == mx.complex64:
         result = call(helper.complex_conv_transpose, x, weight, **options)
-    elif rank == 3 and groups != 1:
+    elif rank == 3 and not same_size(groups, 1):
         result = call(helper.grouped_conv_transpose3d, x, weight, **options)
     else:
         result = _TRANSPOSED[rank](x, weight, **options)
-    if any(excess):
-        result = result[(slice(None), *(slice(e, -e) if e else slice(None) for e in excess))]
+    if not all(same_size(e, 0) for e in excess):
+        sizes = result.shape[1:-1]
+        cuts = [slice(None) if same_size(e, 0) else slice(e, n - e) for e, n in zip(excess, sizes, strict=True)]
+        result = result[(slice(None), *cuts)]
     if bias is not None:
         result = result + bias
     return result if batched else result[0]
@@ -113,7 +117,7 @@ def _register(rank: int) -> None:
         stride: Sequence[int] = one,
         padding: Sequence[int] = (0,),
         dilation: Sequence[int] = one,
-        groups: int = 1,
+        groups: Any = 1,
     ) -> Expr:
         return convolve(input, weight, bias, stride, padding, dilation, groups)
 
@@ -124,12 +128,12 @@ def _register(rank: int) -> None:
         stride: Sequence[int] = one,
         padding: str = "valid",
         dilation: Sequence[int] = one,
-        groups: int = 1,
+        groups: Any = 1,
     ) -> Expr:
         if padding == "valid":
             return convolve(input, weight, bias, stride, (0,), dilation, groups)
-        spread = [d * (k - 1) for d, k in zip(_each(dilation, rank), weight.shape[2:], strict=True)]
-        if all(total % 2 == 0 for total in spread):
+        spread = [d * (k - 1) for d, k in zip(each(dilation, rank), weight.shape[2:], strict=True)]
+        if all(surely(total % 2 == 0) for total in spread):
             return convolve(input, weight, bias, stride, [total // 2 for total in spread], dilation, groups)
         # An even kernel: torch pads one more at the end.
         widths = [(total // 2, total - total // 2) for total in spread]
@@ -143,7 +147,7 @@ def _register(rank: int) -> None:
         stride: Sequence[int] = one,
         padding: Sequence[int] = (0,),
         output_padding: Sequence[int] = (0,),
-        groups: int = 1,
+        groups: Any = 1,
         dilation: Sequence[int] = one,
     ) -> Expr:
         return convolve_transposed(input, weight, bias, stride, padding, output_padding, groups, dilation)
@@ -167,7 +171,7 @@ def convolution(
     dilation: Sequence[int],
     transposed: bool,
     output_padding: Sequence[int],
-    groups: int,
+    groups: Any,
     benchmark: bool = False,
     deterministic: bool = False,
     cudnn_enabled: bool = False,
@@ -178,6 +182,30 @@ def convolution(
     if transposed:
         return convolve_transposed(input, weight, bias, stride, padding, output_padding, groups, dilation)
     return convolve(input, weight, bias, stride, padding, dilation, groups)
+
+
+@op("aten.convolution_backward.default")
+def convolution_backward(
+    grad_output: Expr,
+    input: Expr,
+    weight: Expr,
+    bias_sizes: Sequence[int] | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: Any,
+    output_mask: Sequence[bool],
+) -> tuple[Expr | None, ...]:
+    """Gradients of the input, the weight and the bias, those that ``output_mask`` asks for."""
+    rank = weight.ndim - 2
+    refuse(rank == 3 and not same_size(groups, 1), "gradients over three axes with groups")
+    steps = (list(each(value, rank)) for value in (stride, padding, dilation))
+    extra = list(each(output_padding, rank))
+    both = call(helper.convolution_gradients, grad_output, input, weight, *steps, transposed, extra, groups)
+    bias = grad_output.sum(axis=[0, *range(2, rank + 2)])
+    return tuple(made if asked else None for made, asked in zip((both[0], both[1], bias), output_mask, strict=True))
 
 
 @op("aten.conv_tbc.default")

@@ -66,28 +66,28 @@ def unfold(self: Expr, dimension: int, size: int, step: int) -> Expr:
     return call(helper.unfold, self, axis(dimension, self.ndim), size, step)
 
 
-def in_order(node: Node | None) -> None:
-    """Refuse strides over an argument whose elements do not lie one after the other in torch's memory."""
-    value = None if node is None else node.args[0].meta["val"]  # type: ignore[union-attr]
-    refuse(
-        value is not None and not (value.is_contiguous() and value.storage_offset() == 0),
-        "as_strided of a view: MLX's strides are over the elements in order",
-    )
+def in_order(array: Expr, node: Node | None) -> Expr:
+    """``array`` with its elements in the order in which torch has them in memory."""
+    order = range(array.ndim) if node is None else node.meta.get("memory_order", range(array.ndim))
+    refuse(order is None, "as_strided of a part of what is in memory: take the part by slicing, or copy it, before")
+    return array if list(order) == list(range(array.ndim)) else array.transpose(*order)
 
 
 @op("aten.as_strided.default", "aten.as_strided_copy.default")
 def as_strided(
     self: Expr, size: Sequence[Any], stride: Sequence[Any], storage_offset: Any = None, node: Node | None = None
 ) -> Expr:
-    """``mx.as_strided`` of an array whose elements lie in order."""
-    in_order(node)
-    refuse(not known(*size, *stride, *self.shape), "as_strided of a dynamic size")
-    offset = storage_offset or 0
+    """``mx.as_strided``, in whose terms strides are over the elements in order."""
+    array = in_order(self, node)
+    offset = 0 if storage_offset is None else storage_offset
+    options = {} if known(offset) and not offset else {"offset": offset}
     last = offset + sum((count - 1) * step for count, step in zip(size, stride, strict=True))
+    if not known(*size, last, array.size):
+        return call(helper.strided, array, tuple(size), tuple(stride), **options)
     if 0 in size:
         return mx.zeros(tuple(size), dtype=self.dtype)
-    refuse(last >= self.size, "as_strided reads beyond the elements of its argument")
-    return mx.as_strided(self, tuple(size), tuple(stride), **({"offset": offset} if offset else {}))
+    refuse(last >= array.size, "as_strided reads beyond the elements of its argument")
+    return mx.as_strided(array, tuple(size), tuple(stride), **options)
 
 
 @op("aten.as_strided_scatter.default", "prims.as_strided_scatter.default")
@@ -103,7 +103,8 @@ def as_strided_scatter(
     """A copy with the elements of ``as_strided`` replaced."""
     array = self if self is not None else input
     assert array is not None and src is not None
-    in_order(node)
-    refuse(not known(*size, *stride, *array.shape), "as_strided of a dynamic size")
-    options = {"offset": storage_offset} if storage_offset else {}
+    refuse(in_order(array, node) is not array, "as_strided_scatter into axes in another order than in memory")
+    options = (
+        {} if known(storage_offset) and not storage_offset or storage_offset is None else {"offset": storage_offset}
+    )
     return call(helper.as_strided_scatter, array, src, tuple(size), tuple(stride), **options)

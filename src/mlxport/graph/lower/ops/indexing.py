@@ -7,8 +7,8 @@ from typing import Any
 
 import mlx.core as _mx
 
-from mlxport.graph.lower.axes import at, axis, known
-from mlxport.graph.lower.expr import Expr, mx, prod
+from mlxport.graph.lower.axes import at, axis, is_whole, known
+from mlxport.graph.lower.expr import Expr, mx, prod, same_size
 from mlxport.graph.lower.helpers import indexing as helper
 from mlxport.graph.lower.registry import UNBACKED, call, call_host, op
 
@@ -49,7 +49,7 @@ def merged(array: Expr, indices: Sequence[Expr | None]) -> tuple[Expr, list[Any]
 def subscript(indices: Sequence[Any]) -> Any:
     """Torch's list of indices as MLX's subscript."""
     items = [slice(None) if index is None else index for index in indices]
-    while len(items) > 1 and isinstance(items[-1], slice) and items[-1] == slice(None):
+    while len(items) > 1 and isinstance(items[-1], slice) and is_whole(items[-1]):
         items.pop()
     return tuple(items) if len(items) > 1 else items[0]
 
@@ -83,8 +83,7 @@ def lined_up(array: Expr, index: Expr, dim: int) -> Expr:
     cuts: list[Any] = []
     for position in range(array.ndim):
         ours, theirs = array.shape[position], index.shape[position]
-        alike = position == dim or array.value.shape[position] == index.value.shape[position]
-        cuts.append(slice(None) if alike and known(ours) == known(theirs) or position == dim else slice(theirs))
+        cuts.append(slice(None) if position == dim or same_size(ours, theirs) else slice(theirs))
     return array[subscript(cuts)] if any(cut.stop is not None for cut in cuts) else array
 
 

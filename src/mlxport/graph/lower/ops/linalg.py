@@ -270,9 +270,8 @@ def lstsq(self: Expr, b: Expr, rcond: float | None = None, driver: str | None = 
     rank = mx.zeros(0, dtype=mx.int64) if driver == "gels" else call(helper.rank, self, **options)
     values = svdvals(self) if driver in ("gelsd", "gelss") else none
     rows, columns = self.shape[-2:]
-    residuals = (
-        call(helper.squared_residuals, self, b, result) if rows > columns and driver not in (None, "gelsy") else none
-    )
+    given = driver not in (None, "gelsy") and bool(rows > columns)
+    residuals = call(helper.squared_residuals, self, b, result) if given else none
     return result, residuals, rank, values
 
 

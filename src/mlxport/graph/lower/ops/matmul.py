@@ -30,6 +30,18 @@ def mm_dtype(self: Expr, mat2: Expr, out_dtype: mlx.core.Dtype) -> Expr:
     return self.astype(out_dtype) @ mat2.astype(out_dtype)
 
 
+@op("aten._int_mm.default")
+def int_mm(self: Expr, mat2: Expr) -> Expr:
+    """``x @ y`` of int8 in int32."""
+    return call(helper.integer_matmul, self.astype(mx.int32), mat2)
+
+
+@op("aten._weight_int8pack_mm.default")
+def weight_int8pack_mm(self: Expr, mat2: Expr, scales: Expr) -> Expr:
+    """``(x @ w.T) * scales`` with int8 weights."""
+    return (self @ mat2.T.astype(self.dtype)) * scales
+
+
 @op("aten.matmul.default", "aten.linalg_matmul.default")
 def matmul(self: Expr, other: Expr) -> Expr:
     """``x @ y``."""

@@ -5,22 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mlxport.graph.lower.expr import Expr, nn
+from mlxport.graph.lower.axes import brief, each
+from mlxport.graph.lower.expr import Expr, nn, same_size
 from mlxport.graph.lower.helpers import pool as helper
 from mlxport.graph.lower.ops.linear import is_integer
 from mlxport.graph.lower.registry import call, channels_last
 
 _MAX = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
 _AVG = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
-
-
-def each(value: Sequence[int], rank: int) -> tuple[int, ...]:
-    """One number for each of ``rank`` axes."""
-    return tuple(value) * rank if len(value) == 1 else tuple(value)
-
-
-def _brief(value: Sequence[int]) -> Any:
-    return value[0] if len(set(value)) == 1 else tuple(value)
 
 
 def _batched(x: Expr, rank: int) -> Expr:
@@ -31,22 +23,27 @@ def _unbatched(result: Expr, x: Expr, rank: int) -> Expr:
     return result if x.ndim == rank + 2 else result[0]
 
 
+def _some(padding: Sequence[Any]) -> bool:
+    """Whether there may be padding."""
+    return not all(same_size(width, 0) for width in padding)
+
+
 def _layer(kind: Any, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Any:
     """A pooling layer without the arguments that are at their defaults."""
     options: dict[str, Any] = {}
-    if tuple(stride) != tuple(kernel):
-        options["stride"] = _brief(stride)
-    if any(padding):
-        options["padding"] = _brief(padding)
-    return kind(_brief(kernel), **options)
+    if not all(same_size(one, other) for one, other in zip(stride, kernel, strict=True)):
+        options["stride"] = brief(stride)
+    if _some(padding):
+        options["padding"] = brief(padding)
+    return kind(brief(kernel), **options)
 
 
 def _max_options(rank: int, padding: Sequence[int], dilation: Sequence[int], ceil_mode: bool) -> dict[str, Any]:
     padding, dilation = each(padding, rank), each(dilation, rank)
     options: dict[str, Any] = {}
-    if any(padding):
+    if _some(padding):
         options["padding"] = padding
-    if set(dilation) != {1}:
+    if not all(same_size(step, 1) for step in dilation):
         options["dilation"] = dilation
     if ceil_mode:
         options["ceil_mode"] = True
@@ -103,9 +100,9 @@ def _register_avg(rank: int) -> None:
         kernel, padding = each(kernel_size, rank), each(padding, rank)
         stride = each(stride, rank) if stride else kernel
         x = _batched(self, rank)
-        if not ceil_mode and divisor_override is None and (count_include_pad or not any(padding)):
+        if not ceil_mode and divisor_override is None and (count_include_pad or not _some(padding)):
             return _unbatched(_layer(_AVG[rank], kernel, stride, padding)(x), self, rank)
-        options: dict[str, Any] = {"padding": padding} if any(padding) else {}
+        options: dict[str, Any] = {"padding": padding} if _some(padding) else {}
         if ceil_mode:
             options["ceil_mode"] = True
         if not count_include_pad:
@@ -123,7 +120,7 @@ def _register_adaptive(rank: int) -> None:
         counts, sizes = each(output_size, rank), self.shape[lead:-1]
         axes = list(range(lead, lead + rank))
         if all(isinstance(count, int) and count == 1 for count in counts):
-            return self.mean(axis=_brief(axes) if rank == 1 else axes, keepdims=True)
+            return self.mean(axis=brief(axes) if rank == 1 else axes, keepdims=True)
         fixed = all(isinstance(item, int) for item in (*counts, *sizes))
         if fixed and counts == tuple(sizes):
             return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from mlxport.graph.lower.axes import brief
 from mlxport.graph.lower.expr import Expr, nn
 from mlxport.graph.lower.helpers import resample as helper
 from mlxport.graph.lower.ops.linear import is_integer
@@ -29,7 +30,7 @@ def resize(x: Expr, size: Any, scale: Any, mode: str, align_corners: bool = Fals
         scale = None
     refuse(size is None and scale is None, "neither a size nor scale factors")
     if "nearest" in mode and (repeats := _repeats(x.shape[1:-1], size, scale)):
-        factor = repeats[0] if len(set(repeats)) == 1 else tuple(repeats)
+        factor = brief(repeats)
         return x if factor == 1 else nn.Upsample(factor)(x)
     options: dict[str, Any] = {} if size is None else {"size": tuple(size)}
     if scale is not None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlxport.graph.lower.axes import at, axis, known
-from mlxport.graph.lower.expr import Expr, mx
+from mlxport.graph.lower.expr import Expr, mx, same_size
 from mlxport.graph.lower.helpers import indexing as helper
 from mlxport.graph.lower.ops.indexing import lined_up, merged, subscript
 from mlxport.graph.lower.ops.views import reshaped
@@ -48,6 +48,14 @@ def index_put(self: Expr, indices: Sequence[Expr | None], values: Expr, accumula
     return result if array is self else reshaped(result, self.shape)
 
 
+@op("aten._index_put_impl.default")
+def index_put_impl(
+    self: Expr, indices: Sequence[Expr | None], values: Expr, accumulate: bool = False, unsafe: bool = False
+) -> Expr:
+    """``index_put``; ``unsafe`` leaves out the checks of the indices."""
+    return index_put(self, indices, values, accumulate)
+
+
 @op("aten.put.default")
 def put(self: Expr, index: Expr, source: Expr, accumulate: bool = False) -> Expr:
     """A copy with elements of the flattened array replaced, or added to."""
@@ -72,7 +80,7 @@ def scattered(function: Any, self: Expr, dim: int, index: Expr, src: Any, **opti
 def put_along_axis(array: Expr, dim: int, index: Expr, src: Any) -> Expr:
     """``mx.put_along_axis`` where ``index`` spans the other axes, else a helper."""
     others = [place for place in range(array.ndim) if place != dim]
-    if all(array.value.shape[place] == index.value.shape[place] for place in others):
+    if all(same_size(array.shape[place], index.shape[place]) for place in others):
         return mx.put_along_axis(array, index, src, axis=dim)
     return call(helper.scatter, array, dim, index, src)
 

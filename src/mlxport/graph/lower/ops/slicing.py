@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mlxport.graph.lower.axes import at, axis, known
-from mlxport.graph.lower.expr import Expr, mx
+from mlxport.graph.lower.axes import at, axis, is_whole, known
+from mlxport.graph.lower.expr import Expr, mx, surely
 from mlxport.graph.lower.helpers import slicing as helper
 from mlxport.graph.lower.registry import call, op, refuse
 
@@ -23,14 +23,9 @@ def span(size: Any, start: Any, end: Any, step: int) -> slice:
     """A Python slice with what says nothing left out."""
     if isinstance(start, int) and start == 0:
         start = None
-    if isinstance(end, int) and (end == _END or (isinstance(size, int) and end >= size)):
+    if isinstance(end, int) and (end == _END or surely(end >= size)):
         end = None
     return slice(start, end, None if step == 1 else step)
-
-
-def is_whole(part: slice) -> bool:
-    """Whether a slice takes everything."""
-    return part.start is None and part.stop is None and part.step is None
 
 
 @op("aten.slice.Tensor", "aten.slice_copy.Tensor")

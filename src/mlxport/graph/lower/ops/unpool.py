@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from mlxport.graph.lower.axes import each
 from mlxport.graph.lower.expr import Expr
 from mlxport.graph.lower.helpers import unpool as helper
-from mlxport.graph.lower.ops.pool import each
 from mlxport.graph.lower.registry import call, channels_last, op
 
 
