@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mlxport.graph.capture.examples import Example, other_sizes
-from mlxport.layouts.generated.reference_module import Reference, copied
+from mlxport.layouts.generated.reference_module import OriginalCopies, copied
 from mlxport.layouts.generated.weights_trace import ComparedPort
 from mlxport.model.read_when_used import Unkept, read_when_used
 from mlxport.parity.lazy_reference import lazy_parameters
@@ -94,4 +94,4 @@ def _reference(conversion: ComparedPort) -> Callable[[], Any]:
     if conversion.weights_of is not None:
         lazy = lazy_parameters(original, conversion.weights_of)
         return lambda: copied(lazy)
-    return Reference(original, conversion.example, conversion.port.captured.written())
+    return OriginalCopies(original, conversion.example, conversion.port.captured.written())

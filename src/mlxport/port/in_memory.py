@@ -95,12 +95,12 @@ def make_weights(result: Port) -> dict[str, mx.array]:
 
 def _verify(module: torch.nn.Module, ported: nn.Module, result: Port, example: Example) -> None:
     from mlxport.graph.capture.examples import other_sizes
-    from mlxport.layouts.generated.reference_module import Reference, compared_dtype
+    from mlxport.layouts.generated.reference_module import OriginalCopies, compared_dtype
     from mlxport.parity.port_parity import verify_port
 
     report = verify_port(
         ported,
-        Reference(module, example, result.captured.written()),
+        OriginalCopies(module, example, result.captured.written()),
         [example],
         dtype=compared_dtype(module, example, (node.meta.get("val") for node in result.captured.graph.nodes)),
         others=lambda: other_sizes(result.captured),

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import mlxport
+from mlxport.errors import UnsupportedError
 
 
 @dataclass
@@ -114,3 +115,28 @@ def test_a_result_of_which_only_the_size_is_used():
     x = torch.randn(12, 4)
     for ours, theirs in zip(port(mx.array(x.numpy())), module(x), strict=True):
         assert ours.shape == tuple(theirs.shape) and np.allclose(ours, theirs.detach().numpy(), atol=1e-6)
+
+
+class Packed(torch.Tensor):
+    """A weight for kernels of its own, as libraries that quantize bring them."""
+
+    @staticmethod
+    def __new__(cls, data):
+        return torch.Tensor._make_wrapper_subclass(cls, data.shape, dtype=torch.float32)
+
+    def __init__(self, data):
+        self.packed = data
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0].packed)
+        raise NotImplementedError(f"{func} of a packed weight")
+
+
+def test_weights_that_are_no_plain_tensors_are_refused_by_name():
+    module = nn.Linear(4, 3)
+    module.weight = nn.Parameter(Packed(torch.ones(3, 4, dtype=torch.int8)), requires_grad=False)
+    with pytest.raises(UnsupportedError, match="a port of Linear cannot read its weights") as refused:
+        mlxport.port(module.eval(), (torch.randn(2, 4),))
+    assert "weight is a Packed" in refused.value.hint and "-q 4" in refused.value.hint

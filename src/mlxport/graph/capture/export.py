@@ -8,12 +8,13 @@ import keyword
 import logging
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
@@ -155,6 +156,8 @@ def capture(
             "write to the tensor itself, under torch.no_grad(): x.copy_(y) for x.data = y",
         )
     captured = captured_program(program, exported, signature, args, kwargs)
+    if special := _of_subclasses(captured.state):
+        raise CaptureError(f"a port of {name} cannot read its weights", special)
     if calls.reshaped_inputs:
         captured.notes.append(f"{calls.reshaping} leaves an input in another shape; the port leaves it in its own")
     if inside:
@@ -199,7 +202,8 @@ def _exported(
     assert problem is not None
     inner = module.inner if isinstance(module, Inside) else module
     raise CaptureError(
-        f"torch.export cannot capture {type(inner).__name__}: {_first_line(problem)}", calls.hint or _hint(problem)
+        f"torch.export cannot capture {type(inner).__name__}: {_first_line(problem)}",
+        calls.hint or _of_subclasses(dict(inner.named_parameters())) or _hint(problem),
     ) from problem
 
 
@@ -263,6 +267,18 @@ def _hint(error: BaseException) -> str:
     if "DataDependent" in type(error).__name__ or "data-dependent" in words(error):
         return "its control flow depends on values; use torch.where or torch.cond there, or port the part around it"
     return "see https://docs.pytorch.org/docs/stable/export.html for what can be captured; -v shows where it stops"
+
+
+def _of_subclasses(tensors: Mapping[str, torch.Tensor]) -> str:
+    """What to do about weights that are no plain tensors, as those that torchao quantizes; empty without such."""
+    for name, tensor in tensors.items():
+        kind = type(tensor.data)
+        if kind is not torch.Tensor and not isinstance(tensor, FakeTensor) and tensor.device.type != "meta":
+            return (
+                f"{name} is a {kind.__name__}, which is no plain tensor: port the module as it is before its weights "
+                "are quantized, and quantize the port (-q 4)"
+            )
+    return ""
 
 
 def _of_packed_sequences(error: BaseException) -> bool:

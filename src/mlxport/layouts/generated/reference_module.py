@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from mlxport.graph.capture.examples import Example
 
-__all__ = ["Reference", "compared_dtype", "copied", "hollow_copy", "main_dtype"]
+__all__ = ["OriginalCopies", "compared_dtype", "copied", "hollow_copy", "main_dtype"]
 
 
 def _most(module: torch.nn.Module, example: Example) -> torch.dtype:
@@ -41,7 +41,7 @@ def compared_dtype(module: torch.nn.Module, example: Example, values: Iterable[A
     return main if main != "float32" or coarsest is None else str(coarsest).removeprefix("torch.")
 
 
-class Reference:
+class OriginalCopies:
     """Gives what a port of a module is compared with, anew at each call: a copy, so that running it leaves the module.
 
     It computes in float32, unless its forward is fixed to half precision: one that casts to a dtype by name, or makes
