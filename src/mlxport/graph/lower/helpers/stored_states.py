@@ -69,30 +69,41 @@ def selective_scan(x, dt, A, B, C, cache, slot, mask=None):
     return y.astype(x.dtype)
 
 
-def scan_spans(dtx, dt, A, B, C, state, span=32):
-    """Mamba's scan of many tokens: within spans of all at once from nothing, then what each span starts from."""
+def scan_spans(dtx, dt, A, B, C, state, span=32, most=512):
+    """Mamba's scan of many tokens: all spans at once, from nothing to know what each starts from, and then from that.
+
+    Decays of at most ``most`` tokens are held at a time.
+    """
     length = dt.shape[1]
-    span = min(span, length)
+    if length > most:
+        ys = []
+        for begin in range(0, length, most):
+            dtx_, dt_, B_, C_ = [item[:, begin : begin + most] for item in (dtx, dt, B, C)]
+            y, state = scan_spans(dtx_, dt_, A, B_, C_, state)
+            ys.append(y)
+        return mx.concatenate(ys, axis=1), state
+    span = -(-length // -(-length // span))  # as few as give the same number of spans
     parts = [mx.pad(item, [(0, 0), (0, -length % span), (0, 0)]) for item in (dtx, dt, B, C)]
     dtx, dt, B, C = [item.reshape(item.shape[0], -1, span, 1, item.shape[-1]) for item in parts]
-    steps, columns = dt.swapaxes(3, 4), C.swapaxes(3, 4)
-    inner, outputs = 0, []
+    dtx, dt, C = [item.swapaxes(3, 4) for item in (dtx, dt, C)]
+    decays = [mx.exp(dt[:, :, t] * A) for t in range(span)]
+
+    def after(states, t, spans=None):
+        return decays[t][:, :spans] * states + dtx[:, :spans, t] * B[:, :spans, t]
+
+    starts = [mx.zeros_like(decays[0][:, 0]) if state is None else state]
+    before = dt.shape[1] - 1
+    if before:
+        inner, whole = mx.zeros_like(decays[0][:, :before]), mx.exp(dt.sum(axis=2) * A)
+        for t in range(span):
+            inner = after(inner, t, before)
+        for i in range(before):
+            starts.append(whole[:, i] * starts[i] + inner[:, i])
+    states, ys = mx.stack(starts, axis=1), []
     for t in range(span):
-        inner = mx.exp(steps[:, :, t] * A) * inner + dtx[:, :, t].swapaxes(2, 3) * B[:, :, t]
-        outputs.append((inner @ columns[:, :, t]).squeeze(-1))
-    outputs = mx.stack(outputs, axis=2)
-    passed = mx.cumsum(steps, axis=2)
-    ys = []
-    for i in range(outputs.shape[1]):
-        y = outputs[:, i]
-        if state is None:
-            state = inner[:, i]
-        else:
-            decayed = mx.exp(passed[:, i] * A) * state[:, None]
-            y = y + (decayed @ columns[:, i]).squeeze(-1)
-            state = decayed[:, -1] + inner[:, i]
-        ys.append(y)
-    return mx.concatenate(ys, axis=1)[:, :length], state
+        states = after(states, t)
+        ys.append((states @ C[:, :, t]).squeeze(-1))
+    return mx.stack(ys, axis=2).flatten(1, 2)[:, :length], states[:, -1]
 
 
 def state_space(x, dt, A_log, B, C, D, dt_bias, limits, cache, slot, mask=None):
