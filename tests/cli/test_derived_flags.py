@@ -65,7 +65,7 @@ def test_command_line_signature_and_documentation_are_those_of_the_fields(comman
 def test_convert_and_port_share_their_fields():
     shared = {item.name for item in declared(SharedOptions)}
     own = {item.name for item in declared(PortOptions)} - shared
-    assert own == {"on_port"} and shared < {item.name for item in declared(ConvertOptions)}
+    assert own == {"dynamic_shapes", "on_port"} and shared < {item.name for item in declared(ConvertOptions)}
     for name, item in PortOptions.__dataclass_fields__.items():
         if name in shared:
             assert item.default == ConvertOptions.__dataclass_fields__[name].default

@@ -63,12 +63,12 @@ def file(tmp_path):
         (f"{MUTE}raise Mute", "does not run: Mute: (its __str__ raises KeyError)"),
         (
             f"{MUTE}class M(nn.Module):\n    def forward(self, x): raise Mute\ndef make(): return M(), x",
-            "cannot capture M: KeyError",
+            "M does not take the example inputs; in torch it raises Mute: (its __str__ raises KeyError)",
         ),
         (
             "class Own(BaseException): ...\nclass M(nn.Module):\n    def forward(self, x): raise Own\n"
             "def make(): return M(), x",
-            "cannot capture M: Own",
+            "M does not take the example inputs; in torch it raises Own",
         ),
         ("async def make(): return net(), x", "make returns a coroutine (async def), expected (module, args)"),
         ("async def other(): return net(), x\nmake = lambda: other()", "make returns a coroutine (async def)"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mlxport.errors import UsageError
 from mlxport.layouts import table
@@ -17,7 +18,7 @@ from mlxport.options.option_field import check_fields, declared, in_words, optio
 from mlxport.output.plan import DEFAULT_SHARD_SIZE, parse_size
 from mlxport.quant import MIXED, MODES, plain_bits
 
-__all__ = ["DTYPES", "VERIFY", "ConvertOptions", "SharedOptions", "check_layout"]
+__all__ = ["DTYPES", "PORTED", "VERIFY", "ConvertOptions", "SharedOptions", "check_layout"]
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 VERIFY = ("auto", "full", "layerwise", "none")
@@ -28,7 +29,7 @@ _QUANTIZATION = "Quantization"
 _LIMIT = "Quantization under a limit"
 _CACHE = "Key-value cache"
 _REPORT = "Quality report"
-_PORTED = "Options of the generated layout"
+PORTED = "Options of the generated layout"
 _NOTHING = {"calibrate": "none"}  # a value that means the default
 
 
@@ -128,24 +129,24 @@ class SharedOptions:
         False, "Replace DST, at the very end.", doc="Replace an existing model folder, at the very end."
     )
     dry_run: bool = option(False, "Print the plan; write nothing.", doc="Plan only; nothing is written.")
-    dynamic: bool = option(
+    dynamic: bool | Any = option(
         True,
         "Other input sizes, where provable.",
         doc="Of the generated layout: whether sizes of the inputs may change where torch.export proves that they can.",
         flags=("--dynamic/--no-dynamic",),
-        panel=_PORTED,
+        panel=PORTED,
     )
     fold_batchnorm: bool = option(
         False,
         "Multiply BatchNorm into the convolution before it.",
         doc="Of the generated layout: multiply eval-mode BatchNorm into the convolution before it.",
-        panel=_PORTED,
+        panel=PORTED,
     )
     mlxfn: bool = option(
         False,
         "Write model.mlxfn for C++ and Swift too.",
         doc="Of the generated layout: write ``model.mlxfn`` (``mx.export_function``) too, for C++ and Swift.",
-        panel=_PORTED,
+        panel=PORTED,
     )
     quiet: bool = option(True, "Show no progress.", unset=False)
 
@@ -217,7 +218,7 @@ class ConvertOptions(SharedOptions):
         doc="Whether the port of a language model takes mlx-lm's caches, to generate with; without, it computes whole "
         "sequences.",
         flags=("--cache/--no-cache",),
-        panel=_PORTED,
+        panel=PORTED,
     )
     text_only: bool = option(
         False,

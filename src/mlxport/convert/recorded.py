@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from mlxport.convert.resolved_options import ResolvedOptions
 from mlxport.layouts.base import Layout
+from mlxport.options.size_spec import SizeSpec
 from mlxport.output.record import read_record
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def recorded(folder: Path, layout: Layout, revision: str | None, trust_remote_co
     options = ResolvedOptions(
         dtype=str(given.get("dtype", "auto")),
         layout=layout.name,
-        dynamic=bool(given.get("dynamic", True)),
+        dynamic=SizeSpec.parse(sizes) if isinstance(sizes := given.get("dynamic", True), str) else bool(sizes),
         fold_batchnorm=bool(given.get("fold_batchnorm", False)),
         revision=revision,
         trust_remote_code=trust_remote_code,

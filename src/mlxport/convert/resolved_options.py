@@ -12,6 +12,7 @@ from mlxport.convert.options import ConvertOptions, SharedOptions
 from mlxport.distill import DistillSettings
 from mlxport.layouts.generated.layout import GENERATED
 from mlxport.layouts.table import AUTO, named
+from mlxport.options.size_spec import SizeSpec
 from mlxport.quant import QuantRequest, make_request
 from mlxport.run.kv import KVQuant, make_kv
 
@@ -52,9 +53,14 @@ class ResolvedOptions(ConvertOptions):
             "layout": self.layout,
             **({"text_only": True} if self.text_only else {}),
             **({"distill": asdict(self.training)} if self.training is not None else {}),
-            **{name: getattr(self, name) is True for name in flags},
+            **{name: _recorded(getattr(self, name)) for name in flags},
             **({"calibrate": self.calibration.recorded()} if self.calibration else {}),
         }
+
+
+def _recorded(value: Any) -> bool | str:
+    """What is recorded of an option of the generated layout: a switch, or sizes said by hand."""
+    return str(value) if isinstance(value, SizeSpec) else value is True
 
 
 def resolve(options: ConvertOptions) -> ResolvedOptions:

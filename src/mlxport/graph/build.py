@@ -11,11 +11,13 @@ import torch
 from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.table_limits import SizeLimit, ValueLimit, limit_sizes, value_limits
 from mlxport.graph.lower.layer_specs import Fold, LayerSpec, Weight
+from mlxport.graph.lower.subgraphs import function_sources
 from mlxport.graph.rewrite.batchnorm import fold_batchnorm
 from mlxport.graph.rewrite.caches.cached_step import CacheKind
 from mlxport.graph.rewrite.caches.stacked_states import take_apart
 from mlxport.graph.rewrite.caches.use_caches import use_caches
 from mlxport.graph.rewrite.channels_last.sinking import channels_last
+from mlxport.graph.rewrite.choices import choose_by_value
 from mlxport.graph.rewrite.constants import inline_constants
 from mlxport.graph.rewrite.folding import fold_constants
 from mlxport.graph.rewrite.fuse import Fusion, fuse
@@ -26,6 +28,7 @@ from mlxport.graph.rewrite.strides import stride_over_owners
 from mlxport.graph.write.classes import build_classes
 from mlxport.graph.write.emit import file_source, format_source, layer_fields
 from mlxport.graph.write.generating import generating
+from mlxport.graph.write.input_sizes import sizes_told
 from mlxport.graph.write.limits_told import lengths_told, limits_told
 from mlxport.graph.write.lowered_graph import lower_graph
 from mlxport.graph.write.module_bodies import build_bodies
@@ -52,6 +55,7 @@ class Port:
         ops: Op name to the number of nodes, of the graph as it was captured.
         fusions: What was fused, and what was not with the reason.
         notes: What a user should know (float64 that became float32, …).
+        sizes: For each input its sizes: which are free, in which range, and what fixes the others.
         caches: What mlx-lm keeps for each layer, where the program is a step of generation; else empty.
     """
 
@@ -65,6 +69,7 @@ class Port:
     ops: dict[str, int] = field(default_factory=dict)
     fusions: list[Fusion] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    sizes: list[str] = field(default_factory=list)
     caches: list[CacheKind] = field(default_factory=list)
 
 
@@ -105,6 +110,7 @@ def _rewrite(captured: Captured, port: Port, fusions: bool, batchnorm: bool, cac
     """The graph made smaller and nearer to MLX; gives the layers that stand in it, by path."""
     inline_constants(captured)
     stride_over_owners(captured.graph)
+    choose_by_value(captured.graph)
     remove_noops(captured.graph)
     port.ops = _op_counts(captured)
     if batchnorm:
@@ -133,6 +139,7 @@ def _write(
     fields_at: Sequence[str],
 ) -> None:
     """The graph lowered to expressions, these put into bodies, and bodies into classes."""
+    functions = function_sources(captured.graph)
     lowered = lower_graph(captured)
     context = Context(captured, lowered, Paths(dict(captured.modules)), {n.name: n for n in captured.weights})
     bodies, names = build_bodies(context, layers)
@@ -149,8 +156,10 @@ def _write(
     known = {node: call.renamed.get(own, own) for node, own in names.items()}
     told = limits_told(*limits, known) if made is None else lengths_told(limits[0])
     port.notes += told
+    if made is None:
+        port.sizes = sizes_told(captured, known)
     heading = title or f"{name} in MLX."
-    source = file_source(heading, classes, fields, root_class, call, port.model_type, told, made, fields_at)
+    source = file_source(heading, classes, fields, root_class, call, port.model_type, told, made, fields_at, functions)
     port.source = format_source(source)
     port.fields |= {item.name: item.value for item in layer_fields(source, fields, made)}
 

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from mlxport.graph.capture.examples import Example, other_sizes
-from mlxport.layouts.generated.reference_module import OriginalCopies, copied
+from mlxport.graph.capture.module_copies import copied
+from mlxport.layouts.generated.reference_module import OriginalCopies
 from mlxport.layouts.generated.weights_trace import ComparedPort
 from mlxport.model.read_when_used import Unkept, read_when_used
 from mlxport.parity.lazy_reference import lazy_parameters

@@ -25,6 +25,7 @@ def port(
     kwargs: Mapping[str, Any] | None = None,
     *,
     dynamic: bool | Any = True,
+    dynamic_shapes: str | None = None,
     fold_batchnorm: bool = False,
     verify: bool = True,
 ) -> nn.Module:
@@ -38,11 +39,14 @@ def port(
         kwargs: Example keyword inputs.
         dynamic: True: sizes of the inputs may change wherever torch.export proves that they can; False: the example's
             sizes only; otherwise ``dynamic_shapes`` as ``torch.export.export`` takes them.
+        dynamic_shapes: The free sizes said by hand, in the place of ``dynamic``: ``"x: B, 3, H*32, W*32; mask: B, L"``.
+            A name is free, a number fixed, ``_`` as the module allows, as is what is not named.
         fold_batchnorm: Multiply eval-mode BatchNorm into the convolution before it.
         verify: Compare the outputs with the original's, on the example inputs and on inputs of other sizes.
 
     Returns:
-        The port. ``port.source`` is the Python source that it runs, which needs nothing but mlx.
+        The port. ``port.source`` is the Python source that it runs, which needs nothing but mlx; ``port.sizes`` says of
+        each input which sizes are free, in which range, and what fixes the others.
 
     Raises:
         UnsupportedError: for ops that have no lowering, all of them at once, with the lines that call them; for a
@@ -56,16 +60,18 @@ def port(
         raise UsageError("port needs PyTorch, which is not installed", hint="pip install 'mlxport[torch]'") from error
 
     from mlxport.graph.capture.examples import Example
+    from mlxport.graph.capture.module_copies import hollow_copy
     from mlxport.graph.capture.unwrapping import check_module, unwrapped
     from mlxport.layouts.generated.emitting import emit
     from mlxport.layouts.generated.random_states import random_states_kept
-    from mlxport.layouts.generated.reference_module import hollow_copy
+    from mlxport.options.size_spec import asked_sizes
 
     check_module(module, "port")
+    dynamic = asked_sizes(dynamic, dynamic_shapes)
     example = Example.given(*(args, kwargs) if kwargs is not None else (args,))
     with random_states_kept():
         original = unwrapped(hollow_copy(module))
-        result = emit(hollow_copy(original), example, dynamic=dynamic, fold_batchnorm=fold_batchnorm)
+        result = emit(hollow_copy(original), example, dynamic=dynamic, fold_batchnorm=fold_batchnorm, has_values=True)
         ported = _instance(result)
         if verify:
             _verify(original, ported, result, example)
@@ -82,6 +88,7 @@ def _instance(result: Port) -> nn.Module:
     namespace = execute(result.source)
     model: nn.Module = namespace.Model(namespace.ModelArgs())
     object.__setattr__(model, "source", result.source)
+    object.__setattr__(model, "sizes", tuple(result.sizes))
     return fill(model, make_weights(result))
 
 

@@ -15,6 +15,7 @@ from mlxport.convert.source_hashes import Hashes
 from mlxport.errors import SourceError, UsageError, system_errors
 from mlxport.layouts.table import layout_of, named
 from mlxport.options.keywords import with_keywords
+from mlxport.options.size_spec import asked_sizes
 from mlxport.output.record import read_record
 from mlxport.output.surroundings import check_surroundings, nothing_left_by_torch
 from mlxport.output.workspace import absolute, check_destination
@@ -52,6 +53,8 @@ def port_folder(factory: str | Callable[[], Any], destination: str | Path, optio
 
     check_surroundings(destination)
     asked = resolve_port(options)
+    if options.dynamic_shapes is not None:
+        asked = replace(asked, dynamic=asked_sizes(options.dynamic, options.dynamic_shapes))
     target = absolute(destination)
     what = factory if isinstance(factory, str) else getattr(factory, "__qualname__", "the factory")
     check_destination(target, what.rpartition(":")[0] if isinstance(factory, str) else "", asked.overwrite)

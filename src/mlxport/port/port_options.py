@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxport.convert.options import SharedOptions
+from mlxport.convert.options import PORTED, SharedOptions
 from mlxport.options.option_field import option, refined
+from mlxport.options.size_spec import SizeSpec
 from mlxport.quant import MODES
 
 if TYPE_CHECKING:
@@ -37,6 +38,14 @@ class PortOptions(SharedOptions):
         SharedOptions, "recipe", help="A TOML file of rules.", doc="A TOML file of rules."
     )
     dynamic: bool | Any = refined(SharedOptions, "dynamic")
+    dynamic_shapes: str | None = option(
+        None,
+        'Sizes that are free, said by hand: "x: B, 3, H*32, W*32".',
+        doc='Which sizes of the inputs are free, in the place of ``dynamic``: ``"x: B, 3, H*32, W*32; mask: B, L"``; a '
+        "name is free, a number fixed, ``_`` as the module allows, as is what is not named.",
+        check=SizeSpec.parse,
+        panel=PORTED,
+    )
     verify: str = refined(SharedOptions, "verify", help="auto or none.", doc="``auto`` or ``none``.")
     dry_run: bool = refined(
         SharedOptions,

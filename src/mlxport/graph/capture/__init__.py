@@ -1,4 +1,4 @@
 """torch.export and what surrounds it: a module as a functional ATen graph.
 
-Imports: errors, printable, graph.lower.
+Imports: errors, options, printable, graph.lower.
 """

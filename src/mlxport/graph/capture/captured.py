@@ -34,6 +34,9 @@ class Captured:
         ranges: Symbol name to the lowest and highest size that torch.export and the tables allow.
         each_token: Path of each module that was captured for one token, which is called for each, to the axis along
             which its results are put together.
+        lowest: Symbol name to the least size that it was found right for, where that is not 1.
+        size_names: Symbol name to what the user calls the size.
+        fixed: Leaf of the inputs and axis to why its size is fixed, as far as it is known.
         limits: What else the sizes must satisfy for the tables that are looked up.
     """
 
@@ -49,6 +52,9 @@ class Captured:
     modules: Mapping[str, torch.nn.Module]
     signature: inspect.Signature
     ranges: dict[str, tuple[int, int]] = field(default_factory=dict)
+    lowest: dict[str, int] = field(default_factory=dict)
+    size_names: dict[str, str] = field(default_factory=dict)
+    fixed: dict[tuple[int, int], str] = field(default_factory=dict)
     limits: list[Any] = field(default_factory=list)
     mutations: list[tuple[str | Node, Node]] = field(default_factory=list)
     aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)

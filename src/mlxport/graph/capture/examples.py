@@ -12,12 +12,16 @@ import mlx.core as mx
 import numpy as np
 import sympy
 import torch
+from torch.nn.attention.flex_attention import BlockMask
 from torch.utils import _pytree as pytree
 
 from mlxport.errors import UsageError
 from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.dataclass_inputs import register_dataclasses
+from mlxport.graph.capture.example_values import values_like
 from mlxport.graph.capture.guards import size_rules
+from mlxport.graph.capture.input_names import input_leaves, named_leaves
+from mlxport.graph.capture.sizes_of_one import input_symbols
 
 __all__ = ["Example", "leaf_names", "other_sizes", "output_arrays", "output_leaves"]
 
@@ -102,31 +106,26 @@ def _check_leaves(example: Example) -> None:
                 f"the example holds {kind} of shape {leaf.shape}, expected torch tensors",
                 hint="torch.from_numpy(numpy.array(x)) makes a tensor of it",
             )
+        if isinstance(leaf, BlockMask):
+            raise UsageError(
+                "the example holds a BlockMask, which is made of a function and cannot be an input of a port",
+                hint="make it in the module: create_block_mask(...) in __init__ or in forward",
+            )
+        if isinstance(leaf, torch.Tensor) and leaf.is_meta:
+            raise UsageError(
+                f"the example holds a tensor of shape {tuple(leaf.shape)} on the meta device, which has no values",
+                hint="give one with values: torch.randn(...)",
+            )
 
 
 def leaf_names(signature: inspect.Signature, example: Example) -> dict[str, Any]:
     """Leaves of the inputs by the name of their parameter and, where it is nested, their place in it."""
-    bound = signature.bind(*example.args, **example.kwargs)
-    found: dict[str, Any] = {}
-    for name, value in bound.arguments.items():
-        if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
-            for key, inner in value.items():
-                found.update(_named(key, inner))
-        else:
-            found.update(_named(name, value))
-    return found
-
-
-def _named(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    leaves, _ = pytree.tree_flatten_with_path(value)
-    for path, leaf in leaves:
-        parts = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path]
-        yield ".".join([name, *parts]), leaf
+    return input_leaves(signature, example.args, example.kwargs)
 
 
 def output_leaves(value: Any) -> dict[str, Any]:
     """Arrays or tensors of an output by their place: ``last_hidden_state``, ``1``, ``output`` for a single one."""
-    return {name.removeprefix("output."): leaf for name, leaf in _named("output", value)}
+    return {name.removeprefix("output."): leaf for name, leaf in named_leaves("output", value)}
 
 
 def output_arrays(value: Any) -> dict[str, mx.array]:
@@ -136,7 +135,7 @@ def output_arrays(value: Any) -> dict[str, mx.array]:
 
 def other_sizes(captured: Captured) -> Iterator[Example]:
     """Inputs of other sizes and values, one candidate after the other; at last of the example's own sizes."""
-    symbols = _symbols(captured)
+    symbols = input_symbols(captured.inputs)
     rules = size_rules(captured, list(symbols))
     generator = torch.Generator().manual_seed(1)
     for change in (*(_CHANGES if symbols else ()), None):
@@ -146,23 +145,9 @@ def other_sizes(captured: Captured) -> Iterator[Example]:
             continue
         pairs = list(zip(captured.values, shapes, strict=True))
         scaled = {old: new for value, shape in pairs if shape for old, new in zip(value.shape, shape, strict=True)}
-        leaves = [value if shape is None else _values(value, shape, generator, scaled) for value, shape in pairs]
+        leaves = [value if shape is None else values_like(value, shape, generator, scaled) for value, shape in pairs]
         args, kwargs = pytree.tree_unflatten(leaves, captured.in_spec)
         yield Example("other sizes" if sizes else "other values", args, kwargs)
-
-
-def _symbols(captured: Captured) -> dict[sympy.Symbol, int]:
-    found: dict[sympy.Symbol, int] = {}
-    for node in captured.inputs:
-        value = node.meta["val"] if node is not None else None
-        for size in value.shape if isinstance(value, torch.Tensor) else ():
-            if isinstance(size, torch.SymInt):
-                environment = size.node.shape_env
-                for symbol in size.node.expr.free_symbols:
-                    hints = getattr(environment, "backed_var_to_val", None) or environment.var_to_val
-                    if symbol in hints:
-                        found[symbol] = int(hints[symbol])
-    return found
 
 
 def _shapes(captured: Captured, sizes: Mapping[sympy.Symbol, int]) -> list[tuple[int, ...] | None] | None:
@@ -183,38 +168,3 @@ def _shapes(captured: Captured, sizes: Mapping[sympy.Symbol, int]) -> list[tuple
             shape.append(int(number))
         shapes.append(tuple(shape))
     return shapes
-
-
-def _values(
-    example: torch.Tensor, shape: tuple[int, ...], generator: torch.Generator, scaled: Mapping[int, int]
-) -> torch.Tensor:
-    """Values like the example's: noise for floats, a sequence for a sequence, otherwise values that occur in it.
-
-    Ascending integers are taken for places in another input: they stay so, up to its length if they went that far.
-    """
-    count = int(torch.Size(shape).numel())
-    if example.numel() == 0 or count == 0:
-        return example.new_zeros(shape)
-    if example.is_floating_point():
-        wide = example.float()
-        if not torch.isfinite(wide).all() or (wide.unique().numel() == 2 and wide.numel() > 2):  # a mask
-            return _resampled(example, shape, generator)
-        spread = wide.std() if example.numel() > 1 else torch.tensor(1.0)
-        noise = torch.randn(shape, generator=generator) * (spread if spread > 0 else 0.1)
-        return (noise + wide.mean()).to(example.dtype)  # also where all were equal, as a state of zeros is
-    if example.ndim and example.dtype is torch.int64 and example.shape[-1] > 1:
-        steps = torch.arange(example.shape[-1])
-        if torch.equal(example - example[..., :1], steps.expand(example.shape)):
-            return (torch.arange(shape[-1]) + example.reshape(-1)[0]).expand(shape).contiguous()
-        if example.ndim == 1 and (example.diff() >= 0).all():
-            places = _resampled(example, shape, generator).sort().values
-            last = int(example[-1])
-            places[0], places[-1] = example[0], scaled.get(last, last)
-            return places.clamp(max=int(places[-1]))
-    return _resampled(example, shape, generator)
-
-
-def _resampled(example: torch.Tensor, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    count = int(torch.Size(shape).numel())
-    index = torch.randint(0, example.numel(), (count,), generator=generator)
-    return example.reshape(-1)[index].reshape(shape)

@@ -6,49 +6,40 @@ import inspect
 import io
 import keyword
 import logging
-import traceback
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from mlxport.graph.capture.asserted_values import AssertedValues, masks_as_given
+from mlxport.graph.capture.capture_errors import CaptureError, first_line, hint, of_subclasses
 from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.composite_shapes import known_shapes
+from mlxport.graph.capture.control_flow import control_flow_captured
 from mlxport.graph.capture.dataclass_inputs import known_dataclasses
 from mlxport.graph.capture.exported_program import captured_program
 from mlxport.graph.capture.fastpath import fast_paths
-from mlxport.graph.capture.free_sizes import SizesTooLong, bounded_sizes, free_sizes
+from mlxport.graph.capture.fixed_sizes import SizeDecisions
+from mlxport.graph.capture.followed_sizes import follow_sizes
+from mlxport.graph.capture.free_sizes import SizesTooLong, bounded_sizes
+from mlxport.graph.capture.input_names import tensor_names
 from mlxport.graph.capture.keyword_members import keyword_members
+from mlxport.graph.capture.known_numbers import KnownNumbers
 from mlxport.graph.capture.loops_over_chosen import loops_followed
-from mlxport.graph.capture.origin import raised_at
 from mlxport.graph.capture.quick_tables import quick_tables
 from mlxport.graph.capture.reshaped_inputs import CallsInPlace
 from mlxport.graph.capture.spelled_out import SpelledOut
+from mlxport.graph.capture.trial_runs import TrialRuns, lacks_kernel
 from mlxport.graph.capture.wrapped_root import Inside, bring_out, hides_members
 from mlxport.graph.lower import ops as _ops  # noqa: F401  (fills the table)
 from mlxport.graph.lower.registry import LOWERINGS
-from mlxport.printable import words
+from mlxport.options.size_spec import SizeSpec
 
 __all__ = ["CaptureError", "capture", "decompose", "export", "lowered_decompositions"]
-
-
-class CaptureError(Exception):
-    """The module cannot be captured.
-
-    Attributes:
-        hint: What to do.
-        usage: Whether the example inputs are to blame.
-    """
-
-    def __init__(self, message: str, hint: str, *, usage: bool = False) -> None:
-        super().__init__(message)
-        self.hint, self.usage = hint, usage
 
 
 @contextmanager
@@ -75,7 +66,7 @@ def export(
         kwargs: Keyword example inputs.
         dynamic: ``dynamic_shapes`` as torch.export takes them, or None for the example's sizes.
     """
-    with _quiet(), torch.no_grad(), known_shapes(), keyword_members():
+    with _quiet(), torch.no_grad(), known_shapes(), keyword_members(), control_flow_captured():
         program = loops_followed(
             module, lambda: torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
         )
@@ -116,7 +107,8 @@ def capture(
     args: tuple[Any, ...] = (),
     kwargs: dict[str, Any] | None = None,
     *,
-    dynamic: bool | Any = True,
+    dynamic: bool | SizeSpec | Any = True,
+    has_values: bool = False,
 ) -> Captured:
     """Capture ``module`` on example inputs.
 
@@ -124,8 +116,11 @@ def capture(
         module: The module, in the mode in which it is to be ported; its tensors may be on ``meta``.
         args: Positional example inputs.
         kwargs: Keyword example inputs.
-        dynamic: True: sizes of inputs are dynamic where torch.export proves them; False: the example's sizes; otherwise
-            ``dynamic_shapes`` as torch.export takes them, by parameter name.
+        dynamic: True: sizes of inputs are dynamic where torch.export proves them; False: the example's sizes; a
+            ``SizeSpec``: as it says; otherwise ``dynamic_shapes`` as torch.export takes them, by parameter name.
+
+        has_values: Whether the weights are real. The module then runs first, so that a wrong example gets torch's own
+            message, and sizes of 1 are tried.
 
     Raises:
         CaptureError: The example does not fit the module, or torch.export cannot follow it.
@@ -142,39 +137,75 @@ def capture(
             "give its arguments as the example: (args, kwargs); one that is a dict goes into a tuple: ({...},)",
             usage=True,
         ) from error
-    calls = CallsInPlace()
+    runs = TrialRuns(module, (args, kwargs))
+    first = _first_run(runs, name, args, kwargs) if has_values else None
+    listening = _Listening(module, runs.written if first is not None else None)
+    calls = listening.calls
     inside = hides_members(module)
     exported = Inside(module) if inside else module
     known = known_dataclasses(exported, (args, kwargs))
     with known, _explicit(exported, signature, args, kwargs, always=inside) as explicit:
         args, kwargs = _distinct(args, kwargs)
-        attempts = _attempts(explicit, args, kwargs, dynamic)
-        program, note = _exported(exported, args, kwargs, attempts, calls)
+        if isinstance(dynamic, SizeSpec):
+            named = tensor_names(explicit, args, kwargs)
+            dynamic.check({name: tuple(leaf.shape) for name, leaf in named.items()})
+
+        def follow(args: Any, kwargs: Any, attempts: list[tuple[str, Any]]) -> tuple[ExportedProgram, str]:
+            return _exported(exported, args, kwargs, attempts, listening)
+
+        followed = follow_sizes(follow, explicit, args, kwargs, dynamic, runs, first, listening.decisions)
     if calls.assigns_data:
         raise CaptureError(
             f"torch.export cannot capture {name}: its forward assigns to .data of a tensor",
             "write to the tensor itself, under torch.no_grad(): x.copy_(y) for x.data = y",
         )
-    captured = captured_program(program, exported, signature, args, kwargs)
-    if special := _of_subclasses(captured.state):
+    captured = captured_program(followed.program, exported, signature, followed.args, followed.kwargs)
+    followed.tell(captured)
+    if special := of_subclasses(captured.state):
         raise CaptureError(f"a port of {name} cannot read its weights", special)
     if calls.reshaped_inputs:
         captured.notes.append(f"{calls.reshaping} leaves an input in another shape; the port leaves it in its own")
+    captured.notes += filter(None, [listening.asserted.note()])
     if inside:
         bring_out(captured)
-    if note:
-        captured.notes.append(note)
     return captured
 
 
-def _attempts(
-    signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool | Any
-) -> list[tuple[str, Any]]:
-    """The ``dynamic_shapes`` that are tried in turn, and in words which sizes they leave free."""
-    if dynamic is not True:
-        return [("", dynamic or None)]
-    free = [(words, signature.bind(*shapes, **named)) for words, (shapes, named) in free_sizes(args, kwargs)]
-    return [*((words, dict(bound.arguments)) for words, bound in free), ("", None)]
+class _Listening:
+    """What looks at the calls of a forward while it is captured."""
+
+    def __init__(self, module: torch.nn.Module, written: set[str] | None) -> None:
+        """``written``: the buffers that the forward changes, None where that is not known."""
+        self.calls, self.decisions, self.asserted = CallsInPlace(), SizeDecisions(module), AssertedValues()
+        self.numbers = None if written is None else KnownNumbers(module, written)
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Look at the calls within."""
+        with self.calls, self.decisions, self.asserted, masks_as_given(), self.numbers or nullcontext():
+            yield
+
+
+def _first_run(runs: TrialRuns, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | None:
+    """What the module gives on the example; None where it cannot run here.
+
+    Raises:
+        CaptureError: It raises something, which is then told as it is.
+    """
+    if not runs.possible:
+        return None
+    try:
+        return runs(args, kwargs)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the user's code: whatever it raises is about that code
+        if lacks_kernel(error):
+            return None
+        raise CaptureError(
+            f"{name} does not take the example inputs; in torch it raises {first_line(error)}",
+            "give inputs that the module takes: call it on them in torch, in eval(), before it is ported",
+            usage=True,
+        ) from error
 
 
 def _exported(
@@ -182,14 +213,14 @@ def _exported(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     attempts: list[tuple[str, Any]],
-    calls: CallsInPlace,
+    listening: _Listening,
 ) -> tuple[ExportedProgram, str]:
     """The program of the first attempt that torch.export follows, and what is to be said if it was not the first."""
     problem: BaseException | None = None
     note = ""
     for index, (_, shapes) in enumerate(attempts):
         try:
-            return _followed(module, args, kwargs, shapes, calls, bounded=index < len(attempts) - 1), note
+            return _followed(module, args, kwargs, shapes, listening, bounded=index < len(attempts) - 1), note
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # the user's code: whatever it raises is about that code
@@ -198,12 +229,12 @@ def _exported(
                 left = attempts[index + 1][0]
                 kept = f"only {left} are free, the others" if left else "sizes"
                 which = "more of them free" if left else "dynamic ones"
-                note = f"{kept} are fixed to the example's: torch.export with {which} says {_first_line(error)}"
+                note = f"{kept} are fixed to the example's: torch.export with {which} says {first_line(error)}"
     assert problem is not None
     inner = module.inner if isinstance(module, Inside) else module
     raise CaptureError(
-        f"torch.export cannot capture {type(inner).__name__}: {_first_line(problem)}",
-        calls.hint or _of_subclasses(dict(inner.named_parameters())) or _hint(problem),
+        f"torch.export cannot capture {type(inner).__name__}: {first_line(problem)}",
+        listening.calls.hint or of_subclasses(dict(inner.named_parameters())) or hint(problem),
     ) from problem
 
 
@@ -212,13 +243,14 @@ def _followed(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     shapes: Any,
-    calls: CallsInPlace,
+    listening: _Listening,
     *,
     bounded: bool,
 ) -> ExportedProgram:
     """``export``; once more, on views of the inputs, where the forward gives a tensor another shape in place."""
+    calls = listening.calls
     try:
-        with calls, SpelledOut(), bounded_sizes(bounded):
+        with listening.entered(), SpelledOut(), bounded_sizes(bounded):
             program = export(module, args, kwargs, shapes)
     except Exception:
         if not calls.reshaping:
@@ -226,7 +258,7 @@ def _followed(
     else:
         if not calls.reshaping:
             return program
-    with calls, SpelledOut(), bounded_sizes(bounded), calls.views_of_inputs(module):
+    with listening.entered(), SpelledOut(), bounded_sizes(bounded), calls.views_of_inputs(module):
         return export(module, args, kwargs, shapes)
 
 
@@ -243,50 +275,6 @@ def _distinct(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any,
 
     distinct: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map(own, (args, kwargs))
     return distinct
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in words(error).splitlines() if line.strip()]
-    kind = "" if isinstance(error, SizesTooLong) else f"{type(error).__name__}: "
-    text = f"{kind}{lines[0][:300] if lines else ''}"
-    own = raised_at(error)
-    return text if own is None else f"{text} (at {own.filename}:{own.lineno})"
-
-
-def _hint(error: BaseException) -> str:
-    if _of_packed_sequences(error):
-        return (
-            "packed sequences (pack_padded_sequence) depend on the values of the lengths, which no export can follow; "
-            "give the recurrent layer the padded batch, and mask what lies beyond each length"
-        )
-    if "is mutated in the forward method" in words(error):
-        return (
-            "make the tensor a buffer (self.register_buffer in __init__), which the forward may write, "
-            "or let the forward take it as an input and return it"
-        )
-    if "DataDependent" in type(error).__name__ or "data-dependent" in words(error):
-        return "its control flow depends on values; use torch.where or torch.cond there, or port the part around it"
-    return "see https://docs.pytorch.org/docs/stable/export.html for what can be captured; -v shows where it stops"
-
-
-def _of_subclasses(tensors: Mapping[str, torch.Tensor]) -> str:
-    """What to do about weights that are no plain tensors, as those that torchao quantizes; empty without such."""
-    for name, tensor in tensors.items():
-        kind = type(tensor.data)
-        if kind is not torch.Tensor and not isinstance(tensor, FakeTensor) and tensor.device.type != "meta":
-            return (
-                f"{name} is a {kind.__name__}, which is no plain tensor: port the module as it is before its weights "
-                "are quantized, and quantize the port (-q 4)"
-            )
-    return ""
-
-
-def _of_packed_sequences(error: BaseException) -> bool:
-    """Whether it was raised by packing or unpacking, or by a recurrent layer that was given a packed sequence."""
-    frames = [(Path(frame.f_code.co_filename), frame.f_locals) for frame, _ in traceback.walk_tb(error.__traceback__)]
-    files = {file.parts[-3:]: variables for file, variables in frames}
-    layer = files.get(("nn", "modules", "rnn.py"), {})
-    return ("nn", "utils", "rnn.py") in files or layer.get("batch_sizes") is not None
 
 
 @contextmanager

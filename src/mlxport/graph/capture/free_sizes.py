@@ -19,7 +19,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-__all__ = ["SizesTooLong", "bounded_sizes", "free_sizes"]
+from mlxport.options.size_spec import AnySize, FreeSize, SizeSpec
+
+__all__ = ["SizesTooLong", "bounded_sizes", "free_sizes", "said_sizes"]
 
 _MOST_TERMS = 150  # of one size; deep stacks of convolutions come to some sixty
 _LONG = 40  # terms from which on time counts
@@ -44,17 +46,55 @@ def free_sizes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str,
         ),
         ("the first sizes of the inputs", lambda tensor: range(min(tensor.ndim, 1))),
     ]
-    found = [(words, (_shapes(args, axes), _shapes(kwargs, axes))) for words, axes in chosen]
+    dims = [(words, _automatic(axes)) for words, axes in chosen]
+    found = [(words, (_shapes(args, each), _shapes(kwargs, each))) for words, each in dims]
     fewer = {repr(shapes): (words, shapes) for words, shapes in found[1:] if shapes != found[0][1]}
     return [found[0], *fewer.values()]
 
 
-def _shapes(inputs: Any, axes: Callable[[torch.Tensor], range]) -> Any:
+def said_sizes(
+    spec: SizeSpec, names: Mapping[int, str], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[tuple[str, Any]]:
+    """What ``spec`` says in the place of ``free_sizes``: of what it leaves to the module all sizes, or else none.
+
+    Args:
+        spec: What was said.
+        names: What each tensor of the inputs is called, by its id.
+        args: Positional inputs.
+        kwargs: Keyword inputs.
+    """
+    named: dict[str, Any] = {}
+    tied = spec.tied()
+
+    def dim(size: int | FreeSize | AnySize, others: bool) -> Any:
+        if isinstance(size, int):
+            return None
+        if isinstance(size, AnySize) or size.name not in tied:  # torch.export may find its range
+            return torch.export.Dim.AUTO if others or isinstance(size, FreeSize) else None
+        made = named.setdefault(size.name, torch.export.Dim(size.name, min=2))
+        made = made if size.factor == 1 else size.factor * made
+        return made + size.offset if size.offset > 0 else made - -size.offset if size.offset else made
+
+    def shapes(others: bool) -> Any:
+        def dims(tensor: torch.Tensor) -> dict[int, Any]:
+            found = {axis: dim(spec.of(names[id(tensor)], axis), others) for axis in range(tensor.ndim)}
+            return {axis: made for axis, made in found.items() if made is not None}
+
+        return _shapes(args, dims), _shapes(kwargs, dims)
+
+    return [("all sizes", shapes(others=True)), ("only the sizes that were named", shapes(others=False))]
+
+
+def _automatic(axes: Callable[[torch.Tensor], range]) -> Callable[[torch.Tensor], dict[int, Any]]:
+    return lambda tensor: {axis: torch.export.Dim.AUTO for axis in axes(tensor)}
+
+
+def _shapes(inputs: Any, dims_of: Callable[[torch.Tensor], dict[int, Any]]) -> Any:
     """In the place of a class that is registered with pytree stands the list of its parts, as torch.export wants it."""
 
     def dims(item: Any) -> Any:
         if isinstance(item, torch.Tensor):
-            return {axis: torch.export.Dim.AUTO for axis in axes(item)}
+            return dims_of(item)
         registered = pytree.SUPPORTED_NODES.get(type(item))
         return None if registered is None else [each(part) for part in registered.flatten_fn(item)[0]]
 

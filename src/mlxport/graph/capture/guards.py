@@ -105,7 +105,7 @@ def size_rules(captured: Captured, symbols: Sequence[sympy.Symbol]) -> dict[symp
     rules = {}
     for symbol in symbols:
         _, high = captured.ranges.get(str(symbol), (0, 2**63 - 1))
-        low, top = 1, high if high < 2**31 else None
+        low, top = captured.lowest.get(str(symbol), 1), high if high < 2**31 else None
         own = [expr for expr in guards if expr.free_symbols == {symbol} and not _not_one(expr)]
         checks = [check for expr in own if (check := _compiled(expr, [symbol])) is not None]
         tried = range(low, min(low + _SPAN, (top or 2**31) + 1))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-__all__ = ["Statement", "call_arguments", "frames", "module_path", "place", "raised_at", "statement"]
+__all__ = ["Statement", "call_arguments", "frames", "is_users", "module_path", "place", "raised_at", "statement"]
 
 _FRAME = re.compile(r'^\s*File "([^"]+)", line (\d+), in (\S+)', re.MULTILINE)
 _TORCH = str(Path(torch.__file__).parent)
@@ -47,10 +47,14 @@ def place(node: Node) -> str:
     return f"{own[-1][0]}:{own[-1][1]}" if own else ""
 
 
+def is_users(file: str) -> bool:
+    """Whether a frame's file is of the user's model: not torch's, nor of this package."""
+    return not file.startswith((_TORCH, _PACKAGE, "<"))
+
+
 def raised_at(error: BaseException) -> traceback.FrameSummary | None:
-    """The innermost frame of the user's model in what led to ``error``: not torch's, nor of this package."""
-    found = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in found if not frame.filename.startswith((_TORCH, _PACKAGE, "<"))]
+    """The innermost frame of the user's model in what led to ``error``."""
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if is_users(frame.filename)]
     return own[-1] if own else None
 
 

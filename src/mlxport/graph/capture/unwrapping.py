@@ -6,6 +6,7 @@ import types
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from mlxport.errors import UnsupportedError, UsageError
 
@@ -16,7 +17,7 @@ def check_module(module: Any, what: str) -> None:
     """Refuse what is no module, and TorchScript, anywhere in the tree.
 
     Raises:
-        UsageError: It is no ``torch.nn.Module``.
+        UsageError: It is no ``torch.nn.Module``, or has weights without values.
         UnsupportedError: It is, or holds, a scripted or traced module.
     """
     if not isinstance(module, torch.nn.Module):
@@ -24,6 +25,7 @@ def check_module(module: Any, what: str) -> None:
             f"{what}: expected a torch.nn.Module, got {type(module).__name__}",
             hint="put what it computes into the forward of a torch.nn.Module",
         )
+    _check_values(module, what)
     for path, part in module.named_modules():
         if isinstance(part, torch.jit.ScriptModule):
             where = f"its module {path} is" if path else "this is"
@@ -32,6 +34,22 @@ def check_module(module: Any, what: str) -> None:
                 "which torch.export cannot capture",
                 hint="give the nn.Module that it was made from, its weights loaded: "
                 "module.load_state_dict(scripted.state_dict())",
+            )
+
+
+def _check_values(module: torch.nn.Module, what: str) -> None:
+    """Refuse weights without values: of lazy modules, and on ``meta``."""
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if is_lazy(tensor):
+            kind = type(module.get_submodule(name.rpartition(".")[0])).__name__
+            raise UsageError(
+                f"{what}: {name} has no size yet ({kind}), it gets one when the module is first called",
+                hint="call the module once on the example, and load its weights, before it is ported: module(*args)",
+            )
+        if tensor.is_meta:
+            raise UsageError(
+                f"{what}: {name} is on the meta device, where tensors have no values",
+                hint="give it values first: module.to_empty(device='cpu'), then module.load_state_dict(…)",
             )
 
 

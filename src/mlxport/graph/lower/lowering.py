@@ -11,11 +11,13 @@ from typing import Any
 
 import mlx.core as mx
 import torch
+from torch._ops import HigherOrderOperator
 from torch.fx import Node
 
 from mlxport.errors import UsageError
 from mlxport.graph.lower import ops as _ops  # noqa: F401  (fills the table)
 from mlxport.graph.lower import symbolic_sizes
+from mlxport.graph.lower.control_flow_ops import lower_control_flow
 from mlxport.graph.lower.data_dependent import example_sizes
 from mlxport.graph.lower.expr import Expr, to_ast, value_of
 from mlxport.graph.lower.layer_specs import LayerSpec, layer, layer_itself
@@ -82,7 +84,13 @@ def _example(value: Any) -> int | float | bool:
 
 def reference(node: Node) -> Expr | tuple[Any, ...]:
     """How other nodes see ``node``: a variable with the shape and dtype that torch knows."""
-    return _reference(ast.Name("%" + node.name), node.meta["val"])
+    function = _function(node)
+    return function if function is not None else _reference(ast.Name("%" + node.name), node.meta["val"])
+
+
+def _function(node: Node) -> Expr | None:
+    """The name of the function that a graph has become; None for what is no graph."""
+    return Expr(ast.Name(node.meta["function"]), None) if "function" in node.meta else None
 
 
 def _reference(syntax: ast.expr, value: Any, symbolic_sizes: bool = False) -> Any:
@@ -119,6 +127,8 @@ def _size(syntax: ast.expr, axis: int) -> ast.expr:
 
 def symbolic(node: Node) -> Any:
     """Like ``reference``, with dynamic sizes as stand-ins that the scope of their use resolves."""
+    if (function := _function(node)) is not None:
+        return function
     value = node.meta["val"]
     if isinstance(value, torch.SymInt | torch.SymBool | torch.SymFloat) and not is_read(node):
         return _symbol(value)
@@ -181,6 +191,8 @@ def lower_node(node: Node, resolve: Callable[[Node], Any] = reference) -> Any:
                 f"{registered(key)} does not give what torch gives: {error}",
                 hint="it returns what the op returns: mx.arrays of the same shapes, a tuple where there are several",
             ) from error
+    if isinstance(node.target, HigherOrderOperator):
+        return lower_control_flow(node, args, value_of(_reference(ast.Name(""), node.meta["val"])))
     function = LOWERINGS.get(getattr(node.target, "__name__", str(node.target)))
     if function is None:
         raise UnsupportedOp("")

@@ -48,6 +48,8 @@ def environment(symbol: sympy.Symbol) -> Any:
 
 def size_name(captured: Any, size: sympy.Expr) -> str:
     """A name for a size: ``B`` for the first axis of inputs, ``L`` for a sequence, ``H`` and ``W`` for an image."""
+    if (said := captured.size_names.get(str(size))) is not None:
+        return str(said)
     for node in captured.inputs:
         value = node.meta.get("val") if isinstance(node, Node) else None
         if isinstance(value, torch.Tensor):

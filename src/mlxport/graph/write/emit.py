@@ -7,7 +7,7 @@ import copy
 import re
 import subprocess
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlxport.graph.lower.one_function import helper_sources, used_helpers
@@ -73,6 +73,7 @@ def file_source(
     limits: Sequence[str] = (),
     generates: Generating | None = None,
     fields_at: Sequence[str] = (),
+    functions: Mapping[str, str] | None = None,
 ) -> str:
     """The whole file.
 
@@ -86,6 +87,7 @@ def file_source(
         limits: Sentences on what the root's inputs may hold, for its docstring.
         generates: What a language model has beside, for mlx-lm to run it: without an encoder it has no ``load``.
         fields_at: Keys that lead to its fields in config.json, where it is a part of a model.
+        functions: Name and source of the functions that classes call.
     """
     parts = []
     for cls in classes:
@@ -94,7 +96,7 @@ def file_source(
     if root.name != "Model":
         parts.append(f"Model = {root.name}")
     parts.insert(0, _args_source([*fields, *layer_fields("\n".join(parts), fields, generates)], model_type))
-    body = "\n\n\n".join(parts)
+    body = "\n\n\n".join([*(text.strip() for text in (functions or {}).values()), *parts])
     helpers = list(helper_sources(used_helpers(body)).values())
     loads = (
         [(_part_load(fields_at) if fields_at else _LOAD).strip()]

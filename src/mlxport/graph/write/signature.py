@@ -6,16 +6,14 @@ import inspect
 import re
 from collections.abc import Collection, Mapping, Sequence
 from keyword import iskeyword
-from typing import Any
 
-import torch
 from torch.fx import Node
 
 from mlxport.graph.capture.captured import Captured
-from mlxport.graph.capture.guards import relations, size_rules
-from mlxport.graph.lower import symbolic_sizes
+from mlxport.graph.capture.guards import relations
 from mlxport.graph.lower.helpers import inputs as input_helpers
 from mlxport.graph.lower.registry import helper
+from mlxport.graph.write.input_sizes import input_sizes
 from mlxport.graph.write.input_structure import Input, access, inputs_of, structure_checks
 from mlxport.graph.write.limits_told import size_places
 from mlxport.graph.write.reserved import unreserved
@@ -114,49 +112,16 @@ def _moved(signature: inspect.Signature, given: Collection[str]) -> set[str]:
 
 
 def _shape_check(captured: Captured, names: Mapping[Node, str], renamed: Mapping[str, str]) -> list[str]:
-    wanted: dict[str, tuple[Any, ...]] = {}
-    letters: dict[Any, str] = {}
-    for node, name in names.items():
-        value = node.meta["val"]
-        if not isinstance(value, torch.Tensor) or "argument" in node.meta:
-            continue
-        wanted[name] = tuple(
-            size if isinstance(size, int) else _wanted(captured, letters, size.node.expr) for size in value.shape
-        )
-    if not wanted:
+    sizes = input_sizes(captured, names)
+    if not sizes.shapes:
         return []
     helper(input_helpers.check_inputs)
-    told = {name: renamed.get(name, name) for name in wanted}
-    text = "{" + ", ".join(f"{told[name]!r}: {shape!r}" for name, shape in wanted.items()) + "}"
-    symbols = [expr for expr in letters if expr.is_Symbol]
-    rules = size_rules(captured, symbols)
-    limits = {letters[symbol]: rule.as_tuple() for symbol, rule in rules.items() if not rule.trivial}
+    told = {name: renamed.get(name, name) for name in sizes.shapes}
+    text = "{" + ", ".join(f"{told[name]!r}: {shape!r}" for name, shape in sizes.shapes.items()) + "}"
+    limits = sizes.limits()
     extra = f", {limits!r}" if limits else ""
-    lines = [f"check_inputs({text}{extra}, {', '.join(f'{told[name]}={name}' for name in wanted)})"]
-    places = size_places(names)
-    for condition in relations(captured, symbols, rules, places):
+    lines = [f"check_inputs({text}{extra}, {', '.join(f'{told[name]}={name}' for name in sizes.shapes)})"]
+    for condition in relations(captured, sizes.symbols, sizes.rules, size_places(names)):
         words = re.sub(r"\w+", lambda word: renamed.get(word.group(), word.group()), condition)
         lines += [f"if not {condition}:", f'    raise ValueError("the sizes of the inputs must satisfy {words}")']
     return lines
-
-
-def _wanted(captured: Captured, letters: dict[Any, str], expr: Any) -> str | tuple[str, int, int]:
-    """The name of a size, with a factor and an offset where it follows from one symbol."""
-    symbols = list(expr.free_symbols)
-    if len(symbols) == 1 and expr != symbols[0]:
-        factor = expr.diff(symbols[0])
-        offset = expr - factor * symbols[0]
-        if factor.is_Integer and factor > 0 and offset.is_Integer:
-            return _letter(captured, letters, symbols[0]), int(factor), int(offset)
-    return _letter(captured, letters, expr)
-
-
-def _letter(captured: Captured, letters: dict[Any, str], expr: Any) -> str:
-    if expr not in letters:
-        base = symbolic_sizes.size_name(captured, expr)
-        name, number = base, 1
-        while name in letters.values():
-            number += 1
-            name = f"{base}{number}"
-        letters[expr] = name
-    return letters[expr]

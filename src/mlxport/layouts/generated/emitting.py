@@ -27,10 +27,11 @@ def emit(
     model_type: str = "",
     title: str = "",
     fields_at: Sequence[str] = (),
+    has_values: bool = False,
 ) -> Port:
-    """Capture ``module`` on ``example`` and write its MLX source; arguments and errors as of ``port`` and ``build``."""
+    """Capture ``module`` on ``example`` and write its MLX source; arguments as of ``capture`` and ``build``."""
     try:
-        captured = capture(module, example.args, example.kwargs, dynamic=dynamic)
+        captured = capture(module, example.args, example.kwargs, dynamic=dynamic, has_values=has_values)
     except CaptureError as error:
         raise (UsageError if error.usage else UnsupportedError)(str(error), hint=error.hint) from error
     try:

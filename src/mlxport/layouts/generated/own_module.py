@@ -18,11 +18,12 @@ import torch
 
 from mlxport.errors import SourceError, UsageError
 from mlxport.graph.capture.examples import Example
+from mlxport.graph.capture.module_copies import copied, hollow_copy
 from mlxport.graph.capture.unwrapping import check_module, unwrapped
 from mlxport.layouts.base import LayoutOptions
 from mlxport.layouts.generated.emitting import emit
 from mlxport.layouts.generated.held_tensors import held_checkpoint
-from mlxport.layouts.generated.reference_module import copied, hollow_copy, main_dtype
+from mlxport.layouts.generated.reference_module import main_dtype
 from mlxport.layouts.generated.weights_trace import TORCH_DTYPES, GeneratedConversion, assemble
 from mlxport.printable import words
 from mlxport.types import Checkpoint
@@ -207,9 +208,10 @@ def open_module(
     if options.dtype != "auto":
         dtype, wanted = options.dtype, TORCH_DTYPES[options.dtype]
         module, example = copied(original).to(wanted), example.copied(wanted)
-    port = emit(module, example, dynamic=options.dynamic, fold_batchnorm=options.fold_batchnorm)
+    port = emit(module, example, dynamic=options.dynamic, fold_batchnorm=options.fold_batchnorm, has_values=True)
     if training:
         port.notes.append("the module was in training mode; it is ported as in eval()")
+    port.notes += port.sizes
     state = {name: tensor for name, tensor in port.captured.state.items() if tensor.ndim <= _MOST_AXES}
     checkpoint = held_checkpoint(state, {"model_type": port.model_type}, type(original).__name__)
     maps = {name: _plain(name) for name in checkpoint.tensors}
