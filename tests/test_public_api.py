@@ -31,6 +31,7 @@ PUBLIC = [
     "QualityReport",
     "QuantizationError",
     "SourceError",
+    "TaskPlan",
     "TokenizerError",
     "UnsafeError",
     "UnsupportedError",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mlxport.convert.convert import convert
     from mlxport.convert.convert_report import ConvertReport
     from mlxport.convert.verify import verify
-    from mlxport.fit import FitReport, plan_for
+    from mlxport.fit import FitReport, TaskPlan, plan_for
     from mlxport.graph.lower.registry import register_op
     from mlxport.inspect.inspection import Inspection, inspect
     from mlxport.parity import ParityReport
@@ -38,6 +38,7 @@ _LAZY = {
     "Inspection": "mlxport.inspect.inspection",
     "ParityReport": "mlxport.parity",
     "QualityReport": "mlxport.quality.quality_report",
+    "TaskPlan": "mlxport.fit",
     "convert": "mlxport.convert.convert",
     "generate": "mlxport.run",
     "inspect": "mlxport.inspect.inspection",

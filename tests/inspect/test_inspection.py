@@ -19,6 +19,8 @@ from mlxport.model_config import ModelConfig
 from mlxport.source import open_checkpoint
 from mlxport.types import Checkpoint, TensorRef
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
 
 def write_tokenizer(folder: Path) -> None:
     """512 tokens: three special ones, every byte, and as many more."""
@@ -164,7 +166,8 @@ FAULTS = {
 def test_what_becomes_a_port_has_no_fault(stories):
     edit(stories / "config.json", model_type="t5", architectures=["T5ForConditionalGeneration"])
     found = look(stories)
-    assert not found.port and found.mlx_lm is None and "--layout generated" in found.way_out
+    assert not found.port and found.mlx_lm is None
+    assert "of its own" in found.way_out
     assert not [problem for problem in found.problems if "architecture" in problem]
 
 
@@ -338,3 +341,28 @@ def test_the_task_is_told_and_how_it_is_run(tmp_path):
     assert found.task == "text-classification" and not any("chat template" in problem for problem in found.problems)
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_file": "model.py"}))
     assert "mlxport run" in inspect(tmp_path).way_out
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "processor"),
+    [
+        ("tiny-digits", "image-classification", ("ViTImageProcessor", 16, 16, None)),
+        ("tiny-shapes", "zero-shot-image-classification", ("CLIPImageProcessor", 32, 32, None)),
+        ("tiny-keypad", "automatic-speech-recognition", ("Wav2Vec2FeatureExtractor", None, None, 8000)),
+    ],
+)
+def test_what_prepares_pictures_and_sound_is_said(name, task, processor):
+    found = look(EXAMPLES / name)
+    assert found.task == task and found.processor is not None
+    told = (found.processor.kind, found.processor.height, found.processor.width, found.processor.rate)
+    assert told == processor and found.problems == ()
+    assert (found.tokenizer is None) == (name == "tiny-digits") == (not found.reads_text)
+
+
+def test_a_classifier_of_pictures_without_a_processor_says_so(tmp_path):
+    folder = Path(shutil.copytree(EXAMPLES / "tiny-digits", tmp_path / "digits"))
+    (folder / "preprocessor_config.json").unlink()
+    (problem,) = look(folder).problems
+    assert "does not say how a picture is prepared" in problem
+    (folder / "preprocessor_config.json").write_text("[]")
+    assert any("is not a JSON object" in problem for problem in look(folder).problems)

@@ -111,7 +111,7 @@ def plan(
 ) -> None:
     """Say what of a model fits a Mac, with what context and how fast; nothing is downloaded but headers."""
     from mlxport.convert.without_torch import leave_torch_out
-    from mlxport.fit import plan_for
+    from mlxport.fit import TaskPlan, plan_for
 
     leave_torch_out(source, "auto")
     report = plan_for(
@@ -127,6 +127,10 @@ def plan(
     )
     if as_json:
         return print_json(report.to_json())
+    if isinstance(report, TaskPlan):
+        from mlxport.cli.show.task_plan import show_task_plan
+
+        return show_task_plan(report)
     from mlxport.cli.show.machine_plan import show_fit
 
     show_fit(report)

@@ -76,7 +76,7 @@ def convert(source: str | Path, destination: str | Path, options: ConvertOptions
         task = find_task(checkpoint.root, checkpoint.config, layout)
         said = (*surprise(layout, why, asked.layout, task), *_advice(task, settled))
         conversion = replace(conversion, notes=(*said, *conversion.notes))
-        return carry_out(conversion, str(source), checkpoint, target, layout, settled, hashes)
+        return carry_out(conversion, str(source), checkpoint, target, layout, settled, hashes, task)
 
 
 def surprise(layout: Layout, why: str, asked: str, task: str | None) -> tuple[str, ...]:
@@ -176,6 +176,7 @@ def carry_out(
     layout: Layout,
     options: ResolvedOptions,
     hashes: Hashes,
+    task: str | None = None,
 ) -> ConvertReport:
     """Plan and, unless it is a dry run, write, verify and publish.
 
@@ -187,6 +188,7 @@ def carry_out(
         layout: The output's.
         options: What was asked for.
         hashes: Of the source, being computed.
+        task: What the model is for, None where nothing says.
     """
     calibrating = _calibrating(checkpoint, conversion, options)
     plan = _planned(conversion, layout, options, calibrating)
@@ -209,7 +211,7 @@ def carry_out(
         state = State(
             source=source, checkpoint=checkpoint, layout=layout, conversion=conversion, plan=plan, options=options,
             hashes=hashes, workspace=workspace, report=report, calibrating=calibrating, progress=progress,
-            program=conversion.program,
+            program=conversion.program, task=task,
         )  # fmt: skip
         try:
             with system_errors(workspace.folder):

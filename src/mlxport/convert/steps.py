@@ -59,6 +59,7 @@ class State:
         calibrating: What calibrating works on, None without it.
         progress: What to tell of it.
         program: What computes the tensors of the shards.
+        task: What the model is for, None where nothing says.
         inputs: sha256 of the source's weight files, by name.
         carried: Names of the files beside weights, config, record and card.
         record: What steps add to the record at its end.
@@ -77,6 +78,7 @@ class State:
     calibrating: Calibrating | None
     progress: Progress
     program: Program
+    task: str | None = None
     inputs: Mapping[str, str] = field(default_factory=dict)
     carried: set[str] = field(default_factory=set)
     record: dict[str, Any] = field(default_factory=dict)
@@ -264,7 +266,7 @@ def verify(state: State) -> None:
     trained = frozenset(state.report.distilled.modules if state.report.distilled is not None else ())
     work = Verifying(
         state.folder, state.layout, state.checkpoint, state.conversion, state.options.verify, trained,
-        state.progress.message,
+        state.progress.message, state.task,
     )  # fmt: skip
     found = verify_written(work, state.progress)
     state.reported(parity=found.parity, tokenizer=found.tokenizer, not_verified=found.missing)
@@ -273,7 +275,7 @@ def verify(state: State) -> None:
 def write_record(state: State) -> None:
     """The record and the model card."""
     from mlxport.output.card import model_card
-    from mlxport.run.tasks.task_table import find_task, task_usage
+    from mlxport.run.tasks.task_table import task_usage
 
     report, options, layout = state.report, state.options, state.layout
     # Equal conversions leave equal records: how long it took stays out. What is left out, the plan has.
@@ -298,7 +300,7 @@ def write_record(state: State) -> None:
         generation=options.kv.options() if options.kv is not None else None,
         allocation=options.allocation.to_json() if options.allocation else None,
     )
-    task = find_task(state.checkpoint.root, state.conversion.config, layout)
+    task = state.task
     write_json(state.folder / RECORD, {**record, **state.record, **({"task": task} if task else {})})
     usage = task_usage(task) + layout.usage if task and layout.not_generating else layout.usage
     card = model_card(state.checkpoint, state.plan, parity, __version__, usage=usage, task=task or "")

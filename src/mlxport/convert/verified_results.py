@@ -19,14 +19,12 @@ __all__ = ["as_generated", "compared_speech", "no_verification", "with_steps", "
 
 
 def with_task(
-    report: PortParity, folder: Path, layout: Layout, checkpoint: Checkpoint, conversion: Conversion,
+    report: PortParity, folder: Path, task: str | None, checkpoint: Checkpoint, conversion: Conversion,
     trust_remote_code: bool = False,
 ) -> PortParity:  # fmt: skip
     """A report with what the results of the task that the model is for have shown."""
     from mlxport.parity.task_results import compare_task
-    from mlxport.run.tasks.task_table import find_task
 
-    task = find_task(folder, conversion.config, layout)
     if task is None or not report.passed:
         return report
     exact = report.dtype == "float32" and report.bits is None
@@ -51,13 +49,13 @@ def with_steps(report: PortParity, model: Any, conversion: GeneratedConversion, 
 
 
 def compared_speech(
-    folder: Path, layout: Layout, checkpoint: Checkpoint, made: Conversion, dtype: str, bits: Any
+    folder: Path, task: str | None, checkpoint: Checkpoint, made: Conversion, dtype: str, bits: Any
 ) -> PortParity:
     """What the comparison of a Whisper for mlx-whisper found, and of what it writes."""
     from mlxport.parity.speech_parity import compare_speech
 
     report = compare_speech(folder, checkpoint, dtype=dtype, bits=bits, parameters=made.parameters)
-    return with_task(report, folder, layout, checkpoint, made)
+    return with_task(report, folder, task, checkpoint, made)
 
 
 def as_generated(conversion: Conversion) -> GeneratedConversion:

@@ -49,6 +49,13 @@ class _Asked:
     trust_remote_code: bool
     quiet: bool
 
+    @property
+    def task(self) -> str | None:
+        """What the folder is for, None where nothing says."""
+        from mlxport.run.tasks.task_table import task_of_folder
+
+        return task_of_folder(self.folder)
+
 
 def verify(
     output: str | Path,
@@ -143,7 +150,7 @@ def _folder_outputs(asked: _Asked) -> PortParity:
     if conversion.weights_of is None:  # a module of the user's own
         return report
     trust = asked.trust_remote_code
-    return with_task(report, asked.folder, asked.layout, conversion.weights_of, conversion, trust)
+    return with_task(report, asked.folder, asked.task, conversion.weights_of, conversion, trust)
 
 
 def _folder_parts(asked: _Asked) -> PortParity:
@@ -154,14 +161,14 @@ def _folder_parts(asked: _Asked) -> PortParity:
     made = recorded(asked.folder, asked.layout, asked.revision, trust)
     checkpoint = open_source(asked.against, made.options)
     report, conversion = compare_folder(asked.folder, asked.layout, checkpoint, made, trust)
-    return with_task(report, asked.folder, asked.layout, checkpoint, conversion, trust)
+    return with_task(report, asked.folder, asked.task, checkpoint, conversion, trust)
 
 
 def _folder_speech(asked: _Asked) -> PortParity:
     made = recorded(asked.folder, asked.layout, asked.revision, asked.trust_remote_code)
     checkpoint = open_source(asked.against, made.options)
     conversion = asked.layout.opens(checkpoint, made.options)
-    return compared_speech(asked.folder, asked.layout, checkpoint, conversion, made.dtype, made.bits)
+    return compared_speech(asked.folder, asked.task, checkpoint, conversion, made.dtype, made.bits)
 
 
 def _folder_sequences(asked: _Asked) -> PortParity:

@@ -39,6 +39,7 @@ class Verifying:
         mode: ``auto``, ``full``, ``layerwise`` or ``none``.
         trained: Modules that were trained after they had been converted.
         say: Called with a line for each step.
+        task: What the model is for, None where nothing says.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class Verifying:
     mode: str
     trained: frozenset[str]
     say: Callable[[str], None]
+    task: str | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def _written_outputs(work: Verifying) -> Verified:
     conversion = as_generated(work.conversion)
     refuse_large(conversion)
     report, _ = _compared_outputs(work)
-    report = with_task(report, work.folder, work.layout, work.checkpoint, conversion)
+    report = with_task(report, work.folder, work.task, work.checkpoint, conversion)
     return Verified(_passed(report, work.folder, "model"))
 
 
@@ -135,7 +137,7 @@ def _written_parts(work: Verifying) -> Verified:
 
     refuse_large(work.conversion)
     report = compare_written(work.folder, work.conversion)
-    report = with_task(report, work.folder, work.layout, work.checkpoint, work.conversion)
+    report = with_task(report, work.folder, work.task, work.checkpoint, work.conversion)
     return Verified(_passed(report, work.folder, "model"))
 
 
@@ -171,7 +173,7 @@ def _passed(report: Any, folder: Path, what: str) -> Any:
 
 def _written_speech(work: Verifying) -> Verified:
     made = work.conversion
-    report = compared_speech(work.folder, work.layout, work.checkpoint, made, made.dtype, fewest_bits(made))
+    report = compared_speech(work.folder, work.task, work.checkpoint, made, made.dtype, fewest_bits(made))
     return Verified(_passed(report, work.folder, "model"))
 
 

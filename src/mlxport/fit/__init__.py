@@ -6,11 +6,13 @@ Imports: errors, types, progress, model_config, source, quant, transform, layout
 from mlxport.fit.fit_report import FitReport, FitRow
 from mlxport.fit.hardware import Machine, known_machines, named_machine, this_machine
 from mlxport.fit.planning import chosen_context, plan_for, planned_dtype
+from mlxport.fit.task_report import TaskPlan
 
 __all__ = [
     "FitReport",
     "FitRow",
     "Machine",
+    "TaskPlan",
     "chosen_context",
     "known_machines",
     "named_machine",

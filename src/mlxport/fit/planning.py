@@ -16,6 +16,8 @@ from mlxport.fit.generation_rate import tokens_per_second
 from mlxport.fit.hardware import Machine, known_machines, named_machine, this_machine
 from mlxport.fit.liveness import METAL
 from mlxport.fit.quant_settings import Setting, SettingWeights, measure, settings
+from mlxport.fit.task_planning import plan_task, task_layout
+from mlxport.fit.task_report import TaskPlan
 from mlxport.layouts.left_out import left_out, said_before
 from mlxport.layouts.table import AUTO, chosen, layouts, refuse_unknown_code, way_out
 from mlxport.model.both_texts import has_encoder
@@ -52,8 +54,11 @@ def plan_for(
     macos: int | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
-) -> FitReport:
+) -> FitReport | TaskPlan:
     """Say which conversions of a model fit a machine, with what context, and how fast they generate.
+
+    Of a model that is run for another task than writing (labels, vectors, speech) it says what the model becomes, what
+    runs it, and what one input takes: a text of ``context`` tokens, a picture, 30 seconds of sound.
 
     Nothing of the weights is read; of a hub repository only JSON files and headers are fetched.
 
@@ -82,7 +87,9 @@ def plan_for(
 
         refuse_unknown_code(config, str(source), trust_remote_code)
         try:
-            if _own_source(config) is None:
+            if (layout := task_layout(config)) is not None:
+                layout.check(config, f"{source}/config.json")
+            elif _own_source(config) is None:
                 check_supported(config, f"{source}/config.json")
         except UnsupportedError as error:
             if isinstance(error.__cause__, ConfigRefused):
@@ -95,6 +102,9 @@ def plan_for(
             _check_kv(config)
 
     checkpoint = open_checkpoint(source, revision=revision, check_config=check, headers_only=True)
+    if (layout := task_layout(checkpoint.config)) is not None:
+        tokens = chosen_context(context, checkpoint.model_config.context_length)
+        return plan_task(str(source), checkpoint, layout, machine, tokens=tokens, dtype=dtype)
     opened, conversion, asked, notes = _open(checkpoint, dtype)
     parts = left_out(checkpoint, conversion.program)
     whole = next((it for it in layouts() if it.whole and it.claims(checkpoint.config, checkpoint.tensors)), None)
@@ -136,7 +146,7 @@ def _check_numbers(context: int | None, kv_bits: int | None, kv_group_size: int)
 def _check_kv(config: Mapping[str, Any]) -> None:
     """Refuse a quantized cache where ``convert`` refuses it."""
     layout = chosen(AUTO, config)
-    for refusal in layout.refuses if layout.own_source else ():
+    for refusal in layout.refuses if layout.own_source or task_layout(config) is not None else ():
         if "kv_bits" in refusal.options:
             raise UsageError(refusal.message.format(given="--kv-bits"), hint=refusal.hint)
 

@@ -21,11 +21,12 @@ from mlxport.layouts.table import AUTO, chosen, layouts, way_out
 from mlxport.model_config import ModelConfig
 from mlxport.output.card import read_source_card
 from mlxport.run.load import is_mlx_format
-from mlxport.run.tasks.task_table import find_task
+from mlxport.run.tasks.task_table import find_task, needs_text, pipeline_class, task_command
 from mlxport.source.jsonfile import read_object
 from mlxport.source.local_folder import ignored
 from mlxport.source.open_clip_config import is_open_clip
 from mlxport.source.part_names import TOWER
+from mlxport.source.processor_files import PROCESSORS, ProcessorInfo, read_processor
 from mlxport.source.tiktoken_tokenizer import made_tokenizer
 from mlxport.source.timm_config import is_timm
 from mlxport.source.tokenizer_files import check_tokenizer_files, embedding_rows
@@ -82,6 +83,7 @@ class Inspection:
         mlx_lm: Module of mlx-lm that loads it, None where mlx-lm has none.
         port: Whether it is a port, which source that lies in it builds: what mlx-lm has of its kind does not matter.
         task: What it is for, as Hugging Face names tasks, and ``mlxport run`` does; None where nothing says.
+        runs: The command that does its task once it is converted, empty for language models and where nothing says.
         way_out: How it is converted where mlx-lm has none, or would compute something else, and how a port is used;
             else empty.
         mlx_format: Whether the weights are in MLX's layout already (mlxport, mlx-lm); None where that cannot be told
@@ -97,6 +99,8 @@ class Inspection:
         rope: Rope settings, None where the config has none.
         tied: Whether input and output embedding are one tensor, None where that cannot be told.
         tokenizer: The tokenizer, None where there is none.
+        processor: What prepares pictures or sound, None where there is none.
+        reads_text: Whether it is for texts, read or written; False of classifiers of pictures, which want no tokenizer.
         quantization: How the weights are quantized, None when they are not.
         files: Weight file names to their bytes.
         license: What the model card states.
@@ -128,6 +132,9 @@ class Inspection:
     code: tuple[str, ...] = ()
     port: bool = False
     task: str | None = None
+    runs: str = ""
+    processor: ProcessorInfo | None = None
+    reads_text: bool = True
     way_out: str = ""
     config_changes: tuple[str, ...] = ()
     left_out: tuple[ModelPart, ...] = ()
@@ -160,14 +167,22 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     layout = port or chosen(AUTO, checkpoint.config, tensors)
     task = find_task(checkpoint.root, checkpoint.config, layout)
     tokenizer, tokenizer_problems = _tokenizer(checkpoint, side, task in (None, "text-generation"))
-    if port is not None and not port.tokenizer and tokenizer is None:
+    processor, processor_problems = _processor(checkpoint, side, task)
+    reads_text = needs_text(task) if task else tokenizer is not None or processor is None
+    if tokenizer is None and (not reads_text or (port is not None and not port.tokenizer)):
         tokenizer_problems = []
     whole = next((it for it in layouts() if it.whole and it.claims(checkpoint.config, checkpoint.tensors)), None)
     parts = _left_out(checkpoint) if support and whole is None else ()
     changes = changes if whole is None else ()  # of the text model alone, for mlx-lm
-    problems = [*_problems_of_folder(checkpoint, port), *problems, *said_before(parts), *tokenizer_problems]
+    problems = [
+        *_problems_of_folder(checkpoint, port),
+        *problems,
+        *said_before(parts),
+        *tokenizer_problems,
+        *processor_problems,
+    ]
     problems += _weight_problems(config, tensors, quantization)
-    problems += _generation_problems(side.get("generation_config.json"), config)
+    problems += _generation_problems(side.get("generation_config.json"), config, support is not None)
     card = read_source_card(checkpoint.root).data
     largest = sorted(tensors.values(), key=lambda ref: -ref.nbytes)[:_LARGEST]
     return Inspection(
@@ -187,6 +202,8 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         rope=_rope(config.text),
         tied=_tied(config, tensors),
         tokenizer=tokenizer,
+        processor=processor,
+        reads_text=reads_text,
         quantization=quantization,
         files={
             path.name: sum(ref.nbytes for ref in tensors.values() if ref.path == path)
@@ -196,6 +213,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         code=tuple(code_seen(checkpoint)),
         port=port is not None,
         task=task,
+        runs=task_command(task, "DST") if task not in (None, "text-generation") and port is None else "",
         way_out=_for_runtime(whole) if whole is not None else "" if convertible else _way_out(checkpoint, port, task),
         config_changes=changes,
         left_out=parts,
@@ -335,6 +353,20 @@ def _tokenizer(
     return TokenizerInfo(kind if isinstance(kind, str) else None, vocabulary, template, special), problems
 
 
+def _processor(
+    checkpoint: Checkpoint, side: Mapping[str, Path], task: str | None
+) -> tuple[ProcessorInfo | None, list[str]]:
+    """What prepares pictures or sound, and what is wrong with that: a task may want one that is not there."""
+    try:
+        found = read_processor(side, checkpoint.config)
+    except SourceError as error:
+        return None, [error.message]
+    reads = pipeline_class(task).reads if task else "text"
+    if found is None and reads != "text" and not is_open_clip(checkpoint.root):
+        return None, [f"{checkpoint.name} does not say how a {reads} is prepared (no {' or '.join(PROCESSORS)})"]
+    return found, []
+
+
 def _ids(side: Mapping[str, Path]) -> int | None:
     """Return one more than the largest id that the tokenizer's JSON files give, None where they give none."""
     data, trouble = _object(side.get("tokenizer.json"))
@@ -378,7 +410,7 @@ def _weight_problems(
         yield f"{len(empty)} tensors are empty, the first is {empty[0]}"
 
 
-def _generation_problems(path: Path | None, config: ModelConfig) -> Iterator[str]:
+def _generation_problems(path: Path | None, config: ModelConfig, by_mlx_lm: bool) -> Iterator[str]:
     data, trouble = _object(path)
     yield from trouble
     own = data.get("eos_token_id", config.first("eos_token_id"))
@@ -389,6 +421,6 @@ def _generation_problems(path: Path | None, config: ModelConfig) -> Iterator[str
                 yield f"{key} {token!r} is not an id of the vocabulary"
     if own is None and _is_causal(config):
         yield "no eos_token_id in generation_config.json or config.json: generation ends at the token limit only"
-    for key, off in _NOT_APPLIED.items():
+    for key, off in _NOT_APPLIED.items() if by_mlx_lm else ():
         if data.get(key, off) not in (off, None, []):
             yield f"generation_config.json sets {key} {data[key]!r}, which mlx-lm does not apply by itself"

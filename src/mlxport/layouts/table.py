@@ -181,12 +181,13 @@ def way_out(config: Mapping[str, Any], source: str) -> str:
         return f"it converts to MLX source of its own, which mlx-lm runs and is verified against PyTorch: {command}"
     if GENERATED_SEQ2SEQ.claims(config, ()):
         command = f"mlxport convert {shlex.quote(source)} DST"
-        return f"it converts to MLX source of its own, verified against PyTorch, for mlxport generate: {command}"
+        return f"it converts to MLX source of its own, verified against PyTorch, for mlxport run: {command}"
     if GENERATED_PARTS.claims(config, ()):
         command = f"mlxport convert {shlex.quote(source)} DST"
         return f"it converts to MLX source of its own, a file for each part, verified against PyTorch: {command}"
     if GENERATED.claims(config, ()):
-        command = f"mlxport convert {shlex.quote(source)} DST --layout {GENERATED.name}"
+        asked = "" if chosen(AUTO, config) is GENERATED else f" --layout {GENERATED.name}"
+        command = f"mlxport convert {shlex.quote(source)} DST{asked}"
         return f"it converts to a port, MLX source of its own that is verified against PyTorch: {command}"
     return "a module of your own is ported by: mlxport port FILE.py:FACTORY DST"
 

@@ -14,6 +14,7 @@ from mlxport.progress import format_bytes
 
 if TYPE_CHECKING:
     from mlxport.inspect.inspection import Inspection
+    from mlxport.source.processor_files import ProcessorInfo
 
 __all__ = ["show_inspection"]
 
@@ -38,7 +39,7 @@ def _rows(it: Inspection) -> Iterator[tuple[str, str]]:
     else:
         yield "mlx-lm", f"loads it as {it.mlx_lm}" if it.mlx_lm else "has no such architecture"
     if it.task:
-        yield "task", it.task
+        yield "task", f"{it.task}, once converted: {it.runs}" if it.runs else it.task
     if it.way_out:
         yield "use" if it.port else "otherwise", it.way_out
     yield "format", {True: "MLX", False: "PyTorch", None: "unknown (the weights are not here)"}[it.mlx_format]
@@ -49,11 +50,30 @@ def _rows(it: Inspection) -> Iterator[tuple[str, str]]:
     for number, large in enumerate(it.largest):
         shape = " x ".join(map(str, large.shape))
         yield "largest" if number == 0 else "", f"{large.name} {large.dtype} {shape}, {format_bytes(large.nbytes)}"
-    yield "layers", _or_unknown(it.layers)
-    yield "vocabulary", _or_unknown(it.vocabulary)
-    yield "context", _or_unknown(it.context_length)
-    yield "rope", _describe(it.rope) if it.rope else "none stated"
-    yield "tied embeddings", {True: "yes", False: "no", None: "unknown"}[it.tied]
+    if it.layers is not None or it.reads_text:
+        yield "layers", _or_unknown(it.layers)
+    if it.reads_text:
+        yield "vocabulary", _or_unknown(it.vocabulary)
+        yield "context", _or_unknown(it.context_length)
+        yield "rope", _describe(it.rope) if it.rope else "none stated"
+        yield "tied embeddings", {True: "yes", False: "no", None: "unknown"}[it.tied]
+        yield from _tokenizer_rows(it)
+    if it.processor is not None:
+        yield "processor", _processor(it.processor)
+    yield "licence", it.license or "not stated"
+    for number, code in enumerate(it.code):
+        yield "code" if number == 0 else "", code
+    for number, change in enumerate(it.config_changes):
+        yield "convert writes" if number == 0 else "", change
+
+
+def _processor(found: ProcessorInfo) -> str:
+    size = f"pictures of {found.width} x {found.height} pixels" if found.height else ""
+    rate = f"{found.rate:,} samples of sound a second" if found.rate else ""
+    return ", ".join(filter(None, [found.kind or "class not named", size, rate]))
+
+
+def _tokenizer_rows(it: Inspection) -> Iterator[tuple[str, str]]:
     if it.tokenizer is not None:
         own = it.tokenizer
         chat = "chat template" if own.chat_template else "no chat template"
@@ -62,11 +82,6 @@ def _rows(it: Inspection) -> Iterator[tuple[str, str]]:
             yield "special tokens", ", ".join(f"{role} {token}" for role, token in own.special.items())
     else:
         yield "tokenizer", "none"
-    yield "licence", it.license or "not stated"
-    for number, code in enumerate(it.code):
-        yield "code" if number == 0 else "", code
-    for number, change in enumerate(it.config_changes):
-        yield "convert writes" if number == 0 else "", change
 
 
 def _describe(values: Mapping[str, Any]) -> str:

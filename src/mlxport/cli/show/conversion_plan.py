@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["show_plan"]
 
+# Buffers that older files hold beside the weights: counters of training, and what is computed anew. Nobody misses them.
+_NO_WEIGHTS = frozenset({"num_batches_tracked", "position_ids", "token_type_ids", "inv_freq"})
+
 
 def show_plan(report: ConvertReport, console: Console) -> None:
     """Shards, bytes, bits per weight, memory and disk."""
@@ -50,6 +53,7 @@ def show_plan(report: ConvertReport, console: Console) -> None:
         console.print(f"left out: {escape(report.left_out)}")
     roots = tuple(part.name for part in plan.left_out)
     dropped = [name for name in plan.dropped if not any(name == root or name.startswith(f"{root}.") for root in roots)]
+    dropped = [name for name in dropped if name.rpartition(".")[2] not in _NO_WEIGHTS]
     if dropped:
         console.print(f"not used by the model: {escape(listed(dropped, 5))}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -46,7 +47,7 @@ def show_fit(report: FitReport, console: Console | None = None) -> None:
     notes = (f"note: {note}" for note in report.notes)
     if any(row.tight for row in usable):
         out.print(f"tight: less than {format_bytes(HEADROOM)} left, and a run may take more than is planned")
-    for line in (*_calibrating(report), *_problems(report), *notes, *_advice(report)):
+    for line in (*_calibrating(report), *problem_lines(report.rows), *notes, *_advice(report)):
         out.print(escape(line))
 
 
@@ -58,19 +59,25 @@ def _calibrating(report: FitReport) -> list[str]:
     return [f"calibrating (-q 4 --calibrate default): {taken} on this machine ({running_on()})"]
 
 
-def _cells(row: FitRow) -> tuple[str, ...]:
+def memory_left(row: FitRow) -> str:
+    """What a row leaves of the GPU's memory, in rich's markup."""
     spare = format_bytes(abs(row.spare_bytes))
     room = f"[yellow]{spare} left, tight[/]" if row.tight else f"[green]{spare} left[/]"
-    room = room if row.fits else f"[red]{spare} short[/]"
+    return room if row.fits else f"[red]{spare} short[/]"
+
+
+def _cells(row: FitRow) -> tuple[str, ...]:
+    room = memory_left(row)
     longest = f"{row.longest_context:,}" if row.longest_context else "none"
     speed = rate_in_words(row.tokens_per_second)
     memory = format_bytes(row.memory_bytes)
     return (escape(row.name), f"{row.bits_per_weight:.2f}", format_bytes(row.disk_bytes), memory, room, longest, speed)
 
 
-def _problems(report: FitReport) -> list[str]:
+def problem_lines(rows: Iterable[FitRow]) -> list[str]:
+    """Why some settings are not possible, a line for each reason."""
     names: dict[str, list[str]] = {}
-    for row in report.rows:
+    for row in rows:
         if row.problem:
             names.setdefault(row.problem, []).append(row.name)
     return [f"not {', '.join(listed)}: {problem}" for problem, listed in names.items()]

@@ -69,7 +69,7 @@ GENERATED_SEQ2SEQ = replace(
     task="text2text-generation",
     usage=_USAGE,
     verification="sequences",
-    run_by="mlxport generate",
+    run_by="mlxport run",
     wrote=lambda config: False,
     not_generating=None,
 )

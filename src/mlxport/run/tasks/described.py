@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from mlxport.errors import SourceError
+from mlxport.source.processor_files import PROCESSORS
 from mlxport.source.tokenizer_loading import reason, refusing
 
 __all__ = ["load_described"]
-
-_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 def load_described(folder: Path, what: str, prepares: str, load: Callable[[], Any]) -> Any:
@@ -27,8 +26,8 @@ def load_described(folder: Path, what: str, prepares: str, load: Callable[[], An
         SourceError: The folder describes none, or it does not load.
     """
     hint = "copy preprocessor_config.json of the original model into the folder"
-    if not any((folder / name).is_file() for name in _FILES):
-        raise SourceError(f"{folder} does not say how {prepares}: no {' or '.join(_FILES)}", hint=hint)
+    if not any((folder / name).is_file() for name in PROCESSORS):
+        raise SourceError(f"{folder} does not say how {prepares}: no {' or '.join(PROCESSORS)}", hint=hint)
 
     def failed(error: BaseException) -> SourceError:
         return SourceError(f"{what} of {folder} does not load: {reason(error)}", hint=hint)

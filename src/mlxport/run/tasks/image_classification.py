@@ -17,6 +17,7 @@ class ImageClassification(PicturePipeline):
     """``image-classification``: the best labels of each picture."""
 
     task = "image-classification"
+    tokenizes = False
     options = ImageClassificationOptions
 
     def run(

@@ -48,6 +48,7 @@ class Pipeline(ABC):
     Attributes:
         task: Its name, as Hugging Face names tasks.
         reads: What an input is: ``text``, ``picture`` or ``sound``.
+        tokenizes: Whether it reads or writes texts.
         options: The class of its options.
         also: Options without which a run says little, as an example of the command line.
         also_in_python: The same in Python.
@@ -59,6 +60,7 @@ class Pipeline(ABC):
 
     task: ClassVar[str]
     reads: ClassVar[str]
+    tokenizes: ClassVar[bool] = True
     options: ClassVar[type[RunOptions]]
     also: ClassVar[str] = ""
     also_in_python: ClassVar[str] = ""

@@ -13,11 +13,12 @@ from mlxport.layouts.table import layout_of
 from mlxport.model_config import ModelConfig
 from mlxport.output.record import read_record
 from mlxport.source.jsonfile import read_object
+from mlxport.source.processor_files import PROCESSORS
 
 if TYPE_CHECKING:
     from mlxport.run.tasks.pipeline import Pipeline
 
-__all__ = ["TASKS", "find_task", "pipeline_class", "task_of_folder", "task_usage"]
+__all__ = ["TASKS", "find_task", "needs_text", "pipeline_class", "task_command", "task_of_folder", "task_usage"]
 
 # Each with the table of transformers that names the classes of models for it; none where the layout says it, or files.
 _CLASSES: Mapping[str, str] = {
@@ -42,7 +43,8 @@ _VOCABULARIES = (
     "spiece.model",
     "tokenizer_config.json",
 )
-_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+_GIVEN = {"picture": "picture.jpg", "sound": "talk.wav"}
+"""An input by what a task reads; others read a text."""
 
 
 def pipeline_class(task: str) -> type[Pipeline]:
@@ -55,6 +57,11 @@ def pipeline_class(task: str) -> type[Pipeline]:
         raise UsageError(f"--task {task!r} does not exist", hint=f"choose one of {', '.join(TASKS)}")
     module = importlib.import_module(f"mlxport.run.tasks.{task.replace('-', '_')}")
     return module.PIPELINE  # type: ignore[no-any-return]
+
+
+def needs_text(task: str) -> bool:
+    """Whether a task reads or writes texts, so that it wants a tokenizer."""
+    return pipeline_class(task).tokenizes
 
 
 def find_task(folder: Path, config: Mapping[str, Any], layout: Layout) -> str | None:
@@ -86,20 +93,31 @@ def _names(table: str, name: str, model_type: str) -> bool:
 
 
 def _reads_text(folder: Path) -> bool:
-    words, others = (any((folder / name).is_file() for name in names) for names in (_VOCABULARIES, _PROCESSORS))
+    words, others = (any((folder / name).is_file() for name in names) for names in (_VOCABULARIES, PROCESSORS))
     return words and not others
+
+
+def task_command(task: str, folder: str) -> str:
+    """The command that runs a task, on an input of its kind.
+
+    Args:
+        task: Its name.
+        folder: What to call the folder.
+    """
+    kind = pipeline_class(task)
+    return " ".join(filter(None, ["mlxport run", folder, _GIVEN.get(kind.reads, '"a text"'), kind.also]))
 
 
 def task_usage(task: str) -> str:
     """A model card's lines on how a model does its task."""
     kind = pipeline_class(task)
-    given = {"picture": "picture.jpg", "sound": "talk.wav"}.get(kind.reads, '"a text"')
+    given = _GIVEN.get(kind.reads, '"a text"')
     said = given if given.startswith('"') else f'"{given}"'
     return f"""\
 ## {task}
 
 ```bash
-mlxport run PATH {" ".join(filter(None, [given, kind.also]))}
+{task_command(task, "PATH")}
 ```
 
 From Python: `mlxport.pipeline("PATH")({said}{kind.also_in_python})` returns what transformers'

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from mlxport.errors import UsageError
 from mlxport.run.generate import generate
 from mlxport.run.load import LoadedModel, load
 from mlxport.run.tasks.pipeline import Difference, Pipeline, compare_texts
@@ -25,6 +26,8 @@ class TextGeneration(Pipeline):
 
     def run(self, inputs: Sequence[str], options: GenerationOptions, on_done: Callable[[int], object]) -> list[Any]:
         """``[{"generated_text": …}]`` for each prompt: what was generated, without the prompt."""
+        if any(not prompt.strip() for prompt in inputs):
+            raise UsageError("a text is empty", hint="give one that says something")
         results = []
         for prompt in inputs:
             result = generate(self.model, prompt, **vars(options))
