@@ -16,8 +16,8 @@ from mlxport.fit.generation_rate import tokens_per_second
 from mlxport.fit.hardware import Machine, known_machines, named_machine, this_machine
 from mlxport.fit.liveness import METAL
 from mlxport.fit.quant_settings import Setting, SettingWeights, measure, settings
+from mlxport.fit.task_plan_report import TaskPlan
 from mlxport.fit.task_planning import plan_task, task_layout
-from mlxport.fit.task_report import TaskPlan
 from mlxport.layouts.left_out import left_out, said_before
 from mlxport.layouts.table import AUTO, chosen, layouts, refuse_unknown_code, way_out
 from mlxport.model.both_texts import has_encoder

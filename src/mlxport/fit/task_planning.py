@@ -17,7 +17,7 @@ from mlxport.fit.hardware import Machine
 from mlxport.fit.quant_settings import Setting, measure, settings
 from mlxport.fit.task_footprint import CallNeed, need_of_call
 from mlxport.fit.task_inputs import SECONDS, Sizes, patches, sized
-from mlxport.fit.task_report import TaskPlan
+from mlxport.fit.task_plan_report import TaskPlan
 from mlxport.layouts.base import Layout
 from mlxport.layouts.table import AUTO, chosen
 from mlxport.quant import QuantRequest
