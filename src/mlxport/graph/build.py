@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mlxport.graph.capture.assigned_names import tell_assigned_names
 from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.table_limits import SizeLimit, ValueLimit, limit_sizes, value_limits
 from mlxport.graph.lower.layer_specs import Fold, LayerSpec, Weight
@@ -108,6 +109,7 @@ def build(
 
 def _rewrite(captured: Captured, port: Port, fusions: bool, batchnorm: bool, cache: Any) -> dict[str, LayerSpec]:
     """The graph made smaller and nearer to MLX; gives the layers that stand in it, by path."""
+    tell_assigned_names(captured)
     inline_constants(captured)
     stride_over_owners(captured.graph)
     choose_by_value(captured.graph)

@@ -23,4 +23,4 @@ def test_values_that_leave_together(names, wanted):
     graph = Graph()
     query, value, key = (graph.placeholder(name) for name in "abc")
     graph.call_function(attention, (query, key, value))
-    assert names_of_parts([value, key], names) == wanted
+    assert names_of_parts([value, key], names, in_order=True) == wanted

@@ -23,11 +23,20 @@ _PACKAGE = str(Path(__file__).parents[2])
 
 @dataclass(frozen=True)
 class Statement:
-    """A statement of the original source: file, first line, and the names that it assigns (empty for others)."""
+    """A statement of the original source.
+
+    Attributes:
+        file: Its file.
+        line: Its first line.
+        names: What it assigns; empty for other statements.
+        computed: Which of several names get values that are computed one after another, as ``a, b = f(x), g(x)`` has
+            it; empty where the order in which values are computed does not tell.
+    """
 
     file: str
     line: int
     names: tuple[str, ...]
+    computed: tuple[int, ...] = ()
 
 
 def module_path(node: Node) -> str:
@@ -134,22 +143,27 @@ def _span(cls: type) -> tuple[str, int, int] | None:
 
 def _lookup(file: str, line: int) -> Statement | None:
     best = None
-    for first, last, names in _statements(file):
-        if first <= line <= last and (best is None or first >= best[0]):
-            best = (first, names)
-    return Statement(file, best[0], best[1]) if best else None
+    for last, made in _statements(file):
+        if made.line <= line <= last and (best is None or made.line >= best.line):
+            best = made
+    return best
 
 
 @functools.cache
-def _statements(file: str) -> tuple[tuple[int, int, tuple[str, ...]], ...]:
+def _statements(file: str) -> tuple[tuple[int, Statement], ...]:
+    """All of a file, with the last line of each, in the order in which they begin."""
     found = []
     for node in _nodes(file):
         if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            found.append((node.lineno, node.end_lineno or node.lineno, _names(targets[-1])))
+            names = _names(targets[-1])
+            made = Statement(file, node.lineno, names, _computed(node.value, len(names)))
         elif isinstance(node, ast.Return | ast.Expr | ast.Assert):
-            found.append((node.lineno, node.end_lineno or node.lineno, ()))
-    return tuple(sorted(found))
+            made = Statement(file, node.lineno, ())
+        else:
+            continue
+        found.append((node.end_lineno or node.lineno, made))
+    return tuple(sorted(found, key=lambda item: (item[1].line, item[0])))
 
 
 def _names(target: ast.expr) -> tuple[str, ...]:
@@ -159,5 +173,19 @@ def _names(target: ast.expr) -> tuple[str, ...]:
         case ast.Attribute(attr=attr):
             return (attr,)
         case ast.Tuple(elts) | ast.List(elts):
+            if any(isinstance(item, ast.Starred) for item in elts):
+                return ()
             return tuple(name for item in elts for name in (_names(item) or ("_",))[:1])
+    return ()
+
+
+def _computed(value: ast.expr | None, count: int) -> tuple[int, ...]:
+    """See ``Statement.computed``; ``count`` names are assigned."""
+    if count < 2:
+        return ()
+    match value:
+        case ast.Tuple(elts) | ast.List(elts) if len(elts) == count:
+            return tuple(place for place, item in enumerate(elts) if not isinstance(item, ast.Name | ast.Constant))
+        case ast.GeneratorExp() | ast.ListComp() | ast.Call(func=ast.Name("map")):
+            return tuple(range(count))
     return ()

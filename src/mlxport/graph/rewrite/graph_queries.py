@@ -194,6 +194,8 @@ class Editor:
         """Put ``new`` in the place of the anchor."""
         old = self.anchor
         if new is not old:
+            if "variable" in old.meta and new.op == "call_function":
+                new.meta.setdefault("variable", old.meta["variable"])
             old.replace_all_uses_with(new)
             self.captured.mutations[:] = [
                 (name, new if node is old else node) for name, node in self.captured.mutations

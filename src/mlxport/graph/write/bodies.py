@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import sympy
 import torch
@@ -210,13 +210,11 @@ class _Builder:
                 if index == same[-1] or units.leaves(node, own):
                     return own.names[0]
             elif len(own.names) > 1:
-                leaving, names = units.leaving(own), own.names
-                if len(leaving) == len(names) and node in leaving:
-                    wish = names_of_parts(leaving, names)[leaving.index(node)]
-                    if wish != "_":
-                        return wish
-                if len(results) == len(names) and names[position] != "_":
-                    return names[position]
+                wish = self._of_several(units.leaving(own), node, own)
+                if wish is not None:
+                    return wish
+                if isinstance(unit, Node) and len(results) == len(own.names) and own.names[position] != "_":
+                    return own.names[position]
         if len(results) > 1:
             return natural_name(self.captured, node)
         if sequential(self.captured, unit):
@@ -227,6 +225,15 @@ class _Builder:
             child = self.context.bodies[unit.key]
             return next((name for name, item in child.parameters.items() if isinstance(item, Node)), "x")
         return snake(unit.path)
+
+    @staticmethod
+    def _of_several(leaving: Sequence[Node], node: Node, own: Statement) -> str | None:
+        """Which of the names that a statement assigns is that of a value, where it is certain."""
+        if node not in leaving or len(leaving) != len(own.names):
+            return None
+        told = names_of_parts(leaving, own.names, in_order=len(own.computed) == len(own.names))
+        wish = told[leaving.index(node)]
+        return None if wish == "_" else wish
 
     def _is_round(self, unit: Node | Scope, own: Statement) -> bool:
         """Whether the unit is one of several calls of a list's elements in one statement: all give one variable."""

@@ -36,15 +36,22 @@ def natural_name(captured: Captured, node: Node) -> str:
     return made.names[0] if made is not None and len(made.names) == 1 else result_name(node)
 
 
-def names_of_parts(parts: Sequence[Node], names: Sequence[str]) -> list[str]:
-    """Which of the ``names`` that a statement assigns is that of which value that leaves it.
+def names_of_parts(parts: Sequence[Node], names: Sequence[str], *, in_order: bool) -> list[str | None]:
+    """Which of the ``names`` that a statement assigns is that of which value that leaves it; None for what is unknown.
 
-    In order, but for what attention says of them: a function that is called may compute its values before its keys.
+    What attention takes a value as says it, or the order, if values are computed ``in_order`` of their names.
     """
-    known = [_named_by_role(node, names) for node in parts]
+    known = [_told(node, names) or _named_by_role(node, names) for node in parts]
     known = [name if known.count(name) == 1 else None for name in known]
+    if not in_order:
+        return known
     rest = iter([name for name in names if name not in known])
     return [name or next(rest) for name in known]
+
+
+def _told(node: Node, names: Sequence[str]) -> str | None:
+    name = node.meta.get("variable")
+    return name if name in names else None
 
 
 def _named_by_role(node: Node, names: Sequence[str]) -> str | None:

@@ -65,6 +65,8 @@ def give_back(graph: Graph, node: Node, axes: Sequence[int]) -> bool:
     users = list(node.users)
     with graph.inserting_after(node):
         back = permute(graph, node, axes, node.meta)
+    if back is not node and "variable" in node.meta:
+        back.meta["variable"] = node.meta["variable"]
     for user in users:
         user.replace_input_with(node, back)
     return True
