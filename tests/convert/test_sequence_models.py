@@ -188,8 +188,9 @@ def test_beams_and_languages_of_a_folder(ported, tmp_path):
 
 def test_it_neither_chats_nor_continues_a_text(ported):
     _, folder, _ = ported("bart")
-    with pytest.raises(UsageError, match="reads with an encoder"):
+    with pytest.raises(UsageError, match="reads with an encoder") as told:
         mlxport.run.chat(folder / "mlx")
+    assert f'mlxport run {folder / "mlx"} "a text"' in told.value.hint
     with pytest.raises(UsageError, match="reads with an encoder"):
         mlxport.AutoModelForCausalLM.from_pretrained(folder / "mlx")
 

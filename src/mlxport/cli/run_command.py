@@ -66,15 +66,15 @@ def run(
     **options: Any,
 ) -> None:
     """Do what a converted model is for: label, embed, transcribe, translate, write."""
+    from mlxport.run.tasks.opened_task import other_task
     from mlxport.run.tasks.opened_task import pipeline as opened
-    from mlxport.run.tasks.task_table import pipeline_class
     from mlxport.run.tasks.vectors import write_vectors
 
     spoken = task if task in SPEECH_TASKS else None
     pipeline = opened(path, None if spoken else task, trust_remote_code=trust_remote_code)
     if spoken is not None:
         if pipeline.task != "automatic-speech-recognition":
-            pipeline_class(spoken)  # refuses it: no task of this name
+            raise other_task(path, spoken, pipeline.task)
         options["task_name"] = options["task_name"] or spoken
     pipeline.shows = not (quiet or as_json) and sys.stderr.isatty()
     given = {known.name: options[known.name] for known in TASK_OPTIONS if options[known.name] != _unset(known)}

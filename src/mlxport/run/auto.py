@@ -49,7 +49,7 @@ class AutoModelForCausalLM:
         """
         folder = resolve(path)
         model, config = load_model(folder, trust_remote_code=trust_remote_code)
-        refuse_encoder(model, "AutoModelForCausalLM")
+        refuse_encoder(model, folder, "AutoModelForCausalLM")
         return MlxCausalLM(model, config, recorded_kv(folder))
 
 

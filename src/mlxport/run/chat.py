@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from typing import IO, Any
@@ -35,7 +36,7 @@ class ChatSession:
         self, loaded: LoadedModel, sampling: Sampling, system_prompt: str | None = None, kv: KVQuant | None = None
     ) -> None:
         if not loaded.tokenizer.has_chat_template:
-            hint = f"continue a text with: mlxport generate {loaded.path} --prompt ..."
+            hint = f'continue a text with: mlxport generate {shlex.quote(str(loaded.path))} --prompt "a text"'
             raise UsageError(f"{loaded.path}: the tokenizer has no chat template, so the model cannot chat", hint=hint)
         self.loaded = loaded
         self.sampling = sampling
@@ -146,7 +147,7 @@ def chat(
     source, out, err = stdin or sys.stdin, stdout or sys.stdout, stderr or sys.stderr
     reset_peak_memory()
     loaded = path if isinstance(path, LoadedModel) else load(path, trust_remote_code=trust_remote_code)
-    refuse_encoder(loaded.model, "chat")
+    refuse_encoder(loaded.model, loaded.path, "chat")
 
     def warn(line: str) -> None:
         print(f"warning: {printable(line)}", file=err)

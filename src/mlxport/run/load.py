@@ -193,24 +193,27 @@ def load_model(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any, d
     from mlxport.layouts.generated.loading import load_language_model
     from mlxport.layouts.table import layout_of, why_not_generating
     from mlxport.output.record import read_record
-    from mlxport.run.tasks.task_table import pipeline_class, task_of_folder
+    from mlxport.run.tasks.task_table import task_command, task_of_folder
     from mlxport.source.written_code import refuse_foreign_source
     from mlxport.transform.cpu_experts import half_precision_experts
 
     config = _read_config(folder, str(folder))
     record = read_record(folder)
+
+    def for_its_task() -> str:
+        task = task_of_folder(folder)
+        run = "" if task in (None, "text-generation") else task_command(str(task), shlex.quote(str(folder)))
+        return f"its task is {task}: {run}" if run else ""
+
     if record and (refusal := why_not_generating(layout_of(config, record), config, str(folder))) is not None:
         refuse_foreign_source(folder, config, trust_remote_code)  # the hint names a call that would run it
         what, hint = refusal
-        if (task := task_of_folder(folder)) is not None:
-            given = f"INPUT {pipeline_class(task).also}".strip()
-            hint = f"its task is {task}: mlxport run {shlex.quote(str(folder))} {given}; or {hint}"
-        raise UnsupportedError(f"{folder} is {what}", hint=hint)
+        raise UnsupportedError(f"{folder} is {what}", hint="; or ".join(filter(None, [for_its_task(), hint])))
     half_precision_experts()
 
     def failed(error: BaseException) -> MlxportError:
         if isinstance(error, ValueError) and "not supported" in str(error):
-            hint = "pip install -U mlx-lm may know it"
+            hint = for_its_task() or "pip install -U mlx-lm may know it"
             return UnsupportedError(f"{folder}: mlx-lm does not know {config['model_type']!r}", hint=hint)
         return WeightsError(
             f"{folder}: mlx-lm cannot load it: {reason(error)}", hint="convert or fetch the model again"
@@ -220,14 +223,19 @@ def load_model(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any, d
         return load_language_model(folder, config, trust_remote_code=trust_remote_code)
 
 
-def refuse_encoder(model: Any, what: str) -> None:
+def refuse_encoder(model: Any, folder: Path, what: str) -> None:
     """Refuse a model with an encoder where only what continues its prompt can be used.
+
+    Args:
+        model: It.
+        folder: Where it lies.
+        what: What cannot use it, at the head of an error.
 
     Raises:
         UsageError: It has one.
     """
     if hasattr(model, "encode"):
-        hint = "mlxport generate DST --prompt ... lets it read a text and write another"
+        hint = f'let it read a text and write another: mlxport run {shlex.quote(str(folder))} "a text"'
         raise UsageError(f"{what}: this model reads with an encoder, and continues no text", hint=hint)
 
 

@@ -14,7 +14,7 @@ import transformers
 import mlxport
 from checkpoints import write_tokenizer
 from external import external
-from mlxport.errors import UsageError
+from mlxport.errors import MlxportError, UsageError
 from mlxport.run.tasks.decoder_speech import _pieces
 from mlxport.run.tasks.subtitles import srt, vtt
 from mlxport.run.tasks.task_options import SpeechOptions
@@ -44,6 +44,14 @@ def english(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("speech")
     mlxport.convert(save_whisper(root / "source", make_whisper()), root / "out", verify="none")
     return root / "out"
+
+
+def test_generate_names_run_for_a_folder_that_mlx_whisper_wrote(english, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((english / name).read_bytes())
+    with pytest.raises(MlxportError) as told:
+        mlxport.generate(tmp_path, "hello")
+    assert told.value.hint == f"its task is automatic-speech-recognition: mlxport run {tmp_path} talk.wav"
 
 
 def test_what_whisper_refuses(english, tmp_path, command):

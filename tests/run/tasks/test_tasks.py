@@ -182,10 +182,34 @@ def test_a_text_is_cut_where_that_is_asked_for(converted):
     assert ours.compare(ours(long, truncate=True), theirs(long, truncation=True)).error < 1e-5
 
 
-def test_generate_names_run(converted, capsys):
+@pytest.mark.parametrize(
+    ("task", "asked", "works"),
+    [
+        ("feature-extraction", "text-classification", 'mlxport run {} "a text"'),
+        ("text-classification", "feature-extraction", 'mlxport run {} "a text"'),
+        ("text-classification", "translate", 'mlxport run {} "a text"'),
+        ("fill-mask", "image-text-to-text", 'mlxport run {} "a text"'),
+        ("image-classification", "fill-mask", "mlxport run {} picture.jpg"),
+        ("automatic-speech-recognition", "text-generation", "mlxport run {} talk.wav"),
+    ],
+)
+def test_another_task_names_the_one_that_the_model_is_for(converted, command, task, asked, works):
+    code, out, err = command(converted(task), "the cat", "--task", asked)
+    assert (code, out) == (2, "")
+    assert f"--task {asked}: this model is for {task}" in err
+    assert f"hint: leave --task out: {works.format(converted(task))}\n" in err
+
+
+def test_vectors_of_tokens_are_to_be_had_of_sentences_models(converted):
+    states = mlxport.pipeline(converted("sentence-similarity"), "feature-extraction")("the cat")
+    assert np.shape(states) == (1, 4, 32)
+
+
+@pytest.mark.parametrize("use", [lambda folder: mlxport.generate(folder, "the cat"), mlxport.run.chat])
+def test_generate_and_chat_name_run(converted, use):
     with pytest.raises(MlxportError) as told:
-        mlxport.generate(converted("fill-mask"), "the cat")
-    assert "mlxport run" in told.value.hint and "fill-mask" in told.value.hint
+        use(converted("fill-mask"))
+    assert f'its task is fill-mask: mlxport run {converted("fill-mask")} "a text"' in told.value.hint
 
 
 def copied(folder: Path, there: Path) -> Path:

@@ -20,6 +20,7 @@ class FeatureExtraction(TextPipeline):
 
     task = "feature-extraction"
     options = FeatureOptions
+    also_runs = ("sentence-similarity",)
 
     def run(self, inputs: Sequence[str], options: FeatureOptions, on_done: Callable[[int], object]) -> list[Any]:
         """Nested lists as transformers' pipeline makes them; with ``pooling`` a list of numbers for each text."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import shlex
 from typing import TYPE_CHECKING
 
-from mlxport.errors import UnsupportedError
+from mlxport.errors import UnsupportedError, UsageError
 from mlxport.run.load import resolve
-from mlxport.run.tasks.task_table import TASKS, pipeline_class, task_of_folder
+from mlxport.run.tasks.task_table import TASKS, pipeline_class, task_command, task_of_folder
 
 if TYPE_CHECKING:
     from mlxport.run.tasks.pipeline import Pipeline
 
-__all__ = ["pipeline"]
+__all__ = ["pipeline", "other_task"]
 
 
 def pipeline(path: str | os.PathLike[str], task: str | None = None, *, trust_remote_code: bool = False) -> Pipeline:
@@ -25,14 +26,17 @@ def pipeline(path: str | os.PathLike[str], task: str | None = None, *, trust_rem
 
     Raises:
         SourceError: No such folder, or not a converted model.
-        UsageError: There is no such task.
+        UsageError: There is no such task, or the model is for another.
         UnsupportedError: Nothing says what the model is for.
         UnsafeError: It carries code that is not trusted.
     """
     if task is not None:
         pipeline_class(task)  # refused before anything is fetched
     folder = resolve(path)
-    found = task or task_of_folder(folder)
+    known = task_of_folder(folder)
+    if task is not None and known is not None and known not in (task, *pipeline_class(task).also_runs):
+        raise other_task(os.fspath(path), task, known)
+    found = task or known
     if found is None:
         raise UnsupportedError(
             f"{path}: nothing says what this model is for",
@@ -40,3 +44,17 @@ def pipeline(path: str | os.PathLike[str], task: str | None = None, *, trust_rem
             f"or call it from Python: mlxport.load({os.fspath(path)!r})(...)",
         )
     return pipeline_class(found)(folder, trust_remote_code=trust_remote_code)
+
+
+def other_task(path: str, asked: str, known: str) -> UsageError:
+    """What is said where a folder is asked for a task that its model is not for.
+
+    Args:
+        path: What the user calls the folder.
+        asked: The task that was named.
+        known: The one that the model is for.
+    """
+    return UsageError(
+        f"--task {asked}: this model is for {known}",
+        hint=f"leave --task out: {task_command(known, shlex.quote(path))}",
+    )

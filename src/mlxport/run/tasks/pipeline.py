@@ -52,6 +52,7 @@ class Pipeline(ABC):
         options: The class of its options.
         also: Options without which a run says little, as an example of the command line.
         also_in_python: The same in Python.
+        also_runs: Tasks of other folders that it runs too, since what it reads of their models is the same.
         folder: The model's.
         config: Its config.json.
         model: Its module.
@@ -64,6 +65,7 @@ class Pipeline(ABC):
     options: ClassVar[type[RunOptions]]
     also: ClassVar[str] = ""
     also_in_python: ClassVar[str] = ""
+    also_runs: ClassVar[tuple[str, ...]] = ()
     shows: bool = False
 
     def __init__(self, folder: Path, *, trust_remote_code: bool = False) -> None:

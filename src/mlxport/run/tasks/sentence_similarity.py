@@ -22,6 +22,7 @@ class SentenceSimilarity(TextPipeline):
 
     task = "sentence-similarity"
     options = SentenceOptions
+    also_runs = ("feature-extraction",)
 
     def __init__(self, folder: Any, *, trust_remote_code: bool = False) -> None:
         super().__init__(folder, trust_remote_code=trust_remote_code)
