@@ -13,27 +13,32 @@ from checkpoints import write_tokenizer
 
 VOCABULARY = 320
 _COMMON: dict[str, Any] = dict(vocab_size=VOCABULARY, decoder_start_token_id=2, pad_token_id=1, eos_token_id=3)
-_BART: dict[str, Any] = dict(
+BART: dict[str, Any] = dict(
     d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
     encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=96,
 )  # fmt: skip
-_T5: dict[str, Any] = dict(d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4,
+T5: dict[str, Any] = dict(d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4,
                            relative_attention_num_buckets=8, relative_attention_max_distance=24)  # fmt: skip
 
 # Each stands for a way to tell positions: a learned table, distances, sinusoids by place, counts of what is no padding.
 CONFIGS = {
-    "bart": partial(transformers.BartConfig, **_COMMON, **_BART),
-    "t5": partial(transformers.T5Config, **_COMMON, **_T5),
-    "umt5": partial(transformers.UMT5Config, **_COMMON, **_T5, feed_forward_proj="gated-gelu"),
-    "marian": partial(transformers.MarianConfig, **_COMMON, **_BART),
-    "m2m_100": partial(transformers.M2M100Config, **_COMMON, **_BART),
+    "bart": partial(transformers.BartConfig, **_COMMON, **BART),
+    "t5": partial(transformers.T5Config, **_COMMON, **T5),
+    "umt5": partial(transformers.UMT5Config, **_COMMON, **T5, feed_forward_proj="gated-gelu"),
+    "marian": partial(transformers.MarianConfig, **_COMMON, **BART),
+    "m2m_100": partial(transformers.M2M100Config, **_COMMON, **BART),
 }
 
 
 def make_sequence_model(name: str, noise: float = 0.2) -> Any:
+    """A seeded model whose tokens differ, of one of the configs above."""
+    return randomised(CONFIGS[name](), noise)
+
+
+def randomised(config: Any, noise: float = 0.2) -> Any:
     """A seeded model whose tokens differ: no zeros, no ones, larger weights than a model begins with."""
     torch.manual_seed(7)
-    model = transformers.AutoModelForSeq2SeqLM.from_config(CONFIGS[name]()).eval()
+    model = transformers.AutoModelForSeq2SeqLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in filter(lambda item: item.requires_grad, model.parameters()):  # not what is never stored
             parameter.add_(torch.randn_like(parameter) * (noise if parameter.ndim > 1 else 0.1))

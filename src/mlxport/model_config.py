@@ -26,7 +26,8 @@ _DEEPEST = 3  # thinker_config holds a text_config
 # What is asked for -> its names in configs, in the order in which they count.
 _NAMES: Mapping[str, tuple[str, ...]] = {
     "context_length": (
-        *("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx", "max_sequence_length"),
+        *("max_position_embeddings", "max_encoder_position_embeddings", "n_positions", "max_seq_len", "seq_length"),
+        *("n_ctx", "max_sequence_length"),
     ),
     "vocabulary": ("vocab_size",),
     "hidden_size": ("hidden_size", "n_embd", "d_model"),

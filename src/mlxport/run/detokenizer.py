@@ -27,20 +27,29 @@ _TRIAL = "   ab  ,c .\n do n't ' x ' . 🙂é 깰 <n> \ufffd don't, we 've \"q\"
 class StreamedText:
     """The text of a growing sequence of tokens; takes the place of mlx-lm's streaming detokenizers.
 
+    Args:
+        tokenizer: Of transformers.
+        skip_special: Whether special tokens are left out of the text.
+
     Attributes:
         tokens: Token ids so far.
-        text: Their text, as far as it is certain; after ``finalize`` what ``tokenizer.decode(tokens)`` gives.
+        text: Their text, as far as it is certain; after ``finalize`` what ``decode(tokens)`` gives.
         offset: Length of the text that ``last_segment`` has given out.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, *, skip_special: bool = False) -> None:
         self._tokenizer = tokenizer
+        self._skipping = {"skip_special_tokens": True} if skip_special else {}
         trial = _trial_tokens(tokenizer)
         self._cleans = _cleans(tokenizer, trial)
         self._cleaned: Callable[[str], str] = tokenizer.clean_up_tokenization if self._cleans else str
         self._by_window = True
         self._by_window = self._agrees(trial)
         self.reset()
+
+    def decode(self, tokens: Sequence[int], **options: Any) -> str:
+        """The text of these tokens, by ``tokenizer.decode`` with these options."""
+        return str(self._tokenizer.decode(tokens, **self._skipping, **options))
 
     def reset(self) -> None:
         """Begin another text."""
@@ -67,7 +76,7 @@ class StreamedText:
 
     def finalize(self) -> None:
         """Take the end: all that was held back is certain now."""
-        self.text = str(self._tokenizer.decode(self.tokens))
+        self.text = self.decode(self.tokens)
 
     @property
     def last_segment(self) -> str:
@@ -79,8 +88,8 @@ class StreamedText:
     def _raw(self, tokens: Sequence[int]) -> str:
         """The text of these tokens before spaces are cleaned up."""
         if self._cleans:
-            return str(self._tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
-        return str(self._tokenizer.decode(tokens))
+            return self.decode(tokens, clean_up_tokenization_spaces=False)
+        return self.decode(tokens)
 
     def _certain(self, window: str) -> int:
         """Length of the decoded window that no token after it changes."""
@@ -101,7 +110,7 @@ class StreamedText:
     def _agrees(self, trial: Sequence[int]) -> bool:
         """Whether windows give what decoding the trial at once does; where they do not, all text waits for the end."""
         try:
-            whole = str(self._tokenizer.decode(trial))
+            whole = self.decode(trial)
             self.reset()
             for token in trial:
                 self.add_token(token)

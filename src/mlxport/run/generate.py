@@ -39,6 +39,7 @@ def generate(
     num_beams: int | None = None,
     source_lang: str | None = None,
     target_lang: str | None = None,
+    truncate: bool = False,
     kv_bits: int | str | None = None,
     kv_group_size: int | None = None,
     quantized_kv_start: int | None = None,
@@ -65,6 +66,7 @@ def generate(
             generation_config.json says, and one where it samples.
         source_lang: Language that the prompt is in, as the tokenizer of a model with an encoder calls it.
         target_lang: Language to write.
+        truncate: Cut a prompt that is longer than an encoder reads.
         kv_bits: Bits of a quantized key-value cache, or "none"; None is what the folder was converted for.
         kv_group_size: Its group size; None is what the folder was converted for, or 64.
         quantized_kv_start: Tokens from which on it is quantized; None is the folder's, or mlx-lm's own number.
@@ -73,7 +75,8 @@ def generate(
         on_warning: Called with each warning; by default :func:`warnings.warn`.
 
     Raises:
-        UsageError: The prompt is empty, an option is out of range, or the model cannot have such a cache.
+        UsageError: The prompt is empty, an option is out of range, the model cannot have such a cache, or its encoder
+            reads no text of this length.
         SourceError: The folder cannot be used; see :func:`mlxport.run.load`.
     """
     from mlxport.transform.cpu_experts import remarked
@@ -84,17 +87,22 @@ def generate(
     reset_peak_memory()
     loaded = path if isinstance(path, LoadedModel) else load(path, trust_remote_code=trust_remote_code)
     reads = hasattr(loaded.model, "encode")
-    if not reads and (num_beams, source_lang, target_lang) != (None, None, None):
+    if not reads and (num_beams, source_lang, target_lang, truncate) != (None, None, None, False):
         raise UsageError(
-            "--num-beams, --source-lang and --target-lang: for models with an encoder", hint="leave them out"
+            "--num-beams, --source-lang, --target-lang and --truncate: for models with an encoder",
+            hint="leave them out",
         )
     with reading_in(loaded.tokenizer._tokenizer, source_lang):
-        tokens = _encode(loaded.tokenizer, prompt, system_prompt, ignore_chat_template)
+        text, whole = _as_given(loaded.tokenizer, prompt, system_prompt, ignore_chat_template)
+        if reads:
+            tokens = _read_as_a_whole(loaded, text, truncate, add_special_tokens=whole)
+        else:
+            tokens = encoded(loaded.tokenizer, text, add_special_tokens=whole)
     warn = on_warning or _warn
     if reads and (kv_bits, kv_group_size, quantized_kv_start) != (None, None, None):
         raise UsageError("a model with an encoder has no quantized cache", hint="leave --kv-bits out")
     kv = None if reads else usable_kv(loaded, kv_bits, kv_group_size, quantized_kv_start, warn)
-    if (limit := loaded.context_length) is not None and len(tokens) > limit:
+    if (limit := loaded.context_length) is not None and not reads and len(tokens) > limit:
         warn(f"the prompt has {len(tokens)} tokens, the model was made for {limit}: expect a poor answer")
     with remarked(warn):
         if not reads:
@@ -210,7 +218,7 @@ def stream(
     except KeyboardInterrupt:
         if not catch_interrupt:
             raise
-    text = str(loaded.tokenizer.decode(generated))
+    text = loaded.decode(generated)
     if on_text is not None and (rest := text[sum(map(len, pieces)) :]):
         on_text(rest)  # an interrupt keeps what waited for the next token
     return GenerationResult(
@@ -243,7 +251,8 @@ def _running(loaded: LoadedModel, responses: Iterator[Any]) -> Iterator[Any]:
         yield response
 
 
-def _encode(tokenizer: Any, prompt: str, system_prompt: str | None, ignore_chat_template: bool) -> list[int]:
+def _as_given(tokenizer: Any, prompt: str, system_prompt: str | None, ignore_chat_template: bool) -> tuple[str, bool]:
+    """The text that the model gets, and whether special tokens are to be put around it: a template has its own."""
     templated = tokenizer.has_chat_template and not ignore_chat_template
     if templated:
         messages = [{"role": "system", "content": system_prompt}] if system_prompt is not None else []
@@ -252,7 +261,16 @@ def _encode(tokenizer: Any, prompt: str, system_prompt: str | None, ignore_chat_
         why = "--ignore-chat-template was given" if tokenizer.has_chat_template else "the tokenizer has none"
         hint = "put the instructions into the prompt"
         raise UsageError(f"a system prompt needs a chat template, and {why}", hint=hint)
-    return encoded(tokenizer, prompt, add_special_tokens=not templated)
+    return prompt, not templated
+
+
+def _read_as_a_whole(loaded: LoadedModel, text: str, truncate: bool, **more: Any) -> list[int]:
+    from mlxport.run.text_encoding import encode_texts, longest_text
+
+    tokenizer = loaded.tokenizer._tokenizer
+    limit = longest_text(tokenizer, loaded.config)
+    (tokens,) = encode_texts(tokenizer, [text], limit, loaded.config, truncate, **more)["input_ids"]
+    return [int(token) for token in tokens]
 
 
 def _warn(message: str) -> None:

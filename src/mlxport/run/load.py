@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,10 @@ class LoadedModel:
     tokenizer: Any
     kv: KVQuant | None = None
 
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text that was generated as these tokens, as it is streamed."""
+        return str(self.tokenizer.detokenizer.decode(list(tokens)))
+
     @property
     def context_length(self) -> int | None:
         """Longest sequence that the model was made for, where its config says so."""
@@ -89,7 +93,7 @@ def load(path: str | os.PathLike[str], *, trust_remote_code: bool = False) -> Lo
     check_surroundings(os.fspath(path))
     folder = resolve(path)
     model, config = load_model(folder, trust_remote_code=trust_remote_code)
-    tokenizer = _load_tokenizer(folder, config, trust_remote_code)
+    tokenizer = _load_tokenizer(folder, config, trust_remote_code, skip_special=hasattr(model, "encode"))
     return LoadedModel(folder, config, model, tokenizer, recorded_kv(folder))
 
 
@@ -252,7 +256,7 @@ def check_ids(tokens: Iterable[int], config: dict[str, Any]) -> None:
             raise TokenizerError(f"token id {token} is outside of the vocabulary of {size}", hint=hint)
 
 
-def _load_tokenizer(folder: Path, config: dict[str, Any], trust_remote_code: bool) -> Any:
+def _load_tokenizer(folder: Path, config: dict[str, Any], trust_remote_code: bool, *, skip_special: bool) -> Any:
     from mlx_lm.utils import load_tokenizer
 
     options = {"trust_remote_code": trust_remote_code}
@@ -269,6 +273,7 @@ def _load_tokenizer(folder: Path, config: dict[str, Any], trust_remote_code: boo
     with refusing(refusal):
         wrapper = load_tokenizer(folder, options, eos_token_ids=ends)
     check_decoder(wrapper, folder)
-    # mlx-lm chooses the detokenizer by the decoder's shape and has no way to give another.
-    wrapper._detokenizer = StreamedText(wrapper._tokenizer)
+    # mlx-lm chooses the detokenizer by the decoder's shape and has no way to give another. What a decoder writes for an
+    # encoder begins with the token of its language: transformers leaves such tokens out of the text.
+    wrapper._detokenizer = StreamedText(wrapper._tokenizer, skip_special=skip_special)
     return wrapper

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
 
 from mlxport.errors import UsageError
+from mlxport.model_config import ModelConfig
 from mlxport.run.beam_search import BeamSettings, search_beams
 from mlxport.run.generation_result import GenerationResult, peak_rss
 from mlxport.run.load import LoadedModel, check_ids
@@ -50,6 +51,12 @@ def rules_of(
         ConfigError: A setting is none that transformers has.
     """
     rules = read_rules(loaded.path, loaded.tokenizer.eos_token_ids, max_tokens, given)
+    # Beyond its positions the decoder would read what is no row of their table, and MLX says nothing.
+    most = ModelConfig(loaded.config).count("max_decoder_position_embeddings", "max_position_embeddings")
+    if most is not None and rules.max_tokens > most:
+        if max_tokens is not None:
+            warn(f"--max-tokens {max_tokens}: this decoder has {most} positions, and writes no more tokens")
+        rules = replace(rules, max_tokens=most)
     for name in rules.not_applied():
         warn(f"generation_config.json sets {name}, which is not applied")
     return rules
@@ -86,7 +93,7 @@ def write_beams(
     seconds = time.perf_counter() - begun
     end = written[-1] if written and written[-1] in rules.ends else None
     tokens = written if end is None else written[:-1]
-    text = str(loaded.tokenizer.decode(tokens))
+    text = loaded.decode(tokens)
     if on_text is not None and text:
         on_text(text)
     return GenerationResult(

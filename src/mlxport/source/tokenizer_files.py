@@ -23,6 +23,8 @@ _VOCABULARIES = (
     "spiece.model",
     "sentencepiece.bpe.model",
 )
+# Bytes or characters are their ids: there is nothing to list.
+_WITHOUT_VOCABULARY = ("ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer")
 _EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|tok_embeddings|wte|embed_in|word_embeddings|embeddings?)\.weight$")
 _MARKERS = 4
 # The models that the tokenizers library knows.
@@ -57,7 +59,7 @@ def check_tokenizer_files(checkpoint: Checkpoint, rows: int | None) -> tuple[str
     names = {path.name: path for path in checkpoint.side_files}
     # Tokenizers whose ids we cannot count.
     others = any(re.fullmatch(r"tokenization.*\.py|.*\.tiktoken", name) for name in names)
-    if not others and not any(name in _VOCABULARIES for name in names):
+    if not others and not any(name in _VOCABULARIES for name in names) and not _counts_bytes(checkpoint, names):
         message = f"{checkpoint.name} has no tokenizer (looked for {', '.join(_VOCABULARIES)}, *.tiktoken)"
         raise TokenizerError(message, hint=_HINT)
     if "tokenizer_config.json" in names:
@@ -86,6 +88,15 @@ def check_tokenizer_files(checkpoint: Checkpoint, rows: int | None) -> tuple[str
     if rows and size and size * 2 < rows:
         remarks.append(f"the tokenizer has {size} ids, the embedding {rows} rows: is it the right tokenizer?")
     return tuple(remarks)
+
+
+def _counts_bytes(checkpoint: Checkpoint, names: Mapping[str, Path]) -> bool:
+    """Whether the tokenizer is one that has no vocabulary, by the name of its class."""
+    settings: Mapping[str, Any] = {}
+    if "tokenizer_config.json" in names:
+        settings = read_object(names["tokenizer_config.json"], TokenizerError, unique=False)
+    given = settings.get("tokenizer_class", checkpoint.config.get("tokenizer_class"))
+    return given in _WITHOUT_VOCABULARY
 
 
 def _beyond(path: Path, size: int, rows: int | None) -> str:

@@ -22,6 +22,7 @@ from mlxport.source.tiktoken_tokenizer import made_tokenizer
 __all__ = [
     "check_decoder",
     "check_settings",
+    "check_unicode",
     "checked_ends",
     "encoded",
     "load_tokenizer",
@@ -175,12 +176,11 @@ def checked_ends(given: Any, place: str) -> list[int] | None:
     return ends or None
 
 
-def encoded(tokenizer: Any, text: str, **options: Any) -> list[int]:
-    """Token ids of a text, by ``tokenizer.encode`` with these options.
+def check_unicode(text: str) -> None:
+    """Refuse a text that no tokenizer can read.
 
     Raises:
-        UsageError: The text is not valid Unicode.
-        TokenizerError: The tokenizer raises.
+        UsageError: It is not valid Unicode.
     """
     try:
         text.encode()
@@ -189,6 +189,16 @@ def encoded(tokenizer: Any, text: str, **options: Any) -> list[int]:
             f"the text for the model is not valid Unicode: {ascii(text[max(error.start - 20, 0) : error.start + 20])}"
         )
         raise UsageError(found, hint="give prompt and system prompt in UTF-8") from error
+
+
+def encoded(tokenizer: Any, text: str, **options: Any) -> list[int]:
+    """Token ids of a text, by ``tokenizer.encode`` with these options.
+
+    Raises:
+        UsageError: The text is not valid Unicode.
+        TokenizerError: The tokenizer raises.
+    """
+    check_unicode(text)
 
     def refusal(error: BaseException) -> TokenizerError:
         return TokenizerError(f"the tokenizer cannot encode {text[:40]!r}: {reason(error)}", hint=_HINT)

@@ -204,6 +204,7 @@ class TranslationOptions(GenerationOptions):
     num_beams: int | None = option(None, "Beams of a model with an encoder [as its generation_config.json says].")
     source_lang: str | None = option(None, "Language of the prompt, as an encoder's tokenizer calls it.")
     target_lang: str | None = option(None, "Language that a model with an encoder is to write.")
+    truncate: bool = refined(TextOptions, "truncate", help="Cut texts that are longer than an encoder reads.")
 
 
 @dataclass(frozen=True, kw_only=True)

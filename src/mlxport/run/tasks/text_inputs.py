@@ -9,17 +9,14 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxport.errors import TokenizerError, UsageError
-from mlxport.model_config import ModelConfig
-from mlxport.run.load import check_ids
 from mlxport.run.tasks.pipeline import Array, Pipeline
 from mlxport.run.tasks.port_call import call_port, inputs_of
 from mlxport.run.tasks.task_options import TextOptions
-from mlxport.source.tokenizer_loading import load_tokenizer, reason, refusing
+from mlxport.run.text_encoding import encode_texts, longest_text
+from mlxport.source.tokenizer_loading import load_tokenizer
 
-__all__ = ["TEXTS", "Batch", "TextPipeline", "encode_texts", "longest_text"]
+__all__ = ["TEXTS", "Batch", "TextPipeline"]
 
-_NO_LIMIT = 10**9  # transformers writes 10^30 where a tokenizer knows none
 TEXTS = (
     "The quick brown fox jumps over the lazy dog.",
     "Paris is the capital of France, and Berlin that of Germany.",
@@ -42,52 +39,6 @@ class Batch:
     places: list[int]
     inputs: Mapping[str, Array]
     outputs: Mapping[str, mx.array]
-
-
-def longest_text(tokenizer: Any, config: dict[str, Any]) -> int | None:
-    """Tokens that a text may have, its special ones included; None where nothing says."""
-    known = int(getattr(tokenizer, "model_max_length", _NO_LIMIT) or _NO_LIMIT)
-    table = ModelConfig(config).context_length
-    limits = [size for size in (known, table) if size is not None and size < _NO_LIMIT]
-    return min(limits, default=None)
-
-
-def encode_texts(
-    tokenizer: Any, texts: Sequence[Any], limit: int | None, config: dict[str, Any], truncate: bool, **more: Any
-) -> Any:
-    """A tokenizer's encoding of texts, without padding.
-
-    Args:
-        tokenizer: It.
-        texts: The texts.
-        limit: The most tokens of each, None for no limit.
-        config: The model's.
-        truncate: Whether to cut those that have more.
-        **more: For the tokenizer.
-
-    Raises:
-        UsageError: An input is no text, is empty, or longer than the model reads.
-        TokenizerError: The tokenizer fails, or knows tokens that the model does not.
-    """
-    for text in texts:
-        if not isinstance(text, str):
-            raise UsageError(f"expected a text, got {type(text).__name__}", hint="give a string")
-        if not text.strip():
-            raise UsageError("a text is empty", hint="give one that says something")
-
-    def failed(error: BaseException) -> TokenizerError:
-        return TokenizerError(f"the tokenizer fails on the text: {reason(error)}", hint="give another text")
-
-    with refusing(failed):
-        made = tokenizer(list(texts), truncation=truncate, max_length=limit, **more)
-    for text, ids in zip(texts, made["input_ids"], strict=True):
-        if limit is not None and len(ids) > limit:
-            raise UsageError(
-                f"a text has {len(ids)} tokens, and this model reads at most {limit}: {text[:60]!r} …",
-                hint="shorten it, or add --truncate to leave out the rest",
-            )
-        check_ids(ids, config)
-    return made
 
 
 class TextPipeline(Pipeline):

@@ -15,8 +15,9 @@ from mlxport.run.tasks.picture_inputs import PicturePipeline
 from mlxport.run.tasks.pipeline import Array, Difference, as_numpy
 from mlxport.run.tasks.port_call import call_port
 from mlxport.run.tasks.task_options import ZeroShotImageOptions
-from mlxport.run.tasks.text_inputs import TEXTS, encode_texts, longest_text
+from mlxport.run.tasks.text_inputs import TEXTS
 from mlxport.run.tasks.vectors import vector_lines
+from mlxport.run.text_encoding import encode_texts, longest_text
 from mlxport.source.tokenizer_loading import load_tokenizer
 
 __all__ = ["ZeroShotImageClassification"]
