@@ -36,7 +36,7 @@ __all__ = [
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 """Files about inputs of a tower: where they lie beside a text model, runtimes take it for the whole."""
 
-_HEAD = re.compile(r"(?:.*\.)?(?:lm_head|embed_out|output_layer)")
+_HEAD = re.compile(r"(?:.*\.)?(?:lm_head|embed_out|output_layer|vocab_projector)")  # the last is DistilBERT's
 _FLOATS = ("F", "BF")
 
 

@@ -18,6 +18,7 @@ from mlxport.source.leftover_quantization import names_quantization, without_lef
 from mlxport.source.open_clip_config import OPEN_CLIP, clip_config, config_name
 from mlxport.source.safe_files import inside, opened, read_exactly, refuse_placeholder, refuse_special_files
 from mlxport.source.safetensors_file import read_safetensors
+from mlxport.source.sentence_folder import with_base_class
 from mlxport.source.weight_files import (
     SIDE_FOLDERS,
     WeightFiles,
@@ -140,6 +141,7 @@ def load_config(
         config, problems = clip_config(given, str(root / name)), list[str]()
     else:
         config, problems = read_config(inside(root, name))
+        config = with_base_class(config, root)
     if "adapter_config.json" in present and not any(
         name.endswith((".safetensors", ".bin")) and not name.startswith("adapter_model.") for name in present
     ):

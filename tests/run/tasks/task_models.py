@@ -58,6 +58,15 @@ def bert(folder: Path, kind: Any, **settings: Any) -> Path:
     return folder
 
 
+def distilbert(folder: Path) -> Path:
+    """One for masks, whose output layer is tied to the embeddings."""
+    size = word_tokenizer(folder)
+    sizes = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "max_position_embeddings": 80}
+    config = transformers.DistilBertConfig(vocab_size=size, **sizes)
+    randomised(transformers.DistilBertForMaskedLM(config)).save_pretrained(folder)
+    return folder
+
+
 def sentence_files(folder: Path, pooling: dict[str, Any], **settings: Any) -> None:
     """What sentence-transformers writes beside a model: settings are of config_sentence_transformers.json."""
     modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]

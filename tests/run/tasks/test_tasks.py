@@ -8,14 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import transformers
 from PIL import Image
-from task_models import SOURCES, sentence_files
+from task_models import LABELS, SOURCES, bert, distilbert, sentence_files
 
 import mlxport
+from checkpoints import edit_json
 from mlxport.errors import MlxportError, UnsupportedError, UsageError
+from mlxport.layouts.generated.layout import GENERATED
 from mlxport.output.record import read_record
 from mlxport.run.tasks.task_options import OPTIONS
-from mlxport.run.tasks.task_table import TASKS, pipeline_class, task_of_folder
+from mlxport.run.tasks.task_table import TASKS, find_task, pipeline_class, task_of_folder
+from mlxport.source import open_checkpoint
 
 TEXTS = ["the cat is on a mat", "paris", "the dog is a cat ."]
 
@@ -80,6 +84,40 @@ def test_sentences_with_a_prompt_are_those_of_sentence_transformers(converted):
         assert np.abs(np.array(ours(TEXTS, prompt_name=name)) - wanted).max() < 1e-5
     with pytest.raises(UsageError, match="query, passage"):
         ours(TEXTS, prompt_name="question")
+
+
+HEADS = {
+    "masks": lambda folder: bert(folder, transformers.BertForMaskedLM),
+    "labels": lambda folder: bert(folder, transformers.BertForSequenceClassification, id2label=LABELS),
+    "distilled": distilbert,
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_sentence_transformers_folder_gives_vectors_whatever_head_its_config_names(head, tmp_path):
+    """Trained on from a model with a head, or saved as one: sentence-transformers loads the model without it."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    source = tmp_path / "source"
+    source.mkdir()
+    HEADS[head](source)
+    prompts = {"query": "the cat ", "passage": "a "}
+    sentence_files(source, {"pooling_mode_mean_tokens": True}, prompts=prompts, default_prompt_name="query")
+    found = mlxport.convert(source, tmp_path / "made", quiet=True).parity.task
+    assert (found.task, found.failures) == ("sentence-similarity", []) and found.error < 1e-5
+    theirs = sentence_transformers.SentenceTransformer(str(source), device="cpu")
+    ours = mlxport.pipeline(tmp_path / "made")
+    for name in (None, "passage"):
+        assert np.abs(np.array(ours(TEXTS, prompt_name=name)) - theirs.encode(TEXTS, prompt_name=name)).max() < 1e-5
+    assert np.abs(np.array(ours(TEXTS)) - np.array(ours(TEXTS, prompt_name="passage"))).max() > 1e-2
+
+
+def test_a_reranker_of_sentence_transformers_is_a_classifier(tmp_path):
+    bert(tmp_path, transformers.BertForSequenceClassification, id2label=LABELS)
+    sentence_files(tmp_path, {})
+    edit_json(tmp_path / "sentence_bert_config.json", transformer_task="sequence-classification")
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.config["architectures"] == ["BertForSequenceClassification"]
+    assert find_task(tmp_path, checkpoint.config, GENERATED) == "text-classification"
 
 
 @pytest.mark.parametrize("pooling", ["max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"])

@@ -76,6 +76,13 @@ def _model_class(checkpoint: Checkpoint, config: Any) -> Any:
     return None
 
 
+def _without_pooler(cls: Any, checkpoint: Checkpoint) -> dict[str, bool]:
+    """What leaves the layer out that a base model has after its states, where weights of a head hold none."""
+    if cls is None or "add_pooling_layer" not in inspect.signature(cls.__init__).parameters:
+        return {}
+    return {} if any("pooler" in name.split(".") for name in checkpoint.tensors) else {"add_pooling_layer": False}
+
+
 def empty_model(checkpoint: Checkpoint, *, dtype: torch.dtype, attention: str = "sdpa", use_cache: bool = False) -> Any:
     """The checkpoint's model in eval mode, its parameters taking no memory, its buffers real.
 
@@ -94,7 +101,11 @@ def empty_model(checkpoint: Checkpoint, *, dtype: torch.dtype, attention: str = 
     config = read_config(checkpoint, use_cache=use_cache)
     cls = _model_class(checkpoint, config)
     for implementation in dict.fromkeys((attention, "eager")):
-        options: dict[str, Any] = {"attn_implementation": implementation, "dtype": dtype}
+        options: dict[str, Any] = {
+            "attn_implementation": implementation,
+            "dtype": dtype,
+            **_without_pooler(cls, checkpoint),
+        }
         try:
             with init_empty_weights(include_buffers=False):
                 if cls is not None:

@@ -14,10 +14,10 @@ from mlxport.errors import ConfigError, UnsupportedError
 from mlxport.run.tasks.pipeline import Array
 from mlxport.run.tasks.task_options import POOLINGS
 from mlxport.source.jsonfile import read_list, read_object
+from mlxport.source.sentence_folder import MODULES, SETTINGS
 
 __all__ = ["Dense", "SentenceSettings", "pooled", "read_settings"]
 
-MODULES = "modules.json"
 # How a pooling's config.json spells them: by a flag each, in the order in which they are joined, or all under
 # `pooling_mode`, in an order of its own.
 _FLAGS = {
@@ -160,7 +160,7 @@ def _loaded(file: Path) -> dict[str, mx.array]:
 def _texts(folder: Path) -> dict[str, Any]:
     """What is said of texts: how long they may be, their case, and what is put before them."""
     made: dict[str, Any] = {}
-    settings = folder / "sentence_bert_config.json"
+    settings = folder / SETTINGS
     if settings.is_file():
         given = read_object(settings, ConfigError)
         longest = given.get("max_seq_length")

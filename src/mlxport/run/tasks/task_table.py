@@ -14,6 +14,7 @@ from mlxport.model_config import ModelConfig
 from mlxport.output.record import read_record
 from mlxport.source.jsonfile import read_object
 from mlxport.source.processor_files import PROCESSORS
+from mlxport.source.sentence_folder import gives_vectors
 
 if TYPE_CHECKING:
     from mlxport.run.tasks.pipeline import Pipeline
@@ -77,7 +78,7 @@ def find_task(folder: Path, config: Mapping[str, Any], layout: Layout) -> str | 
     names = ModelConfig(config).architectures
     if not names:
         return None
-    if (folder / "modules.json").is_file():
+    if gives_vectors(folder):
         return "sentence-similarity"
     for task, table in _CLASSES.items():
         if table and _names(table, names[0], str(config.get("model_type"))):
