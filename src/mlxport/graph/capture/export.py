@@ -24,15 +24,18 @@ from mlxport.graph.capture.dataclass_inputs import known_dataclasses
 from mlxport.graph.capture.exported_program import captured_program
 from mlxport.graph.capture.fastpath import fast_paths
 from mlxport.graph.capture.fixed_sizes import SizeDecisions
-from mlxport.graph.capture.followed_sizes import follow_sizes
+from mlxport.graph.capture.followed_sizes import FollowedSizes, attempts_of, follow_sizes
 from mlxport.graph.capture.free_sizes import SizesTooLong, bounded_sizes
 from mlxport.graph.capture.input_names import tensor_names
 from mlxport.graph.capture.keyword_members import keyword_members
 from mlxport.graph.capture.known_numbers import KnownNumbers
+from mlxport.graph.capture.larger_examples import LargerExample
 from mlxport.graph.capture.loops_over_chosen import loops_followed
+from mlxport.graph.capture.origin import whole_traces
 from mlxport.graph.capture.quick_tables import quick_tables
 from mlxport.graph.capture.reshaped_inputs import CallsInPlace
 from mlxport.graph.capture.spelled_out import SpelledOut
+from mlxport.graph.capture.time_loops.follow import Inputs, roll_up, shortened
 from mlxport.graph.capture.trial_runs import TrialRuns, lacks_kernel
 from mlxport.graph.capture.wrapped_root import Inside, bring_out, hides_members
 from mlxport.graph.lower import ops as _ops  # noqa: F401  (fills the table)
@@ -66,7 +69,7 @@ def export(
         kwargs: Keyword example inputs.
         dynamic: ``dynamic_shapes`` as torch.export takes them, or None for the example's sizes.
     """
-    with _quiet(), torch.no_grad(), known_shapes(), keyword_members(), control_flow_captured():
+    with _quiet(), torch.no_grad(), known_shapes(), keyword_members(), control_flow_captured(), whole_traces():
         program = loops_followed(
             module, lambda: torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
         )
@@ -75,7 +78,7 @@ def export(
 
 def decompose(program: ExportedProgram) -> ExportedProgram:
     """``program`` functionalised, with the ops that the table lacks taken apart as far as torch can."""
-    with _quiet(), known_shapes(), quick_tables(), keyword_members():
+    with _quiet(), known_shapes(), quick_tables(), keyword_members(), whole_traces():
         table = torch.export.default_decompositions()
         program = program.run_decompositions(_table(table))
         while found := {target: rule for target, rule in _rules(program) if target not in table}:
@@ -109,6 +112,7 @@ def capture(
     *,
     dynamic: bool | SizeSpec | Any = True,
     has_values: bool = False,
+    loops: bool = True,
 ) -> Captured:
     """Capture ``module`` on example inputs.
 
@@ -121,6 +125,7 @@ def capture(
 
         has_values: Whether the weights are real. The module then runs first, so that a wrong example gets torch's own
             message, and sizes of 1 are tried.
+        loops: Whether to roll loops up that torch.export unrolls, lengths that they go over free.
 
     Raises:
         CaptureError: The example does not fit the module, or torch.export cannot follow it.
@@ -153,7 +158,19 @@ def capture(
         def follow(args: Any, kwargs: Any, attempts: list[tuple[str, Any]]) -> tuple[ExportedProgram, str]:
             return _exported(exported, args, kwargs, attempts, listening)
 
-        followed = follow_sizes(follow, explicit, args, kwargs, dynamic, runs, first, listening.decisions)
+        def sizes_followed(inputs: Inputs) -> FollowedSizes:
+            given = first if inputs is example or first is None else runs(*inputs)
+            return follow_sizes(follow, explicit, *inputs, dynamic, runs, given, listening.decisions)
+
+        def again(inputs: Inputs) -> ExportedProgram:
+            return follow(*inputs, attempts_of(explicit, LargerExample(*inputs), dynamic))[0]
+
+        example = args, kwargs
+        short = shortened(exported, example) if loops and dynamic is True else example
+        followed = sizes_followed(short)
+        if loops and not roll_up(followed, exported, again if dynamic is True else None, short is example):
+            followed = sizes_followed(example)
+            roll_up(followed, exported, None, True)
     if calls.assigns_data:
         raise CaptureError(
             f"torch.export cannot capture {name}: its forward assigns to .data of a tensor",

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.stores import add_stores
 
-__all__ = ["captured_program"]
+__all__ = ["captured_program", "settle_sizes"]
 
 
 def captured_program(
@@ -27,7 +27,7 @@ def captured_program(
 ) -> Captured:
     """The graph of ``program``, which torch.export made of ``module`` on example inputs."""
     graph = program.graph_module.graph
-    _settle_sizes(graph)
+    settle_sizes(graph)
     modules = dict(module.named_modules(remove_duplicate=False))
     _settle_paths(graph, modules)
     named = {node.name: node for node in graph.nodes}
@@ -108,7 +108,7 @@ def _settle_paths(graph: Graph, modules: Mapping[str, torch.nn.Module]) -> None:
             }
 
 
-def _settle_sizes(graph: Graph) -> None:
+def settle_sizes(graph: Graph) -> None:
     """Make ints of the symbolic sizes that torch.export has found to be fixed."""
 
     def settled(size: Any) -> Any:

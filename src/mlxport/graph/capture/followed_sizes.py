@@ -26,7 +26,7 @@ from mlxport.graph.capture.sizes_of_one import agrees, lowest_sizes, user_inputs
 from mlxport.graph.capture.trial_runs import TrialRuns
 from mlxport.options.size_spec import AnySize, FreeSize, SizeSpec
 
-__all__ = ["FollowedSizes", "follow_sizes"]
+__all__ = ["FollowedSizes", "attempts_of", "follow_sizes"]
 
 Attempts = list[tuple[str, Any]]
 _AT_ONE = "the example has 1 there, where the module gives something else than for other sizes"
@@ -90,7 +90,7 @@ def follow_sizes(
         wanted = _wanted(signature, args, kwargs, dynamic)
         example = larger_example(runs, args, kwargs, wanted, stay) if larger else LargerExample(args, kwargs)
         try:
-            program, note = export(example.args, example.kwargs, _attempts(signature, example, dynamic))
+            program, note = export(example.args, example.kwargs, attempts_of(signature, example, dynamic))
         except CaptureError as error:
             _refuse_fixed(signature, example, dynamic, decisions, error)
             raise
@@ -116,7 +116,7 @@ def follow_sizes(
     return found
 
 
-def _attempts(signature: inspect.Signature, example: LargerExample, dynamic: bool | SizeSpec | Any) -> Attempts:
+def attempts_of(signature: inspect.Signature, example: LargerExample, dynamic: bool | SizeSpec | Any) -> Attempts:
     """The ``dynamic_shapes`` that are tried in turn, and in words which sizes they leave free."""
     args, kwargs = example.args, example.kwargs
     if isinstance(dynamic, SizeSpec):

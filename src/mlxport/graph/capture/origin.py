@@ -7,6 +7,8 @@ import functools
 import inspect
 import re
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,13 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-__all__ = ["Statement", "call_arguments", "frames", "is_users", "module_path", "place", "raised_at", "statement"]
+__all__ = [
+    "Statement", "all_frames", "call_arguments", "calls_in", "frames", "frames_within", "is_users", "loop_depth",
+    "loops_around", "module_path", "place", "raised_at", "readable", "statement", "statement_at", "statement_line", "whole_traces",
+]  # fmt: skip
 
 _FRAME = re.compile(r'^\s*File "([^"]+)", line (\d+), in (\S+)', re.MULTILINE)
+_TORCH_ITSELF = "torch/__init__.py"
 _TORCH = str(Path(torch.__file__).parent)
 _PACKAGE = str(Path(__file__).parents[2])
 
@@ -46,8 +52,51 @@ def module_path(node: Node) -> str:
 
 
 def frames(node: Node) -> list[tuple[str, int]]:
-    """File and line of each Python frame that led to ``node``, outermost first."""
-    return [(file, int(line)) for file, line, _ in _FRAME.findall(node.meta.get("stack_trace") or "")]
+    """File and line of each forward that led to ``node``, outermost first."""
+    return [frame for frame, function in _frames(node) if function == "forward" or frame[0].endswith(_TORCH_ITSELF)]
+
+
+def all_frames(node: Node) -> list[tuple[str, int]]:
+    """The same with the functions that a forward calls, which ``whole_traces`` keeps; torch's are left out."""
+    return [frame for frame, _ in _frames(node) if not frame[0].startswith((_TORCH, "<"))]
+
+
+def _frames(node: Node) -> list[tuple[tuple[str, int], str]]:
+    found = _FRAME.findall(node.meta.get("stack_trace") or "")
+    return [((file, int(line)), function) for file, line, function in found]
+
+
+def frames_within(node: Node, module: torch.nn.Module | None) -> list[tuple[str, int]]:
+    """Those of ``all_frames`` from the forward of ``module`` on; all where it is none of them."""
+    found = all_frames(node)
+    kind: Any = type(module)
+    span = None if module is None else _span(kind)
+    if span is None:
+        return found
+    inside = [index for index, (file, line) in enumerate(found) if file == span[0] and span[1] <= line <= span[2]]
+    return found[inside[-1] :] if inside else found
+
+
+@contextmanager
+def whole_traces() -> Iterator[None]:
+    """Within, nodes are traced through the functions that a forward calls, too, which torch leaves out."""
+    base: Any = torch.fx.proxy.TracerBase
+    shorter = base._filter_traceback_frames
+
+    def longer(tracer: Any, summary: traceback.StackSummary) -> traceback.StackSummary:
+        kept = {id(frame) for frame in shorter(tracer, summary)}
+        first = next((index for index, frame in enumerate(summary) if id(frame) in kept), len(summary))
+        return traceback.StackSummary.from_list(
+            frame
+            for index, frame in enumerate(summary)
+            if id(frame) in kept or (index > first and not frame.filename.startswith((_TORCH, _PACKAGE, "<")))
+        )
+
+    base._filter_traceback_frames = longer
+    try:
+        yield
+    finally:
+        base._filter_traceback_frames = shorter
 
 
 def place(node: Node) -> str:
@@ -80,6 +129,25 @@ def statement(node: Node, module: torch.nn.Module | None) -> Statement | None:
     return _lookup(*own[-1]) if own else None
 
 
+def loop_depth(node: Node | None) -> int | None:
+    """Which of the frames of ``all_frames`` has the innermost loop."""
+    found = [] if node is None else all_frames(node)
+    return next((index for index in reversed(range(len(found))) if loops_around(*found[index])), None)
+
+
+def statement_at(node: Node, depth: int, called: torch.nn.Module | None) -> Statement | None:
+    """The statement of one of the frames of ``all_frames``, or of the last that is not in the module ``called``."""
+    own = all_frames(node)
+    kind: Any = type(called)
+    span = None if called is None else _span(kind)
+    if span is not None:
+        file, first, last = span
+        own = own[
+            : next((i for i, frame in enumerate(own) if frame[0] == file and first <= frame[1] <= last), len(own))
+        ]
+    return _lookup(*own[min(depth, len(own) - 1)]) if own else None
+
+
 def call_arguments(
     node: Node, caller: torch.nn.Module | None, callee: str, parameters: tuple[str, ...]
 ) -> dict[str, str]:
@@ -98,7 +166,7 @@ def call_arguments(
     lines = [frame[1] for frame in frames(node) if frame[0] == file and first <= frame[1] <= last]
     if not lines:
         return {}
-    calls = [call for start, end, name, call in _calls(file) if start <= lines[-1] <= end and name in (callee, "")]
+    calls = [call for start, end, name, call in calls_in(file) if start <= lines[-1] <= end and name in (callee, "")]
     named = [call for call in calls if isinstance(call.func, ast.Attribute)] or calls
     if len(named) != 1:
         return {}
@@ -112,6 +180,31 @@ def call_arguments(
     return found
 
 
+_LOOPS = (ast.For, ast.While, ast.ListComp, ast.GeneratorExp)
+
+
+def loops_around(file: str, line: int) -> list[ast.AST]:
+    """The loops of a source file that a line stands in, outermost first."""
+    return [loop for loop in _loops(file) if loop.lineno <= line <= (loop.end_lineno or loop.lineno)]
+
+
+@functools.cache
+def _loops(file: str) -> tuple[Any, ...]:
+    loops: list[Any] = [node for node in _nodes(file) if isinstance(node, _LOOPS)]
+    return tuple(sorted(loops, key=lambda loop: (loop.lineno, -(loop.end_lineno or loop.lineno))))
+
+
+def readable(file: str) -> bool:
+    """Whether the source of a file is there."""
+    return bool(_nodes(file))
+
+
+def statement_line(file: str, line: int) -> int:
+    """The first line of the statement that a line belongs to."""
+    found = _lookup(file, line)
+    return line if found is None else found.line
+
+
 @functools.cache
 def _nodes(file: str) -> tuple[ast.AST, ...]:
     try:
@@ -121,7 +214,7 @@ def _nodes(file: str) -> tuple[ast.AST, ...]:
 
 
 @functools.cache
-def _calls(file: str) -> tuple[tuple[int, int, str, ast.Call], ...]:
+def calls_in(file: str) -> tuple[tuple[int, int, str, ast.Call], ...]:
     """Calls of attributes, by name, and of plain variables (a module of a loop), under "": first and last line."""
     found = []
     for node in _nodes(file):

@@ -13,7 +13,8 @@ from torch.fx import Node
 
 from mlxport.graph.capture.origin import Statement
 from mlxport.graph.capture.stores import store
-from mlxport.graph.lower import symbolic_sizes
+from mlxport.graph.lower import loop_ops, symbolic_sizes
+from mlxport.graph.write.for_loops import Loop, list_name, loops_in, turn_name
 from mlxport.graph.write.naming import forward_names, names_of_parts, natural_name, result_name, snake
 from mlxport.graph.write.paths import member
 from mlxport.graph.write.placing import in_list, place, sequential
@@ -36,6 +37,10 @@ class _Builder:
         self.unpacked: set[Node] = set()
         self.references: dict[str, str] = {}
         self.body = Body(scope, {})
+        self.open: list[Loop] = []
+        self.held: set[str] = set()  # names of what open loops carry
+        self.wanted = ""  # the one of them that may be given now
+        self.loops = {loop.turn: loop for loop in loops_in(self.units)}
 
     # Sizes.
     def plan_sizes(self) -> None:
@@ -68,18 +73,24 @@ class _Builder:
         return name
 
     def _taken(self, name: str, index: int) -> bool:
+        if name in self.held and name != self.wanted:
+            return True
         if is_reserved(name) or name in self.reserved:
             return True
         holder = self.bound.get(name)
         return holder is not None and self.last_use(holder) > index
 
     def last_use(self, node: Node) -> int:
-        """Index of the last unit that refers to ``node`` once expressions are written in place."""
-        last = -1
+        """Index of the last unit that refers to ``node`` once expressions are written in place.
+
+        What a loop takes from outside of it is needed in its last turn, too.
+        """
+        last, made = -1, self.units.producer.get(node, -1)
         for index in self.units.uses.get(node.name, ()):
             while index < len(self.units) and index in self.placed:
                 index = self.placed[index]
-            last = max(last, index)
+            ends = [loop.end for loop in self.loops.values() if made < loop.start < index <= loop.end]
+            last = max(last, index, *ends)
         return last
 
     # Writing.
@@ -98,6 +109,8 @@ class _Builder:
                 trees[index] = tree
             else:
                 self._write(index, unit, tree)
+            for loop in [loop for loop in self.open if loop.end == index]:
+                self._close(loop)
         self.body.result = self._resolve(self.units.result, trees)
         self.body.outputs = {node: self.names[node] for node in self.scope.outputs if node in self.names}
         self._simplify_return()
@@ -108,12 +121,7 @@ class _Builder:
         steps, result = self.body.steps, self.body.result
         if isinstance(result, ast.Constant) and result.value is None and self.scope.path:
             self.body.result = None
-        elif (
-            steps
-            and isinstance(result, ast.Name)
-            and steps[-1].targets == (result.id,)
-            and not _calls_element(steps[-1].value)
-        ):
+        elif steps and not steps[-1].depth and _returns(result, steps[-1]) and not _calls_element(steps[-1].value):
             self.body.result = steps.pop().value
 
     def _parameters(self) -> None:
@@ -149,19 +157,125 @@ class _Builder:
     def _write(self, index: int, unit: Node | Scope, tree: ast.expr) -> None:
         results = self.units.results(unit)
         if isinstance(unit, Node) and unit.target is store:
-            self.body.steps.append(Step((self._store(unit),), tree))
+            self._put((self._store(unit),), tree)
+            return
+        if isinstance(unit, Node) and loop_ops.leaves_loop(unit):
+            self._write_loop(index, unit, tree)
             return
         if len(results) == 1 and self._unpack(index, results[0], tree):
             return
         names: list[str] = []
         for position, node in enumerate(results):
-            names.append(self._new(self._wish(index, unit, node, position), index, names))
+            names.append(self._named(index, unit, node, position, names))
             self._bind(names[-1], node)
         needed = [node.name in self.units.uses or node in self.chosen for node in results]  # itself, or its sizes
         used = names if len(names) == 1 else [name if need else "_" for name, need in zip(names, needed, strict=True)]
-        self.body.steps.append(Step(tuple(used), tree))
+        self._put(tuple(used), tree)
         for node in results:
             self._define_sizes(index, node)
+
+    def _named(self, index: int, unit: Node | Scope, node: Node, position: int, others: list[str]) -> str:
+        """A name for a value: that of what is carried, if it is handed on, and what was carried is not needed more.
+
+        What is needed after a loop keeps clear of the names of what that carries.
+        """
+        wish = self._wish(index, unit, node, position)
+        for loop in reversed(self.open):
+            number = loop.number_of(node)
+            if number is not None and loop.names[number] not in others:
+                wish = loop.names[number]
+        if all(self.last_use(node) <= loop.end for loop in self.open):
+            self.wanted = wish
+        name = self._new(wish, index, others)
+        self.wanted = ""
+        return name
+
+    def _put(self, targets: tuple[str, ...], value: ast.expr) -> None:
+        self.body.steps.append(Step(targets, value, len(self.open)))
+
+    def _write_loop(self, index: int, unit: Node, tree: ast.expr) -> None:
+        """What opens a loop, and what is done for it at the end of a turn."""
+        if unit.target is loop_ops.steps:
+            self._open(index, unit, tree)
+            return
+        loop = self.loops[unit.args[0] if unit.target is loop_ops.carried else unit.args[1]]  # type: ignore[index]
+        if unit.target is loop_ops.carried:
+            self._bind(loop.names[unit.args[1]], unit)  # type: ignore[index]
+        elif unit.target is loop_ops.collected:
+            self._put((), ast.Call(ast.Attribute(ast.Name(self.names[unit]), "append"), [tree], []))
+        elif unit.target is loop_ops.left:
+            if not isinstance(tree, ast.Name) or tree.id in self.held:
+                name = self._new(self._wish(index, unit, unit, 0), index, [])
+                self._put((name,), tree)
+                tree = ast.Name(name)
+            self._bind(tree.id, unit)
+        else:
+            name = loop.names[unit.args[2]]  # type: ignore[index]
+            if not (isinstance(tree, ast.Name) and tree.id == name):
+                loop.moved.append((name, tree))
+            self._bind(name, unit)
+
+    def _open(self, index: int, unit: Node, tree: ast.expr) -> None:
+        loop = self.loops[unit]
+        over, *starts = tree.elts  # type: ignore[attr-defined]
+        handed = loop.handed()
+        for number, start in enumerate(starts):
+            node = handed[number].args[0]
+            given = unit.args[1 + number]
+            wish = self._wish_of(node) if isinstance(node, Node) else "state"
+            free = isinstance(start, ast.Name) and isinstance(given, Node) and self.last_use(given) <= index
+            later = [
+                name.id for other in starts[number + 1 :] for name in ast.walk(other) if isinstance(name, ast.Name)
+            ]
+            keep = free and isinstance(start, ast.Name) and start.id == wish and wish not in later
+            name = wish if keep else self._new(wish, index, [*loop.names.values(), *later])
+            loop.names[number] = name
+            if not (isinstance(start, ast.Name) and start.id == name):
+                self._put((name,), start)
+            self.bound[name] = unit
+            self.held.add(name)
+        for node in loop.lists():
+            value = node.args[0]
+            wish = list_name(node) or f"{self._wish_of(value)}s"  # type: ignore[arg-type]
+            name = self.fresh(wish, index)
+            self._bind(name, node)
+            self._put((name,), ast.List([]))
+        used = unit in self.chosen or unit.name in self.units.uses
+        name = self.fresh(turn_name(unit), index) if used else "_"
+        self.body.steps.append(Step((name,), over, len(self.open), loop=True))
+        self.open.append(loop)
+        self._bind(name, unit)
+        if used:
+            self.reserved.add(name)
+        self._define_sizes(index, unit)
+
+    def _wish_of(self, node: Node) -> str:
+        """What a value of a turn is to be called."""
+        index = self.units.producer.get(node)
+        if index is None:
+            return result_name(node)
+        if node.target is loop_ops.carried:
+            return f"last_{self._wish_of(self.loops[node.args[0]].handed()[node.args[1]].args[0])}"  # type: ignore[index,arg-type]
+        unit = self.units.all[index]
+        return self._wish(index, unit, node, self.units.results(unit).index(node))
+
+    def _carried_as(self, node: Node) -> Node | None:
+        """What a value becomes that only serves as the start of what a loop carries."""
+        users = [user for user in node.users if user.target is loop_ops.steps]
+        if len(users) != 1 or len(self.units.uses.get(node.name, ())) != 1 or users[0] not in self.loops:
+            return None
+        number = users[0].args.index(node) - 1
+        value = self.loops[users[0]].handed()[number].args[0]
+        return value if isinstance(value, Node) and value.target is not loop_ops.carried else None
+
+    def _close(self, loop: Loop) -> None:
+        """End a turn: what is handed on under another name gets that of what is carried."""
+        if loop.moved:
+            values = [value for _, value in loop.moved]
+            self._put(tuple(name for name, _ in loop.moved), values[0] if len(values) == 1 else ast.Tuple(values))
+        self.open.remove(loop)
+        self.reserved.discard(self.names[loop.turn])
+        self.held.difference_update(loop.names.values())
 
     def _new(self, wish: str, index: int, others: list[str]) -> str:
         name, number = self.fresh(wish, index), 1
@@ -193,7 +307,7 @@ class _Builder:
             names.append(self._new(self._wish(where, part, part, 0), index, names))
             self._bind(names[-1], part)
             self.unpacked.add(part)
-        self.body.steps.append(Step(tuple(names), tree))
+        self._put(tuple(names), tree)
         for part in parts.values():
             self._define_sizes(index, part)
         return True
@@ -202,6 +316,9 @@ class _Builder:
         if "variable" in node.meta:
             return str(node.meta["variable"])
         units = self.units
+        becomes = self._carried_as(node)
+        if becomes is not None:
+            return self._wish_of(becomes)
         own = units.statements[index]
         results = units.results(unit)
         if own is not None and own.names and not self._is_round(unit, own):
@@ -260,11 +377,11 @@ class _Builder:
         shape: ast.expr = ast.Attribute(variable, "shape")
         if len(axes) == 1:
             ((axis, size),) = axes.items()
-            self.body.steps.append(Step((self.size_names[size],), ast.Subscript(shape, ast.Constant(axis))))
+            self._put((self.size_names[size],), ast.Subscript(shape, ast.Constant(axis)))
         else:
             ndim = node.meta["val"].ndim
             names = tuple(self.size_names[axes[axis]] if axis in axes else "_" for axis in range(ndim))
-            self.body.steps.append(Step(names, shape))
+            self._put(names, shape)
 
     def _resolve(self, tree: ast.expr, trees: Mapping[int, ast.expr]) -> ast.expr:
         builder = self
@@ -321,6 +438,12 @@ def _available(
     if (wanted in providers and providers[wanted][0] < before) or not wanted.args:
         return [wanted]
     return [part for arg in wanted.args for part in _available(arg, providers, before)]
+
+
+def _returns(result: ast.expr | None, step: Step) -> bool:
+    """Whether what is returned is just what a statement assigns."""
+    names = result.elts if isinstance(result, ast.Tuple) else [result]
+    return tuple(name.id if isinstance(name, ast.Name) else "" for name in names) == step.targets
 
 
 def _calls_element(tree: ast.expr) -> bool:

@@ -7,7 +7,7 @@ import builtins
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -147,7 +147,7 @@ def _draft(
         type(module).__name__.removeprefix("Parametrized") if module is not None else "Model",
         tuple(body.parameters),
         init,
-        [Step(step.targets, copy.deepcopy(step.value)) for step in body.steps],
+        [replace(step, value=copy.deepcopy(step.value)) for step in body.steps],
         copy.deepcopy(body.result),
         buffers=tuple(sorted(buffers)),
         module=module,
@@ -232,7 +232,9 @@ def _key(captured: Captured, body: Body, draft: ClassDef, holes: list[Hole]) -> 
         hole.constant.value = "#"
     parts = [type(draft.module).__qualname__, repr(draft.parameters), repr(draft.buffers), repr(kinds)]
     parts += [f"{path}={ast.unparse(ast.fix_missing_locations(tree))}" for path, tree in draft.init.items()]
-    parts += [f"{step.targets}={ast.unparse(ast.fix_missing_locations(step.value))}" for step in draft.steps]
+    parts += [
+        f"{step.depth} {step.targets}={ast.unparse(ast.fix_missing_locations(step.value))}" for step in draft.steps
+    ]
     parts.append(ast.unparse(ast.fix_missing_locations(draft.result)) if draft.result is not None else "")
     for hole, value in zip(holes, values, strict=True):
         hole.constant.value = value

@@ -13,6 +13,7 @@ from typing import Any
 from mlxport.graph.lower.one_function import helper_sources, used_helpers
 from mlxport.graph.write.classes import ClassDef
 from mlxport.graph.write.encoding import Encoding, encode_steps, step_of_decoder
+from mlxport.graph.write.for_loops import blocks
 from mlxport.graph.write.generating import Generating, with_cache
 from mlxport.graph.write.layer_lists import LayerList, spelled_list
 from mlxport.graph.write.loops import roll
@@ -182,10 +183,13 @@ def _class_source(cls: ClassDef, call: RootCall | None, limits: Sequence[str], g
 
 def _statements(cls: ClassDef, steps: Sequence[Step], generates: Generating | None) -> list[str]:
     lists = {**_lists(cls), **({} if generates is None else generates.lists)}
-    written = [(step.targets, _text(step.value)) for step in steps]
-    if generates is not None and _owns(cls, generates.layers):
-        written = generates.layers.looped(written, lists) or written
-    rolled = roll(written, lists)
+    of_layers = generates.layers if generates is not None and _owns(cls, generates.layers) else None
+
+    def lines(plain: Sequence[Step]) -> list[str]:
+        written = [(step.targets, _returned(step.value)) for step in plain]
+        return roll((of_layers.looped(written, lists) if of_layers is not None else None) or written, lists)
+
+    rolled = blocks(steps, 0, lines)
     return rolled if generates is None or generates.encoding is not None else list(with_cache(rolled))
 
 

@@ -15,8 +15,10 @@ from mlxport.graph.capture.origin import module_path
 from mlxport.graph.capture.stores import store
 from mlxport.graph.lower import token_ops
 from mlxport.graph.lower.expr import Expr
+from mlxport.graph.lower.loop_ops import handed_on, is_loop_op, settle_loops
 from mlxport.graph.lower.lowering import is_read, lower_node, symbolic
 from mlxport.graph.lower.one_function import Gaps, is_assertion
+from mlxport.graph.write.loop_syntax import lower_loop_op
 
 __all__ = ["lower_graph"]
 
@@ -26,6 +28,7 @@ _AROUND = (token_ops.one_token, token_ops.all_tokens)
 def lower_graph(captured: Captured) -> dict[Node, Any]:
     """The expression of every node that computes something; nodes that give another back are taken out of the graph."""
     graph = captured.graph
+    settle_loops(graph)
     by_name = {node.name: node for node in graph.nodes}
     lowered: dict[Node, Any] = {}
     gaps = Gaps()
@@ -34,6 +37,9 @@ def lower_graph(captured: Captured) -> dict[Node, Any]:
             continue
         if node.target is store:
             lowered[node] = symbolic(node.args[0])
+            continue
+        if is_loop_op(node):
+            lowered[node] = lower_loop_op(node)
             continue
         with gaps.at(node):
             result = _lowered(node, lowered)
@@ -46,7 +52,7 @@ def lower_graph(captured: Captured) -> dict[Node, Any]:
     gaps.check()
     _take_out(captured, lowered)
     for node in reversed(list(lowered)):  # what only served nodes that are gone
-        if not node.users and node.target not in (store, token_ops.keep_token):
+        if not node.users and node.target not in (store, token_ops.keep_token, handed_on):
             graph.erase_node(node)
             del lowered[node]
     return lowered

@@ -12,7 +12,7 @@ from mlxport.graph.lower.layer_specs import LayerSpec
 from mlxport.graph.write.bodies import build_body
 from mlxport.graph.write.naming import argument_names
 from mlxport.graph.write.returned import returned
-from mlxport.graph.write.scope_parts import Body, Context, Step
+from mlxport.graph.write.scope_parts import Body, Context
 from mlxport.graph.write.signature import input_names
 from mlxport.graph.write.tree import build_tree, scopes
 
@@ -53,10 +53,11 @@ def _odd(found: Sequence[Body]) -> list[Body]:
 
 
 def _form(body: Body) -> str:
-    steps = [Step(step.targets, step.value) for step in body.steps]
+    steps = body.steps
     trees = [*(step.value for step in steps), *([body.result] if body.result is not None else [])]
     texts = [ast.unparse(ast.fix_missing_locations(copy.deepcopy(tree))) for tree in trees]
-    return "\n".join([repr(tuple(body.parameters)), *(repr(step.targets) for step in steps), *texts])
+    heads = [repr((step.targets, step.depth, step.loop)) for step in steps]
+    return "\n".join([repr(tuple(body.parameters)), *heads, *texts])
 
 
 def _settle(bodies: Sequence[Body], others: Sequence[Body], layers: Mapping[str, LayerSpec]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 import re
 from collections.abc import Mapping, Sequence
 
@@ -10,9 +11,10 @@ import torch
 from torch.fx import Node
 
 from mlxport.graph.capture.captured import Captured
-from mlxport.graph.capture.origin import call_arguments, module_path, statement
+from mlxport.graph.capture.origin import Statement, call_arguments, module_path, statement
 from mlxport.graph.lower.cache_ops import attend
 from mlxport.graph.lower.fused_ops import attention
+from mlxport.graph.lower.loop_ops import becomes, carried
 from mlxport.graph.lower.traits import View, traits_of
 from mlxport.graph.write.tree import Scope, nodes_in
 
@@ -23,6 +25,8 @@ def forward_names(module: torch.nn.Module | None) -> list[str]:
     """Parameters of a module's forward, those that catch the rest left out."""
     if module is None:
         return []
+    if isinstance(module, torch.nn.LSTMCell):
+        return ["input", "h", "c"]  # the two that ``hx`` consists of
     parameters = inspect.signature(module.forward).parameters.values()
     return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
 
@@ -32,6 +36,8 @@ def natural_name(captured: Captured, node: Node) -> str:
     if "variable" in node.meta:
         return str(node.meta["variable"])
     module = captured.modules.get(module_path(node))
+    if isinstance(module, torch.nn.RNNCellBase):
+        return "c" if node.target is operator.getitem and node.args[1] == 1 else "h"
     made = statement(node, module)
     return made.names[0] if made is not None and len(made.names) == 1 else result_name(node)
 
@@ -112,7 +118,8 @@ def argument_names(captured: Captured, root: Scope, given: Mapping[Node, str]) -
             if before is not item and len(before.inputs) == len(item.inputs):  # a second call of a module
                 names = dict(zip(item.inputs, found[before.key].values(), strict=True))
             else:
-                visible = {n: _visible(captured, n, module, mine) for n in item.inputs}
+                calls_it = next((statement(node, module) for node in nodes_in(item)), None)
+                visible = {n: _visible(captured, n, module, mine, calls_it) for n in item.inputs}
                 names = _assigned(captured, item, parts, visible, _actual(captured, item, module))
             found[item.key] = names
             visit(item, names)
@@ -121,15 +128,25 @@ def argument_names(captured: Captured, root: Scope, given: Mapping[Node, str]) -
     return found
 
 
-def _visible(captured: Captured, node: Node, module: torch.nn.Module | None, mine: Mapping[Node, str]) -> str:
-    """What the caller calls a value."""
+def _visible(
+    captured: Captured,
+    node: Node,
+    module: torch.nn.Module | None,
+    mine: Mapping[Node, str],
+    calls_it: Statement | None,
+) -> str:
+    """What the caller calls a value: what it computes of it in the statement that has the call has no name."""
     if node in mine:
         return mine[node]
     if "variable" in node.meta:
         return str(node.meta["variable"])
     if node in captured.weights:
         return captured.weights[node].rpartition(".")[2]
+    if node.target is carried:
+        node, calls_it = becomes(node), None
     made = statement(node, module)
+    if made is not None and made == calls_it and not made.names[1:]:
+        return result_name(node)
     return made.names[0] if made is not None and len(made.names) == 1 else result_name(node)
 
 
@@ -147,7 +164,10 @@ def _assigned(
 
     Values that a module gives together, ``parts``, keep the names that they have there.
     """
-    names = forward_names(captured.modules.get(scope.path))
+    module = captured.modules.get(scope.path)
+    names = forward_names(module)
+    if isinstance(module, torch.nn.RNNCellBase) and len(scope.inputs) == len(names):
+        return dict(zip(scope.inputs, names, strict=True))
     result: dict[Node, str] = {}
     told = {node: node.meta["argument"] for node in scope.inputs if "argument" in node.meta}
     reserved = {actual[visible[node]] for node in scope.inputs if visible[node] in actual}

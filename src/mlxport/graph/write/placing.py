@@ -12,6 +12,8 @@ from torch.fx import Node
 from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.stores import store
 from mlxport.graph.lower.layer_specs import layer
+from mlxport.graph.lower.loop_ops import leaves_loop, steps
+from mlxport.graph.write.for_loops import loops_of_unit
 from mlxport.graph.write.scope_parts import ScopeParts, is_list
 from mlxport.graph.write.tree import Scope
 
@@ -55,12 +57,15 @@ def _target(captured: Captured, units: ScopeParts, index: int, unit: Node | Scop
     results = units.results(unit)
     if len(results) != 1 or results[0] in named:
         return None
-    if isinstance(unit, Node) and unit.meta.get("stays"):
+    if isinstance(unit, Node) and (unit.meta.get("stays") or leaves_loop(unit)):
         return None  # what it reads changes after it
     uses = units.uses.get(results[0].name, [])
     if len(uses) != 1:
         return None
     target = uses[0]
+    if loops_of_unit(unit) != (loops_of_unit(units.all[target]) if target < len(units) else ()):
+        if target == len(units) or not _opens_after(unit, units.all[target]):
+            return None  # it would be computed in every turn
     mine = units.statements[index]
     if target == len(units):
         if in_list(unit):
@@ -77,6 +82,12 @@ def _target(captured: Captured, units: ScopeParts, index: int, unit: Node | Scop
     if mine is not None and mine.names and mine != units.statements[target]:
         return None
     return target
+
+
+def _opens_after(unit: Node | Scope, target: Node | Scope) -> bool:
+    """Whether the unit is used where a loop is opened: before its first turn."""
+    opens = isinstance(target, Node) and target.target is steps
+    return opens and loops_of_unit(unit) == loops_of_unit(target)[:-1]
 
 
 def sequential(captured: Captured, unit: Node | Scope) -> bool:

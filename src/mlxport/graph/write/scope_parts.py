@@ -12,10 +12,11 @@ import sympy
 from torch.fx import Node
 
 from mlxport.graph.capture.captured import Captured
-from mlxport.graph.capture.origin import Statement, statement
+from mlxport.graph.capture.origin import Statement, loop_depth, statement, statement_at
 from mlxport.graph.capture.stores import store
 from mlxport.graph.lower import symbolic_sizes, token_ops
 from mlxport.graph.lower.expr import to_ast
+from mlxport.graph.lower.loop_ops import leaves_loop, loops_of
 from mlxport.graph.write.paths import Paths
 from mlxport.graph.write.token_loops import call_for_each_token
 from mlxport.graph.write.tree import Scope
@@ -25,10 +26,19 @@ __all__ = ["Body", "Context", "Reference", "Step", "ScopeParts", "is_list"]
 
 @dataclass
 class Step:
-    """``targets = value``; no target for a bare expression."""
+    """``targets = value``; no target for a bare expression.
+
+    Attributes:
+        targets: Names, or places to write to.
+        value: What they are assigned.
+        depth: In how many loops it stands.
+        loop: Whether it opens one instead: ``for targets in value:``.
+    """
 
     targets: tuple[str, ...]
     value: ast.expr
+    depth: int = 0
+    loop: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,7 @@ class ScopeParts:
         ]
         self.result_references = _references(self.result)
         self.statements: list[Statement | None] = [self._statement(unit) for unit in self.all]
+        self._within_calls()
         self.producer = {node: index for index, unit in enumerate(self.all) for node in self.results(unit)}
         self.by_name = {node.name: node for node in self.producer}
         self.uses: dict[str, list[int]] = {}
@@ -124,7 +135,26 @@ class ScopeParts:
 
     def _statement(self, unit: Node | Scope) -> Statement | None:
         nodes = self.results(unit)
-        return statement(nodes[-1], self.module) if nodes else None
+        if not nodes or leaves_loop(nodes[-1]) or "variable" in nodes[-1].meta:
+            return None
+        return statement(nodes[-1], self.module)
+
+    def _within_calls(self) -> None:
+        """Of a statement that calls a function with a loop, take those of the function instead."""
+        depths: dict[Statement, int] = {}
+        for unit, made in zip(self.all, self.statements, strict=True):
+            depth = loop_depth(self._node(unit)) if made is not None and _in_loop(unit) else None
+            if depth is not None and made is not None:
+                depths[made] = min(depth, depths.get(made, depth))
+        for index, (unit, made) in enumerate(zip(self.all, self.statements, strict=True)):
+            node = self._node(unit)
+            if made is not None and made in depths and node is not None:
+                called = None if isinstance(unit, Node) else self.context.captured.modules.get(unit.path)
+                self.statements[index] = statement_at(node, depths[made], called)
+
+    def _node(self, unit: Node | Scope) -> Node | None:
+        nodes = self.results(unit)
+        return nodes[-1] if nodes else None
 
     def _syntax(self, unit: Node | Scope) -> ast.expr:
         """The unit with ``%node``, ``$size`` and ``@module`` for names."""
@@ -187,6 +217,12 @@ class ScopeParts:
                 return None
             parts[user.args[1]] = user  # type: ignore[index]
         return parts
+
+
+def _in_loop(unit: Node | Scope) -> bool:
+    while not isinstance(unit, Node):
+        unit = unit.items[0]
+    return bool(loops_of(unit)) and not leaves_loop(unit)
 
 
 def _references(tree: ast.expr) -> list[str]:

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 
 import torch
 from torch.fx import Node
+from torch.fx.node import map_arg
 
 from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.origin import module_path
 from mlxport.graph.lower.layer_specs import layer, layer_itself
+from mlxport.graph.lower.loop_ops import loops_of
 from mlxport.graph.lower.lowering import is_read
 
 __all__ = ["Scope", "build_tree", "nodes_in", "scopes"]
@@ -60,11 +62,25 @@ def build_tree(captured: Captured, nodes: Sequence[Node], dissolved: Set[str] = 
     root = Scope("", "")
     entries = [(node, _frames(node, kept, dissolved)) for node in nodes]
     root.items = _group(entries, 0)
+    _splice_loops(root)
     _connect(captured, root)
     # An input may be used for its sizes only.
     root.inputs += [node for node in captured.inputs if node is not None and node not in root.inputs]
     _align(root)
     return root
+
+
+_LOOP = "loop "  # keys of loops while ops are grouped: what stands in one stays together
+
+
+def _splice_loops(scope: Scope) -> None:
+    """Put what stands in a loop in its place among the items of the scope that has the loop."""
+    items: list[Node | Scope] = []
+    for item in scope.items:
+        if isinstance(item, Scope):
+            _splice_loops(item)
+        items += item.items if isinstance(item, Scope) and item.key.startswith(_LOOP) else [item]
+    scope.items = items
 
 
 def scopes(scope: Scope) -> Iterable[Scope]:
@@ -96,12 +112,23 @@ def _align(root: Scope) -> None:
 
 def _frames(node: Node, kept: Mapping[str, bool], dissolved: Set[str]) -> list[tuple[str, str]]:
     stack = node.meta.get("nn_module_stack") or {}
-    frames = []
+    frames: list[tuple[str, str]] = []
+    loops = [*loops_of(node)]
+    frames += _opened(loops, [key for _, key in loops if key not in stack])
     for key, (path, _) in stack.items():
         path = path.partition("@")[0]
         if path and kept.get(path, False) and key not in dissolved:
             frames.append((key, path))
+        frames += _opened(loops, [key])
     return frames
+
+
+def _opened(loops: list[tuple[str, str]], around: Sequence[str]) -> list[tuple[str, str]]:
+    """The loops, taken from ``loops``, that stand in one of these calls."""
+    found = []
+    while loops and loops[0][1] in around:
+        found.append((_LOOP + loops.pop(0)[0], ""))
+    return found
 
 
 def _kept(captured: Captured, nodes: Sequence[Node]) -> dict[str, bool]:
@@ -127,6 +154,8 @@ def _dissolved(captured: Captured, path: str, module: torch.nn.Module, inside: l
     layers = {node.meta["layer"].path for node in inside if node.target in (layer, layer_itself)}
     if path in layers:
         return True
+    if isinstance(module, torch.nn.RNNCellBase):
+        return False  # a cell is called in every turn of a loop
     if type(module).__module__.startswith("torch.nn") and not any(True for _ in module.children()):
         return True
     inner = {module_path(node) for node in inside}
@@ -159,10 +188,14 @@ def _group(entries: Sequence[Entry], depth: int) -> list[Node | Scope]:
                 where[key] = len(units)
             units.append((key, path, [(node, frames)]))
     if split:
+        loops = {key for key in split if key.startswith(_LOOP)}
         ordered = _ordered(units)
-        if ordered is None:
+        if ordered is None and split > loops:
+            split -= loops
             flat = [(node, _without(frames, depth, split)) for node, frames in entries]
             return _group(flat, depth)
+        if ordered is None:
+            raise AssertionError("a loop needs what follows from it")
         units = ordered
     items: list[Node | Scope] = []
     for key, path, members in units:
@@ -208,7 +241,7 @@ def _connect(captured: Captured, scope: Scope) -> set[Node]:
         inside |= _connect(captured, item) if isinstance(item, Scope) else {item}
     seen: dict[Node, None] = {}
     for node in nodes_in(scope):
-        for item in node.all_input_nodes:
+        for item in _given(node):
             if item not in inside and not _owned(captured, scope, item) and not _is_size(item):
                 seen.setdefault(item)
     scope.inputs = sorted(seen, key=_given_last)
@@ -218,6 +251,18 @@ def _connect(captured: Captured, scope: Scope) -> set[Node]:
         if any(user not in inside and not _size_within(scope, user) for user in node.users)
     ]
     return inside
+
+
+def _given(node: Node) -> list[Node]:
+    """The nodes among the arguments of a node, in their order."""
+    found: list[Node] = []
+
+    def note(item: Node) -> Node:
+        found.append(item)
+        return item
+
+    map_arg((node.args, node.kwargs), note)
+    return found
 
 
 def _size_within(scope: Scope, node: Node) -> bool:

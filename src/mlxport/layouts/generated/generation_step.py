@@ -113,7 +113,7 @@ def _captured_recurrent(
         example = example_of(model, parameter, ids, each_token)
         with as_recurrent_step(model, example, positioned):
             inputs = {"input_ids": ids[:, :_NEW].clone(), "given": example.given, "held": [*example.held.values()]}
-            captured = capture(model, (), inputs)
+            captured = capture(model, (), inputs, loops=False)
     without_changes_of_weights(captured)
     captured.each_token = {path: axes[0] or 0 for path, axes in example.axes.items()}
     return captured, example
@@ -146,7 +146,8 @@ def _captured(
         cache = _example_cache(model, parameter, ids, call)
         step = as_step(model, call) if is_encoder_decoder(model) else nullcontext()
         with step, reset_model_state(model), _as_generated(model, parameter, positioned):
-            return capture(model, (), {**_new_tokens(model, ids, generator), parameter: cache}), cache
+            inputs = {**_new_tokens(model, ids, generator), parameter: cache}
+            return capture(model, (), inputs, loops=False), cache
 
 
 def _new_tokens(model: Any, ids: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:

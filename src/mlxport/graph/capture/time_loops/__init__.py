@@ -1,0 +1,1 @@
+"""Loops over a length, which torch.export unrolls: rolled up again, and their length left free."""
