@@ -18,7 +18,8 @@ from torch.fx import Node
 
 __all__ = [
     "Statement", "all_frames", "call_arguments", "calls_in", "frames", "frames_within", "is_users", "loop_depth",
-    "loops_around", "module_path", "place", "raised_at", "readable", "statement", "statement_at", "statement_line", "whole_traces",
+    "loops_around", "module_path", "place", "raised_at", "readable", "statement", "statement_at",
+    "statement_line", "whole_traces",
 ]  # fmt: skip
 
 _FRAME = re.compile(r'^\s*File "([^"]+)", line (\d+), in (\S+)', re.MULTILINE)
