@@ -57,7 +57,7 @@ ONE = "the example has 1 there"
     [
         (nn.Conv1d(4, 4, 3), [(1, 4, 20)], [(3, 4, 9)], ["(B, 4, L); B is free; 4 is fixed (Conv1d); L is free, from"]),
         (nn.LSTM(4, 6), [(5, 1, 4)], [(3, 2, 4)], ["(B, L, 4); B and L are free; 4 is fixed (LSTM)"]),
-        (Loop(), [(1, 6, 4)], [(3, 6, 4)], ["B is free; 6 is fixed (a loop over it, `range(x.shape[1])`, test_told"]),
+        (Loop(), [(1, 6, 4)], [(3, 9, 4)], ["(B, L, 4); B and L are free; 4 is fixed"]),
         (Int(), [(1, 6)], [(3, 6)], ["(B, 6); B is free; 6 is fixed (int() of it, `int(x.shape[1])`, test_told"]),
         (Squeezed(), [(1, 4)], [(1, 3)], [f"(1, L); 1 is fixed ({ONE}, where the module gives something else"]),
         (Squeezed(), [(2, 4)], [(3, 5)], ["(B, L); B and L are free, from 2"]),

@@ -259,7 +259,9 @@ def _operations(module: torch.nn.Module, inputs: Inputs) -> int | None:
     """How many operations the module calls; None if it refuses the inputs."""
     args, kwargs = pytree.tree_map(lambda item: item.clone() if isinstance(item, torch.Tensor) else item, inputs)
     own = {name: item.clone() for name, item in module.named_buffers()}
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), _Counting() as counting:
+    # flex_attention compiles itself, and would keep that it could not while it was looked at.
+    eager = torch.compiler.set_stance("force_eager")
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), eager, _Counting() as counting:
         try:
             torch.func.functional_call(module, own, args, kwargs)
         except Exception:  # whatever it raises says that this is no size for it
