@@ -6,25 +6,32 @@ values get no name of the statement: a wrong one is worse than none.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.origin import Statement, module_path, statement
+from mlxport.graph.lower.loop_ops import loops_of
 
-__all__ = ["tell_assigned_names"]
+__all__ = ["name_assigned", "tell_assigned_names"]
 
 _Place = tuple[Any, ...]
 
 
 def tell_assigned_names(captured: Captured) -> None:
     """Put ``variable`` into the meta of each value whose name is certain."""
+    name_assigned(captured.graph, captured.modules)
+
+
+def name_assigned(graph: Graph, modules: Mapping[str, torch.nn.Module]) -> None:
+    """The same of a graph whose loops are not rolled up yet: in a loop that is, values have got their names before."""
     groups: dict[tuple[str, Statement], list[Node]] = {}
-    for node in captured.graph.nodes:
-        if node.op == "call_function":
-            made = statement(node, captured.modules.get(module_path(node)))
+    for node in graph.nodes:
+        if node.op == "call_function" and not loops_of(node):
+            made = statement(node, modules.get(module_path(node)))
             if made is not None and len(made.names) > 1:
                 call = next(reversed(node.meta.get("nn_module_stack") or {"": None}))
                 groups.setdefault((call, made), []).append(node)

@@ -135,7 +135,7 @@ class ScopeParts:
 
     def _statement(self, unit: Node | Scope) -> Statement | None:
         nodes = self.results(unit)
-        if not nodes or leaves_loop(nodes[-1]) or "variable" in nodes[-1].meta:
+        if not nodes or leaves_loop(nodes[-1]) or "element" in nodes[-1].meta:
             return None
         return statement(nodes[-1], self.module)
 

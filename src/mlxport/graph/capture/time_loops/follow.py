@@ -21,11 +21,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 
+from mlxport.graph.capture.assigned_names import name_assigned
 from mlxport.graph.capture.exported_program import settle_sizes
 from mlxport.graph.capture.followed_sizes import FollowedSizes
-from mlxport.graph.capture.time_loops.lengths import Differs, Rule, agree, free, number_turns
+from mlxport.graph.capture.time_loops.equal_turns import EqualTurns, loop_around, repeats
+from mlxport.graph.capture.time_loops.lengths import Differs, LengthRule, agree, free, number_turns
 from mlxport.graph.capture.time_loops.roll import common_stack, roll_loops
-from mlxport.graph.capture.time_loops.turns import Run, loop_around, repeats
 
 __all__ = ["Inputs", "roll_up", "shortened"]
 
@@ -111,7 +112,7 @@ def _freed(
     graph, turns = _looped(base, module)
     leaves = _leaf_nodes(base, graph)
     notes: list[str] = []
-    rules: list[tuple[Length, dict[Any, Rule]]] = []
+    rules: list[tuple[Length, dict[Any, LengthRule]]] = []
     for length in lengths:
         try:
             other = _longer(base, length, inputs, again)
@@ -162,8 +163,9 @@ def _looped(program: ExportedProgram, module: torch.nn.Module) -> tuple[Graph, l
         return program.graph_module.graph, []
     graph = _copy(program.graph_module.graph)
     modules = dict(module.named_modules(remove_duplicate=False))
+    name_assigned(graph, modules)
 
-    def in_source(run: Run) -> bool:
+    def in_source(run: EqualTurns) -> bool:
         path = next(reversed(common_stack(run).values()), ("", ""))[0].partition("@")[0]
         return loop_around([node for node in run.turns[1] if node is not None], modules.get(path))
 

@@ -22,7 +22,7 @@ from mlxport.graph.capture.composite_shapes import known_shapes
 from mlxport.graph.capture.time_loops.roll import arguments
 from mlxport.graph.lower import loop_ops
 
-__all__ = ["Differs", "Rule", "agree", "free", "number_turns"]
+__all__ = ["Differs", "LengthRule", "agree", "free", "number_turns"]
 
 
 class Differs(Exception):
@@ -30,7 +30,7 @@ class Differs(Exception):
 
 
 @dataclass(frozen=True)
-class Rule:
+class LengthRule:
     """An integer of a graph as it follows from the length: ``factor * length + offset``."""
 
     factor: int
@@ -40,13 +40,13 @@ class Rule:
 Place = tuple[Node, int]  # a node, and the number of its argument
 
 
-def agree(first: Graph, second: Graph, lengths: tuple[int, int]) -> dict[Place, Rule]:
+def agree(first: Graph, second: Graph, lengths: tuple[int, int]) -> dict[Place, LengthRule]:
     """The integers in which two graphs differ, as they follow from the length.
 
     Raises:
         Differs: if they differ otherwise.
     """
-    rules: dict[Place, Rule] = {}
+    rules: dict[Place, LengthRule] = {}
     for place, one, two in _pairs(first, second):
         if one == two and type(one) is type(two):
             continue
@@ -55,7 +55,7 @@ def agree(first: Graph, second: Graph, lengths: tuple[int, int]) -> dict[Place, 
         factor, rest = divmod(two - one, lengths[1] - lengths[0])
         if rest:
             raise Differs(f"{one} becomes {two}")
-        rules[place] = Rule(factor, one - factor * lengths[0])
+        rules[place] = LengthRule(factor, one - factor * lengths[0])
     return rules
 
 
@@ -82,7 +82,7 @@ def _pairs(first: Graph, second: Graph) -> list[tuple[Place, Any, Any]]:
     return found
 
 
-def free(graph: Graph, rules: Mapping[Place, Rule], axes: Sequence[tuple[Node, int]], length: int) -> str:
+def free(graph: Graph, rules: Mapping[Place, LengthRule], axes: Sequence[tuple[Node, int]], length: int) -> str:
     """Put the length in its places in ``graph`` and compute the sizes of all values; the name of its symbol.
 
     Args:

@@ -11,7 +11,7 @@ import torch
 from torch.fx import Graph, Node
 from torch.fx.node import map_aggregate
 
-from mlxport.graph.capture.time_loops.turns import Run, element_name, in_order, innermost_loop, runs
+from mlxport.graph.capture.time_loops.equal_turns import EqualTurns, element_name, in_order, innermost_loop, runs
 from mlxport.graph.lower import loop_ops
 
 __all__ = ["arguments", "common_stack", "roll_loops"]
@@ -54,7 +54,7 @@ class _Loop:
     """
 
     name: str
-    run: Run
+    run: EqualTurns
     body: list[Node]
     where: dict[Node, tuple[int, int]]
     states: dict[_Carried, int] = field(default_factory=dict)
@@ -74,7 +74,7 @@ def _structure(node: Node) -> str:
     return repr(map_aggregate((node.args, node.kwargs), lambda _: None))
 
 
-def roll_loops(graph: Graph, wanted: Callable[[Run], bool]) -> list[Node]:
+def roll_loops(graph: Graph, wanted: Callable[[EqualTurns], bool]) -> list[Node]:
     """Roll all loops of ``graph`` in place; their ``steps``, in order. ``wanted``: whether to roll equal turns."""
     _plain(graph)
     found: list[Node] = []
@@ -90,13 +90,13 @@ def roll_loops(graph: Graph, wanted: Callable[[Run], bool]) -> list[Node]:
     return found
 
 
-def _first(run: Run) -> Node:
+def _first(run: EqualTurns) -> Node:
     node = run.turns[0][0]
     assert node is not None
     return node
 
 
-def _rolled(graph: Graph, run: Run, nodes: Sequence[Node], name: str) -> Node | None:
+def _rolled(graph: Graph, run: EqualTurns, nodes: Sequence[Node], name: str) -> Node | None:
     """The loop of a run, its first turn left before it where that differs; None where its turns differ."""
     for attempt in (run, run.later()):
         if len(attempt.turns) < 3:
@@ -111,7 +111,7 @@ def _rolled(graph: Graph, run: Run, nodes: Sequence[Node], name: str) -> Node | 
 
 
 # What a turn consists of.
-def _planned(run: Run, name: str) -> tuple[_Loop, list[list[Any]]]:
+def _planned(run: EqualTurns, name: str) -> tuple[_Loop, list[list[Any]]]:
     where = {node: (slot, turn) for turn, nodes in enumerate(run.turns) for slot, node in enumerate(nodes) if node}
     loop = _Loop(name, run, [node for node in run.turns[1] if node is not None], where)
     taken = [_taken(loop, slot) for slot in range(len(loop.body))]
@@ -241,7 +241,7 @@ def _connect(loop: _Loop, node: Node, taken: list[Any], place: Callable[[_Moving
     node.args, node.kwargs = map_aggregate((node.args, node.kwargs), argument)  # type: ignore[misc,assignment]
 
 
-def common_stack(run: Run) -> dict[str, Any]:
+def common_stack(run: EqualTurns) -> dict[str, Any]:
     """The part of the module stack that all ops of all turns have in common."""
     nodes = [node for turn in run.turns for node in turn if node is not None]
     return _common(*(node.meta.get("nn_module_stack") or {} for node in nodes))
@@ -299,7 +299,12 @@ def _uses_outside(loop: _Loop, after: _After, users: Sequence[Node]) -> None:
                 one = after.graph.call_function(loop_ops.item, (listed, turn))
             one.meta = {key: user.meta[key] for key in ("stack_trace", "loops") if key in user.meta}
             stacks = listed.meta["nn_module_stack"], user.meta.get("nn_module_stack") or {}
-            one.meta |= {"nn_module_stack": _common(*stacks), "val": given.meta["val"], "variable": element_name(user)}
+            one.meta |= {
+                "nn_module_stack": _common(*stacks),
+                "val": given.meta["val"],
+                "variable": element_name(user),
+                "element": True,
+            }
             return one
 
         user.args, user.kwargs = map_aggregate((user.args, user.kwargs), argument)  # type: ignore[misc,assignment]
@@ -336,7 +341,7 @@ def _is_listing(node: Node) -> bool:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _TurnsPart:
     """Values of all turns but ``first`` and ``last``, backwards if ``step`` is -1."""
 
     slot: int
@@ -362,12 +367,12 @@ def _parts(loop: _Loop, values: Iterable[Any]) -> list[Any] | None:
         length, step = longest
         if place is not None and length >= max(2, count - 2):
             ends = place[1], place[1] + step * (length - 1)
-            found.append(_Part(place[0], min(ends), count - 1 - max(ends), step))
+            found.append(_TurnsPart(place[0], min(ends), count - 1 - max(ends), step))
         else:
             found.append(values[index])
             length = 1
         index += length
-    return found if any(isinstance(item, _Part) for item in found) else None
+    return found if any(isinstance(item, _TurnsPart) for item in found) else None
 
 
 def _is_at(loop: _Loop, value: Any, place: tuple[int, int], turns: int) -> bool:
@@ -383,7 +388,7 @@ def _list(loop: _Loop, after: _After, user: Node, found: list[Any]) -> None:
     values: list[Any] = []
     lists: list[bool] = []
     for item in found:
-        if isinstance(item, _Part):
+        if isinstance(item, _TurnsPart):
             listed = _collected(loop, after, item.slot)
             if (item.first, item.last, item.step) != (0, 0, 1):
                 with after.graph.inserting_before(user):
@@ -415,7 +420,7 @@ def _plain(graph: Graph) -> None:
                 user.args = (node.args[0], node.args[1] if len(node.args) > 1 else 0, user.args[1])
                 user.target = torch.ops.aten.select.int
                 for part in _one_a_loop(graph, user):
-                    part.meta["variable"] = element_name(next(iter(part.users), part))
+                    part.meta |= {"variable": element_name(next(iter(part.users), part)), "element": True}
         elif node.target is torch.ops.aten.select.int and node.users:
             _one_a_loop(graph, node)
         elif str(node.target) == "aten.split.Tensor" and node.args[1] == 1 and all(

@@ -18,7 +18,7 @@ from torch.fx import Graph, Node
 from mlxport.graph.capture import origin
 from mlxport.graph.lower.loop_ops import leaves_loop, loops_of
 
-__all__ = ["Run", "element_name", "in_order", "innermost_loop", "loop_around", "repeats", "runs"]
+__all__ = ["EqualTurns", "element_name", "in_order", "innermost_loop", "loop_around", "repeats", "runs"]
 
 _LEAST = 3  # turns that are rolled
 _GAP = 24  # ops of a first turn that later ones do not have
@@ -26,7 +26,7 @@ _TAKERS = ("aten.select.int", "aten.slice.Tensor", "item", "getitem")
 
 
 @dataclass(frozen=True)
-class Run:
+class EqualTurns:
     """Equal turns, one after the other.
 
     Attributes:
@@ -35,9 +35,9 @@ class Run:
 
     turns: tuple[tuple[Node | None, ...], ...]
 
-    def later(self) -> Run:
+    def later(self) -> EqualTurns:
         """The same without the first turn."""
-        return Run(self.turns[1:])
+        return EqualTurns(self.turns[1:])
 
 
 def _form(node: Node) -> tuple[Any, ...]:
@@ -111,7 +111,7 @@ def _takes_part(node: Node) -> bool:
     return name in _TAKERS or "merged" in node.meta
 
 
-def runs(nodes: list[Node], declined: set[Node]) -> Run | None:
+def runs(nodes: list[Node], declined: set[Node]) -> EqualTurns | None:
     """The longest stretch of equal turns; ``nodes``, in their order, are put in another where that makes it longer.
 
     Args:
@@ -154,7 +154,7 @@ def _stretches(same: np.ndarray, period: int) -> Iterable[tuple[int, int]]:
             yield start, end - start
 
 
-def _with_ends(nodes: list[Node], codes: list[int], start: int, period: int, count: int) -> Run:
+def _with_ends(nodes: list[Node], codes: list[int], start: int, period: int, count: int) -> EqualTurns:
     """The turns, with what belongs to the first and last of them though other ops stand between."""
     start, count = _earlier(nodes, codes, start, period, count)
     offset = _first_of_turn(nodes[start : start + period])
@@ -174,7 +174,7 @@ def _with_ends(nodes: list[Node], codes: list[int], start: int, period: int, cou
         last[found], slot = nodes[index], found + 1
     if any(node is not None for node in last):
         turns.append(tuple(last))
-    return Run(tuple(turns))
+    return EqualTurns(tuple(turns))
 
 
 def _partial(codes: list[int], start: int, period: int, count: int) -> int:
