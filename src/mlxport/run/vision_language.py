@@ -73,7 +73,7 @@ class VisionLanguage:
         from mlx_vlm.utils import prepare_inputs, should_add_special_tokens
 
         def failed(error: BaseException) -> MlxportError:
-            hint = "give a prompt with a place for each picture, or leave the chat template on"
+            hint = "give pictures of a usual shape, and a place for each in the prompt, as the chat template writes it"
             return UsageError(f"pictures and prompt cannot be prepared: {reason(error)}", hint=hint)
 
         with refusing(failed):

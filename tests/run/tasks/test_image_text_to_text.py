@@ -94,6 +94,10 @@ def test_text_alone_and_a_system_prompt(pipeline):
         (["--image", __file__, "--prompt", "x"], "is not a picture that can be read"),
         (["--image", "PICTURE"], "needs a --prompt"),
         ([], "needs a --prompt"),
+        (["PICTURE", "--prompt", " "], "the prompt is empty"),
+        (["PICTURE", "--prompt", "What?", "-m", "0"], "max_tokens is 0, expected at least 1"),
+        (["PICTURE", "--prompt", "What?", "--temp", "-1"], "temp is -1.0, expected 0 or more"),
+        (["PICTURE", "--prompt", "What?", "--top-p", "2"], "top_p is 2.0"),
         (["--prompt", "x", "--num-beams", "2"], "--num-beams is not an option of image-text-to-text"),
     ],
 )

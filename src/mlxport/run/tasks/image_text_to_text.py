@@ -8,13 +8,12 @@ from typing import Any
 from mlxport.errors import UsageError
 from mlxport.run.generate import read_prompt
 from mlxport.run.media.pictures import read_picture
+from mlxport.run.sampling import MAX_TOKENS, Sampling
 from mlxport.run.tasks.pipeline import Difference, Pipeline, compare_texts
 from mlxport.run.tasks.task_options import ImageTextOptions
 from mlxport.run.vision_language import VisionLanguage, load_vision_language
 
 __all__ = ["ImageTextToText"]
-
-_MAX_TOKENS = 256
 
 
 class ImageTextToText(Pipeline):
@@ -58,16 +57,17 @@ class ImageTextToText(Pipeline):
         images = given.get("images") or ()
         pictures = [read_picture(image) for image in (images if isinstance(images, (list, tuple)) else [images])]
         prompt = str(given["text"])
+        if not prompt.strip():
+            raise UsageError("the prompt is empty", hint=f"ask something: {self.also}")
+        most = MAX_TOKENS if options.max_tokens is None else options.max_tokens
+        sampling = Sampling(most, options.temp, options.top_p, options.min_p, options.top_k, options.seed)
         if not options.ignore_chat_template:
             prompt = self.model.prompt(prompt, len(pictures), options.system_prompt)
-        if options.seed is not None:
-            import mlx.core as mx
-
-            mx.random.seed(options.seed)
+        sampling.seed_random()
         pieces = self.model.stream(
             self.model.inputs(prompt, pictures),
-            max_tokens=_MAX_TOKENS if options.max_tokens is None else options.max_tokens,
-            temperature=options.temp, top_p=options.top_p, min_p=options.min_p, top_k=options.top_k,
+            max_tokens=sampling.max_tokens, temperature=sampling.temp, top_p=sampling.top_p, min_p=sampling.min_p,
+            top_k=sampling.top_k,
         )  # fmt: skip
         return "".join(piece.text for piece in pieces)
 
