@@ -12,7 +12,6 @@ import transformers
 
 import mlxport
 import sequence_models
-from mlxport.errors import UsageError
 from mlxport.quality import compare
 
 
@@ -58,5 +57,3 @@ def test_a_plan_counts_what_is_read_and_what_is_written(t5):
     assert "512 tokens are read by the encoder, and as many are written" in plan.notes
     row = next(row for row in plan.rows if row.quantize == "4")
     assert row.cache_bytes == 2 * 2 * 2 * 512 * 64 * 2  # layers, texts, keys and values, bfloat16
-    with pytest.raises(UsageError, match="--kv-bits: for language models without an encoder"):
-        mlxport.plan_for(t5 / "hf", device="M2 8GB", kv_bits=8)

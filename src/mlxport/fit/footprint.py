@@ -22,6 +22,7 @@ from mlxport.fit.liveness import VIEWS, Backend, peak_bytes
 from mlxport.fit.recorded_graph import Graph, Node, record
 from mlxport.fit.stand_ins import recordable
 from mlxport.model.both_texts import has_encoder
+from mlxport.run.kv import KVQuant, prompt_cache
 
 __all__ = ["Footprint", "Need"]
 
@@ -154,9 +155,7 @@ class Footprint:
         return peak_bytes(graph, self.backend, graph.inputs[1 : 1 + len(self._names)])
 
     def _caches(self) -> list[Any]:
-        from mlx_lm.models.cache import make_prompt_cache
-
-        caches: list[Any] = make_prompt_cache(self.model)
+        caches = prompt_cache(self.model, None if self.kv_bits is None else KVQuant(self.kv_bits, self.kv_group_size))
         if self.source is not None:
             self._encode(mx.zeros((1, self.source), mx.int32), caches)
         return caches

@@ -99,9 +99,7 @@ def generate(
         else:
             tokens = encoded(loaded.tokenizer, text, add_special_tokens=whole)
     warn = on_warning or _warn
-    if reads and (kv_bits, kv_group_size, quantized_kv_start) != (None, None, None):
-        raise UsageError("a model with an encoder has no quantized cache", hint="leave --kv-bits out")
-    kv = None if reads else usable_kv(loaded, kv_bits, kv_group_size, quantized_kv_start, warn)
+    kv = usable_kv(loaded, kv_bits, kv_group_size, quantized_kv_start, warn)
     if (limit := loaded.context_length) is not None and not reads and len(tokens) > limit:
         warn(f"the prompt has {len(tokens)} tokens, the model was made for {limit}: expect a poor answer")
     with remarked(warn):
@@ -114,7 +112,8 @@ def generate(
 
         given = {} if target_lang is None else {"forced_bos_token_id": _first_token(loaded, target_lang)}
         rules = rules_of(loaded, max_tokens, given, warn)
-        return _written(loaded, tokens, rules, replace(sampling, max_tokens=rules.max_tokens), num_beams, on_text)
+        sampling = replace(sampling, max_tokens=rules.max_tokens)
+        return _written(loaded, tokens, rules, sampling, num_beams, kv, on_text, warn)
 
 
 def _first_token(loaded: LoadedModel, language: str) -> int:
@@ -127,7 +126,9 @@ def _written(
     rules: SequenceRules,
     sampling: Sampling,
     num_beams: int | None,
+    kv: KVQuant | None,
     on_text: Callable[[str], object] | None,
+    warn: Callable[[str], object],
 ) -> GenerationResult:
     """What a decoder writes of the text that its encoder reads."""
     from mlxport.run.sequences import read_source, write_beams
@@ -137,11 +138,14 @@ def _written(
     if sampling.temp > 0 and (num_beams or 1) > 1:
         raise UsageError("--num-beams searches, --temp samples", hint="leave one of them out")
     settings = rules.beams(1 if sampling.temp > 0 else num_beams)
-    read = read_source(loaded, tokens, rules)
+    if settings.num_beams > 1 and kv is not None:
+        warn(f"a search with {settings.num_beams} beams keeps a plain cache: --num-beams 1 quantizes it")
+        kv = None
+    read = read_source(loaded, tokens, rules, kv)
     if settings.num_beams > 1:
         return write_beams(loaded, read, rules, settings, on_text)
     made = stream(
-        loaded, [read.start], sampling, on_text=on_text, cache=read.cache, logits_processors=rules.processors()
+        loaded, [read.start], sampling, kv=kv, on_text=on_text, cache=read.cache, logits_processors=rules.processors()
     )
     return replace(made, prompt_tokens=read.tokens, prompt_tps=read.tps)
 

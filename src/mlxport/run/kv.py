@@ -120,13 +120,19 @@ def recorded_kv(folder: Path) -> KVQuant | None:
 
 
 def prompt_cache(model: Any, kv: KVQuant | None) -> list[Any]:
-    """mlx-lm's empty caches; those that it has no quantized form of stay plain when it quantizes the others."""
-    from mlx_lm.models.cache import make_prompt_cache
+    """mlx-lm's empty caches; those that it has no quantized form of stay plain when it quantizes the others.
+
+    Of a layer's list of caches, which mlx-lm leaves as it is, it quantizes keys and values.
+    """
+    from mlx_lm.models.cache import CacheList, make_prompt_cache
 
     caches: list[Any] = make_prompt_cache(model)
     for cache in caches if kv is not None else ():
-        if _unquantizable(cache) and hasattr(cache, "to_quantized"):
-            kind: type = type(cache)
+        kind: type = type(cache)
+        if isinstance(cache, CacheList):
+            if places := _quantizable(cache):
+                cache.__class__ = _in_parts(kind, tuple(places))
+        elif _unquantizable(cache) and hasattr(cache, "to_quantized"):
             cache.__class__ = _staying(kind)
     return caches
 
@@ -149,6 +155,32 @@ def _staying(cls: type) -> type:
     return type(cls.__name__, (cls,), {"to_quantized": to_quantized})
 
 
+@functools.cache
+def _in_parts(cls: type, places: tuple[int, ...]) -> type:
+    """A subclass of ``CacheList`` whose quantized form has those of its parts at ``places``."""
+
+    def to_quantized(self: Any, **options: Any) -> Any:
+        parts = enumerate(self.caches)
+        return cls(*[part.to_quantized(**options) if place in places else part for place, part in parts])
+
+    def offset(self: Any) -> int:
+        return max(int(self.caches[place].offset) for place in places)
+
+    return type(cls.__name__, (cls,), {"to_quantized": to_quantized, "offset": property(offset)})
+
+
+def _quantizable(cache: Any) -> list[int]:
+    """Which of an empty cache's parts, or of the cache alone, can be quantized."""
+    return [place for place, part in enumerate(_parts(cache)) if not _unquantizable(part)]
+
+
+def _parts(cache: Any) -> list[Any]:
+    """A cache, or those that it is a list of."""
+    from mlx_lm.models.cache import CacheList
+
+    return list(cache.caches) if isinstance(cache, CacheList) else [cache]
+
+
 def check_model(model: Any, kv: KVQuant, name: str) -> tuple[str, ...]:
     """Try a quantized cache on a model's graph; nothing is evaluated, so the weights need not be there.
 
@@ -167,7 +199,7 @@ def check_model(model: Any, kv: KVQuant, name: str) -> tuple[str, ...]:
     from mlx_lm.generate import maybe_quantize_kv_cache
 
     caches = prompt_cache(model, kv)
-    quantized = [cache for cache in caches if not _unquantizable(cache)]
+    quantized = [_parts(cache)[place] for cache in caches for place in _quantizable(cache)]
     kept = Counter(type(cache).__name__ for cache in caches if _unquantizable(cache))
     asked = f"--kv-bits {kv.bits}"
     if not quantized:
@@ -176,6 +208,8 @@ def check_model(model: Any, kv: KVQuant, name: str) -> tuple[str, ...]:
         raise QuantizationError(message, hint="leave it out")
     token = mx.zeros((1, 1), dtype=mx.int32)
     try:
+        if hasattr(model, "encode"):
+            model.encode(mx.zeros((1, 2), dtype=mx.int32), caches)
         model(token, cache=caches)
         _check_heads(quantized, kv)
         maybe_quantize_kv_cache(caches, 0, kv.group_size, kv.bits)

@@ -13,6 +13,7 @@ from mlxport.errors import UsageError
 from mlxport.model_config import ModelConfig
 from mlxport.run.beam_search import BeamSettings, search_beams
 from mlxport.run.generation_result import GenerationResult, peak_rss
+from mlxport.run.kv import KVQuant, prompt_cache
 from mlxport.run.load import LoadedModel, check_ids
 from mlxport.run.sequence_rules import SequenceRules, read_rules
 
@@ -62,8 +63,8 @@ def rules_of(
     return rules
 
 
-def read_source(loaded: LoadedModel, tokens: Sequence[int], rules: SequenceRules) -> Reading:
-    """Let the encoder read ``tokens``, for a text by ``rules``.
+def read_source(loaded: LoadedModel, tokens: Sequence[int], rules: SequenceRules, kv: KVQuant | None = None) -> Reading:
+    """Let the encoder read ``tokens``, for a text by ``rules``; ``kv``: how the decoder's cache is to be quantized.
 
     Raises:
         ConfigError: The folder does not say which token a text begins with.
@@ -74,7 +75,7 @@ def read_source(loaded: LoadedModel, tokens: Sequence[int], rules: SequenceRules
         raise UsageError("the prompt makes no tokens", hint="give another prompt, or check the folder's tokenizer")
     check_ids(tokens, loaded.config)
     begun = time.perf_counter()
-    cache = loaded.model.make_cache()
+    cache = prompt_cache(loaded.model, kv)
     loaded.model.encode(mx.array([list(tokens)]), cache)
     mx.eval([layer[0].state for layer in cache])
     return Reading(start, cache, len(tokens), len(tokens) / (time.perf_counter() - begun))

@@ -35,7 +35,7 @@ print(mlxport.generate("PATH", "the text to read").text)
 has no place for a text to read. The inputs and outputs of one call are in `example_inputs.safetensors` and
 `example_outputs.safetensors`, the exact options, versions and hashes of source and output in `mlxport.json`."""
 
-_NO_KV_BITS = Refusal(("kv_bits",), "--kv-bits: for language models without an encoder", "leave it out")
+_NO_KV_BITS = Refusal(("kv_bits",), "--kv-bits: for models that read texts", "leave it out")
 
 
 def _claims(config: Mapping[str, Any], tensors: Collection[str]) -> bool:
@@ -63,7 +63,7 @@ GENERATED_SEQ2SEQ = replace(
     claims=_claims,
     opens=_opens,
     traces=_traces,
-    refuses=(_NO_KV_BITS, NO_MLXFN),
+    refuses=(NO_MLXFN,),
     records=("fold_batchnorm",),
     tokenizer=True,
     task="text2text-generation",
