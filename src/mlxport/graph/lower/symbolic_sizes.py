@@ -78,6 +78,22 @@ def written(size: sympy.Expr, names: Mapping[sympy.Expr, str]) -> ast.expr:
     Raises:
         UnsupportedOp: for a function that Python's integers have no counterpart of.
     """
+    if isinstance(names, _Known):
+        if size not in names.trees:
+            names.trees[size] = _spelled(size, names)
+        return names.trees[size]
+    return written(size, _Known(names))
+
+
+class _Known(dict[sympy.Expr, str]):
+    """Names of sizes, and what has been written with them: sizes share parts, each of which is written once."""
+
+    def __init__(self, names: Mapping[sympy.Expr, str]) -> None:
+        super().__init__(names)
+        self.trees: dict[sympy.Expr, ast.expr] = {}
+
+
+def _spelled(size: sympy.Expr, names: Mapping[sympy.Expr, str]) -> ast.expr:
     if size in names:
         return ast.Name(names[size])
     if size.is_number:

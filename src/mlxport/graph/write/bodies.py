@@ -432,12 +432,23 @@ def _provide(providers: dict[sympy.Expr, tuple[int, Node, int]], node: Node, ind
 def _available(
     wanted: sympy.Expr, providers: Mapping[sympy.Expr, tuple[int, Node, int]], before: int
 ) -> list[sympy.Expr]:
-    """The sizes, known as they are before a unit, that ``wanted`` is computed from."""
-    if wanted.is_number:
-        return []
-    if (wanted in providers and providers[wanted][0] < before) or not wanted.args:
-        return [wanted]
-    return [part for arg in wanted.args for part in _available(arg, providers, before)]
+    """The sizes, known as they are before a unit, that ``wanted`` is computed from, each once.
+
+    Sizes share parts: each is looked at once, as the paths to it are exponentially many in the depth.
+    """
+    found: dict[sympy.Expr, None] = {}
+    seen: set[sympy.Expr] = set()
+    left = [wanted]
+    while left:
+        size = left.pop()
+        if size in seen or size.is_number:
+            continue
+        seen.add(size)
+        if (size in providers and providers[size][0] < before) or not size.args:
+            found.setdefault(size)
+        else:
+            left.extend(reversed(size.args))
+    return list(found)
 
 
 def _returns(result: ast.expr | None, step: Step) -> bool:
