@@ -8,12 +8,17 @@ __all__ = ["tidy"]
 
 
 def tidy(tree: ast.expr) -> ast.expr:
-    """``x[:, None][..., None]`` as ``x[:, None, ..., None]``."""
+    """``x[:, None][..., None]`` as ``x[:, None, ..., None]``, and ``x.T.T`` as ``x``."""
     result: ast.expr = _Tidy().visit(tree)
     return result
 
 
 class _Tidy(ast.NodeTransformer):
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:  # noqa: N802
+        self.generic_visit(node)
+        inner = node.value
+        return inner.value if node.attr == "T" and isinstance(inner, ast.Attribute) and inner.attr == "T" else node
+
     def visit_Subscript(self, node: ast.Subscript) -> ast.expr:  # noqa: N802
         self.generic_visit(node)
         if not isinstance(node.value, ast.Subscript):
