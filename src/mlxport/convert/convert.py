@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any  # noqa: F401 (types of options are looked up where their function is)
 
 from mlxport.convert.convert_report import MARGIN_BYTES, ConvertReport
 from mlxport.convert.open_source import foreseeing, need_reference, next_step, open_source, parts_left_out

@@ -95,7 +95,7 @@ def translators(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tup
         kind, settings, tokenizer, _ = FAMILIES[name]
         tokenizer(source).save_pretrained(source)
         model = randomised(transformers.AutoConfig.for_model(kind, **settings))
-        model.generation_config.update(forced_eos_token_id=None, **RULES)
+        model.generation_config.update(**RULES)
         model.save_pretrained(source)
         if name == "t5":
             in_shards(model, source)

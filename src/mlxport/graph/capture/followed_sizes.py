@@ -29,6 +29,7 @@ from mlxport.options.size_spec import AnySize, FreeSize, SizeSpec
 __all__ = ["FollowedSizes", "attempts_of", "follow_sizes"]
 
 Attempts = list[tuple[str, Any]]
+_NOT_FOLLOWED = "the example has 1 there, and torch.export follows no other size"
 _AT_ONE = "the example has 1 there, where the module gives something else than for other sizes"
 _DECIDED = "the example has 1 there, and the module takes one other size only"
 
@@ -93,7 +94,10 @@ def follow_sizes(
             program, note = export(example.args, example.kwargs, attempts_of(signature, example, dynamic))
         except CaptureError as error:
             _refuse_fixed(signature, example, dynamic, decisions, error)
-            raise
+            if not example.axes:
+                raise
+            stay |= dict.fromkeys(example.axes, _NOT_FOLLOWED)
+            continue
         _refuse_fixed(signature, example, dynamic, decisions)
         found = FollowedSizes(program, note, example.args, example.kwargs)
         if again := _not_free(program, example):
