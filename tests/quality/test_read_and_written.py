@@ -18,7 +18,7 @@ from mlxport.quality import compare
 @pytest.fixture(scope="module")
 def t5(tmp_path_factory):
     """Folder of a checkpoint, and of its conversion with a report."""
-    folder, sizes = tmp_path_factory.mktemp("t5"), sequence_models._T5 | {"d_model": 64, "d_kv": 16, "d_ff": 64}
+    folder, sizes = tmp_path_factory.mktemp("t5"), sequence_models.T5 | {"d_model": 64, "d_kv": 16, "d_ff": 64}
     with pytest.MonkeyPatch.context() as patch:
         config = partial(transformers.T5Config, **sequence_models._COMMON, **sizes)
         patch.setitem(sequence_models.CONFIGS, "t5", config)
