@@ -166,12 +166,11 @@ def _joined_part(value: Value) -> Value:
     joined = call.inputs[0].call if call is not None else None
     if call is None or joined is None or joined.op != "Concatenate":
         return value
-    axis, begin, (first, *_) = joined.args[0], 0, call.inputs
+    axis, begin, bounds = joined.args[0], 0, list(map(list, call.args))
     for part in joined.inputs:
-        bounds = list(map(tuple, call.args))
-        whole = [[0] * len(first.shape), list(first.shape), [1] * len(first.shape)]
-        whole[0][axis], whole[1][axis] = begin, begin + part.shape[axis]
-        if bounds == list(map(tuple, whole)):
+        first, last = [0] * len(part.shape), list(part.shape)
+        first[axis], last[axis] = begin, begin + part.shape[axis]
+        if bounds == [first, last, [1] * len(part.shape)]:
             return part
         begin += part.shape[axis]
     return value
