@@ -13,10 +13,12 @@ from mlxport.graph.capture.origin import module_path
 from mlxport.graph.lower.traits import View, op_name, traits_of
 
 __all__ = [
+    "SPLITS",
     "Editor",
     "ancestors",
     "is_float",
     "kind",
+    "last_axis_slice",
     "merge_views",
     "ndim",
     "peel",
@@ -24,9 +26,15 @@ __all__ = [
     "same_shape",
     "same_size",
     "shape",
+    "swaps_matrix",
+    "used_once",
     "value",
     "where",
 ]
+
+
+SPLITS = frozenset({"split", "split_with_sizes", "chunk"})
+"""Ops that give the parts of an axis, the third of their arguments."""
 
 
 def kind(node: Any) -> str:
@@ -219,6 +227,29 @@ class Editor:
         self.captured.weights[node] = name
         self.captured.state[name] = tensor
         return node
+
+
+def last_axis_slice(node: Node, source: Node) -> tuple[int, int, int] | None:
+    """First number, end and step of a slice of the last axis of ``source``, whose size is fixed; None for others."""
+    if kind(node) != "slice" or node.args[0] is not source:
+        return None
+    given: tuple[Any, ...] = tuple(node.args[1:])
+    axis, start, stop, step = given + (0, None, None, 1)[len(given) :]
+    numbers = all(isinstance(bound, int | None) for bound in (start, stop, step))
+    if axis % ndim(source) != ndim(source) - 1 or not numbers:
+        return None
+    return slice(start, stop, step).indices(shape(source)[-1])
+
+
+def swaps_matrix(node: Node) -> bool:
+    """Whether an op exchanges the last two of three axes."""
+    return traits_of(node).view is View.REORDERED and permutation(node) == [0, 2, 1]
+
+
+def used_once(captured: Captured, weight: Any) -> bool:
+    """Whether a node is a weight that has one name, and one use."""
+    name = captured.weights.get(weight, "")
+    return bool(name) and len(weight.users) == 1 and len(captured.aliases.get(name, (name,))) == 1
 
 
 def permutation(node: Node) -> list[int]:

@@ -16,8 +16,7 @@ from mlxport.graph.lower.helpers.conv import GroupedConvTranspose
 from mlxport.graph.lower.helpers.experts import SwitchLinear
 from mlxport.graph.lower.layer_specs import DEFAULTS, LayerSpec, Match, Weight
 from mlxport.graph.lower.registry import bind, helper
-from mlxport.graph.lower.traits import View, traits_of
-from mlxport.graph.rewrite.graph_queries import is_float, kind, ndim, permutation
+from mlxport.graph.rewrite.graph_queries import is_float, kind, ndim, swaps_matrix
 
 __all__ = ["recognise"]
 
@@ -88,7 +87,7 @@ class _LayerFinder:
     def experts(
         self, node: Node, x: Node, weight: Node, experts: Node, ascending: bool | Node, bias: Any = None
     ) -> Match | None:
-        turned = traits_of(weight).view is View.REORDERED and permutation(weight) == [0, 2, 1]
+        turned = swaps_matrix(weight)
         stored = weight.args[0] if turned else weight  # (expert, out, in), or (expert, in, out)
         owned = self.names(weight=stored, bias=bias)
         owned = owned if owned and owned[0] else None if bias is not None else self.bare(stored, None)

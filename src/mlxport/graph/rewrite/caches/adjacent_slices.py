@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
 
 import torch
 from torch.fx import Node
 
 from mlxport.graph.capture.captured import Captured
-from mlxport.graph.rewrite.graph_queries import Editor, kind, ndim, shape
+from mlxport.graph.rewrite.graph_queries import Editor, last_axis_slice, ndim, shape
 
 __all__ = ["split_once"]
 
@@ -24,17 +23,9 @@ def split_once(captured: Captured) -> None:
 
 
 def _bounds(node: Node, source: Node) -> tuple[int, int] | None:
-    """First number and end of a slice of the last axis."""
-    if kind(node) != "slice" or node.args[0] is not source:
-        return None
-    given: tuple[Any, ...] = tuple(node.args[1:])
-    axis, start, end, step = given + (0, None, None, 1)[len(given) :]
-    size = shape(source)[-1]
-    start, end = start or 0, size if end is None else end
-    if axis % ndim(source) != ndim(source) - 1 or step != 1 or not isinstance(start, int) or not isinstance(end, int):
-        return None
-    start, end = (bound + size if bound < 0 else min(bound, size) for bound in (start, end))
-    return start, end
+    """First number and end of a slice of the last axis that leaves none out."""
+    bounds = last_axis_slice(node, source)
+    return None if bounds is None or bounds[2] != 1 else bounds[:2]
 
 
 def _share_out(parts: list[Node], source: Node) -> bool:

@@ -19,7 +19,7 @@ from mlxport.graph.lower import cache_ops
 from mlxport.graph.lower.layer_specs import LayerSpec, Weight, layer_itself
 from mlxport.graph.rewrite.caches.cached_step import CachedStep
 from mlxport.graph.rewrite.fuse.values import CannotEvaluate
-from mlxport.graph.rewrite.graph_queries import Editor, kind, ndim, same_size, shape
+from mlxport.graph.rewrite.graph_queries import Editor, kind, ndim, same_size, shape, used_once
 
 __all__ = ["Latents", "attend_to_latents", "find_latents"]
 
@@ -115,8 +115,7 @@ def _is_free(captured: Captured, weight: Any) -> bool:
     name = captured.weights.get(weight, "")
     paths = [_path(name, part) for part in _NAMES]
     taken = {*captured.modules, *captured.state}
-    alone = len(weight.users) == 1 and len(captured.aliases.get(name, (name,))) == 1
-    return bool(name) and ndim(weight) == 2 and alone and taken.isdisjoint(paths)
+    return used_once(captured, weight) and ndim(weight) == 2 and taken.isdisjoint(paths)
 
 
 def _path(name: str, part: str) -> str:

@@ -17,14 +17,21 @@ from mlxport.graph.capture.origin import module_path, statement
 from mlxport.graph.lower import expert_ops
 from mlxport.graph.lower.fused_ops import gather_mm
 from mlxport.graph.lower.layer_specs import Fold
-from mlxport.graph.lower.traits import View, traits_of
-from mlxport.graph.rewrite.graph_queries import Editor, kind, ndim, permutation, shape
+from mlxport.graph.rewrite.graph_queries import (
+    SPLITS,
+    Editor,
+    kind,
+    last_axis_slice,
+    ndim,
+    shape,
+    swaps_matrix,
+    used_once,
+)
 from mlxport.graph.rewrite.made_weights import make_weight
 
 __all__ = ["part_experts"]
 
 _aten = torch.ops.aten
-_SPLITS = frozenset({"split", "split_with_sizes", "chunk"})
 
 
 @dataclass(frozen=True)
@@ -47,12 +54,12 @@ def part_experts(captured: Captured, folds: dict[str, Fold]) -> None:
 
 def _part(captured: Captured, folds: dict[str, Fold], product: Node) -> None:
     weight: Any = product.args[1]
-    turned = traits_of(weight).view is View.REORDERED and permutation(weight) == [0, 2, 1]
+    turned = swaps_matrix(weight)
     stored = weight.args[0] if turned else weight
     bias, whole = _biased(product)
     parts = _parts(whole)
     taken = [item for item in (stored, bias) if item is not None]
-    if not parts or not all(_is_free(captured, item) for item in taken):
+    if not parts or not all(used_once(captured, item) for item in taken):
         return
     paths = _paths(captured, captured.weights[stored], parts)
     if not paths:
@@ -80,17 +87,11 @@ def _biased(product: Node) -> tuple[Any, Node]:
     return None, product
 
 
-def _is_free(captured: Captured, weight: Any) -> bool:
-    """Whether a weight has one name, and one use."""
-    name = captured.weights.get(weight, "")
-    return bool(name) and len(weight.users) == 1 and len(captured.aliases.get(name, (name,))) == 1
-
-
 def _parts(product: Node) -> list[_Part]:
     """What is taken of the channels, if that is all that is done with them and none is taken twice."""
     size = shape(product)[-1]
     users = list(product.users)
-    if len(users) == 1 and kind(users[0]) in _SPLITS:
+    if len(users) == 1 and kind(users[0]) in SPLITS:
         parts = _of_split(users[0], product)
     else:
         parts = [part for user in users if (part := _of_slice(user, product)) is not None]
@@ -111,15 +112,8 @@ def _of_split(split: Node, product: Node) -> list[_Part]:
 
 
 def _of_slice(node: Node, product: Node) -> _Part | None:
-    if kind(node) != "slice" or node.args[0] is not product:
-        return None
-    given: tuple[Any, ...] = tuple(node.args[1:])
-    axis, start, stop, step = given + (0, None, None, 1)[len(given) :]
-    if axis % ndim(product) != ndim(product) - 1 or not all(
-        isinstance(bound, int | None) for bound in (start, stop, step)
-    ):
-        return None
-    return _Part(node, *slice(start, stop, step).indices(shape(product)[-1]))
+    bounds = last_axis_slice(node, product)
+    return None if bounds is None else _Part(node, *bounds)
 
 
 def _paths(captured: Captured, name: str, parts: list[_Part]) -> list[str]:

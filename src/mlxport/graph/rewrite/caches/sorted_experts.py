@@ -16,12 +16,11 @@ from mlxport.graph.lower import cache_ops, expert_ops
 from mlxport.graph.lower.fused_ops import gather_mm
 from mlxport.graph.lower.traits import View, traits_of
 from mlxport.graph.rewrite.fuse.values import CannotEvaluate, Values, close
-from mlxport.graph.rewrite.graph_queries import Editor, is_float, kind, ndim, permutation, same_size, shape
+from mlxport.graph.rewrite.graph_queries import SPLITS, Editor, is_float, kind, ndim, permutation, same_size, shape
 
 __all__ = ["sort_experts"]
 
 _aten = torch.ops.aten
-_SPLITS = frozenset({"split", "split_with_sizes", "chunk"})
 
 
 def sort_experts(captured: Captured, values: Values) -> None:
@@ -91,10 +90,10 @@ class _ChosenRows:
         if not before or node.op != "call_function":
             return False
         traits = traits_of(node)
-        if kind(node) in _SPLITS or kind(node) == "slice":
+        if kind(node) in SPLITS or kind(node) == "slice":
             return before == [node.args[0]] and self._parts_channels(node)
         if kind(node) == "getitem":
-            return kind(node.args[0]) in _SPLITS
+            return kind(node.args[0]) in SPLITS
         channels = self._channels(node)
         if channels is None:
             return False
@@ -191,7 +190,7 @@ class _ChosenRows:
             self._again[node] = self._again[node.args[0]]  # type: ignore[index]
         elif kind(node) == "slice":
             self._again[node] = edit.call(node.target, self._again[node.args[0]], -1, *node.args[2:])  # type: ignore[index]
-        elif kind(node) in _SPLITS:
+        elif kind(node) in SPLITS:
             given = self._again[node.args[0]]  # type: ignore[index]
             self._again[node] = edit.call(node.target, given, node.args[1], -1)  # type: ignore[arg-type]
         elif kind(node) == "getitem":

@@ -6,9 +6,8 @@ import torch
 from torch.fx import Node
 
 from mlxport.graph.capture.origin import module_path
-from mlxport.graph.lower.traits import View, traits_of
 from mlxport.graph.rewrite.caches.cached_step import CachedStep
-from mlxport.graph.rewrite.graph_queries import Editor, kind, ndim, permutation, shape
+from mlxport.graph.rewrite.graph_queries import Editor, kind, ndim, permutation, shape, swaps_matrix
 
 __all__ = ["put_time_first"]
 
@@ -37,7 +36,7 @@ def _linear(step: CachedStep, node: Node) -> None:
 
 
 def _turned(node: Node) -> bool:
-    return ndim(node) == 3 and traits_of(node).view is View.REORDERED and permutation(node) == [0, 2, 1]
+    return ndim(node) == 3 and swaps_matrix(node)
 
 
 def _added(user: Node, product: Node) -> Node | None:
