@@ -219,9 +219,8 @@ def load_model(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any, d
         if isinstance(error, ValueError) and "not supported" in str(error):
             hint = for_its_task() or "pip install -U mlx-lm may know it"
             return UnsupportedError(f"{folder}: mlx-lm does not know {config['model_type']!r}", hint=hint)
-        return WeightsError(
-            f"{folder}: mlx-lm cannot load it: {reason(error)}", hint="convert or fetch the model again"
-        )
+        hint = for_its_task() or "convert or fetch the model again"
+        return WeightsError(f"{folder}: mlx-lm cannot load it: {reason(error)}", hint=hint)
 
     with refusing(failed):
         return load_language_model(folder, config, trust_remote_code=trust_remote_code)

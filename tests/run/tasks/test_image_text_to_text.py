@@ -139,4 +139,4 @@ def test_four_bits_of_a_config_of_2025_leave_the_tower_alone(asked, tmp_path, ca
 def test_generate_and_chat_name_run(asked, capsys):
     with pytest.raises(SystemExit):
         main(["generate", str(asked.folder), "--prompt", "x"])
-    assert 'INPUT --prompt "What' in capsys.readouterr().err
+    assert 'picture.jpg --prompt "What' in capsys.readouterr().err

@@ -47,7 +47,7 @@ def english(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_generate_names_run_for_a_folder_that_mlx_whisper_wrote(english, tmp_path):
-    for name in ("config.json", "model.safetensors"):
+    for name in ("config.json", "weights.safetensors"):
         (tmp_path / name).write_bytes((english / name).read_bytes())
     with pytest.raises(MlxportError) as told:
         mlxport.generate(tmp_path, "hello")
