@@ -16,7 +16,7 @@ from mlxport.types import OutTensor, Shard, TensorRef
 DTYPES = {mx.float16: "F16", mx.bfloat16: "BF16", mx.float32: "F32"}
 
 
-def run(tmp_path: Path, array: np.ndarray, dtype: str, pipeline):
+def run(tmp_path: Path, array: np.ndarray, dtype: str, pipeline, advance=lambda n: None):
     """Write what ``pipeline`` makes of a tensor named ``a``; the findings and the file."""
     entry = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [0, array.nbytes]}
     source = tmp_path / "in.safetensors"
@@ -27,7 +27,7 @@ def run(tmp_path: Path, array: np.ndarray, dtype: str, pipeline):
         OutTensor(name, DTYPES[output.dtype], output.shape, name) for name, output in program.outputs.items()
     )
     path = tmp_path / "out.safetensors"
-    return write_shard(program, Shard(path.name, tensors), path).findings, mx.load(str(path))
+    return write_shard(program, Shard(path.name, tensors), path, advance=advance).findings, mx.load(str(path))
 
 
 def spoilt(shape: tuple[int, ...], dtype: type = np.float32) -> np.ndarray:
@@ -79,3 +79,26 @@ def test_float64_through_a_pipeline_that_cannot_be_followed(tmp_path):
 
     _, out = run(tmp_path, np.arange(6.0).reshape(3, 2), "F64", pipeline)
     assert sorted(out["a"].flatten().tolist()) == [0, 1, 2, 3, 4, 5]
+
+
+def threads() -> int:
+    """Those of this process that the system counts: MLX's are unknown to Python."""
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted as Linux shows them")
+def test_many_conversions_leave_no_threads(tmp_path):
+    array = spoilt((40_000, 512))
+    run(tmp_path, array, "F32", PIPELINES["transposed"])
+    before = threads()
+    for _ in range(4):
+        run(tmp_path, array, "F32", PIPELINES["transposed"])
+    assert threads() < before + 4  # one a conversion and core at the worst, where all cores did not meet at first
+
+
+def test_after_a_failure_nothing_is_under_way(tmp_path):
+    array = spoilt((40_000, 512))
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path, array, "F32", PIPELINES["transposed"], lambda n: 1 // 0)
+    assert not list(tmp_path.glob("out*"))
+    assert run(tmp_path, array, "F32", PIPELINES["transposed"])[0].nonfinite == {"a": 3}

@@ -6,13 +6,15 @@ compute blocks of rows, each on an MLX stream of its own; this thread writes the
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,28 +70,41 @@ def write_shard(
         DiskError: No space is left; the unfinished file is removed.
     """
     workers = workers or min(8, os.cpu_count() or 1)
-    with replacing(path) as file, ThreadPoolExecutor(workers) as pool:
+    with replacing(path) as file:
         buffers = Buffers()
         writer = _Writer(file.fileno(), shard, buffers)
-        try:
-            for block in _in_order(pool, block_tasks(program, shard, buffers), ahead=2 * workers + 1):
+        tasks = block_tasks(program, shard, buffers)
+        with contextlib.closing(_in_order(_pool(workers), tasks, ahead=2 * workers + 1)) as blocks:
+            for block in blocks:
                 writer.put(block)
                 advance(sum(data.nbytes for _, _, data in block.parts))
             digest = writer.finish()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
     return Written(digest, path.stat().st_size, writer.findings)
 
 
-def _in_order(pool: ThreadPoolExecutor, tasks: Iterator[Callable[[], Block]], ahead: int) -> Iterator[Block]:
-    """Results of ``tasks`` in their order, at most ``ahead`` of them computed or under way beyond the one wanted."""
+@functools.cache
+def _pool(workers: int) -> ThreadPoolExecutor:
+    """Threads for good: MLX makes one of its own beside each that computes, and never ends it."""
+    return ThreadPoolExecutor(workers)
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, tasks: Iterator[Callable[[], Block]], ahead: int
+) -> Generator[Block, None, None]:
+    """Results of ``tasks`` in their order, at most ``ahead`` of them computed or under way beyond the one wanted.
+
+    Closed before its end, it returns when nothing is under way any more.
+    """
     pending: deque[Future[Block]] = deque()
-    for task in tasks:
-        pending.append(pool.submit(task))
-        if len(pending) > ahead:
+    try:
+        for task in tasks:
+            pending.append(pool.submit(task))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
             yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
+    finally:
+        wait([future for future in pending if not future.cancel()])
 
 
 class _Writer:
