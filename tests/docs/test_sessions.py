@@ -55,7 +55,7 @@ def test_the_file_that_is_ported_is_the_example():
         assert files_of(page)["upsampler.py"] == f"# upsampler.py\n{UPSAMPLER.read_text()}", page.name
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/convert.md", "docs/port.md", "docs/verify.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/convert.md", "docs/port.md", "docs/verify.md", "docs/formats.md"])
 def test_the_output_is_what_is_shown(name, folder, mlxport):
     page = ROOT / name
     for file, text in (files_of(page) or files_of(README)).items():

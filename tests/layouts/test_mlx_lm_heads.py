@@ -14,9 +14,8 @@ from tiny_models import convert, copy_with, load, open_target, read_weights, sav
 from transformers import AutoModelForCausalLM
 
 from mlxport.errors import ConfigError, UnsupportedError, WeightsError
-from mlxport.layouts.mlx_lm import output_heads as mlx_lm_heads
 from mlxport.layouts.mlx_lm.opening import check_supported
-from mlxport.source import open_checkpoint
+from mlxport.source import open_checkpoint, row_reader
 from mlxport.types import Checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -59,7 +58,7 @@ def test_a_stored_copy_of_the_embeddings_is_no_obstacle(architecture: str, tmp_p
 def test_another_stored_head_is_refused(
     architecture: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mlx_lm_heads, "_BLOCK", block)
+    monkeypatch.setattr(row_reader, "_COMPARED_BLOCK", block)
     source = with_head(architecture, tmp_path, differs=True)
     with pytest.raises(ConfigError, match=r"config\.json: tie_word_embeddings is true, but lm_head\.weight is not"):
         open_target(open_checkpoint(source))

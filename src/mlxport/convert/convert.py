@@ -13,6 +13,7 @@ from mlxport.convert.options import ConvertOptions, check_layout
 from mlxport.convert.resolved_options import ResolvedOptions, resolve
 from mlxport.convert.source_hashes import Hashes
 from mlxport.convert.steps import State, run
+from mlxport.convert.way_back import with_way_back
 from mlxport.convert.without_torch import leave_torch_out
 from mlxport.errors import Interrupted, UnsupportedError, system_errors
 from mlxport.layouts.base import Layout
@@ -64,7 +65,9 @@ def convert(source: str | Path, destination: str | Path, options: ConvertOptions
     checkpoint = open_source(str(source), asked, foreseeing(asked))
     layout = chosen(asked.layout, checkpoint.config, checkpoint.tensors, cache=asked.cache, text_only=asked.text_only)
     check_layout(asked, layout)
-    why = why_not_the_runtimes(checkpoint.config) if layout.needs_torch else ""
+    if layout.backwards:
+        asked = with_way_back(asked, checkpoint)
+    why = why_not_the_runtimes(checkpoint.config) if layout.needs_torch and not layout.backwards else ""
     with Hashes(checkpoint, start=not asked.dry_run) as hashes, next_step(checkpoint.config, str(source)):
         try:
             conversion, settled = opened(checkpoint, layout, replace(asked, layout=layout.name))
@@ -194,7 +197,7 @@ def carry_out(
     plan = _planned(conversion, layout, options, calibrating)
     shapes = {name: output.shape for name, output in conversion.program.outputs.items()}
     rows = embedding_rows(conversion.config, shapes) if layout.tokenizer else None
-    remarks = check_tokenizer_files(checkpoint, rows) if layout.tokenizer else ()
+    remarks = check_tokenizer_files(conversion.files_of or checkpoint, rows) if layout.tokenizer else ()
     chosen = options.allocation.notes if options.allocation else ()
     notes = (*checkpoint.problems, *conversion.notes, *chosen, *remarks)
     report = ConvertReport(

@@ -14,11 +14,12 @@ from mlxport.errors import UsageError
 from mlxport.layouts import table
 from mlxport.layouts.base import Layout
 from mlxport.layouts.generated.layout import GENERATED
+from mlxport.layouts.hugging_face.layout import HUGGING_FACE
 from mlxport.options.option_field import check_fields, declared, in_words, option
 from mlxport.output.plan import DEFAULT_SHARD_SIZE, parse_size
 from mlxport.quant import MIXED, MODES, plain_bits
 
-__all__ = ["DTYPES", "PORTED", "VERIFY", "ConvertOptions", "SharedOptions", "check_layout"]
+__all__ = ["DTYPES", "PORTED", "TO_MLX", "VERIFY", "ConvertOptions", "SharedOptions", "check_layout"]
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 VERIFY = ("auto", "full", "layerwise", "none")
@@ -30,6 +31,7 @@ _LIMIT = "Quantization under a limit"
 _CACHE = "Key-value cache"
 _REPORT = "Quality report"
 PORTED = "Options of the generated layout"
+TO_MLX = "mlx"
 _NOTHING = {"calibrate": "none"}  # a value that means the default
 
 
@@ -220,6 +222,18 @@ class ConvertOptions(SharedOptions):
         flags=("--cache/--no-cache",),
         panel=PORTED,
     )
+    to: str = option(
+        TO_MLX,
+        "mlx, or hf: of an MLX folder the Hugging Face folder again.",
+        doc="``mlx``, or ``hf``: bring an MLX folder back to a Hugging Face folder that transformers loads.",
+        choices=(TO_MLX, HUGGING_FACE.name),
+    )
+    against: str | Path | None = option(
+        None,
+        "With --to hf: the original, for names, config and tokenizer.",
+        doc="With ``to='hf'``: the checkpoint that the MLX folder was made from, a folder or a hub id, of which names, "
+        "config and tokenizer are taken.",
+    )
     text_only: bool = option(
         False,
         "Convert the text model alone of one that sees or hears.",
@@ -272,10 +286,18 @@ class ConvertOptions(SharedOptions):
     def __post_init__(self) -> None:
         if self.report_device is not None and not self.report:
             raise UsageError("--report-device has no effect without --report", hint="add --report")
+        self._check_direction()
         super().__post_init__()
         # Which of the layouts of ports ``generated`` means, the checkpoint says.
         if self.layout != table.AUTO and not (self.layout == GENERATED.name and self.cache):
             check_layout(self, table.named(self.layout))
+
+    def _check_direction(self) -> None:
+        if self.to != TO_MLX and self.layout not in (table.AUTO, self.to):
+            hint = "leave --layout out: that of the MLX folder is known"
+            raise UsageError(f"--to {self.to} and --layout {self.layout} name two layouts", hint=hint)
+        if self.against is not None and HUGGING_FACE.name not in (self.to, self.layout):
+            raise UsageError("--against has no effect without --to hf", hint="add --to hf, or leave --against out")
 
 
 def check_layout(options: ConvertOptions, layout: Layout) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlxport.allocate import Target, make_target
 from mlxport.calibrate.calibration_text import Calibration, calibrated_request, read_calibration, refuse_quantizer
-from mlxport.convert.options import ConvertOptions, SharedOptions
+from mlxport.convert.options import TO_MLX, ConvertOptions, SharedOptions
 from mlxport.distill import DistillSettings
 from mlxport.layouts.generated.layout import GENERATED
 from mlxport.layouts.table import AUTO, named
@@ -18,6 +18,8 @@ from mlxport.run.kv import KVQuant, make_kv
 
 if TYPE_CHECKING:
     from mlxport.allocate import AllocationReport
+    from mlxport.layouts.base import Layout
+    from mlxport.types import Checkpoint
 
 __all__ = ["ResolvedOptions", "resolve", "resolve_port"]
 
@@ -33,6 +35,8 @@ class ResolvedOptions(ConvertOptions):
         calibration: The text to calibrate on, None without calibration.
         training: How scales and biases are trained, None without training.
         kv: The key-value cache that the output is to be used with, None for mlx-lm's own.
+        made_by: The layout of the source, where that is an MLX folder to be brought back.
+        original: What it was made from, where that is at hand.
     """
 
     quant: QuantRequest | None = None
@@ -41,6 +45,8 @@ class ResolvedOptions(ConvertOptions):
     calibration: Calibration | None = None
     training: DistillSettings | None = None
     kv: KVQuant | None = None
+    made_by: Layout | None = None
+    original: Checkpoint | None = None
 
     def recorded(self) -> dict[str, Any]:
         """The options that decide the bytes of the output, and how to capture the original again."""
@@ -52,6 +58,7 @@ class ResolvedOptions(ConvertOptions):
             "shard_by": self.shard_by,
             "layout": self.layout,
             **({"text_only": True} if self.text_only else {}),
+            **({"against": self.original.name} if self.original is not None else {}),
             **({"distill": asdict(self.training)} if self.training is not None else {}),
             **{name: _recorded(getattr(self, name)) for name in flags},
             **({"calibrate": self.calibration.recorded()} if self.calibration else {}),
@@ -83,9 +90,10 @@ def resolve(options: ConvertOptions) -> ResolvedOptions:
     if training is not None and limit is None:
         training.check(quant)
     kv = make_kv(options.kv_bits, options.kv_group_size, options.quantized_kv_start)
-    return ResolvedOptions(
-        **_values(options), quant=quant, limit=limit, calibration=calibration, training=training, kv=kv
-    )
+    values = _values(options)
+    if options.to != TO_MLX:
+        values["layout"] = options.to
+    return ResolvedOptions(**values, quant=quant, limit=limit, calibration=calibration, training=training, kv=kv)
 
 
 def resolve_port(options: SharedOptions) -> ResolvedOptions:

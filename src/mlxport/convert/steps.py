@@ -135,7 +135,9 @@ def write_shards(state: State) -> None:
                 progress.advance(shard.nbytes)
                 continue
             workspace.forget(shard.filename)
-        workspace.record(shard.filename, write_shard(state.program, shard, path, advance=progress.advance))
+        framework = state.layout.framework
+        written = write_shard(state.program, shard, path, advance=progress.advance, framework=framework)
+        workspace.record(shard.filename, written)
     if resumed:
         progress.message(f"resumed: {len(resumed)} of {len(state.plan.shards)} shards were finished already")
     state.reported(resumed=tuple(resumed))
@@ -176,14 +178,15 @@ def write_side_files(state: State) -> None:
     if state.options.allocation is not None and (recipe := state.options.allocation.recipe()):
         (folder / RECIPE).write_text(recipe, encoding="utf-8")
         state.carried.add(RECIPE)
-    tokenizer = made_tokenizer(state.checkpoint.root) if state.layout.tokenizer else None
+    source = state.conversion.files_of or state.checkpoint
+    tokenizer = made_tokenizer(source.root) if state.layout.tokenizer else None
     replaced = tokenizer.replaced if tokenizer is not None else frozenset()
     for name, text in tokenizer.files.items() if tokenizer is not None else ():
         (folder / name).write_text(text, encoding="utf-8")
         state.carried.add(name)
-    for path in state.checkpoint.side_files:
-        relative = path.relative_to(state.checkpoint.root)
-        untrusted = path.suffix == ".py" and not state.checkpoint.trust_remote_code
+    for path in source.side_files:
+        relative = path.relative_to(source.root)
+        untrusted = path.suffix == ".py" and not source.trust_remote_code
         alone = plan.left_out and path.name in PROCESSORS
         if path.name in replaced or path.name == _CARD or untrusted or alone or not state.layout.carries(relative):
             continue
@@ -302,8 +305,10 @@ def write_record(state: State) -> None:
     )
     task = state.task
     write_json(state.folder / RECORD, {**record, **state.record, **({"task": task} if task else {})})
-    usage = task_usage(task) + layout.usage if task and layout.not_generating else layout.usage
-    card = model_card(state.checkpoint, state.plan, parity, __version__, usage=usage, task=task or "")
+    usage = task_usage(task) + layout.usage if task and layout.not_generating and not layout.backwards else layout.usage
+    card = model_card(
+        state.checkpoint, state.plan, parity, __version__, usage=usage, task=task or "", library=layout.library
+    )
     (state.folder / _CARD).write_text(card, encoding="utf-8")
 
 

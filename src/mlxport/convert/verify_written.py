@@ -177,6 +177,13 @@ def _written_speech(work: Verifying) -> Verified:
     return Verified(_passed(report, work.folder, "model"))
 
 
+def _written_restored(work: Verifying) -> Verified:
+    from mlxport.convert.verify_restored import compare_restored
+
+    parity, tokenizer = compare_restored(work.folder, work.checkpoint, work.conversion, mode=work.mode, say=work.say)
+    return Verified(_passed(parity, work.folder, "architecture"), tokenizer)
+
+
 def _not_verified(work: Verifying) -> Verified:
     raise no_verification(work.layout)
 
@@ -188,5 +195,6 @@ _WRITTEN: Mapping[str, Callable[[Verifying], Verified]] = {
     "parts": _written_parts,
     "pictures": _written_pictures,
     "speech": _written_speech,
+    "restored": _written_restored,
     "": _not_verified,
 }

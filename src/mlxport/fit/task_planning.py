@@ -18,9 +18,8 @@ from mlxport.fit.quant_settings import Setting, measure, settings
 from mlxport.fit.task_footprint import CallNeed, need_of_call
 from mlxport.fit.task_inputs import SECONDS, Sizes, patches, sized
 from mlxport.fit.task_plan_report import TaskPlan
-from mlxport.layouts.base import Layout
+from mlxport.layouts.base import Layout, PlainOptions
 from mlxport.layouts.table import AUTO, chosen
-from mlxport.quant import QuantRequest
 from mlxport.run.tasks.task_table import find_task, task_command
 from mlxport.source.processor_files import read_processor
 from mlxport.types import Checkpoint
@@ -37,17 +36,6 @@ def task_layout(config: Mapping[str, Any]) -> Layout | None:
     """The layout that ``auto`` chooses, if it is of models without a cache to plan; else None."""
     layout = chosen(AUTO, config)
     return layout if layout.not_generating is not None and not layout.whole else None
-
-
-@dataclass(frozen=True)
-class _Options:
-    """What a layout asks of the options of ``convert``, by default."""
-
-    dtype: str
-    quant: QuantRequest | None = None
-    dynamic: bool = True
-    fold_batchnorm: bool = False
-    mlxfn: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,7 +70,7 @@ def plan_task(
         UnsupportedError: It cannot be converted.
         SourceError: A file that describes its processor is no JSON object.
     """
-    conversion = (layout.foresees or layout.opens)(checkpoint, _Options(dtype))
+    conversion = (layout.foresees or layout.opens)(checkpoint, PlainOptions(dtype))
     task = find_task(checkpoint.root, checkpoint.config, layout)
     side = {path.name: path for path in checkpoint.side_files if path.parent == checkpoint.root}
     sizes = Sizes(tokens, read_processor(side, checkpoint.config))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mlxport.quant import QuantRequest
     from mlxport.types import Checkpoint
 
-__all__ = ["Layout", "LayoutOptions", "Refusal", "captured_only", "measured_on_text"]
+__all__ = ["Layout", "LayoutOptions", "PlainOptions", "Refusal", "captured_only", "measured_on_text"]
 
 
 class LayoutOptions(Protocol):
@@ -37,6 +37,27 @@ class LayoutOptions(Protocol):
     @property
     def mlxfn(self) -> bool:
         """Whether to write ``model.mlxfn`` too."""
+
+    @property
+    def made_by(self) -> Layout | None:
+        """The layout of a source that was converted before, for one that brings it back."""
+
+    @property
+    def original(self) -> Checkpoint | None:
+        """What such a source was made from, where that is at hand."""
+
+
+@dataclass(frozen=True)
+class PlainOptions:
+    """Those of a conversion that at most casts."""
+
+    dtype: str = "auto"
+    quant: QuantRequest | None = None
+    dynamic: bool = True
+    fold_batchnorm: bool = False
+    mlxfn: bool = False
+    made_by: Layout | None = None
+    original: Checkpoint | None = None
 
 
 PORT_FILE = "model.py"
@@ -113,12 +134,16 @@ class Layout:
         usage: The card's section on how the output is used.
         verification: What is compared with the original: ``logits`` of a language model, all ``outputs`` of the example
             that the conversion holds, ``sequences`` that are written in one call and in several, ``parts`` by
-            themselves and together, logits of ``pictures`` and text, states and logits of ``speech``, or nothing.
+            themselves and together, logits of ``pictures`` and text, states and logits of ``speech``, the
+            source with what was ``restored`` of it, or nothing.
         verifies_generation: Whether the comparison of ``logits`` goes on to text generated with the runtime's caches:
             the model's code is as new as its weights, and nobody else has run it.
         run_by: The commands that generate text with it, where that has to be said.
         whole: Whether its models have other parts than a text model, so that it is none for ``--text-only``.
         wrote: Whether a folder without a record is of this layout, by its config.
+        backwards: Whether it is what others are converted from, so that only ``--to`` names it.
+        framework: What the metadata of its files say whose tensors they are.
+        library: What the model card says that it is loaded by.
         not_generating: Why ``generate`` and ``chat`` cannot run it, and what to do with the folder ``PATH``; None if
             they can.
     """
@@ -141,11 +166,14 @@ class Layout:
     tokenizer: bool = True
     task: str = ""
     usage: str = ""
-    verification: Literal["logits", "outputs", "sequences", "parts", "pictures", "speech", ""] = ""
+    verification: Literal["logits", "outputs", "sequences", "parts", "pictures", "speech", "restored", ""] = ""
     verifies_generation: bool = False
     run_by: str = ""
     whole: bool = False
     wrote: Callable[[Mapping[str, Any]], bool] = lambda config: False
+    backwards: bool = False
+    framework: str = "mlx"
+    library: str = "mlx"
     not_generating: tuple[str, str] | None = None
 
     @property

@@ -40,6 +40,7 @@ class Conversion:
         model: The runtime's model that it was traced from, for what runs it (calibration, a limit, distillation …);
             None where the output is a program of its own.
         source_files: Name to text of the source that is written beside the weights.
+        files_of: Whose tokenizer and other files are carried, where those are not the source's.
     """
 
     program: Program
@@ -52,6 +53,7 @@ class Conversion:
     left_out: tuple[ModelPart, ...] = field(default=(), kw_only=True)
     model: TracedModel | None = field(default=None, repr=False, kw_only=True)
     source_files: Mapping[str, str] = field(default_factory=dict, repr=False, kw_only=True)
+    files_of: Checkpoint | None = field(default=None, repr=False, kw_only=True)
 
     def tensors(self) -> tuple[OutTensor, ...]:
         """The output tensors, in the order of the files; the parts of a quantized tensor share their ``source``."""

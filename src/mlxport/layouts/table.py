@@ -12,6 +12,7 @@ from mlxport.layouts.generated.language_layout import GENERATED_LM
 from mlxport.layouts.generated.layout import GENERATED
 from mlxport.layouts.generated.parts_layout import GENERATED_PARTS
 from mlxport.layouts.generated.sequence_layout import GENERATED_SEQ2SEQ, GENERATED_SPEECH
+from mlxport.layouts.hugging_face.layout import HUGGING_FACE
 from mlxport.layouts.mlx_lm.layout import MLX_LM
 from mlxport.layouts.mlx_vlm.layout import MLX_VLM
 from mlxport.layouts.mlx_whisper.layout import MLX_WHISPER
@@ -41,7 +42,7 @@ __all__ = [
 
 AUTO = "auto"
 _WITH_CACHE = (GENERATED_LM, GENERATED_SEQ2SEQ, GENERATED_SPEECH)
-_BUILT_IN = (MLX_VLM, MLX_LM, MLX_WHISPER, *_WITH_CACHE, GENERATED_PARTS, GENERATED)
+_BUILT_IN = (MLX_VLM, MLX_LM, MLX_WHISPER, *_WITH_CACHE, GENERATED_PARTS, GENERATED, HUGGING_FACE)
 """mlx-lm has the text models of some that mlx-vlm has whole."""
 _GENERATIVE = ("CausalLM", "LMHead", "ConditionalGeneration")
 _table: dict[str, Layout] = {}
@@ -70,12 +71,13 @@ def layouts() -> tuple[Layout, ...]:
 
 def names() -> tuple[str, ...]:
     """What ``--layout`` may be."""
-    return (AUTO, *_table)
+    return (AUTO, *(layout.name for layout in layouts() if not layout.backwards))
 
 
 def in_words() -> str:
     """The names as a sentence, with what is to be said of each."""
-    *some, last = [f"{layout.name}: {layout.summary}" if layout.summary else layout.name for layout in layouts()]
+    named_ones = [layout for layout in layouts() if not layout.backwards]
+    *some, last = [f"{layout.name}: {layout.summary}" if layout.summary else layout.name for layout in named_ones]
     return f"{', '.join((AUTO, *some))}, or {last}."
 
 

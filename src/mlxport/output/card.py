@@ -100,7 +100,14 @@ def _texts(value: Any) -> list[str]:
 
 
 def model_card(
-    checkpoint: Checkpoint, plan: Plan, parity: Mapping[str, Any] | None, version: str, *, usage: str, task: str = ""
+    checkpoint: Checkpoint,
+    plan: Plan,
+    parity: Mapping[str, Any] | None,
+    version: str,
+    *,
+    usage: str,
+    task: str = "",
+    library: str = "mlx",
 ) -> str:
     """Return the text of the output's ``README.md``.
 
@@ -111,12 +118,14 @@ def model_card(
         version: Version of mlxport.
         usage: How the output is used.
         task: What it is for, as Hugging Face names tasks, unless the source's card says so; empty for nothing.
+        library: What loads it; another one than ``mlx`` is what the source, an MLX folder, was brought back to.
     """
     source = read_source_card(checkpoint.root)
     bases = base_models(checkpoint, source)
     data = _of_text_alone(source.data) if plan.left_out else source.data
-    front = _front_matter(data, bases, bool(plan.quantized), task)
-    body = [_origin(checkpoint, plan, source, bases, version), _parity(parity), usage, _license(source)]
+    front = _front_matter(data, bases, bool(plan.quantized), task, library)
+    body = [_origin(checkpoint, plan, source, bases, version, library), _parity(parity, library)]
+    body += [usage, _license(source)]
     return f"---\n{front}\n---\n\n" + "\n\n".join(body) + "\n"
 
 
@@ -134,9 +143,10 @@ def _of_text_alone(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in data.items() if key != "pipeline_tag"} | {"tags": tags}
 
 
-def _front_matter(data: Mapping[str, Any], bases: Sequence[str], quantized: bool, task: str) -> str:
+def _front_matter(data: Mapping[str, Any], bases: Sequence[str], quantized: bool, task: str, library: str) -> str:
     from huggingface_hub import ModelCardData
 
+    tags = [tag for tag in data.get("tags", []) if library == "mlx" or tag != "mlx"]
     languages = data.get("language", [])
     card = ModelCardData(
         license=data.get("license"),
@@ -145,9 +155,9 @@ def _front_matter(data: Mapping[str, Any], bases: Sequence[str], quantized: bool
         language=(languages[0] if len(languages) == 1 else languages) or None,
         base_model=(bases[0] if len(bases) == 1 else list(bases)) or None,
         base_model_relation="quantized" if quantized and bases else None,
-        library_name="mlx",
+        library_name=library,
         pipeline_tag=data.get("pipeline_tag", task or None),
-        tags=list(dict.fromkeys([*data.get("tags", []), "mlx", "mlxport"])),
+        tags=list(dict.fromkeys([*tags, *(["mlx"] if library == "mlx" else []), "mlxport"])),
         datasets=data.get("datasets"),
     )
     return str(card.to_yaml())
@@ -159,7 +169,9 @@ def _code(text: str) -> str:
     return f"`{clean[:_MAX_LENGTH] or 'unnamed'}`"
 
 
-def _origin(checkpoint: Checkpoint, plan: Plan, source: SourceCard, bases: Sequence[str], version: str) -> str:
+def _origin(
+    checkpoint: Checkpoint, plan: Plan, source: SourceCard, bases: Sequence[str], version: str, library: str
+) -> str:
     name = checkpoint.name.rpartition("/")[2] or "model"
     if checkpoint.repo_id is not None:
         revision = f" at revision {_code(checkpoint.revision)}" if checkpoint.revision else ""
@@ -171,9 +183,9 @@ def _origin(checkpoint: Checkpoint, plan: Plan, source: SourceCard, bases: Seque
         if bases:
             origin += f", whose own model card names {', '.join(map(_code, bases))} as its base"
     lines = [
-        f"# {_code(name)} for MLX",
+        f"# {_code(name)} for {'MLX' if library == 'mlx' else library}",
         "",
-        f"Converted with mlxport {version} from {origin}.",
+        f"{'Converted' if library == 'mlx' else 'Brought back from MLX'} with mlxport {version} from {origin}.",
         "",
         "| | |",
         "|---|---|",
@@ -200,15 +212,19 @@ def _quantization(plan: Plan) -> str:
     return "; ".join(parts) + kept
 
 
-def _parity(parity: Mapping[str, Any] | None) -> str:
-    lines = ["## Parity with the original", ""]
+def _parity(parity: Mapping[str, Any] | None, library: str) -> str:
+    source = "original" if library == "mlx" else "MLX folder"
+    lines = [f"## Parity with the {source}", ""]
     if parity is None:
-        return "\n".join([*lines, "This output was not verified: it was not run against the original."])
+        return "\n".join([*lines, f"This output was not verified: it was not run against the {source}."])
     verdict = "passed" if parity.get("passed") else "failed"
     if (by := _RUN_BY.get(str(parity.get("mode")))) is not None:
         return "\n".join([*lines, *_ported(parity, verdict, by)])
     how = f"{parity.get('mode')} comparison on {parity.get('tokens')} tokens"
-    lines.append(f"This output, as mlx-lm loads it, against PyTorch: {verdict} ({how}).")
+    sides = "This output, as mlx-lm loads it, against PyTorch"
+    if library != "mlx":
+        sides = "The MLX folder, as mlx-lm loads it, against this output in transformers"
+    lines.append(f"{sides}: {verdict} ({how}).")
     comparisons = [item for item in _list(parity.get("comparisons")) if isinstance(item, Mapping)]
     if comparisons:
         lines += [

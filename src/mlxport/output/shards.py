@@ -36,9 +36,12 @@ class Written:
     findings: Findings
 
 
-def header(shard: Shard) -> bytes:
-    """The safetensors header of a shard, length prefix included, padded to 8 bytes; metadata as mlx-lm writes it."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
+def header(shard: Shard, framework: str = "mlx") -> bytes:
+    """The safetensors header of a shard, length prefix included, padded to 8 bytes; metadata say whose tensors it has.
+
+    mlx-lm writes ``mlx`` there, transformers ``pt``.
+    """
+    entries: dict[str, Any] = {"__metadata__": {"format": framework}}
     offset = 0
     for tensor in shard.tensors:
         end = offset + tensor.nbytes
@@ -56,6 +59,7 @@ def write_shard(
     *,
     workers: int | None = None,
     advance: Callable[[int], None] = lambda n: None,
+    framework: str = "mlx",
 ) -> Written:
     """Write ``shard`` to ``path``, which appears only when it is complete and on disk.
 
@@ -65,6 +69,7 @@ def write_shard(
         path: The file; ``path`` with ``.tmp`` appended is used meanwhile.
         workers: Threads that read and compute; default one a core, at most 8.
         advance: Called with the number of bytes just written.
+        framework: As of ``header``.
 
     Raises:
         DiskError: No space is left; the unfinished file is removed.
@@ -72,7 +77,7 @@ def write_shard(
     workers = workers or min(8, os.cpu_count() or 1)
     with replacing(path) as file:
         buffers = Buffers()
-        writer = _Writer(file.fileno(), shard, buffers)
+        writer = _Writer(file.fileno(), shard, buffers, framework)
         tasks = block_tasks(program, shard, buffers)
         with contextlib.closing(_in_order(_pool(workers), tasks, ahead=2 * workers + 1)) as blocks:
             for block in blocks:
@@ -110,12 +115,12 @@ def _in_order(
 class _Writer:
     """Puts blocks at their place and hashes the file in its own order, on a thread beside."""
 
-    def __init__(self, descriptor: int, shard: Shard, buffers: Buffers) -> None:
+    def __init__(self, descriptor: int, shard: Shard, buffers: Buffers, framework: str) -> None:
         self._buffers = buffers
         self._lent: np.ndarray[Any, Any] | None = None
         self.findings = Findings()
         self._descriptor = descriptor
-        head = header(shard)
+        head = header(shard, framework)
         self._offsets, position = {}, len(head)
         for tensor in shard.tensors:
             self._offsets[tensor.name] = position

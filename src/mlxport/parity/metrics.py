@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from mlxport.parity.parity_report import Comparison
 from mlxport.quant.tolerances import AT_LEAST, Tolerance
 
-__all__ = ["compare_logits", "relative_error"]
+__all__ = ["compare_logits", "held_against", "relative_error"]
 
 _ROWS = 64  # positions at a time: float64 copies of whole logit arrays would cost gigabytes
 
@@ -89,8 +90,7 @@ def compare_logits(
         if bad:
             return _unusable(name, tolerance, f"{bad} logits of the {side} are NaN or inf", logits.shape[0])
     figures = _figures(output, reference)
-    failures = _broken(figures, dict(tolerance.required))
-    warnings = () if failures else _broken(figures, dict(tolerance.expected))
+    failures, warnings = _judged(figures, tolerance)
     return Comparison(
         name=name,
         positions=int(reference.shape[0]),
@@ -102,3 +102,21 @@ def compare_logits(
         warnings=warnings,
         **figures,
     )
+
+
+def held_against(known: Comparison, name: str, tolerance: Tolerance) -> Comparison:
+    """A comparison that has been made, under another name and held against another row; unusable ones stay failed."""
+    figures = {figure: getattr(known, figure) for figure in {*tolerance.required, *tolerance.expected}}
+    failures, warnings = _judged(figures, tolerance)
+    if any(value != value for value in figures.values()):
+        failures = known.failures
+    return replace(
+        known, name=name, passed=not failures, thresholds=dict(tolerance.required), row=tolerance.row,
+        reason=tolerance.reason, failures=failures, warnings=warnings,
+    )  # fmt: skip
+
+
+def _judged(figures: dict[str, float], tolerance: Tolerance) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The bounds that do not hold: those that must, and where these do those that should."""
+    failures = _broken(figures, dict(tolerance.required))
+    return failures, () if failures else _broken(figures, dict(tolerance.expected))

@@ -157,9 +157,13 @@ def _check(folder: Path, shown: str) -> None:
 
 def is_mlx_format(folder: Path, config: Mapping[str, Any], weights: Iterable[Path]) -> bool:
     """Whether a folder's weights are laid out for MLX, by the marks that mlxport and mlx-lm leave."""
-    if (folder / "mlxport.json").is_file() or ModelConfig(config).mlx_quantization:
-        return True
-    return in_mlx_files(weights)
+    from mlxport.layouts.hugging_face.layout import HUGGING_FACE
+    from mlxport.output.record import read_record
+
+    if (folder / "mlxport.json").is_file():
+        options = read_record(folder).get("options")
+        return not isinstance(options, Mapping) or options.get("layout") != HUGGING_FACE.name
+    return bool(ModelConfig(config).mlx_quantization) or in_mlx_files(weights)
 
 
 def in_mlx_files(weights: Iterable[Path]) -> bool:

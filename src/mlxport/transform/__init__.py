@@ -11,6 +11,7 @@ from mlxport.transform.derived import derive
 from mlxport.transform.dtypes import float32, mx_dtype, st_dtype, to_bytes, to_mx
 from mlxport.transform.evaluate import BLOCK_BYTES, Evaluator, lazy_arrays, row_blocks, working_bytes
 from mlxport.transform.exported import export
+from mlxport.transform.inverse_values import as_type, dequantized, inverse_values, stored_value
 from mlxport.transform.invert import NotInvertible, invert
 from mlxport.transform.program import Call, Output, Pipeline, Program, Value
 from mlxport.transform.program_digest import program_digest
@@ -26,9 +27,12 @@ __all__ = [
     "Pipeline",
     "Program",
     "Value",
+    "as_type",
+    "dequantized",
     "derive",
     "export",
     "float32",
+    "inverse_values",
     "invert",
     "lazy_arrays",
     "lazy_outputs",
@@ -37,6 +41,7 @@ __all__ = [
     "replacing",
     "row_blocks",
     "st_dtype",
+    "stored_value",
     "to_bytes",
     "to_mx",
     "trace",

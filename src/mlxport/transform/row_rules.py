@@ -236,6 +236,15 @@ def _view(ev: RowSource, value: Value, start: int, stop: int) -> mx.array:
     return ev.rows(_call(value).inputs[0], start, stop).view(value.dtype)
 
 
+def _dequantize(ev: RowSource, value: Value, start: int, stop: int) -> mx.array:
+    """The float32 weights of a packed triple; scales of linear modes are widened first, so that nothing is rounded."""
+    weight, scales, *rest = (ev.rows(source, start, stop) for source in _call(value).inputs)
+    mode, bits, group_size = _call(value).args
+    biases = rest[0].astype(mx.float32) if rest else None
+    scales = scales.astype(mx.float32) if rest else scales
+    return mx.dequantize(weight, scales, biases, group_size=group_size, bits=bits, mode=mode, dtype=mx.float32)
+
+
 def _arange(ev: RowSource, value: Value, start: int, stop: int) -> mx.array:
     begin, end, step = _call(value).args
     return mx.arange(begin, end, step, dtype=value.dtype)[start:stop]
@@ -257,3 +266,4 @@ register("Gather", RowOp(_gather, _simple_gather))
 register("Reduce", RowOp(_reduce, lambda call, value: call.args[0] in _REDUCTIONS and 0 not in call.args[1]))
 register("View", RowOp(_view, lambda call, value: len(value.shape) > 1))
 register("Arange", RowOp(_arange))
+register("Dequantize", RowOp(_dequantize))  # of ours: MLX exports another name, and by other arguments

@@ -15,14 +15,20 @@ import mlx.core as mx
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+    revert_weight_conversion,
+)
 
 from mlxport.graph.lower.one_function import MissingOps, compile_source, flat_source
 from mlxport.layouts.generated.open_clip_names import is_of_open_clip, open_clip_mapping
 from mlxport.layouts.name_changes import NameChange, first_that_fits
 from mlxport.types import Checkpoint, TensorRef
 
-__all__ = ["ConverterGroup", "Sources", "absent", "assign", "weight_maps"]
+__all__ = ["ConverterGroup", "Sources", "absent", "assign", "saved_tensors", "weight_maps"]
 
 # From the arrays of a checkpoint (by their names there) to one array of the module.
 Map = Callable[[Mapping[str, mx.array]], mx.array]
@@ -173,3 +179,20 @@ def _traced(group: ConverterGroup, model: Any) -> tuple[list[str], Callable[...,
         return list(found), compile_source(flat_source(graph))
     except MissingOps as error:
         raise AssertionError(f"transformers converts {group.first} by ops without a lowering: {error}") from error
+
+
+def saved_tensors(model: Any) -> tuple[dict[str, torch.Tensor], frozenset[str]]:
+    """What ``save_pretrained`` writes of a model, by name, and which of these are parameters; values may be missing.
+
+    Of parameters that share one tensor only the first is there.
+    """
+    first: dict[int, str] = {}
+    shared = set()
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if first.setdefault(id(parameter), name) != name:
+            shared.add(name)
+    buffers = {name for name, _ in model.named_buffers()}
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in shared}
+    parts = [{name: item for name, item in state.items() if (name in buffers) is held} for held in (False, True)]
+    parameters, held = (revert_weight_conversion(model, part) for part in parts)
+    return {**parameters, **held}, frozenset(parameters)

@@ -11,10 +11,9 @@ from typing import Final
 
 from mlxport.errors import ConfigError
 from mlxport.layouts.mlx_lm.weight_repairs import ALIASES
-from mlxport.source import read_rows
+from mlxport.source.row_reader import same_bytes
 from mlxport.types import TensorRef
 
-_BLOCK = 1 << 23  # bytes of each of the two that are compared at once
 _HEADS: Final = ("lm_head.weight", "embed_out.weight")
 _EMBEDDINGS: Final = (
     "embed_tokens.weight",
@@ -54,16 +53,6 @@ def refuse_other_heads(
                 "transformers computes with the stored one, mlx-lm with the embeddings",
                 hint=f"set tie_word_embeddings to false if {name} counts, or remove {name} from the weights",
             )
-
-
-def same_bytes(first: TensorRef, second: TensorRef) -> bool:
-    """Compare two tensors on disk, a few rows at a time."""
-    if (first.dtype, first.shape) != (second.dtype, second.shape):
-        return False
-    rows = first.shape[0] if first.shape else 1
-    step = max(1, _BLOCK * rows // max(first.nbytes, 1))
-    blocks = ((start, min(start + step, rows)) for start in range(0, rows, step))
-    return all((read_rows(first, *block) == read_rows(second, *block)).all() for block in blocks)
 
 
 def _embedding(tensors: Mapping[str, TensorRef], model_type: str) -> TensorRef | None:
