@@ -22,6 +22,18 @@ settings.load_profile("default")
 DEVICE = os.environ.get("MLXPORT_TEST_DEVICE", "")
 
 
+class NamedAtOnce:
+    """Names a failure when it happens: a run that is ended before its summary would name none."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        reporter = self._config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and reporter is not None:
+            reporter.write_line(f"\nFAILED {report.nodeid} ({report.when}, {report.duration:.0f} s)", red=True)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """The device that ``MLXPORT_TEST_DEVICE`` names, and one thread a worker: workers share the cores already.
 
@@ -31,6 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
         made = tempfile.TemporaryDirectory(prefix="mlxport-tests-")
         config.add_cleanup(made.cleanup)
         os.environ["MLXPORT_CACHE"] = made.name
+        config.pluginmanager.register(NamedAtOnce(config))
     if getattr(config.option, "numprocesses", None):  # before the workers start, which inherit it
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ.setdefault(name, "1")
