@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mlx.core as mx
 import pytest
 import torch
 from comparing import compared, randomised
@@ -77,12 +78,43 @@ class Rows(Linear):
         return map_rows(lambda row, y: self.first(row) + y, rows, y)
 
 
-class Associative(nn.Module):
+class Recurrence(nn.Module):
     def forward(self, a, x):
         def combine(p, q):
             return p[0] * q[0], q[0] * p[1] + q[1]
 
         return associative_scan(combine, (a, x), 1, combine_mode="generic")[1]
+
+
+class Products(nn.Module):
+    """Of matrices, which do not commute, from the end; with a weight, and a tree of two."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 3))
+
+    def forward(self, x):
+        def combine(p, q):
+            return {
+                "product": p["product"] @ q["product"],
+                "largest": [torch.maximum(p["largest"][0], q["largest"][0])],
+            }
+
+        given = {"product": x @ self.weight, "largest": [x[..., 0]]}
+        made = associative_scan(combine, given, 1, reverse=True, combine_mode="generic")
+        return made["product"], made["largest"][0]
+
+
+class Weighed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4))
+
+    def forward(self, x):
+        def combine(p, q):
+            return torch.where(self.weight > 0, p + q, torch.minimum(p, q))
+
+        return associative_scan(combine, x, 0, combine_mode="generic")
 
 
 @pytest.mark.parametrize(
@@ -97,7 +129,9 @@ class Associative(nn.Module):
         (Scan(), (torch.randn(6, 3, 4),), (torch.randn(9, 2, 4),)),
         (Backwards(), (torch.randn(4, 6),), (torch.randn(4, 3),)),
         (Rows(), (torch.randn(6, 3, 4), torch.randn(4)), (torch.randn(2, 5, 4), torch.randn(4))),
-        (Associative(), (torch.rand(2, 6, 4), torch.randn(2, 6, 4)), (torch.rand(2, 6, 4), torch.randn(2, 6, 4))),
+        (Recurrence(), (torch.rand(2, 6, 4), torch.randn(2, 6, 4)), (torch.rand(3, 9, 4), torch.randn(3, 9, 4))),
+        (Products(), (torch.randn(2, 5, 3, 3),), (torch.randn(1, 8, 3, 3),)),
+        (Weighed(), (torch.randn(5, 4),), (torch.randn(1, 4),)),
     ],
     ids=lambda item: type(item).__name__ if isinstance(item, nn.Module) else "",
 )
@@ -116,6 +150,23 @@ def test_cheap_branches_are_both_computed():
 def test_functions_are_readable():
     source = mlxport.port(randomised(Scan()), (torch.randn(6, 3, 4),)).source
     assert "def step(state, x_row, " in source and "call_along(step, (" in source
+
+
+def test_an_associative_scan_is_short_and_of_any_length():
+    ported = mlxport.port(Recurrence().eval(), (torch.rand(2, 6, 4), torch.randn(2, 6, 4)))
+    assert "call_pairs(combine, (" in ported.source and ported.source.count("mx.concatenate") == 1
+    with pytest.raises(ValueError, match="x"):  # of the length of the other
+        ported(mx.ones((2, 7, 4)), mx.ones((2, 6, 4)))
+
+
+def test_a_scan_that_torch_has_on_graphics_cards_only():
+    class Pointwise(nn.Module):
+        def forward(self, x):
+            return associative_scan(lambda p, q: p + q, x, 1)
+
+    with pytest.raises(UsageError, match="combine_mode='pointwise'") as raised:
+        mlxport.port(Pointwise().eval(), (torch.randn(2, 6),))
+    assert 'combine_mode="generic"' in raised.value.hint
 
 
 def test_what_cannot_be_handed_on_is_named():

@@ -13,7 +13,7 @@ from mlxport.graph.capture.free_sizes import SizesTooLong
 from mlxport.graph.capture.origin import raised_at
 from mlxport.printable import words
 
-__all__ = ["CaptureError", "first_line", "hint", "of_subclasses"]
+__all__ = ["CaptureError", "first_line", "hint", "of_subclasses", "usage_hint"]
 
 
 class CaptureError(Exception):
@@ -47,8 +47,13 @@ def hint(error: BaseException) -> str:
     """What to do about what stopped a capture."""
     if _of_packed_sequences(error):
         return (
-            "packed sequences (pack_padded_sequence) depend on the values of the lengths, which no export can follow; "
-            "give the recurrent layer the padded batch, and mask what lies beyond each length"
+            "what is done to a packed sequence there depends on the values of the lengths, which no export can follow; "
+            "pack in the forward (pack_padded_sequence), or give the recurrent layer the padded batch and mask the rest"
+        )
+    if "functorch tensor" in words(error) or "fake tensor in the exported program constant" in words(error):
+        return (
+            "gradients that a forward asks for itself (torch.autograd.grad, torch.func.grad, jacrev) are not captured: "
+            "write their formula out, or port the part before them"
         )
     if ".numpy()" in words(error):
         return (
@@ -63,6 +68,13 @@ def hint(error: BaseException) -> str:
     if "DataDependent" in type(error).__name__ or "data-dependent" in words(error):
         return "its control flow depends on values; use torch.where or torch.cond there, or port the part around it"
     return "see https://docs.pytorch.org/docs/stable/export.html for what can be captured; -v shows where it stops"
+
+
+def usage_hint(error: BaseException) -> str:
+    """What to do about what the module itself raises on the example."""
+    if "combine_mode='pointwise'" in words(error):
+        return 'write combine_mode="generic" there: it computes the same, on every device'
+    return "give inputs that the module takes: call it on them in torch, in eval(), before it is ported"
 
 
 def of_subclasses(tensors: Mapping[str, torch.Tensor]) -> str:

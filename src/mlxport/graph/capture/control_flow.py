@@ -1,10 +1,11 @@
-"""``torch.cond``, ``while_loop``, ``scan``, ``map`` and ``flex_attention`` in a forward: captured as torch has them.
+"""Functions that are given functions (``torch.cond``, ``scan``, ``flex_attention``, …): captured as torch has them.
 
 torch compiles what they are given on its own. Whatever listens to the calls of a forward has to stand aside meanwhile.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,8 +14,12 @@ from unittest.mock import patch
 
 import torch
 from torch._higher_order_ops import utils as operators
+from torch._higher_order_ops.associative_scan import associative_scan, associative_scan_op, wrap_combine_fn_flat
 from torch.nn.attention import flex_attention as flex
 from torch.overrides import _pop_mode, _push_mode
+from torch.utils import _pytree as pytree
+
+from mlxport.graph.capture.replaced_calls import replaced
 
 __all__ = ["control_flow_captured"]
 
@@ -30,6 +35,7 @@ def control_flow_captured() -> Iterator[None]:
             changed.enter_context(patch.object(module, "setup_compilation_env", own))
         changed.enter_context(patch.object(flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True))
         changed.enter_context(patch.object(flex, "flex_attention_hop", _flex_attention))
+        changed.enter_context(replaced(associative_scan, _associative_scan))
         yield
 
 
@@ -56,6 +62,33 @@ def _without_our_modes() -> Iterator[None]:
             _pop_mode()
         for mode in modes:
             _push_mode(mode)
+
+
+def _associative_scan(
+    original: Callable[..., Any],
+    combine_fn: Callable[..., Any],
+    xs: Any,
+    dim: int,
+    reverse: bool = False,
+    combine_mode: str = "pointwise",
+) -> Any:
+    """As one operator: torch would write out as many turns of its ``generic`` mode as the length asks for."""
+    if combine_mode != "generic" or not torch.compiler.is_exporting():
+        return original(combine_fn, xs, dim, reverse, combine_mode)
+    leaves, spec = pytree.tree_flatten(xs)
+    rows = [leaf.movedim(dim, 0) for leaf in leaves]
+    rows = [leaf.flip(0) for leaf in rows] if reverse else rows
+    combine = functools.partial(wrap_combine_fn_flat, combine_fn=combine_fn, spec=spec, num_leaves=len(leaves))
+    from torch._inductor import utils as inductor  # which torch imports with the operator only
+
+    with patch.object(inductor, "is_pointwise_use", lambda _: True):  # ours takes what is not pointwise as well
+        made = pytree.tree_leaves(operators._maybe_compile_and_run_fn(_scanned, combine, rows))
+    made = [leaf.flip(0) for leaf in made] if reverse else made
+    return pytree.tree_unflatten([leaf.movedim(0, dim) for leaf in made], spec)
+
+
+def _scanned(combine: Callable[..., Any], rows: list[torch.Tensor]) -> Any:
+    return associative_scan_op(combine, rows, additional_inputs=())
 
 
 def _flex_attention(

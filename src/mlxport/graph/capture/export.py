@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from mlxport.graph.capture.asserted_values import AssertedValues, masks_as_given
-from mlxport.graph.capture.capture_errors import CaptureError, first_line, hint, of_subclasses
+from mlxport.graph.capture.capture_errors import CaptureError, first_line, hint, of_subclasses, usage_hint
 from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.composite_shapes import known_shapes
 from mlxport.graph.capture.control_flow import control_flow_captured
@@ -26,12 +26,14 @@ from mlxport.graph.capture.fastpath import fast_paths
 from mlxport.graph.capture.fixed_sizes import SizeDecisions
 from mlxport.graph.capture.followed_sizes import FollowedSizes, attempts_of, follow_sizes
 from mlxport.graph.capture.free_sizes import SizesTooLong, bounded_sizes
+from mlxport.graph.capture.gradient_switches import gradient_switches_left_out
 from mlxport.graph.capture.input_names import tensor_names
 from mlxport.graph.capture.keyword_members import keyword_members
 from mlxport.graph.capture.known_numbers import KnownNumbers
 from mlxport.graph.capture.larger_examples import LargerExample
 from mlxport.graph.capture.loops_over_chosen import loops_followed
 from mlxport.graph.capture.origin import whole_traces
+from mlxport.graph.capture.packed_sequences import PackedSequences
 from mlxport.graph.capture.quick_tables import quick_tables
 from mlxport.graph.capture.reshaped_inputs import CallsInPlace
 from mlxport.graph.capture.spelled_out import SpelledOut
@@ -70,9 +72,10 @@ def export(
         dynamic: ``dynamic_shapes`` as torch.export takes them, or None for the example's sizes.
     """
     with _quiet(), torch.no_grad(), known_shapes(), keyword_members(), control_flow_captured(), whole_traces():
-        program = loops_followed(
-            module, lambda: torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
-        )
+        with gradient_switches_left_out():
+            program = loops_followed(
+                module, lambda: torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
+            )
         return decompose(program)
 
 
@@ -220,7 +223,7 @@ def _first_run(runs: TrialRuns, name: str, args: tuple[Any, ...], kwargs: dict[s
             return None
         raise CaptureError(
             f"{name} does not take the example inputs; in torch it raises {first_line(error)}",
-            "give inputs that the module takes: call it on them in torch, in eval(), before it is ported",
+            usage_hint(error),
             usage=True,
         ) from error
 
@@ -267,7 +270,7 @@ def _followed(
     """``export``; once more, on views of the inputs, where the forward gives a tensor another shape in place."""
     calls = listening.calls
     try:
-        with listening.entered(), SpelledOut(), bounded_sizes(bounded):
+        with listening.entered(), SpelledOut(), PackedSequences().entered(), bounded_sizes(bounded):
             program = export(module, args, kwargs, shapes)
     except Exception:
         if not calls.reshaping:

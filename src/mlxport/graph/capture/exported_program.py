@@ -13,6 +13,7 @@ from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 
 from mlxport.graph.capture.captured import Captured
+from mlxport.graph.capture.inlined_graphs import inline_graphs
 from mlxport.graph.capture.stores import add_stores
 
 __all__ = ["captured_program", "settle_sizes"]
@@ -27,6 +28,7 @@ def captured_program(
 ) -> Captured:
     """The graph of ``program``, which torch.export made of ``module`` on example inputs."""
     graph = program.graph_module.graph
+    inline_graphs(graph)
     settle_sizes(graph)
     modules = dict(module.named_modules(remove_duplicate=False))
     _settle_paths(graph, modules)

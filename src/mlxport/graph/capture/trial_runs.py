@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from mlxport.graph.capture.control_flow import control_flow_captured
 from mlxport.graph.capture.module_copies import copied, hollow_copy
+from mlxport.graph.capture.packed_sequences import FittingStates
 from mlxport.graph.capture.recurrent_modules import Untouched
 from mlxport.printable import words
 
@@ -56,6 +57,7 @@ class TrialRuns:
             torch.no_grad(),
             control_flow_captured(),  # attention written out takes no compiler
             Untouched(module) if large else nullcontext(),
+            FittingStates(),
         ):
             warnings.simplefilter("ignore")
             torch.manual_seed(0)

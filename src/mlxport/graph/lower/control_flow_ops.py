@@ -34,4 +34,6 @@ def lower_control_flow(node: Node, args: Sequence[Any], shadow: Any) -> Expr:
             return call_host(helpers.call_along, shadow, args[0], tuple(args[1]), tuple(args[2]), *args[3])
         case "map_impl":
             return call_host(helpers.call_rows, shadow, args[0], tuple(args[1]), *args[2])
+        case "associative_scan":
+            return call_host(helpers.call_pairs, shadow, args[0], tuple(args[1]), *args[2])
     raise UnsupportedOp("an operator on functions that has no lowering: write out what it computes")

@@ -28,6 +28,7 @@ _ROLES: Mapping[str, tuple[str, ...]] = {  # what an operator's graphs are calle
     "while_loop": ("goes_on", "turn"),
     "scan": ("step",),
     "map_impl": ("each",),
+    "associative_scan": ("combine",),
 }
 _TAKEN = frozenset(["mx", "nn", "math", "self"])
 
@@ -82,6 +83,10 @@ def _graphs(node: Node) -> Iterator[tuple[str, Node, list[str]]]:
             yield _ROLES[kind][0], args[0], [*states, *rows, *_names(args[3])]
         case "map_impl":
             yield _ROLES[kind][0], args[0], [*(f"{name}_row" for name in _names(args[1])), *_names(args[2])]
+        case "associative_scan":
+            names = _names(args[1])
+            pairs = [f"{name}_{side}" if len(names) > 1 else side for side in ("before", "after") for name in names]
+            yield _ROLES[kind][0], args[0], [*pairs, *_names(args[2])]
 
 
 def _flat(item: Any) -> Iterator[Any]:

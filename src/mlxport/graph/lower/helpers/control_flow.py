@@ -31,3 +31,22 @@ def call_rows(function, arrays, *operands):
     """What a function gives for each row of the arrays, stacked."""
     found = [function(*row, *operands) for row in zip(*arrays, strict=True)]
     return tuple(mx.stack(column) for column in zip(*found, strict=True))
+
+
+def call_pairs(combine, sequences, *operands):
+    """For each row what an associative function makes of all rows up to it: in pairs, of which all are made at once."""
+    length = sequences[0].shape[0]
+    if length < 2:
+        return tuple(sequences)
+    pairs = mx.vmap(combine, in_axes=(0,) * (2 * len(sequences)) + (None,) * len(operands))
+    odd = pairs(*(rows[: length - 1 : 2] for rows in sequences), *(rows[1::2] for rows in sequences), *operands)
+    odd = call_pairs(combine, odd, *operands)
+    even = [rows[:1] for rows in sequences]
+    if length > 2:
+        before = [rows[: (length - 1) // 2] for rows in odd]
+        later = pairs(*before, *(rows[2::2] for rows in sequences), *operands)
+        even = [mx.concatenate(parts) for parts in zip(even, later, strict=True)]
+    made = tuple(mx.zeros_like(rows) for rows in sequences)
+    for rows, own_even, own_odd in zip(made, even, odd, strict=True):
+        rows[::2], rows[1::2] = own_even, own_odd
+    return made

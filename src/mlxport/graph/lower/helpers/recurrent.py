@@ -37,11 +37,16 @@ def rnn_cell(x, h, w_ih, w_hh, b_ih=0, b_hh=0, activation="tanh"):
     return mx.tanh(y) if activation == "tanh" else mx.maximum(y, 0)
 
 
-def scan(step, inputs, state, reverse):
-    """Run ``step(input, state) -> (output, state)`` over the first axis of inputs."""
+def scan(step, inputs, state, reverse, lengths=None):
+    """Run ``step(input, state) -> (output, state)`` over the first axis of inputs, each sequence within its length."""
     outputs = []
     for t in reversed(range(inputs.shape[0])) if reverse else range(inputs.shape[0]):
-        output, state = step(inputs[t], state)
+        output, new = step(inputs[t], state)
+        if lengths is not None:
+            within = (t < lengths)[:, None]
+            output = mx.where(within, output, mx.zeros_like(output))
+            new = tuple(mx.where(within, after, before) for after, before in zip(new, state, strict=True))
+        state = new
         outputs.append(output)
     return mx.stack(outputs[::-1] if reverse else outputs), state
 
@@ -70,7 +75,7 @@ def run_layers(direction, x, states, parameters, layers, biases, bidirectional, 
     return (x, *(mx.stack(part) for part in zip(*last, strict=True)))
 
 
-def lstm(x, h, c, parameters, layers=1, biases=True, bidirectional=False, batch_first=False):
+def lstm(x, h, c, parameters, layers=1, biases=True, bidirectional=False, batch_first=False, lengths=None):
     """Outputs, last hidden states and last cell states of an LSTM over (time, batch, features)."""
 
     def direction(x, state, own, reverse):
@@ -81,12 +86,12 @@ def lstm(x, h, c, parameters, layers=1, biases=True, bidirectional=False, batch_
             h = h @ projection[0].T if projection else h
             return h, (h, c)
 
-        return scan(step, x @ w_ih.T + (b_ih + b_hh), state, reverse)
+        return scan(step, x @ w_ih.T + (b_ih + b_hh), state, reverse, lengths)
 
     return run_layers(direction, x, (h, c), parameters, layers, biases, bidirectional, batch_first)
 
 
-def gru(x, h, parameters, layers=1, biases=True, bidirectional=False, batch_first=False):
+def gru(x, h, parameters, layers=1, biases=True, bidirectional=False, batch_first=False, lengths=None):
     """Outputs and last hidden states of a GRU over (time, batch, features)."""
 
     def direction(x, state, own, reverse):
@@ -96,12 +101,14 @@ def gru(x, h, parameters, layers=1, biases=True, bidirectional=False, batch_firs
             h = gru_step(inputs, state[0] @ w_hh.T + b_hh, state[0])
             return h, (h,)
 
-        return scan(step, x @ w_ih.T + b_ih, state, reverse)
+        return scan(step, x @ w_ih.T + b_ih, state, reverse, lengths)
 
     return run_layers(direction, x, (h,), parameters, layers, biases, bidirectional, batch_first)
 
 
-def rnn(x, h, parameters, activation="tanh", layers=1, biases=True, bidirectional=False, batch_first=False):
+def rnn(
+    x, h, parameters, activation="tanh", layers=1, biases=True, bidirectional=False, batch_first=False, lengths=None
+):
     """Outputs and last hidden states of a simple recurrent network over (time, batch, features)."""
 
     def direction(x, state, own, reverse):
@@ -112,6 +119,6 @@ def rnn(x, h, parameters, activation="tanh", layers=1, biases=True, bidirectiona
             h = mx.tanh(y) if activation == "tanh" else mx.maximum(y, 0)
             return h, (h,)
 
-        return scan(step, x @ w_ih.T + (b_ih + b_hh), state, reverse)
+        return scan(step, x @ w_ih.T + (b_ih + b_hh), state, reverse, lengths)
 
     return run_layers(direction, x, (h,), parameters, layers, biases, bidirectional, batch_first)

@@ -1,4 +1,4 @@
-"""Recurrent networks and their cells, with padded (not packed) sequences."""
+"""Recurrent networks and their cells; of packed sequences in ``packed``."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from mlxport.graph.lower.helpers import recurrent as helper
 from mlxport.graph.lower.registry import call, op, refuse
 
 
-def _options(
+def network_options(
     has_biases: bool, num_layers: int, dropout: float, train: bool, bidirectional: bool, batch_first: bool
 ) -> dict[str, Any]:
+    """Keywords of a network's helper: those that are not its defaults."""
     refuse(train and dropout > 0 and num_layers > 1, "dropout between layers in training mode: the result is random")
     options: dict[str, Any] = {} if num_layers == 1 else {"layers": num_layers}
     if not has_biases:
@@ -43,7 +44,7 @@ def _register(key: str, function: Callable[..., Any], **fixed: Any) -> None:
         bidirectional: bool,
         batch_first: bool,
     ) -> Expr:
-        options = _options(has_biases, num_layers, dropout, train, bidirectional, batch_first)
+        options = network_options(has_biases, num_layers, dropout, train, bidirectional, batch_first)
         return call(function, input, *_states(hx), list(params), **fixed, **options)
 
     op(key)(network)
