@@ -87,6 +87,16 @@ class ModelConfig:
         return self.size("context_length")
 
     @cached_property
+    def any_length(self) -> bool:
+        """Whether positions are distances in buckets (T5), and none is a row of a table: longer sequences can be read.
+
+        MPNet has such a table beside its distances. What else names a length of such a model says what it was made for.
+        """
+        return "max_position_embeddings" not in self.text and bool(
+            _count(self.text.get("relative_attention_num_buckets"))
+        )
+
+    @cached_property
     def vocabulary(self) -> int | None:
         """Number of token ids; the embedding may have more rows (``embedding_rows``)."""
         return self.size("vocabulary")

@@ -75,7 +75,10 @@ def run(
     if spoken is not None:
         if pipeline.task != "automatic-speech-recognition":
             raise other_task(path, spoken, pipeline.task)
-        options["task_name"] = options["task_name"] or spoken
+        if options["task_name"] not in (None, spoken):
+            hint = "leave one of them out"
+            raise UsageError(f"--task {spoken} and --task-name {options['task_name']} do not agree", hint=hint)
+        options["task_name"], pipeline.spelled = spoken, {"task_name": "--task"}
     pipeline.shows = not (quiet or as_json) and sys.stderr.isatty()
     given = {known.name: options[known.name] for known in TASK_OPTIONS if options[known.name] != _unset(known)}
     chosen = pipeline.checked(given)

@@ -66,7 +66,7 @@ def generate(
             generation_config.json says, and one where it samples.
         source_lang: Language that the prompt is in, as the tokenizer of a model with an encoder calls it.
         target_lang: Language to write.
-        truncate: Cut a prompt that is longer than an encoder reads.
+        truncate: Cut a prompt that is longer than an encoder reads, or was made for.
         kv_bits: Bits of a quantized key-value cache, or "none"; None is what the folder was converted for.
         kv_group_size: Its group size; None is what the folder was converted for, or 64.
         quantized_kv_start: Tokens from which on it is quantized; None is the folder's, or mlx-lm's own number.
@@ -92,13 +92,13 @@ def generate(
             "--num-beams, --source-lang, --target-lang and --truncate: for models with an encoder",
             hint="leave them out",
         )
+    warn = on_warning or _warn
     with reading_in(loaded.tokenizer._tokenizer, source_lang):
         text, whole = _as_given(loaded.tokenizer, prompt, system_prompt, ignore_chat_template)
         if reads:
-            tokens = _read_as_a_whole(loaded, text, truncate, add_special_tokens=whole)
+            tokens = _read_as_a_whole(loaded, text, truncate, warn, add_special_tokens=whole)
         else:
             tokens = encoded(loaded.tokenizer, text, add_special_tokens=whole)
-    warn = on_warning or _warn
     kv = usable_kv(loaded, kv_bits, kv_group_size, quantized_kv_start, warn)
     if (limit := loaded.context_length) is not None and not reads and len(tokens) > limit:
         warn(f"the prompt has {len(tokens)} tokens, the model was made for {limit}: expect a poor answer")
@@ -268,12 +268,14 @@ def _as_given(tokenizer: Any, prompt: str, system_prompt: str | None, ignore_cha
     return prompt, not templated
 
 
-def _read_as_a_whole(loaded: LoadedModel, text: str, truncate: bool, **more: Any) -> list[int]:
+def _read_as_a_whole(
+    loaded: LoadedModel, text: str, truncate: bool, warn: Callable[[str], object], **more: Any
+) -> list[int]:
     from mlxport.run.text_encoding import encode_texts, longest_text
 
     tokenizer = loaded.tokenizer._tokenizer
-    limit = longest_text(tokenizer, loaded.config)
-    (tokens,) = encode_texts(tokenizer, [text], limit, loaded.config, truncate, **more)["input_ids"]
+    limit, beyond = longest_text(tokenizer, loaded.config), warn if ModelConfig(loaded.config).any_length else None
+    (tokens,) = encode_texts(tokenizer, [text], limit, loaded.config, truncate, beyond, **more)["input_ids"]
     return [int(token) for token in tokens]
 
 

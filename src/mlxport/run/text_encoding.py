@@ -1,8 +1,8 @@
-"""Texts as tokens for a model that reads each as a whole, never more than it was made for."""
+"""Texts as tokens for a model that reads each as a whole, never more than it has positions for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mlxport.errors import TokenizerError, UsageError
@@ -24,7 +24,13 @@ def longest_text(tokenizer: Any, config: dict[str, Any]) -> int | None:
 
 
 def encode_texts(
-    tokenizer: Any, texts: Sequence[Any], limit: int | None, config: dict[str, Any], truncate: bool, **more: Any
+    tokenizer: Any,
+    texts: Sequence[Any],
+    limit: int | None,
+    config: dict[str, Any],
+    truncate: bool,
+    beyond: Callable[[str], object] | None = None,
+    **more: Any,
 ) -> Any:
     """A tokenizer's encoding of texts, without padding.
 
@@ -34,6 +40,7 @@ def encode_texts(
         limit: The most tokens of each, None for no limit.
         config: The model's.
         truncate: Whether to cut those that have more.
+        beyond: Called with a warning of each that has more, where the model can read them; None refuses them.
         **more: For the tokenizer.
 
     Raises:
@@ -51,13 +58,16 @@ def encode_texts(
         return TokenizerError(f"the tokenizer fails on the text: {reason(error)}", hint="give another text")
 
     with refusing(failed):
-        # Not verbose: what transformers would warn of is refused below.
+        # Not verbose: what transformers would warn of is refused or said below.
         made = tokenizer(list(texts), truncation=truncate, max_length=limit, verbose=False, **more)
     for text, ids in zip(texts, made["input_ids"], strict=True):
         if limit is not None and len(ids) > limit:
-            raise UsageError(
-                f"a text has {len(ids)} tokens, and this model reads at most {limit}: {text[:60]!r} …",
-                hint="shorten it, or add --truncate to leave out the rest",
-            )
+            said = f"a text has {len(ids)} tokens, and this model"
+            if beyond is None:
+                raise UsageError(
+                    f"{said} reads at most {limit}: {text[:60]!r} …",
+                    hint="shorten it, or add --truncate to leave out the rest",
+                )
+            beyond(f"{said} was made for {limit}: expect a poor answer, or add --truncate to leave out the rest")
         check_ids(ids, config)
     return made

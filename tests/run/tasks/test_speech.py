@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
 import soundfile
@@ -15,17 +18,23 @@ import mlxport
 from checkpoints import write_tokenizer
 from external import external
 from mlxport.errors import MlxportError, UsageError
+from mlxport.run.tasks import whisper_speech
 from mlxport.run.tasks.decoder_speech import _pieces
 from mlxport.run.tasks.subtitles import srt, vtt
 from mlxport.run.tasks.task_options import SpeechOptions
+from mlxport.run.tasks.whisper_times import TimeRule
 from whisper_models import make_whisper, save_whisper
 
 SPOKEN = "And so my fellow Americans ask not what your country can do for you, ask what you can do for your country."
-CHUNKS = [{"timestamp": [0.0, 7.74], "text": " Hello --> there"}, {"timestamp": [3661.5, 3662.0], "text": " end"}]
+CHUNKS = [
+    {"timestamp": [0.0, 7.74], "text": " Hello --> there"}, {"timestamp": [7.74, 7.74], "text": ""},
+    {"timestamp": [8.0, 8.0], "text": " word"}, {"timestamp": [3661.5, 3662.0], "text": " end"},
+]  # fmt: skip
 
 
 def test_subtitles():
     assert list(srt(CHUNKS))[:4] == ["1", "00:00:00,000 --> 00:00:07,740", "Hello -> there", ""]
+    assert list(srt(CHUNKS))[4:7] == ["2", "00:00:08,000 --> 00:00:08,020", "word"]  # what says nothing is left out
     assert list(vtt(CHUNKS))[-3:] == ["01:01:01.500 --> 01:01:02.000", "end", ""]
     assert next(vtt([])) == "WEBVTT" and not list(srt([]))
 
@@ -76,6 +85,47 @@ def test_what_whisper_refuses(english, tmp_path, command):
     assert code == UsageError.exit_code and "hears English only" in said
     code, _, said = command(english, tmp_path / "a.wav", "--task", "sing")
     assert code == UsageError.exit_code and "--task 'sing' does not exist" in said
+
+
+SILENT, END, BEGUN = 30, 20, 3  # of a small vocabulary: 20 words, the end, special tokens, and times
+
+
+@pytest.mark.parametrize("latest", [None, 4])
+@pytest.mark.parametrize(
+    "written", [[], [33], [33, 5], [33, 5, 6], [33, 5, 6, 39], [33, 5, 39, 39], [33, 5, 39, 39, 7], [31, 4, 31]]
+)
+def test_times_are_those_that_transformers_lets_through(written, latest):
+    config = transformers.GenerationConfig(no_timestamps_token_id=SILENT, eos_token_id=END)
+    config.max_initial_timestamp_index = latest
+    theirs = transformers.generation.logits_process.WhisperTimeStampLogitsProcessor(config, begin_index=BEGUN)
+    tokens = np.array([[21, 22, 23, *written]])
+    for seed in range(4):
+        logits = np.random.default_rng(seed).standard_normal((1, 50)).astype(np.float32) * 3
+        wanted = theirs(torch.from_numpy(tokens), torch.from_numpy(logits)).numpy()
+        found = np.array(TimeRule(SILENT, END, BEGUN, latest).apply(mx.array(logits), mx.array(tokens)))
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_no_part_ends_before_it_begins(tmp_path, monkeypatch):
+    """Of a random Whisper that writes many times: mlx-whisper alone goes back in them."""
+    pytest.importorskip("mlx_whisper")
+    model = make_whisper()
+    with torch.no_grad():
+        model.model.decoder.embed_tokens.weight[50363:] *= 1.5
+    mlxport.convert(save_whisper(tmp_path / "source", model), tmp_path / "out", verify="none")
+    recognizer = mlxport.pipeline(tmp_path / "out").recognizer
+    sound = np.random.default_rng(0).standard_normal(16000 * 20).astype(np.float32) * 0.1
+
+    def heard() -> list[tuple[float, float]]:
+        settings = {"language": None, "task": "transcribe", "temperature": 0.0, "sample_len": 60}
+        made = recognizer._transcribed(sound, False, without_timestamps=False, **settings)
+        return [(part["start"], part["end"]) for part in made["segments"]]
+
+    found = heard()
+    assert len(found) > 4 and all(start < end for start, end in found)
+    assert all(end <= start for (_, end), (start, _) in pairwise(found))
+    monkeypatch.setattr(whisper_speech, "with_times_in_order", lambda model: nullcontext())
+    assert any(end < start for start, end in heard())
 
 
 def test_without_the_extra(english, monkeypatch):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import transformers
 from PIL import Image
 from task_models import LABELS, SOURCES, bert, distilbert, sentence_files
@@ -236,6 +237,31 @@ def test_another_task_names_the_one_that_the_model_is_for(converted, command, ta
     assert (code, out) == (2, "")
     assert f"--task {asked}: this model is for {task}" in err
     assert f"hint: leave --task out: {works.format(converted(task))}\n" in err
+
+
+@pytest.mark.parametrize(
+    "task, served",
+    [
+        ("fill-mask", "fill-mask"),
+        ("sentence-similarity", "sentence-similarity or feature-extraction"),
+        ("automatic-speech-recognition", "automatic-speech-recognition or transcribe or translate"),
+    ],
+)
+def test_a_task_that_does_not_exist_names_those_of_the_folder_and_all(converted, command, task, served):
+    code, out, err = command(converted(task), "the cat", "--task", "sing")
+    assert (code, out) == (2, "") and "--task 'sing' does not exist" in err
+    assert f"{converted(task)} is for {served}; all there are: {', '.join(TASKS)}" in err
+
+
+@pytest.mark.parametrize("flag", ["--task", "--task-name"])
+def test_what_letters_cannot_do_is_refused_under_the_flag_that_was_given(converted, command, tmp_path, flag):
+    soundfile.write(tmp_path / "a.wav", np.zeros(16000, np.float32), 16000)
+    folder = converted("automatic-speech-recognition")
+    code, out, err = command(folder, tmp_path / "a.wav", flag, "translate")
+    assert (code, out) == (2, "") and f"error: {flag} translate: a model with a CTC head" in err
+    assert f"hint: leave {flag} out\n" in err
+    code, _, err = command(folder, tmp_path / "a.wav", "--task", "translate", "--task-name", "transcribe")
+    assert code == 2 and "--task translate and --task-name transcribe do not agree" in err
 
 
 def test_vectors_of_tokens_are_to_be_had_of_sentences_models(converted):

@@ -17,7 +17,6 @@ import transformers
 import mlxport
 import sequence_models
 from checkpoints import edit_json, split
-from mlxport.errors import UsageError
 from mlxport.run.load import load
 from sequence_models import randomised
 
@@ -142,12 +141,22 @@ def test_a_text_is_cut_only_where_that_is_asked_for(translators, command):
     assert code == 0 and json.loads(out)[0]["generated_text"] == tokenizer.decode(wanted, skip_special_tokens=True)
 
 
-def test_a_model_without_positions_reads_what_its_tokenizer_says(translators, tmp_path):
-    folder = shutil.copytree(translators("byt5")[2], tmp_path / "made")
+@pytest.mark.parametrize("name", ["t5", "umt5", "byt5"])
+def test_a_model_of_distances_reads_more_than_it_was_made_for_and_says_so(translators, tmp_path, command, name):
+    model, source, made = translators(name)
+    folder = shutil.copytree(made, tmp_path / "made")
     edit_json(folder / "tokenizer_config.json", model_max_length=20)
-    with pytest.raises(UsageError, match="a text has 31 tokens, and this model reads at most 20"):
-        mlxport.generate(folder, "a" * 30)
-    assert mlxport.generate(folder, "a" * 30, truncate=True).prompt_tokens == 20
+    edit_json(folder / "config.json", n_positions=20)  # as t5-small has it, and nothing reads it
+    text = "the cat is on a mat " * 6
+    ids = transformers.AutoTokenizer.from_pretrained(source)(text, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        wanted = model.generate(ids, attention_mask=torch.ones_like(ids), num_beams=1)[0, 1:].tolist()
+    told: list[str] = []
+    assert list(mlxport.generate(folder, text, num_beams=1, on_warning=told.append).tokens) == wanted
+    assert [note for note in told if f"a text has {ids.shape[1]} tokens, and this model was made for 20" in note]
+    with pytest.warns(UserWarning, match="was made for 20: expect a poor answer, or add --truncate"):
+        assert command(folder, text, "--num-beams", "1")[0] == 0
+    assert mlxport.generate(folder, text, truncate=True).prompt_tokens == 20
 
 
 def test_a_decoder_writes_no_more_than_it_has_positions(translators, tmp_path):

@@ -44,6 +44,7 @@ class SpeechRecognition(Pipeline):
 
     def run(self, inputs: Sequence[Any], options: SpeechOptions, on_done: Callable[[int], object]) -> list[Any]:
         """``{"text": …}`` for each recording, with ``chunks`` where times are asked for."""
+        self.recognizer.spelled = self.spelled
         self.recognizer.check(options)
         results = []
         for given in inputs:

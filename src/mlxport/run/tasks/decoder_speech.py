@@ -90,7 +90,7 @@ class DecoderSpeech(Recognizer):
         asked = (options.language, options.task_name) != (None, SPEECH_TASKS[0])
         if not isinstance(languages, Mapping) or not isinstance(tasks, Mapping):
             if asked and (options.language not in (None, "en") or options.task_name != SPEECH_TASKS[0]):
-                hint = "leave --language and --task out"
+                hint = f"leave --language and {self.flag('task_name')} out"
                 raise UsageError("this model hears one language, and writes that", hint=hint)
             forced = [pair[1] for pair in get("forced_decoder_ids") or () if pair[1] is not None]
         else:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlxport.errors import UnsupportedError, UsageError
 from mlxport.run.load import resolve
+from mlxport.run.tasks.task_options import SPEECH_TASKS
 from mlxport.run.tasks.task_table import TASKS, pipeline_class, task_command, task_of_folder
 
 if TYPE_CHECKING:
@@ -30,11 +32,11 @@ def pipeline(path: str | os.PathLike[str], task: str | None = None, *, trust_rem
         UnsupportedError: Nothing says what the model is for.
         UnsafeError: It carries code that is not trusted.
     """
-    if task is not None:
-        pipeline_class(task)  # refused before anything is fetched
+    if task is not None and task not in TASKS:
+        raise _unknown(path, task)  # before anything is fetched
     folder = resolve(path)
     known = task_of_folder(folder)
-    if task is not None and known is not None and known not in (task, *pipeline_class(task).also_runs):
+    if task is not None and known is not None and task not in _served(known):
         raise other_task(os.fspath(path), task, known)
     found = task or known
     if found is None:
@@ -58,3 +60,19 @@ def other_task(path: str, asked: str, known: str) -> UsageError:
         f"--task {asked}: this model is for {known}",
         hint=f"leave --task out: {task_command(known, shlex.quote(path))}",
     )
+
+
+def _served(known: str) -> list[str]:
+    """Every task that a model for the task ``known`` can do, that one first."""
+    return sorted((task for task in TASKS if known in (task, *pipeline_class(task).also_runs)), key=known.__ne__)
+
+
+def _unknown(path: str | os.PathLike[str], task: str) -> UsageError:
+    """What is said of a task that does not exist: those that do, and which of them a folder that is here can do."""
+    known = task_of_folder(Path(path)) if (Path(path) / "config.json").is_file() else None
+    tasks = [*TASKS, *SPEECH_TASKS]
+    if known is None:
+        return UsageError(f"--task {task!r} does not exist", hint=f"choose one of {', '.join(tasks)}")
+    served = [*_served(known), *(SPEECH_TASKS if known == "automatic-speech-recognition" else ())]
+    hint = f"{path} is for {' or '.join(served)}; all there are: {', '.join(tasks)}"
+    return UsageError(f"--task {task!r} does not exist", hint=hint)

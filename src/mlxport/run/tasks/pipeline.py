@@ -57,6 +57,7 @@ class Pipeline(ABC):
         config: Its config.json.
         model: Its module.
         shows: Whether what takes long has a bar on standard error.
+        spelled: How options were given, by their names in Python, where not by the flags of these names.
     """
 
     task: ClassVar[str]
@@ -67,6 +68,7 @@ class Pipeline(ABC):
     also_in_python: ClassVar[str] = ""
     also_runs: ClassVar[tuple[str, ...]] = ()
     shows: bool = False
+    spelled: Mapping[str, str] = {}
 
     def __init__(self, folder: Path, *, trust_remote_code: bool = False) -> None:
         self.folder = folder

@@ -24,10 +24,12 @@ class Recognizer(ABC):
         reference: What transformers' pipeline is called with beside a sound, for a comparison.
         model: Its module.
         rate: Samples a second that it hears.
+        spelled: How options were given, where not by the flags of their names.
     """
 
     refused: ClassVar[Mapping[str, str]] = {}
     reference: Mapping[str, Any] = {}
+    spelled: Mapping[str, str] = {}
     model: Any
     rate: int
 
@@ -54,8 +56,12 @@ class Recognizer(ABC):
         for item in fields(options):
             why = self.refused.get(item.name)
             if why and getattr(options, item.name) != item.default:
-                given = f"--{item.name.replace('_', '-')}"
+                given = self.flag(item.name)
                 raise UsageError(f"{given} {getattr(options, item.name)}: {why}", hint=f"leave {given} out")
+
+    def flag(self, name: str) -> str:
+        """What an option is called in an error: as it was given."""
+        return self.spelled.get(name, f"--{name.replace('_', '-')}")
 
 
 def feature_extractor(folder: Path) -> Any:

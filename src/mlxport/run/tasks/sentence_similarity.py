@@ -38,6 +38,11 @@ class SentenceSimilarity(TextPipeline):
         limits = [size for size in (self.settings.max_length, super().longest) if size is not None]
         return min(limits, default=None)
 
+    @property
+    def bounded(self) -> bool:
+        """Always: sentence-transformers reads nothing beyond, whatever the model could."""
+        return True
+
     def run(self, inputs: Sequence[str], options: SentenceOptions, on_done: Callable[[int], object]) -> list[Any]:
         """A list of numbers for each text."""
         prompt = self._prompt(options.prompt_name)

@@ -7,6 +7,8 @@ from typing import Any
 
 __all__ = ["srt", "vtt"]
 
+_SHORTEST = 0.02  # seconds, Whisper's own step: players leave out what ends as it begins
+
 
 def srt(chunks: Sequence[Any]) -> Iterator[str]:
     """Lines of a SubRip file.
@@ -14,7 +16,7 @@ def srt(chunks: Sequence[Any]) -> Iterator[str]:
     Args:
         chunks: As transformers has them: ``timestamp`` in seconds, ``text``.
     """
-    for number, chunk in enumerate(chunks, 1):
+    for number, chunk in enumerate(_said(chunks), 1):
         yield str(number)
         yield from _cue(chunk, ",")
 
@@ -23,13 +25,18 @@ def vtt(chunks: Sequence[Any]) -> Iterator[str]:
     """Lines of a WebVTT file; ``chunks`` as of ``srt``."""
     yield "WEBVTT"
     yield ""
-    for chunk in chunks:
+    for chunk in _said(chunks):
         yield from _cue(chunk, ".")
 
 
+def _said(chunks: Sequence[Any]) -> Iterator[Any]:
+    """Those that say something."""
+    return (chunk for chunk in chunks if chunk["text"].strip())
+
+
 def _cue(chunk: Any, point: str) -> Iterator[str]:
-    start, end = (_time(seconds, point) for seconds in chunk["timestamp"])
-    yield f"{start} --> {end}"
+    start, end = chunk["timestamp"]
+    yield f"{_time(start, point)} --> {_time(max(end, start + _SHORTEST), point)}"
     yield chunk["text"].strip().replace("-->", "->")
     yield ""
 

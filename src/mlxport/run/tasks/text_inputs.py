@@ -1,7 +1,8 @@
-"""Texts as a ported encoder reads them: tokens in padded batches, never longer than it was made for."""
+"""Texts as a ported encoder reads them: tokens in padded batches, never longer than it has positions for."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlxport.model_config import ModelConfig
 from mlxport.run.tasks.pipeline import Array, Pipeline
 from mlxport.run.tasks.port_call import call_port, inputs_of
 from mlxport.run.tasks.task_options import TextOptions
@@ -55,6 +57,11 @@ class TextPipeline(Pipeline):
         """Tokens that a text may have, its special ones included; None where nothing says."""
         return longest_text(self.tokenizer, self.config)
 
+    @property
+    def bounded(self) -> bool:
+        """Whether a longer text cannot be read, or would not be by the original; else it is warned of."""
+        return not ModelConfig(self.config).any_length
+
     def encode(self, texts: Sequence[Any], options: TextOptions, **more: Any) -> Any:
         """The tokenizer's encoding of texts, without padding.
 
@@ -62,7 +69,8 @@ class TextPipeline(Pipeline):
             UsageError: An input is no text, is empty, or longer than the model reads.
             TokenizerError: The tokenizer fails, or knows tokens that the model does not.
         """
-        return encode_texts(self.tokenizer, texts, self.longest, self.config, options.truncate, **more)
+        beyond = None if self.bounded else _warn
+        return encode_texts(self.tokenizer, texts, self.longest, self.config, options.truncate, beyond, **more)
 
     def batches(self, made: Any, size: int) -> Iterator[Batch]:
         """Texts of about the same length, padded to it and computed, the longest first."""
@@ -100,3 +108,7 @@ class TextPipeline(Pipeline):
     def examples(self) -> list[Any]:
         """Texts of several lengths, as far as the model reads them."""
         return [text for text in TEXTS if self.fits(text)] or ["Yes."]
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, UserWarning, stacklevel=4)  # a task's own file

@@ -17,6 +17,7 @@ from mlxport.run.media.extras import needed
 from mlxport.run.media.sound import Samples
 from mlxport.run.tasks.recognizer import Recognizer
 from mlxport.run.tasks.task_options import SPEECH_TASKS, SpeechOptions
+from mlxport.run.tasks.whisper_times import with_times_in_order
 from mlxport.source.jsonfile import read_object
 from mlxport.source.tokenizer_loading import reason, refusing
 from mlxport.transform import float32
@@ -98,7 +99,10 @@ class WhisperSpeech(Recognizer):
         """``mlx_whisper.transcribe``, which finds the model of this folder where it looks for the last that it had."""
         holder = self._module.ModelHolder
         holder.model, holder.model_path = self.model, str(self._folder)
-        with contextlib.redirect_stdout(sys.stderr):  # it names the language that it has heard
+        with (
+            with_times_in_order(self.model),
+            contextlib.redirect_stdout(sys.stderr),  # it names the language that it has heard
+        ):
             found: dict[str, Any] = self._module.transcribe(
                 samples, path_or_hf_repo=str(self._folder), verbose=False if show else None, **self._settings, **given
             )
@@ -124,7 +128,8 @@ class WhisperSpeech(Recognizer):
             raise UsageError(f"--language {given}: this model hears English only", hint=hint)
         if task == _TRANSLATE:
             hint = "convert a model for several languages, as openai/whisper-tiny"
-            raise UsageError("--task translate: this model hears English only, and writes that", hint=hint)
+            said = f"{self.flag('task_name')} {task}: this model hears English only, and writes that"
+            raise UsageError(said, hint=hint)
         return None
 
 
