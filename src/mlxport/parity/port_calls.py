@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from mlxport.graph.capture.examples import Example, output_arrays, output_leaves
 from mlxport.graph.write.port_weights import to_mlx
 from mlxport.parity.held_state import HeldState, StateChange
+from mlxport.parity.tied_choices import TiedChoices
 
 __all__ = ["CallResult", "OriginalCalls", "call_original", "call_port", "state_kept"]
 
@@ -47,11 +48,13 @@ class OriginalCalls:
         calls: The inputs of each and what it gives, at least of one.
         change: What the first call has changed of what the module holds.
         note: Why a later call is not among them; empty if none was wanted, or all are.
+        ties: What is to be said of choices among equal values; empty without such.
     """
 
     calls: Sequence[tuple[Example, CallResult[torch.Tensor]]]
     change: StateChange
     note: str = ""
+    ties: str = ""
 
     @property
     def first(self) -> CallResult[torch.Tensor]:
@@ -70,14 +73,14 @@ def call_original(
         later: Inputs of more calls, which are made only if the first has changed what the module holds: a module that
             holds nothing gives what it gave before.
     """
-    original = fresh()
+    original, ties = fresh(), TiedChoices()
     before = HeldState(original)
-    calls = [(example, _called(original, example))]
+    calls = [(example, _called(original, example, ties))]
     change = HeldState(original).change_since(before)
     note = ""
     for other in later if change else ():
         try:
-            result = _called(original, other)
+            result = _called(original, other, ties)
         except Exception as error:  # the original's own limits on how often it is called
             note = f"{other.name} not compared: the original raises {type(error).__name__}"
             break
@@ -85,13 +88,13 @@ def call_original(
             note = f"{other.name} not compared: the original gives nothing but NaN"
             break
         calls.append((other, result))
-    return OriginalCalls(calls, change, note)
+    return OriginalCalls(calls, change, note, ties.note())
 
 
-def _called(original: Callable[..., Any], example: Example) -> CallResult[torch.Tensor]:
+def _called(original: Callable[..., Any], example: Example, ties: TiedChoices) -> CallResult[torch.Tensor]:
     given = example.copied(torch.float32)
     inputs = pytree.tree_leaves((given.args, given.kwargs))  # a call may take them out of their containers
-    with torch.no_grad():
+    with torch.no_grad(), ties:
         leaves = output_leaves(original(*given.args, **given.kwargs))
     before = pytree.tree_leaves((example.args, example.kwargs))
     # Copies: what a module also holds may be written by its next call.

@@ -240,7 +240,7 @@ class _Run:
                     self.first_differs |= not number
                     self.stale = self.stale or wanted.change
                     break
-        self.notes += filter(None, [wanted.note])
+        self.notes += filter(None, [wanted.note, wanted.ties])
         if self.plain is not None:
             self._compare_dequantized(self.plain.dequantized, *wanted.calls[0])
 

@@ -156,3 +156,31 @@ def test_what_to_change_is_said(module, example, message, hint):
     with pytest.raises(MlxportError) as caught:
         mlxport.port(module.eval(), (example,))
     assert message in str(caught.value) and hint in caught.value.hint
+
+
+def test_frequencies_and_a_loss_that_looks_at_its_variance():
+    class Module(nn.Module):
+        def forward(self, x, y):
+            loss = nn.functional.gaussian_nll_loss(x, y, y[:, :1].abs(), full=True, reduction="none")
+            return loss, torch.fft.fftfreq(x.shape[1], 0.5), torch.fft.rfftfreq(x.shape[1])
+
+    example = torch.randn(3, 5), torch.randn(3, 5)
+    compared(Module(), mlxport.port(Module().eval(), example), (torch.randn(2, 5), torch.randn(2, 5)))
+
+
+def test_rows_in_order_stay_in_order_at_other_sizes():
+    class Bins(nn.Module):
+        def forward(self, edges, x):
+            return torch.searchsorted(edges, x)
+
+    example = torch.randn(3, 6).sort(-1).values, torch.randn(3, 4)
+    compared(Bins(), mlxport.port(Bins().eval(), example), example)
+
+
+def test_a_spectrogram_and_back():
+    class There(nn.Module):
+        def forward(self, x):
+            made = torch.stft(x, 16, 4, window=torch.hann_window(16), return_complex=True)
+            return torch.istft(made, 16, 4, window=torch.hann_window(16)), torch.fft.fftshift(x), torch.fft.hfft(x)
+
+    compared(There(), mlxport.port(There().eval(), (torch.randn(2, 64),)), (torch.randn(2, 64),))

@@ -1,4 +1,4 @@
-"""Ops called as what they compute: those of torch's own dialects that are made of others, and fake quantization.
+"""Functions called as what they compute: those of torch's own dialects that are made of others, and some that ask.
 
 ``prims`` has its meaning beside it. What torch has for ``quantized_decomposed`` reads scales as numbers, and of fake
 quantization torch.export knows no shapes: both are spelled out here, for scales and zero points that are tensors. All
@@ -7,6 +7,7 @@ are taken apart while the forward runs: that some give views stops a later decom
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,7 +24,7 @@ class SpelledOut(TorchFunctionMode):  # type: ignore[misc]
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Make a call, or those that it stands for."""
-        meaning = _FAKE_QUANTIZERS.get(_name(func)) or _of_dialect(func) or func
+        meaning = _NAMED.get(_name(func)) or _of_dialect(func) or func
         return meaning(*args, **(kwargs or {}))
 
 
@@ -192,7 +193,25 @@ def _learnable_channel(
     return _per_channel(x, scale, zero_point.round().clamp(quant_min, quant_max), axis, quant_min, quant_max)
 
 
-_FAKE_QUANTIZERS: Mapping[str, Callable[..., Any]] = {
+def _gaussian_nll_loss(
+    input: torch.Tensor,
+    target: torch.Tensor,
+    var: torch.Tensor | float,
+    full: bool = False,
+    eps: float = 1e-6,
+    reduction: str = "mean",
+) -> torch.Tensor:
+    """As torch has it, which first looks whether a variance is negative."""
+    spread = torch.as_tensor(var, dtype=input.dtype)
+    if spread.ndim and spread.ndim == input.ndim - 1:
+        spread = spread.unsqueeze(-1)
+    spread = spread.clamp(min=eps)
+    loss = 0.5 * (torch.log(spread) + (input - target) ** 2 / spread) + (0.5 * math.log(2 * math.pi) if full else 0)
+    return loss.mean() if reduction == "mean" else loss.sum() if reduction == "sum" else loss
+
+
+_NAMED: Mapping[str, Callable[..., Any]] = {
+    "gaussian_nll_loss": _gaussian_nll_loss,
     "fake_quantize_per_tensor_affine": _per_tensor,
     "fake_quantize_per_tensor_affine_cachemask": _steps,
     "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams": _if_enabled,

@@ -21,6 +21,9 @@ _MOST = 100  # stretches that are looked at
 _FURTHEST = 8  # turns back that a value is carried
 
 
+_NUMBERS = (torch.SymInt, torch.SymFloat, torch.SymBool)
+
+
 class NotEqual(Exception):
     """Turns that are no turns of one loop, and why."""
 
@@ -118,6 +121,8 @@ def _planned(run: EqualTurns, name: str) -> tuple[_Loop, list[list[Any]]]:
     taken = [_taken(loop, slot) for slot in range(len(loop.body))]
     if all(not isinstance(item, _Carried | _Moving) for items in taken for item in items):
         raise NotEqual("every turn does the same")
+    if any(isinstance(node.meta.get("val"), _NUMBERS) and not where.keys() >= node.users.keys() for node in where):
+        raise NotEqual("a size that is used after the loop")
     return loop, taken
 
 

@@ -32,19 +32,45 @@ def embedding_renorm(weight, indices, max_norm, norm_type=2.0):
     return mx.where(named & (norms > max_norm), weight * (max_norm / (norms + 1e-7)), weight)
 
 
+def bag_of_each(indices, offsets):
+    """For each index the number of its bag: the last that starts at or before it."""
+    return (mx.arange(indices.shape[0])[:, None] >= offsets).sum(axis=1) - 1
+
+
+def bag_sizes(indices, offsets, padding_idx=None):
+    """How many indices each bag has, those that are padding not counted."""
+    counted = mx.ones(indices.shape, dtype=mx.int32)
+    counted = counted if padding_idx is None else (indices != padding_idx).astype(mx.int32)
+    return mx.zeros(offsets.shape, dtype=mx.int32).at[bag_of_each(indices, offsets)].add(counted)
+
+
 def embedding_bag(weight, indices, offsets, mode="sum", weights=None, include_last_offset=False, padding_idx=None):
     """Sum, mean or max of the rows weight[indices] in each bag, from its offset on. An empty bag gives zeros."""
-    bags = offsets.shape[0] - 1 if include_last_offset else offsets.shape[0]
     rows = weight[indices]
     if weights is not None:
         rows = rows * weights[:, None]
-    # The number of the last bag that starts at or before each index.
-    bag = (mx.arange(indices.shape[0])[:, None] >= offsets[None, :bags]).sum(axis=1) - 1
+    bag, counts = bag_of_each(indices, offsets), bag_sizes(indices, offsets, padding_idx)[:, None]
+    shape = (offsets.shape[0], weight.shape[1])
     counted = mx.ones(indices.shape, dtype=mx.bool_) if padding_idx is None else indices != padding_idx
-    counts = mx.zeros((bags,), dtype=mx.int32).at[bag].add(counted.astype(mx.int32))[:, None]
     if mode == "max":
         rows = mx.where(counted[:, None], rows, -mx.inf)
-        largest = mx.full((bags, weight.shape[1]), -mx.inf, dtype=weight.dtype).at[bag].maximum(rows)
-        return mx.where(counts > 0, largest, 0)
-    sums = mx.zeros((bags, weight.shape[1]), dtype=weight.dtype).at[bag].add(mx.where(counted[:, None], rows, 0))
-    return sums / mx.maximum(counts, 1) if mode == "mean" else sums
+        largest = mx.full(shape, -mx.inf, dtype=weight.dtype).at[bag].maximum(rows)
+        bags = mx.where(counts > 0, largest, 0)
+    else:
+        bags = mx.zeros(shape, dtype=weight.dtype).at[bag].add(mx.where(counted[:, None], rows, 0))
+        bags = bags / mx.maximum(counts, 1) if mode == "mean" else bags
+    return bags[:-1] if include_last_offset else bags  # the last offset is where the last bag ends
+
+
+def largest_in_bags(weight, indices, offsets, padding_idx=None):
+    """For each bag and feature the index whose row has the largest number, the first of several; 0 for no index."""
+    bag, largest = (
+        bag_of_each(indices, offsets),
+        embedding_bag(weight, indices, offsets, "max", None, False, padding_idx),
+    )
+    hits = weight[indices] == largest[bag]
+    hits = hits if padding_idx is None else hits & (indices != padding_idx)[:, None]
+    count = indices.shape[0]
+    places = mx.where(hits, mx.arange(count)[:, None], count)
+    first = mx.full(largest.shape, count, dtype=places.dtype).at[bag].minimum(places)
+    return mx.where(first < count, indices[mx.minimum(first, count - 1)], 0)

@@ -178,3 +178,17 @@ def _window(n_fft: int, hop: int | None, length: int | None, window: Expr | None
     if normalized:
         options["normalized"] = True
     return options
+
+
+@op("aten.fft_fftfreq.default")
+def fftfreq(n: Any, d: float = 1.0, dtype: Any = None) -> Expr:
+    """Frequencies of a transform of ``n`` numbers, the negative ones last."""
+    rest = n // 2
+    positive, negative = mx.arange(n - rest, dtype=mx.float32), mx.arange(-rest, 0, dtype=mx.float32)
+    return mx.concatenate([positive, negative]) / (n * d)
+
+
+@op("aten.fft_rfftfreq.default")
+def rfftfreq(n: Any, d: float = 1.0, dtype: Any = None) -> Expr:
+    """Frequencies of a transform of ``n`` real numbers."""
+    return mx.arange(n // 2 + 1, dtype=mx.float32) / (n * d)

@@ -81,18 +81,22 @@ def _embedding_bag(
     weights: Expr | None,
     include_last_offset: bool,
     padding_idx: int | None,
-) -> tuple[Expr, None, None, None]:
-    """The bags; the other three results serve the backward pass."""
-    options: dict[str, Any] = {}
-    if mode:
-        options["mode"] = ("sum", "mean", "max")[mode]
+) -> tuple[Expr | None, ...]:
+    """The bags; as torch's CPU has it: the bag of each index, the bags' sizes, what was the largest in them."""
+    counted: dict[str, Any] = {} if padding_idx is None else {"padding_idx": padding_idx}
+    options: dict[str, Any] = ({"mode": ("sum", "mean", "max")[mode]} if mode else {}) | counted
     if weights is not None:
         options["weights"] = weights
     if include_last_offset:
         options["include_last_offset"] = True
-    if padding_idx is not None:
-        options["padding_idx"] = padding_idx
-    return call(helper.embedding_bag, weight, indices, offsets, **options), None, None, None
+    bags = call(helper.embedding_bag, weight, indices, offsets, **options)
+    if include_last_offset:
+        return bags, None, None, None  # of which torch says other sizes than it gives
+    quick = not mode and padding_idx is None and weight.dtype in (mx.float32, mx.float16)
+    bag = mx.zeros(0, dtype=offsets.dtype) if quick else call(helper.bag_of_each, indices, offsets)
+    sizes = call(helper.bag_sizes, indices, offsets, **counted) if mode else mx.zeros_like(offsets)
+    largest = call(helper.largest_in_bags, weight, indices, offsets, **counted) if mode == 2 else sizes
+    return bags, bag, sizes, largest
 
 
 @op("aten.embedding_bag.padding_idx")
