@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -49,6 +49,7 @@ class TensorRef:
         offset: Absolute byte offset of the first element in ``path``.
         strides: Element strides where the tensor is not contiguous (torch files only), else None.
         held: The bytes themselves, flat uint8, where they lie in memory and in no file.
+        made: What makes the bytes of rows [start, stop), where those in the file are in another form.
     """
 
     name: str
@@ -58,6 +59,7 @@ class TensorRef:
     offset: int
     strides: tuple[int, ...] | None = None
     held: npt.NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
+    made: Callable[[int, int], npt.NDArray[np.uint8]] | None = field(default=None, compare=False, repr=False)
 
     @property
     def size(self) -> int:
@@ -105,6 +107,8 @@ class Checkpoint:
         states: Of the files that it consists of, as they were before anything was read from them.
         module: Class of the PyTorch module whose tensors these are, where they lie in memory; else empty.
         text_part: Whether config and tensors are those of the text part alone of the model that the files are of.
+        file: The single file that the checkpoint is, where ``root`` is a folder that was made of it; else None.
+        keeps: What removes such a folder once nobody has the checkpoint any more.
     """
 
     root: Path
@@ -119,6 +123,8 @@ class Checkpoint:
     states: Mapping[Path, FileState] = field(default_factory=dict, repr=False)
     module: str = ""
     text_part: bool = False
+    file: Path | None = None
+    keeps: object = field(default=None, compare=False, repr=False)
 
     @cached_property
     def model_config(self) -> ModelConfig:
@@ -133,12 +139,22 @@ class Checkpoint:
     @property
     def name(self) -> str:
         """How the source is called in messages and in the record."""
-        return self.repo_id or self.module or self.root.name
+        return self.repo_id or self.module or self.place.name
 
     @property
     def location(self) -> str:
-        """Where the source is, for errors: the repository, the module's class, or the folder's whole path."""
-        return self.repo_id or self.module or str(self.root)
+        """Where the source is, for errors: the repository, the module's class, or the whole path of folder or file."""
+        return self.repo_id or self.module or str(self.place)
+
+    @property
+    def place(self) -> Path:
+        """What the user has of it: the folder, or the single file."""
+        return self.file or self.root
+
+    @property
+    def weights_root(self) -> Path:
+        """The folder that the weight files are in."""
+        return self.root if self.file is None else self.file.parent
 
 
 @dataclass(frozen=True, slots=True)

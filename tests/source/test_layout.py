@@ -13,7 +13,7 @@ import pytest
 from little_llama import llama_weights
 from safetensors.numpy import save_file
 
-from mlxport.errors import MlxportError, SourceError, UnsafeError, UnsupportedError, WeightsError
+from mlxport.errors import MlxportError, SourceError, UnsafeError, WeightsError
 from mlxport.source import open_checkpoint, read_rows
 from mlxport.source.weight_files import WeightFiles, choose_weight_files, side_names
 
@@ -198,5 +198,5 @@ def test_a_folder_of_folders_is_not_called_empty(tmp_path: Path) -> None:
 def test_only_the_formats_of_others(tmp_path: Path, single: Path) -> None:
     (single / "model.safetensors").rename(single / "model.gguf")
     shutil.copy(single / "model.gguf", single / "._model.safetensors")
-    with pytest.raises(UnsupportedError, match="GGUF"):
+    with pytest.raises(WeightsError, match="model.gguf is not a GGUF file"):
         open_checkpoint(single)

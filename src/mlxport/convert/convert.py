@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any  # noqa: F401 (types of options are looked up where their function is)
 
 from mlxport.convert.convert_report import MARGIN_BYTES, ConvertReport
-from mlxport.convert.open_source import foreseeing, need_reference, next_step, open_source, parts_left_out
+from mlxport.convert.open_source import as_stored, foreseeing, need_reference, next_step, open_source, parts_left_out
 from mlxport.convert.options import ConvertOptions, check_layout
 from mlxport.convert.resolved_options import ResolvedOptions, resolve
 from mlxport.convert.source_hashes import Hashes
@@ -111,7 +111,9 @@ def opened(checkpoint: Checkpoint, layout: Layout, options: ResolvedOptions) -> 
         _check_report_tokenizer(checkpoint, options)
     if layout.needs_torch and layout.tokenizer:
         check_tokenizer_files(checkpoint, None)  # a capture takes minutes; again with the rows once these are known
-    conversion = layout.opens(checkpoint, options)
+    stored, said = as_stored(checkpoint, layout, options)
+    conversion = layout.opens(stored, options)
+    conversion = replace(conversion, notes=(*said, *conversion.notes))
     parts = parts_left_out(checkpoint, conversion, options)
     if options.limit is not None:
         conversion, options = _allocated(conversion, options)

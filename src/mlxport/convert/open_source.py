@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 from mlxport.convert.resolved_options import ResolvedOptions
 from mlxport.errors import UnsupportedError, UsageError
 from mlxport.layouts.left_out import left_out, refuse_left_out, refuse_whole
+from mlxport.layouts.mlx_lm.layout import MLX_LM
 from mlxport.layouts.table import chosen, is_other_model, refuse_unknown_code, way_out
 from mlxport.source import open_checkpoint
 from mlxport.types import Checkpoint, ModelPart
 
 if TYPE_CHECKING:
+    from mlxport.layouts.base import Layout
     from mlxport.layouts.conversion import Conversion
 
-__all__ = ["checking", "foreseeing", "need_reference", "next_step", "open_source", "parts_left_out"]
+__all__ = ["as_stored", "checking", "foreseeing", "need_reference", "next_step", "open_source", "parts_left_out"]
 
 
 def open_source(
@@ -74,6 +76,27 @@ def foreseeing(options: ResolvedOptions) -> Callable[[Checkpoint], None]:
                 parts_left_out(checkpoint, layout.foresees(checkpoint, options), options)
 
     return check
+
+
+def as_stored(checkpoint: Checkpoint, layout: Layout, options: ResolvedOptions) -> tuple[Checkpoint, tuple[str, ...]]:
+    """A GGUF checkpoint with the blocks that MLX has too as they are, unless it is to be quantized; what to say of it.
+
+    Another checkpoint is itself.
+    """
+    if checkpoint.file is None:
+        return checkpoint, ()
+    from mlxport.source.gguf.mlx_groups import holds_blocks, in_mlx_groups
+
+    if not holds_blocks(checkpoint):
+        return checkpoint, ()
+    if options.quant is not None or options.limit is not None:
+        return checkpoint, ("the blocks of the GGUF file are quantized anew, which adds one error to another",)
+    if layout is not MLX_LM:
+        return checkpoint, (f"the blocks of the GGUF file come out as numbers: {layout.name} has no place for them",)
+    grouped, said = in_mlx_groups(checkpoint)
+    if options.dtype == "bfloat16" and grouped is not checkpoint:
+        said += "; but their scales, to bfloat16 (--dtype float16 keeps them)"
+    return grouped, (said,) if said else ()
 
 
 def parts_left_out(checkpoint: Checkpoint, conversion: Conversion, options: ResolvedOptions) -> tuple[ModelPart, ...]:

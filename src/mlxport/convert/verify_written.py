@@ -89,19 +89,29 @@ def verify_written(work: Verifying, progress: Progress) -> Verified:
 def _written_logits(work: Verifying) -> Verified:
     from mlxport import parity
     from mlxport.parity.tokenizer import check_tokenizer
-    from mlxport.transform import invert
 
     tokenizer = check_tokenizer(work.folder, work.checkpoint)
     report = parity.verify(
         work.folder,
         work.checkpoint,
         mode=work.mode,
-        invert=functools.partial(invert, work.conversion.program),
+        invert=_inverse(work),
         trained=work.trained,
         generation=work.layout.verifies_generation,
         on_progress=work.say,
     )
     return Verified(_passed(report, work.folder, "architecture"), tokenizer)
+
+
+def _inverse(work: Verifying) -> Callable[[Mapping[str, mx.array]], dict[str, mx.array]]:
+    """From the output's tensors to those of what it is compared with, which are other ones of blocks kept as stored."""
+    from mlxport import parity
+    from mlxport.transform import invert
+
+    program = work.conversion.program
+    if program.refs.keys() == work.checkpoint.tensors.keys():
+        return functools.partial(invert, program)
+    return parity.own_inverse(work.checkpoint, work.conversion.dtype, work.layout.traces)
 
 
 def _written_outputs(work: Verifying) -> Verified:

@@ -37,10 +37,10 @@ def fingerprint(
     """
     shards = [[shard.filename, [tensor.name for tensor in shard.tensors]] for shard in plan.shards]
     parts: dict[str, Any] = {
-        "the source": [str(checkpoint.root.resolve()), checkpoint.revision],
+        "the source": [str(checkpoint.place.resolve()), checkpoint.revision],
         _WEIGHTS: _states(checkpoint, checkpoint.weight_files),
         _CONFIG: [checkpoint.config, conversion.config],
-        "how the weights are computed": [program_digest(conversion.program, checkpoint.root), shards],
+        "how the weights are computed": [program_digest(conversion.program, checkpoint.weights_root), shards],
         "the options": dict(options),
     }
     code = [path for path in checkpoint.side_files if path.suffix == ".py" and checkpoint.trust_remote_code]
@@ -70,7 +70,8 @@ def _contents(checkpoint: Checkpoint, paths: Iterable[Path]) -> list[Any]:
 
 
 def _within(checkpoint: Checkpoint, path: Path) -> str:
-    return os.path.relpath(path, checkpoint.root)
+    root = checkpoint.weights_root if path in checkpoint.weight_files else checkpoint.root
+    return os.path.relpath(path, root)
 
 
 def _hash(part: Any) -> str:

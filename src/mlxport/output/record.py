@@ -32,7 +32,7 @@ def versions() -> dict[str, str]:
 
 def weight_name(checkpoint: Checkpoint, path: Path) -> str:
     """How a weights file is called in the record: its path within the source (an index may name folders)."""
-    return path.relative_to(checkpoint.root).as_posix()
+    return path.relative_to(checkpoint.weights_root).as_posix()
 
 
 def make_record(

@@ -15,7 +15,7 @@ from typing import Any
 
 from mlxport.errors import SourceError, UnsupportedError
 from mlxport.source.config_file import check_consistency, needs_remote_code, refuse_remote_code
-from mlxport.source.local_folder import open_folder
+from mlxport.source.local_folder import list_folder, open_folder
 from mlxport.source.row_reader import hash_file, read_rows
 from mlxport.source.weight_files import OTHER_FRAMEWORKS, PORT, PORT_THE_ORIGINAL
 from mlxport.types import Checkpoint
@@ -52,7 +52,7 @@ def open_checkpoint(
     Raises:
         SourceError: Names the file, what is wrong with it and the remedy. ConfigError, WeightsError, UnsafeError,
             TokenizerError are the finer classes.
-        UnsupportedError: A format that is not read (GGUF, the original Meta format, diffusers).
+        UnsupportedError: A format that is not read (the original Meta format, diffusers, ONNX).
     """
     path = Path(os.path.abspath(os.path.expanduser(source)))
     if _is(os.path.isdir, path):
@@ -60,7 +60,15 @@ def open_checkpoint(
             raise SourceError(
                 f"{path} is a folder and has no revisions", hint="leave out the revision, or give a hub id"
             )
+        if files := _gguf_alone(path):
+            from mlxport.source.gguf.opening import one_file, open_gguf
+
+            return open_gguf(one_file(path, files), check_config)
         return open_folder(path, check_config=check_config, trust_remote_code=trust_remote_code)
+    if path.suffix == ".gguf" and _is(os.path.isfile, path):
+        from mlxport.source.gguf.opening import open_gguf
+
+        return open_gguf(path, check_config)
     if path.suffix == ".pt" and _is(os.path.isfile, path):
         from mlxport.source.openai_whisper import open_whisper_file
 
@@ -82,11 +90,13 @@ def _is(test: Callable[[Path], bool], path: Path) -> bool:
         return False
 
 
+def _gguf_alone(folder: Path) -> list[str]:
+    """The GGUF files of a folder that holds no other weights."""
+    names = [name for name in list_folder(folder) if "/" not in name]
+    return [] if any(name.endswith(_WEIGHT_SUFFIXES) for name in names) else [n for n in names if n.endswith(".gguf")]
+
+
 def _not_a_folder(path: Path) -> SourceError | UnsupportedError:
-    if path.suffix == ".gguf":
-        return UnsupportedError(
-            f"{path} is a GGUF file", hint="convert from the original safetensors checkpoint instead"
-        )
     if path.suffix == ".zip":
         return SourceError(f"{path} is an archive, not a folder", hint="unpack it and give the folder")
     if path.suffix in _WEIGHT_SUFFIXES:

@@ -111,6 +111,8 @@ def read_rows(ref: TensorRef, start: int = 0, stop: int | None = None, scratch: 
     if not 0 <= start <= stop <= rows:
         raise ValueError(f"rows {start} to {stop} of {ref.name!r}, which has {rows}")
     itemsize = DTYPE_BITS[ref.dtype] // 8
+    if ref.made is not None:
+        return ref.made(start, stop)
     if ref.held is not None:
         row_bytes = prod(ref.shape[1:]) * itemsize
         return ref.held[start * row_bytes : stop * row_bytes].copy()

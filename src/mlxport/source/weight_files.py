@@ -64,6 +64,7 @@ SIDE_PATTERNS = (
 SIDE_FOLDERS = tuple(dict.fromkeys(pattern.partition("/")[0] for pattern in SIDE_PATTERNS if "/" in pattern))
 """Patterns of the folders in which some of them lie."""
 _NOT_SIDE = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".npz", ".onnx", ".h5", ".msgpack")
+_GGUF = "mlxport convert FILE.gguf DST"
 PORT = "mlxport port FILE.py:FACTORY DST"
 PORT_THE_ORIGINAL = f"port the PyTorch module that it was made from, by a function that returns it with inputs: {PORT}"
 OTHER_FRAMEWORKS = {
@@ -170,7 +171,7 @@ def _complete_set(names: list[str], where: str) -> tuple[str, ...] | None:
 def _nothing_to_read(present: list[str], where: str) -> SourceError | UnsupportedError:
     if any(name.endswith(".gguf") for name in present):
         return UnsupportedError(
-            f"{where} holds GGUF weights only", hint="convert from the original safetensors checkpoint instead"
+            f"{where} holds GGUF weights only", hint=f"download one of its files and give that: {_GGUF}"
         )
     if any(name.startswith("consolidated.") for name in present):
         return UnsupportedError(
@@ -206,9 +207,7 @@ def explain_no_config(names: Iterable[str], where: str) -> SourceError | Unsuppo
             hint="use the Hugging Face version of this model",
         )
     if any(name.endswith(".gguf") for name in present):
-        return UnsupportedError(
-            f"{where} holds GGUF files", hint="convert from the original safetensors checkpoint instead"
-        )
+        return UnsupportedError(f"{where} holds GGUF files", hint=f"download one of them and give that: {_GGUF}")
     foreign = next((name for name in sorted(present) if name.endswith(tuple(OTHER_FRAMEWORKS))), None)
     if foreign is not None:
         what = OTHER_FRAMEWORKS[Path(foreign).suffix]
