@@ -12,10 +12,14 @@ from mlxport.graph.write.bodies import _available
 
 
 def deep(length: sympy.Symbol, depth: int) -> sympy.Expr:
-    """What padding to a multiple nests: a size in which the one before stands more than once."""
+    """What padding to a multiple nests: a size in which the one before stands more than once.
+
+    Put together as it stands: simplified, sympy walks every path, or not, as hashes of the process have it.
+    """
     size = length
-    for step in range(depth):
-        size = FloorDiv(Mod(size, step + 3) * size + 7, 2)
+    with sympy.evaluate(False):
+        for step in range(depth):
+            size = FloorDiv(Mod(size, step + 3) * size + 7, 2)
     return size
 
 
