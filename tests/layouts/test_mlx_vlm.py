@@ -8,21 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 import mlxport
 from mlxport.errors import UnsupportedError
 from mlxport.fit.planning import plan_for
 from mlxport.layouts.mlx_vlm import families
+from mlxport.layouts.mlx_vlm.families import picture_of
 from mlxport.layouts.mlx_vlm.opening import check_config
+from mlxport.model.loaded import upcast
 from mlxport.run.tasks.picture_inputs import example_pictures
 from mlxport.source import open_checkpoint
 from vision_families import FAMILIES, config_of_2025, names_in_memory, names_of_2025, write_family
 
 pytest.importorskip("mlx_vlm")
+OF_PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 READ_ONE_WAY_BY_MLX_VLM = {"gemma3"}  # its tokens of a picture attend to those before them only
-REFUSED_BY_MLX_VLM = {"llava"}  # its processor tells the image processor how to pad the text
 
 
 @dataclass(frozen=True)
@@ -63,10 +68,6 @@ def test_a_run_writes_what_mlx_vlm_writes(converted):
     ours = mlxport.pipeline(converted.folder)(given, max_tokens=6)[0]["generated_text"]
     model, processor = load(str(converted.folder))
     prompt = apply_chat_template(processor, model.config, "What?", num_images=2)
-    if converted.name in REFUSED_BY_MLX_VLM:
-        with pytest.raises(ValueError, match="unexpected keyword argument 'padding'"):
-            generate(model, processor, prompt, image=pictures, max_tokens=6, temperature=0.0)
-        return
     theirs = generate(model, processor, prompt, image=pictures, max_tokens=6, temperature=0.0).text
     assert (theirs == ours) is not (converted.name in READ_ONE_WAY_BY_MLX_VLM)
 
@@ -131,6 +132,87 @@ def test_a_checkpoint_of_2025_by_a_recipe_that_names_what_reads_pictures(tmp_pat
 
 
 @pytest.mark.parametrize("converted", ["gemma3"], indirect=True)
-def test_a_plan_says_that_it_is_of_the_text_model_alone(converted):
-    notes = plan_for(converted.source, device="M2 8GB").notes
-    assert any("this is of the text model alone (--text-only)" in note and "for mlx-vlm" in note for note in notes)
+def test_what_mlx_vlm_computes_of_gemma_3_is_the_original_with_pictures_read_one_way(converted):
+    """So that nothing but the direction differs: no folder can say it, mlx-vlm drops the mask that it makes."""
+    pipeline = mlxport.pipeline(converted.folder).model
+    upcast(pipeline.model)
+    picture = example_pictures()[0].resize((90, 60))
+    inputs = pipeline.inputs(pipeline.prompt("What?", 1), [picture])
+    original = transformers.Gemma3ForConditionalGeneration.from_pretrained(
+        converted.source, dtype=torch.float32, attn_implementation="eager"
+    )
+    scale = original.model.language_model.embed_tokens.embed_scale
+    original.model.language_model.embed_tokens.embed_scale = scale.to(torch.bfloat16).to(torch.float32)
+    given = {name: torch.from_numpy(np.array(inputs[name])) for name in ("input_ids", "attention_mask")}
+    pixels = torch.from_numpy(np.array(inputs["pixel_values"]))
+    kinds = (given["input_ids"] == original.config.image_token_id).long()
+    for one_way, types in ((True, torch.zeros_like(kinds)), (False, kinds)):
+        with torch.no_grad():
+            wanted = original(**given, pixel_values=pixels, token_type_ids=types).logits.numpy()
+        found = np.array(pipeline.logits(inputs, one_way=one_way))
+        assert np.abs(found - wanted).max() < 1e-5 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("converted", ["llava"], indirect=True)
+@pytest.mark.parametrize("saved", ["as published", "nested", "of 2023"])
+def test_processors_of_llava_are_made_so_that_mlx_vlm_takes_transformers(converted, tmp_path, saved):
+    """Whichever way its two files were saved."""
+    source = shutil.copytree(converted.source, tmp_path / "source")
+    outer, inner = (json.loads((source / name).read_text()) for name in OF_PROCESSORS)
+    if saved == "nested":
+        (source / OF_PROCESSORS[0]).write_text(json.dumps({**outer, "image_processor": inner}))
+        (source / OF_PROCESSORS[1]).unlink()
+    elif saved == "of 2023":
+        (source / OF_PROCESSORS[0]).unlink()
+        (source / OF_PROCESSORS[1]).write_text(json.dumps({**inner, "processor_class": "LlavaProcessor"}))
+    mlxport.convert(source, tmp_path / "made", verify="none")
+    for name in OF_PROCESSORS:
+        made, wanted = (json.loads((folder / name).read_text()) for folder in (tmp_path / "made", converted.folder))
+        usual = {"image_token": "<image>"} if name == OF_PROCESSORS[0] else {}
+        assert {**usual, **made} == wanted
+
+
+SIZES = ((60, 90), (200, 100), (100, 333), (57, 57), (700, 650))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_tokens_of_a_picture_are_those_of_its_processor(converted, size):
+    """Without a picture, from the files beside the weights: of the original, and of what was made of it."""
+    model = mlxport.pipeline(converted.folder).model
+    picture = example_pictures()[0].resize(size[::-1])
+    alone, seen = (model.inputs(model.prompt("What?", len(shown)), shown)["input_ids"] for shown in ([], [picture]))
+    places = int((seen == model._picture_tokens()[0]).sum())
+    for folder in (converted.source, converted.folder):
+        files = {path.name: path for path in folder.iterdir()}
+        config = json.loads((folder / "config.json").read_text())
+        found = picture_of(config, files, size)
+        assert (found.height, found.width, found.tokens) == (*size, places)
+        # Empty lines are two tokens of bytes, and one of a tokenizer of words.
+        assert 0 <= seen.size - alone.size - found.all_tokens <= 2
+
+
+def test_a_plan_is_of_the_whole_model(converted):
+    plan = plan_for(converted.source, device="M2 8GB", context=512, image_size="90x60")
+    seen = plan.pictures
+    assert (seen.picture.width, seen.picture.height) == (90, 60) and seen.workspace_bytes > 0
+    assert seen.runs == 'mlxport run DST picture.jpg --prompt "What is to be seen?"'
+    written = {path: sum(file.stat().st_size for file in path.glob("*.safetensors")) for path in (converted.folder,)}
+    row = next(row for row in plan.rows if row.quantize is None)
+    assert 0 <= written[converted.folder] - row.disk_bytes < 20_000  # the file's header
+    assert row.memory_bytes >= row.disk_bytes + seen.workspace_bytes
+    assert not plan.left_out and plan.calibration is None
+    made = mlxport.convert(converted.source, converted.folder.parent / "dry", quantize=4, dry_run=True).plan
+    assert next(row for row in plan.rows if row.quantize == "4").disk_bytes == made.nbytes
+
+
+@pytest.mark.parametrize("converted", ["gemma3"], indirect=True)
+def test_plan_and_inspect_say_what_a_picture_takes(converted, mlxport):
+    shown = mlxport("plan", converted.source, "--device", "M2 8GB", "--image-size", "90x60").out
+    assert "a picture of 90 x 60 pixels: 16 patches, 4 tokens and 4 that mark it of the context" in shown
+    assert "to convert: mlxport convert" in shown and "--text-only" not in shown
+    for folder in (converted.source, converted.folder):
+        assert "1024 x 768 pixels: 16 patches, 8 tokens" in mlxport("inspect", folder).out
+    told = mlxport("plan", converted.source, "--device", "M2 8GB", "--image-size", "wide")
+    assert told.code == 2 and "--image-size 'wide': expected width and height in pixels" in told.err
+    notes = plan_for(converted.source, device="M2 8GB", context=8).notes
+    assert any("one picture takes 8 tokens, and the context has 8" in note for note in notes)

@@ -103,6 +103,9 @@ def plan(
     kv_bits: Annotated[int | None, typer.Option("--kv-bits", help="Bits of a quantized cache.")] = None,
     kv_group_size: Annotated[int, typer.Option("--kv-group-size", help="Its group size.")] = 64,
     dtype: Dtype = "auto",
+    image_size: Annotated[
+        str | None, typer.Option("--image-size", help="Width and height of a picture in pixels [1024x768].")
+    ] = None,
     macos: Annotated[int | None, typer.Option("--macos", help="Its major version; without it the newest.")] = None,
     revision: Revision = None,
     trust_remote_code: Trust = False,
@@ -121,6 +124,7 @@ def plan(
         kv_bits=kv_bits,
         kv_group_size=kv_group_size,
         dtype=dtype,
+        image_size=image_size,
         macos=macos,
         revision=revision,
         trust_remote_code=trust_remote_code,

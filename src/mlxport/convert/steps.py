@@ -188,7 +188,8 @@ def write_side_files(state: State) -> None:
         relative = path.relative_to(source.root)
         untrusted = path.suffix == ".py" and not source.trust_remote_code
         alone = plan.left_out and path.name in PROCESSORS
-        if path.name in replaced or path.name == _CARD or untrusted or alone or not state.layout.carries(relative):
+        made_anew = path.name in replaced or str(relative) in made
+        if made_anew or path.name == _CARD or untrusted or alone or not state.layout.carries(relative):
             continue
         (folder / relative).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, folder / relative)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mlxport.fit.hardware import Machine
+from mlxport.fit.picture_report import PicturePlan
 from mlxport.progress import three_digits
 from mlxport.types import CalibrationPlan, ModelPart
 
@@ -94,6 +95,7 @@ class FitReport:
         shorter_setting: Empty where no context fits.
         calibration: What ``convert -q 4 --calibrate default`` takes here; None where nothing is to be quantized.
         left_out: Parts of the model that the output would not hold; ``convert`` asks for ``--text-only`` then.
+        pictures: What pictures add, None where the plan is of text alone.
     """
 
     source: str
@@ -111,10 +113,13 @@ class FitReport:
     shorter_setting: str = ""
     calibration: CalibrationPlan | None = None
     left_out: tuple[ModelPart, ...] = ()
+    pictures: PicturePlan | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values only, for ``--json``."""
-        return {**asdict(self), "rows": [row.to_json() for row in self.rows]}
+        seen = None if self.pictures is None else self.pictures.to_json()
+        plain = asdict(replace(self, pictures=None))
+        return {**plain, "rows": [row.to_json() for row in self.rows], "pictures": seen}
 
 
 def rate_in_words(tokens_per_second: tuple[float, float] | None) -> str:

@@ -15,6 +15,7 @@ from mlxport.fit.footprint import Footprint
 from mlxport.fit.generation_rate import tokens_per_second
 from mlxport.fit.hardware import Machine, known_machines, named_machine, this_machine
 from mlxport.fit.liveness import METAL
+from mlxport.fit.picture_planning import PlannedWhole, parsed_size, plan_pictures
 from mlxport.fit.quant_settings import Setting, SettingWeights, measure, settings
 from mlxport.fit.task_plan_report import TaskPlan
 from mlxport.fit.task_planning import plan_task, task_layout
@@ -51,12 +52,14 @@ def plan_for(
     kv_bits: int | None = None,
     kv_group_size: int = 64,
     dtype: str = "auto",
+    image_size: str | None = None,
     macos: int | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> FitReport | TaskPlan:
     """Say which conversions of a model fit a machine, with what context, and how fast they generate.
 
+    Of a model of pictures and text the plan is of the whole: its tower, a picture's tokens, and what reading it takes.
     Of a model that is run for another task than writing (labels, vectors, speech) it says what the model becomes, what
     runs it, and what one input takes: a text of ``context`` tokens, a picture, 30 seconds of sound.
 
@@ -69,6 +72,7 @@ def plan_for(
         kv_bits: Bits of a quantized key-value cache, as of ``mlx_lm.generate``.
         kv_group_size: Its group size.
         dtype: Of what is not quantized: as of ``convert``, but ``auto`` makes float32 checkpoints bfloat16.
+        image_size: Width and height of a picture in pixels, as ``"1024x768"``, which it is by default.
         macos: Major version of macOS; before 26 less memory was left to the GPU of larger machines.
         revision: Branch, tag or commit of a hub repository.
         trust_remote_code: Plan for a checkpoint that brings code of its own; it is not run.
@@ -80,6 +84,7 @@ def plan_for(
     """
     machine = this_machine() if device is None else named_machine(device, macos)
     _check_numbers(context, kv_bits, kv_group_size)
+    size = parsed_size(image_size)
 
     def check(config: Mapping[str, Any]) -> None:
         from mlxport.layouts.mlx_lm.normalize import ConfigRefused
@@ -102,24 +107,31 @@ def plan_for(
             _check_kv(config)
 
     checkpoint = open_checkpoint(source, revision=revision, check_config=check, headers_only=True)
+    whole = next((it for it in layouts() if it.whole and it.claims(checkpoint.config, checkpoint.tensors)), None)
+    if whole is None and image_size is not None:
+        raise UsageError("--image-size: for models of pictures and text", hint="leave it out")
     if (layout := task_layout(checkpoint.config)) is not None:
         tokens = chosen_context(context, checkpoint.model_config.context_length)
         return plan_task(str(source), checkpoint, layout, machine, tokens=tokens, dtype=dtype)
     opened, conversion, asked, notes = _open(checkpoint, dtype)
     parts = left_out(checkpoint, conversion.program)
-    whole = next((it for it in layouts() if it.whole and it.claims(checkpoint.config, checkpoint.tensors)), None)
     lengths = (checkpoint.model_config.context_length, ModelConfig(conversion.config).context_length)
     limit = min((length for length in lengths if length is not None), default=None)
     tokens = chosen_context(context, limit)
     footprint = Footprint(_packed(opened, _PACKED), METAL, kv_bits, kv_group_size)
     shares = footprint.read_shares(tokens)
     name = conversion.dtype if asked == dtype else asked
-    case = _Case(machine, name, conversion.parameters, tokens, limit, footprint, opened)
+    # A quantized cache is for the text model alone, as convert has it.
+    seen = plan_pictures(checkpoint, whole, name, size) if whole is not None and kv_bits is None else None
+    if seen is not None:  # what becomes of the config of the text model alone is of no concern
+        notes = tuple(note for note in notes if note not in conversion.notes)
+    parameters = conversion.parameters if seen is None else seen.parameters
+    case = _Case(machine, name, parameters, tokens, limit, footprint, opened, seen)
     model, rows, calibration = opened.skeleton(), [], None
     for setting in settings():
         weights = measure(model, setting, shares)
-        rows.append(_row(setting, weights, case))
-        if setting.quantize == _PACKED:
+        rows.append(_row(setting, weights if seen is None else seen.weights(setting, weights), case))
+        if setting.quantize == _PACKED and seen is None:
             calibration = _calibration(checkpoint, conversion, weights, limit)
     report = FitReport(
         str(source),
@@ -129,9 +141,13 @@ def plan_for(
         kv_bits,
         "" if asked == "auto" else asked,
         tuple(rows),
-        notes=(*said_before(parts, whole), *notes, *_kv_notes(kv_bits, tokens), *_reading_notes(model, tokens)),
-        left_out=parts,
+        notes=(
+            *(said_before(parts, whole) if seen is None else seen.pictures.notes_at(tokens)),
+            *(*notes, *_kv_notes(kv_bits, tokens), *_reading_notes(model, tokens)),
+        ),
+        left_out=parts if seen is None else (),
         calibration=calibration,
+        pictures=None if seen is None else seen.pictures,
     )
     ordered = recommended(report)
     return replace(ordered, **_otherwise(ordered, footprint, macos))
@@ -238,6 +254,7 @@ class _Case:
     limit: int | None
     footprint: Footprint
     opened: TracedModel
+    whole: PlannedWhole | None = None
     _operations: dict[str | None, int] = field(default_factory=dict)
 
     def operations(self, setting: Setting) -> int:
@@ -259,7 +276,11 @@ def _row(setting: Setting, weights: SettingWeights, case: _Case) -> FitRow:
         return FitRow(name, setting.quantize, problem=weights.problem)
     need = case.footprint.at(context)
     budget = case.machine.gpu_bytes - weights.nbytes
-    longest = longest_context(case.footprint, budget, case.limit)
+    tower = (
+        0 if case.whole is None else case.whole.pictures.workspace_bytes or 0
+    )  # while it reads, there is no cache yet
+    need = replace(need, peak=max(need.peak, tower))
+    longest = longest_context(case.footprint, budget, case.limit) if tower <= budget else 0
     return FitRow(
         name,
         setting.quantize,

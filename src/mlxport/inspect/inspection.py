@@ -17,6 +17,8 @@ from mlxport.inspect.code_seen import code_seen
 from mlxport.inspect.dtype_counts import DtypeCount, count_by_dtype, count_parameters, describe_quantization
 from mlxport.layouts.base import Layout
 from mlxport.layouts.left_out import left_out, said_before
+from mlxport.layouts.mlx_vlm.families import picture_of
+from mlxport.layouts.mlx_vlm.picture_tokens import PictureTokens
 from mlxport.layouts.table import AUTO, chosen, layouts, way_out
 from mlxport.model_config import ModelConfig
 from mlxport.output.card import read_source_card
@@ -100,6 +102,8 @@ class Inspection:
         tied: Whether input and output embedding are one tensor, None where that cannot be told.
         tokenizer: The tokenizer, None where there is none.
         processor: What prepares pictures or sound, None where there is none.
+        picture: What a picture of a usual size becomes, of models of pictures and text.
+        tower_bytes: What of the weights only pictures need, of these models.
         reads_text: Whether it is for texts, read or written; False of classifiers of pictures, which want no tokenizer.
         quantization: How the weights are quantized, None when they are not.
         files: Weight file names to their bytes.
@@ -134,6 +138,8 @@ class Inspection:
     task: str | None = None
     runs: str = ""
     processor: ProcessorInfo | None = None
+    picture: PictureTokens | None = None
+    tower_bytes: int = 0
     reads_text: bool = True
     way_out: str = ""
     config_changes: tuple[str, ...] = ()
@@ -142,7 +148,7 @@ class Inspection:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values only."""
-        return asdict(self)
+        return {**asdict(self), "picture": None if self.picture is None else self.picture.to_json()}
 
 
 def inspect(path: str | Path, *, revision: str | None = None) -> Inspection:
@@ -168,6 +174,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     task = find_task(checkpoint.root, checkpoint.config, layout)
     tokenizer, tokenizer_problems = _tokenizer(checkpoint, side, task in (None, "text-generation"))
     processor, processor_problems = _processor(checkpoint, side, task)
+    picture, picture_problems = _picture(checkpoint, side)
     reads_text = needs_text(task) if task else tokenizer is not None or processor is None
     if tokenizer is None and (not reads_text or (port is not None and not port.tokenizer)):
         tokenizer_problems = []
@@ -180,6 +187,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         *said_before(parts),
         *tokenizer_problems,
         *processor_problems,
+        *picture_problems,
     ]
     problems += _weight_problems(config, tensors, quantization)
     problems += _generation_problems(side.get("generation_config.json"), config, support is not None)
@@ -203,6 +211,8 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         tied=_tied(config, tensors),
         tokenizer=tokenizer,
         processor=processor,
+        picture=picture,
+        tower_bytes=0 if picture is None else sum(ref.nbytes for ref in tensors.values() if TOWER.search(ref.name)),
         reads_text=reads_text,
         quantization=quantization,
         files={
@@ -365,6 +375,16 @@ def _processor(
     if found is None and reads != "text" and not is_open_clip(checkpoint.root):
         return None, [f"{checkpoint.name} does not say how a {reads} is prepared (no {' or '.join(PROCESSORS)})"]
     return found, []
+
+
+def _picture(checkpoint: Checkpoint, side: Mapping[str, Path]) -> tuple[PictureTokens | None, list[str]]:
+    """What a picture becomes, and what stands in the way of counting it."""
+    try:
+        return picture_of(checkpoint.config, side), []
+    except SourceError:
+        return None, []  # said of the processor
+    except ConfigError as error:
+        return None, [error.message]
 
 
 def _ids(side: Mapping[str, Path]) -> int | None:

@@ -11,7 +11,7 @@ from mlxport.errors import SourceError
 from mlxport.source.jsonfile import read_object
 from mlxport.source.timm_config import is_timm
 
-__all__ = ["PROCESSORS", "ProcessorInfo", "read_processor"]
+__all__ = ["PROCESSORS", "ProcessorInfo", "picture_settings", "read_processor"]
 
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 """The files that describe one; transformers 5 writes the second, with that of pictures or sound inside."""
@@ -58,6 +58,20 @@ def read_processor(files: Mapping[str, Path], config: Mapping[str, Any]) -> Proc
     height, width = next((sizes for sizes in pictures if any(sizes)), (None, None))
     rate = next((rate for one in found if (rate := _count(one.get("sampling_rate")))), None)
     return ProcessorInfo(kind, height, width, rate)
+
+
+def picture_settings(files: Mapping[str, Path]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the files say of the whole processor, and of that of pictures, as transformers reads them; {} for nothing.
+
+    Args:
+        files: The files beside the weights, by name.
+
+    Raises:
+        SourceError: A file is no JSON object.
+    """
+    inner, outer = (read_object(files[name], SourceError, unique=False) if name in files else {} for name in PROCESSORS)
+    nested = outer.get(_INSIDE[0])
+    return outer, dict(nested) if isinstance(nested, Mapping) else inner
 
 
 def _described(path: Path) -> Iterator[Mapping[str, Any]]:

@@ -60,6 +60,10 @@ def _rows(it: Inspection) -> Iterator[tuple[str, str]]:
         yield from _tokenizer_rows(it)
     if it.processor is not None:
         yield "processor", _processor(it.processor)
+    if (seen := it.picture) is not None:
+        yield "reads pictures", f"{format_bytes(it.tower_bytes)} of the weights"
+        tiles = f" in {seen.tiles} tiles" if seen.tiles > 1 else ""
+        yield "", f"{seen.width} x {seen.height} pixels: {seen.patches:,} patches{tiles}, {seen.all_tokens:,} tokens"
     yield "licence", it.license or "not stated"
     for number, code in enumerate(it.code):
         yield "code" if number == 0 else "", code

@@ -36,6 +36,8 @@ def show_fit(report: FitReport, console: Console | None = None) -> None:
     cache, workspace = (format_bytes(part) for part in (usable[0].cache_bytes, usable[0].workspace_bytes))
     bits = f" of {report.kv_bits} bits" if report.kv_bits is not None else ""
     out.print(f"{report.context:,} tokens of context: a cache{bits} of {cache}, and {workspace} to work with")
+    for line in _pictures(report):
+        out.print(escape(line), soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, title_justify="left")
     for column in _COLUMNS:
         table.add_column(column, justify="left" if not column else "right", no_wrap=True)
@@ -49,6 +51,23 @@ def show_fit(report: FitReport, console: Console | None = None) -> None:
         out.print(f"tight: less than {format_bytes(HEADROOM)} left, and a run may take more than is planned")
     for line in (*_calibrating(report), *problem_lines(report.rows), *notes, *_advice(report)):
         out.print(escape(line))
+
+
+def _pictures(report: FitReport) -> list[str]:
+    """What pictures add, and how the model is asked."""
+    if (seen := report.pictures) is None:
+        return []
+    found, read = seen.picture, ""
+    if seen.workspace_bytes is not None:
+        read = f", {format_bytes(seen.workspace_bytes)} to read one"
+    tiles = f" in {found.tiles} tiles" if found.tiles > 1 else ""
+    marks = f" and {found.marks} that mark it" if found.marks else ""
+    return [
+        f"runs {seen.runs}",
+        f"a picture of {found.width} x {found.height} pixels: {found.patches:,} patches{tiles}, {found.tokens:,} tokens"
+        f"{marks} of the context",
+        f"what reads pictures: {format_bytes(seen.tower_bytes)} of weights that -q leaves as they are{read}",
+    ]
 
 
 def _calibrating(report: FitReport) -> list[str]:
@@ -92,8 +111,10 @@ def _command(report: FitReport, how: str) -> str:
 def _better(report: FitReport) -> list[str]:
     """Where few bits are left: bits by module and calibration lose less in the same memory."""
     best, machine = report.rows[0], report.machine
-    if best.quantize is None or best.bits_per_weight >= _MANY_BITS or report.kv_bits is not None:
-        return []  # --fit plans without a quantized cache
+    if best.quantize is None or best.bits_per_weight >= _MANY_BITS:
+        return []
+    if report.kv_bits is not None or report.pictures is not None:  # --fit plans without such a cache, for text alone
+        return []
     name = f' "{machine.name}"' if machine.bandwidth_gb_s is not None else ""  # else it is only known as the one here
     calibrated = report.calibration is not None
     calibrate = " --calibrate default" if calibrated else ""

@@ -8,12 +8,26 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from mlxport.layouts.mlx_vlm import config_mending as rules
 from mlxport.layouts.mlx_vlm.config_mending import ConfigRule
+from mlxport.layouts.mlx_vlm.picture_tokens import (
+    USUAL_PICTURE,
+    PictureAsked,
+    PictureRule,
+    PictureTokens,
+    cropped,
+    in_place,
+    in_rows,
+    pooled,
+    tiled,
+)
+from mlxport.layouts.mlx_vlm.processor_mending import ProcessorRule, llava_by_transformers
+from mlxport.source.processor_files import picture_settings
 
-__all__ = ["FAMILIES", "Family", "family_of"]
+__all__ = ["FAMILIES", "Family", "family_of", "picture_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +35,7 @@ class Family:
     """One model type.
 
     Attributes:
+        picture: What a picture of some size becomes.
         renames: Beginnings of names in a checkpoint to those in mlx-vlm; the first that fits counts.
         tower: What the names of everything but the language model begin with, in mlx-vlm.
         channels_last: Endings of names in mlx-vlm of convolutions, whose second axis goes last.
@@ -32,8 +47,10 @@ class Family:
         own_head: Whether mlx-vlm has that layer even so: then it is a copy of the embeddings.
         both_ways: Whether the tokens of a picture attend to each other in both directions, which mlx-vlm leaves out.
         config: What is done to the config, in this order.
+        processor: What is done to the processor's files; None leaves them as they are.
     """
 
+    picture: PictureRule
     renames: tuple[tuple[str, str], ...]
     tower: tuple[str, ...] = ("vision_tower.",)
     channels_last: tuple[str, ...] = ("vision_tower.patch_embed.proj.weight",)
@@ -45,6 +62,7 @@ class Family:
     own_head: bool = False
     both_ways: bool = False
     config: tuple[ConfigRule, ...] = ()
+    processor: ProcessorRule | None = None
 
     @property
     def embeddings(self) -> str:
@@ -82,6 +100,7 @@ _QWEN_VL = (
 def _qwen_vl(model_type: str, vision_act: str) -> Family:
     """A Qwen of pictures whose language model is Qwen2, by the activation of its vision part."""
     return Family(
+        picture=in_place,
         renames=_QWEN_VL,
         config=(
             rules.text_at_the_root,
@@ -95,6 +114,7 @@ def _qwen_vl(model_type: str, vision_act: str) -> Family:
 
 
 _QWEN3_5 = Family(
+    picture=in_place,
     renames=_QWEN_VL,
     channels_last=("vision_tower.patch_embed.proj.weight", ".conv1d.weight"),
     shifted=r"language_model\.model\.(?:layers\.\d+\.(?:input_layernorm|post_attention_layernorm|self_attn\.[qk]_norm)|norm)"
@@ -113,6 +133,7 @@ _QWEN3_5 = Family(
 )
 
 _QWEN3_VL = Family(
+    picture=in_place,
     renames=_QWEN_VL,
     config=(
         rules.said_in_full,
@@ -137,6 +158,7 @@ _JOINED = (
     ("multi_modal_projector.", "multi_modal_projector."),
 )
 _SEES = Family(
+    picture=cropped,
     renames=_JOINED,
     tower=("vision_tower.", "multi_modal_projector."),
     channels_last=("vision_tower.vision_model.embeddings.patch_embedding.weight",),
@@ -150,6 +172,7 @@ _AS_LLAMA = (
 
 _LLAVA = replace(
     _SEES,
+    processor=llava_by_transformers,
     config=(
         rules.said_in_full,
         rules.text_named("llama", "qwen2"),
@@ -165,6 +188,7 @@ _LLAVA = replace(
 
 _GEMMA3 = replace(
     _SEES,
+    picture=pooled,
     own_head=True,
     both_ways=True,
     config=(
@@ -185,6 +209,7 @@ _GEMMA3 = replace(
 )
 
 _IDEFICS3 = Family(
+    picture=tiled,
     renames=(
         ("model.text_model.", "language_model."),
         ("model.vision_model.", "vision_model."),
@@ -206,6 +231,7 @@ _IDEFICS3 = Family(
 
 _MISTRAL3 = replace(
     _SEES,
+    picture=in_rows,
     channels_last=("vision_tower.vision_model.patch_conv.weight",),
     config=(
         rules.said_in_full,
@@ -231,6 +257,25 @@ FAMILIES: Mapping[str, Family] = {
     "mistral3": _MISTRAL3,
 }
 """By ``model_type``."""
+
+
+def picture_of(
+    config: Mapping[str, Any], files: Mapping[str, Path], size: tuple[int, int] = USUAL_PICTURE
+) -> PictureTokens | None:
+    """What a picture becomes, None of what is no family of ours.
+
+    Args:
+        config: Of a checkpoint, or of what was made of it.
+        files: The files beside it, by name.
+        size: Rows and columns of the picture's pixels.
+
+    Raises:
+        SourceError: A file that describes the processor is no JSON object.
+        ConfigError: A size that is wanted is not said.
+        UsageError: The processor takes no such picture.
+    """
+    family = family_of(config)
+    return None if family is None else family.picture(PictureAsked(*size, config, *picture_settings(files)))
 
 
 def family_of(config: Mapping[str, Any]) -> Family | None:

@@ -6,6 +6,8 @@ import copy
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -17,6 +19,7 @@ from mlxport.layouts.base import LayoutOptions
 from mlxport.layouts.conversion import DTYPES, Conversion, make_conversion
 from mlxport.layouts.foreign_parts import refuse_adapters, refuse_mlx_code
 from mlxport.layouts.mlx_vlm.families import FAMILIES, Family, family_of
+from mlxport.layouts.mlx_vlm.processor_mending import mended_files
 from mlxport.layouts.mlx_vlm.skeleton import linear_of, module_tree
 from mlxport.layouts.quantizing import Built, count_parameters, quantize
 from mlxport.model_config import ModelConfig
@@ -26,7 +29,7 @@ from mlxport.source.part_names import LAYER
 from mlxport.transform import trace
 from mlxport.types import Checkpoint
 
-__all__ = ["check_config", "open_model"]
+__all__ = ["check_config", "open_model", "weights_tree"]
 
 _WHY_KEPT = "mlx-vlm's folders keep towers and matrices of odd sizes; a rule of a recipe can name them"
 _UNIT = 64  # mlx-vlm leaves a matrix alone whose count of values this does not divide
@@ -82,7 +85,29 @@ def open_model(checkpoint: Checkpoint, options: LayoutOptions) -> Conversion:
     _check_whole(checkpoint, family, names, bool(config["tie_word_embeddings"]))
     built = Built({})
     program = trace(_Pipeline(family, names, config, options.dtype, options.quant, built), checkpoint.tensors)
-    return make_conversion(program, built, options.dtype, options.quant, [], _final_config)
+    made = make_conversion(program, built, options.dtype, options.quant, [], _final_config)
+    return replace(made, source_files=mended_files(checkpoint, family.processor))
+
+
+def weights_tree(family: Family, conversion: Conversion) -> nn.Module:
+    """What ``open_model`` made, as modules whose weights take no memory, with what says which of them are quantized."""
+    outputs = conversion.program.outputs
+    return _tree({name: mx.zeros(output.shape, output.dtype) for name, output in outputs.items()}, family)
+
+
+def _tree(weights: Mapping[str, mx.array], family: Family) -> nn.Module:
+    """Modules at the paths of weights, and which of them ``-q`` quantizes."""
+    model = module_tree(weights)
+    model.quant_predicate = partial(_quantized, family)  # type: ignore[assignment]
+    model.why_kept = _WHY_KEPT  # type: ignore[assignment]
+    return model
+
+
+def _quantized(family: Family, path: str, module: nn.Module) -> bool:
+    """What mlx-vlm's folders have quantized: the language model, where a matrix has a whole number of units."""
+    if not hasattr(module, "to_quantized") or family.is_tower(f"{path}."):
+        return False
+    return bool(module.weight.size % _UNIT == 0)
 
 
 def _tied(config: Mapping[str, Any], has_head: bool) -> bool:
@@ -157,11 +182,9 @@ class _Pipeline:
         weights = {name: self._made(name, arrays[original]) for original, name in self.names.items()}
         if self.config["tie_word_embeddings"]:
             weights.pop(self.family.head, None)
-        model, config = module_tree(weights), copy.deepcopy(dict(self.config))
+        model, config = _tree(weights, self.family), copy.deepcopy(dict(self.config))
         self.built.parameters = count_parameters(model)
         if self.quant is not None:
-            model.quant_predicate = self._quantized  # type: ignore[assignment]
-            model.why_kept = _WHY_KEPT  # type: ignore[assignment]
             config = quantize(model, config, self.quant, self.built)
         if self.config["tie_word_embeddings"] and self.family.own_head:
             self._copy_embeddings(model, config)
@@ -185,12 +208,6 @@ class _Pipeline:
             array = array + 1.0
         floating = mx.issubdtype(array.dtype, mx.floating) and not name.endswith(self.family.uncast)
         return array.astype(self.dtype) if floating and self.dtype is not None else array
-
-    def _quantized(self, path: str, module: nn.Module) -> bool:
-        """What mlx-vlm's folders have quantized: the language model, where a matrix has a whole number of units."""
-        if not hasattr(module, "to_quantized") or self.family.is_tower(f"{path}."):
-            return False
-        return bool(module.weight.size % _UNIT == 0)
 
 
 def _final_config(built: Built, dtype: str, quantized: bool) -> dict[str, Any]:
