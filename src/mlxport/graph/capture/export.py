@@ -31,6 +31,7 @@ from mlxport.graph.capture.input_names import tensor_names
 from mlxport.graph.capture.keyword_members import keyword_members
 from mlxport.graph.capture.known_numbers import KnownNumbers
 from mlxport.graph.capture.larger_examples import LargerExample
+from mlxport.graph.capture.left_out_caches import LeftOutCaches
 from mlxport.graph.capture.loops_over_chosen import loops_followed
 from mlxport.graph.capture.origin import whole_traces
 from mlxport.graph.capture.packed_sequences import PackedSequences
@@ -185,7 +186,7 @@ def capture(
         raise CaptureError(f"a port of {name} cannot read its weights", special)
     if calls.reshaped_inputs:
         captured.notes.append(f"{calls.reshaping} leaves an input in another shape; the port leaves it in its own")
-    captured.notes += filter(None, [listening.asserted.note()])
+    captured.notes += filter(None, [listening.asserted.note(), listening.caches.note()])
     if inside:
         bring_out(captured)
     return captured
@@ -197,6 +198,7 @@ class _Listening:
     def __init__(self, module: torch.nn.Module, written: set[str] | None) -> None:
         """``written``: the buffers that the forward changes, None where that is not known."""
         self.calls, self.decisions, self.asserted = CallsInPlace(), SizeDecisions(module), AssertedValues()
+        self.caches = LeftOutCaches()
         self.numbers = None if written is None else KnownNumbers(module, written)
 
     @contextmanager
@@ -271,7 +273,8 @@ def _followed(
     calls = listening.calls
     try:
         with listening.entered(), SpelledOut(), PackedSequences().entered(), bounded_sizes(bounded):
-            program = export(module, args, kwargs, shapes)
+            with listening.caches.of(module):
+                program = export(module, args, kwargs, shapes)
     except Exception:
         if not calls.reshaping:
             raise
@@ -279,7 +282,8 @@ def _followed(
         if not calls.reshaping:
             return program
     with listening.entered(), SpelledOut(), bounded_sizes(bounded), calls.views_of_inputs(module):
-        return export(module, args, kwargs, shapes)
+        with listening.caches.of(module):
+            return export(module, args, kwargs, shapes)
 
 
 def _distinct(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
