@@ -16,6 +16,8 @@ from tiny_models import CONFIGS, convert_by_mlx_lm, save_model
 
 import mlxport
 from mlxport.errors import MlxportError, UnsupportedError, UsageError, WeightsError
+from vision_families import write_family
+from whisper_models import make_whisper, save_whisper
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -152,6 +154,26 @@ def test_names_of_a_wrapper_come_back_from_the_original(tmp_path: Path) -> None:
     mlxport.convert(source, tmp_path / "mlx", verify="none")
     mlxport.convert(tmp_path / "mlx", tmp_path / "back", to="hf", against=source, verify="none")
     assert_same_bits(tensors(tmp_path / "back"), held)
+
+
+def test_whisper_comes_back_from_mlx_whispers_folder(tmp_path: Path) -> None:
+    """Whose config has ten sizes only, and whose tensors lack the encoder's positions: the original has both."""
+    source = save_whisper(tmp_path / "source", make_whisper())
+    mlxport.convert(source, tmp_path / "mlx", verify="none")
+    report = mlxport.convert(tmp_path / "mlx", tmp_path / "back", to="hf", against=source, verify="none")
+    assert_same_bits(tensors(tmp_path / "back"), tensors(source))
+    assert any("taken from source: model.encoder.embed_positions.weight" in note for note in report.notes)
+    with pytest.raises(UnsupportedError, match="does not say what the model is called in transformers") as refused:
+        mlxport.convert(tmp_path / "mlx", tmp_path / "again", to="hf", verify="none")
+    assert "--against" in refused.value.hint
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "gemma3"])
+def test_models_of_pictures_come_back_from_mlx_vlms_folder(family: str, tmp_path: Path) -> None:
+    write_family(tmp_path / "source", family)
+    mlxport.convert(tmp_path / "source", tmp_path / "mlx", verify="none")
+    mlxport.convert(tmp_path / "mlx", tmp_path / "back", to="hf", verify="none")
+    assert_same_bits(tensors(tmp_path / "back"), tensors(tmp_path / "source"))
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

@@ -52,6 +52,7 @@ HUGGING_FACE = Layout(
             ("fit", "target_size", "target_bpw"), f"--fit, --target-size and --target-bpw: {_BACK}", "leave it out"
         ),
     ),
+    tokenizer=False,
     framework="pt",
     library="transformers",
     usage=_USAGE,

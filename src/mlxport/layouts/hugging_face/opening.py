@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxport.errors import UnsupportedError
+from mlxport.errors import MlxportError, UnsupportedError
 from mlxport.layouts.base import Layout, LayoutOptions, PlainOptions
 from mlxport.layouts.conversion import DTYPES, Conversion, main_dtype
 from mlxport.layouts.hugging_face.folder_weights import folder_weights
@@ -78,7 +78,7 @@ def open_restored(checkpoint: Checkpoint, options: LayoutOptions) -> RestoredCon
     made_by, original = options.made_by, options.original
     assert made_by is not None, "the caller knows the layout of the folder"
     target = _as_saved(checkpoint) if original is None else _Target(original, frozenset(), "")
-    forward = (made_by.foresees or made_by.opens)(target.checkpoint, PlainOptions()).program
+    forward = _forward(made_by, target, checkpoint, named=original is not None)
     stored = folder_weights(checkpoint, forward, named=original is not None)
     try:
         values = inverse_values(forward, stored.values)
@@ -105,6 +105,24 @@ def open_restored(checkpoint: Checkpoint, options: LayoutOptions) -> RestoredCon
         original=original,
         rounded=_rounds(program),
     )
+
+
+def _forward(made_by: Layout, target: _Target, checkpoint: Checkpoint, *, named: bool) -> Program:
+    """The map that led to the MLX folder.
+
+    Raises:
+        UnsupportedError: The layout does not take what its config describes: it is none of transformers.
+    """
+    try:
+        return (made_by.foresees or made_by.opens)(target.checkpoint, PlainOptions()).program
+    except MlxportError as error:
+        if named:
+            raise
+        raise UnsupportedError(
+            f"{checkpoint.location}: its config.json does not say what the model is called in transformers, which "
+            f"makes {target.architecture} of it: {error.message}",
+            hint="add --against ORIGINAL, the checkpoint that it was made from",
+        ) from error
 
 
 def _as_saved(checkpoint: Checkpoint) -> _Target:
