@@ -127,6 +127,15 @@ def experts(architecture: str, writer: gguf.GGUFWriter) -> None:
     writer.add_expert_feed_forward_length(64)
 
 
+def shared(architecture: str, writer: gguf.GGUFWriter) -> None:
+    experts(architecture, writer)
+    writer.add_expert_shared_feed_forward_length(64)
+
+
+def layer_norms(architecture: str, writer: gguf.GGUFWriter) -> None:
+    writer.add_layer_norm_eps(1e-5)
+
+
 def window(architecture: str, writer: gguf.GGUFWriter) -> None:
     writer.add_sliding_window(128)
 
@@ -146,6 +155,9 @@ MODELS = {
     "qwen2": (transformers.Qwen2Config, {}, nothing),
     "qwen3": (transformers.Qwen3Config, {}, nothing),
     "qwen3moe": (transformers.Qwen3MoeConfig, {**EXPERTS, "norm_topk_prob": True}, experts),
+    "qwen2moe": (transformers.Qwen2MoeConfig, {**EXPERTS, "shared_expert_intermediate_size": 64}, shared),
+    "mixtral": (transformers.MixtralConfig, {"num_local_experts": 4, "num_experts_per_tok": 2}, experts),
+    "starcoder2": (transformers.Starcoder2Config, {"norm_epsilon": 1e-5, "use_bias": True}, layer_norms),
     "gemma": (transformers.GemmaConfig, {"tie_word_embeddings": True}, nothing),
     "gemma2": (transformers.Gemma2Config, GEMMA, caps),
     "gemma3": (transformers.Gemma3TextConfig, GEMMA, window),
@@ -166,8 +178,9 @@ def test_an_architecture_is_the_model_that_it_was_made_from(architecture, tmp_pa
     from safetensors.numpy import load_file
 
     original = load_file(tmp_path / "original/model.safetensors")
-    tensors = as_converted(original, architecture, SIZES)
-    source = write_gguf(tmp_path / "model.gguf", architecture, SIZES, tensors, more=partial(more, architecture))
+    called = "llama" if architecture == "mixtral" else architecture
+    tensors = as_converted(original, called, SIZES)
+    source = write_gguf(tmp_path / "model.gguf", called, SIZES, tensors, more=partial(more, called))
     checkpoint = open_checkpoint(source)
     assert {name: ref.shape for name, ref in checkpoint.tensors.items()} == {n: a.shape for n, a in original.items()}
     for name, ref in checkpoint.tensors.items():
