@@ -175,8 +175,9 @@ def _root(name: str, used: Collection[str]) -> str:
 
 
 def _is_extra(root: str, layers: int | None) -> bool:
-    """Whether a subtree predicts further tokens, or is an output layer that the embeddings stand for."""
-    return predicts_further(root, layers) or bool(_HEAD.fullmatch(root))
+    """Whether a subtree predicts further tokens, stands for an output layer, or pools texts that nothing reads so."""
+    pools = root.split(".")[-1] == "pooler" and not TOWER.search(root)  # ALIGN's class has one, and reads past it
+    return pools or predicts_further(root, layers) or bool(_HEAD.fullmatch(root))
 
 
 def _is_apart(root: str) -> bool:

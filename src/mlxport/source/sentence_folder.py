@@ -14,11 +14,14 @@ from mlxport.errors import ConfigError
 from mlxport.model_config import ModelConfig
 from mlxport.source.jsonfile import read_object
 
-__all__ = ["MODULES", "SETTINGS", "gives_vectors", "with_base_class"]
+__all__ = ["MODULES", "SETTINGS", "VECTORS_WANTED", "gives_vectors", "with_base_class"]
 
 MODULES, SETTINGS = "modules.json", "sentence_bert_config.json"
 _VECTORS = "feature-extraction"
-_WRITES = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")  # which the layouts of language models know
+VECTORS_WANTED = "gives_vectors"
+"""Field of a config: that a model which could write is to give vectors of what it reads, so that no runtime of language
+models is meant."""
+_TWO_TEXTS = "ForConditionalGeneration"  # of which sentence-transformers takes the encoder
 
 
 def gives_vectors(root: Path) -> bool:
@@ -39,14 +42,19 @@ def with_base_class(config: dict[str, Any], root: Path) -> dict[str, Any]:
     """A config with the class that sentence-transformers loads: without the head that the weights were trained with.
 
     Args:
-        config: config.json of a folder; returned as it is where that gives no vectors, or names no head.
+        config: config.json of a folder; returned as it is where that gives no vectors.
         root: The folder.
     """
     names = ModelConfig(config).architectures
-    if not names or names[0].endswith(_WRITES) or not gives_vectors(root):
+    if not names or names[0].endswith(_TWO_TEXTS) or not gives_vectors(root):
         return config
-    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+    from transformers.models.auto import modeling_auto as tables
 
-    known = MODEL_MAPPING_NAMES.get(str(config.get("model_type")), ())
+    kind = str(config.get("model_type"))
+    known = tables.MODEL_MAPPING_NAMES.get(kind, ())
     bases = (known,) if isinstance(known, str) else tuple(known)
-    return config if not bases or names[0] in bases else {**config, "architectures": [bases[0]]}
+    if not bases:
+        return config
+    writes = kind in tables.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in tables.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    said = {VECTORS_WANTED: True} if writes else {}
+    return {**config, **said, "architectures": [names[0] if names[0] in bases else bases[0]]}

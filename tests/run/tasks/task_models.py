@@ -143,6 +143,44 @@ def siglip(folder: Path) -> Path:
     return folder
 
 
+def align(folder: Path) -> Path:
+    """An EfficientNet beside a BERT, its cosines divided by a temperature; texts are padded to 64 tokens."""
+    size = word_tokenizer(folder)
+    seen = {
+        "image_size": 64, "width_coefficient": 1.0, "hidden_dim": 16, "in_channels": [32, 8], "out_channels": [8, 16],
+        "kernel_sizes": [3, 5], "depthwise_padding": [], "strides": [1, 2], "num_block_repeats": [1, 1],
+        "expand_ratios": [1, 4], "depth_coefficient": 1.0, "num_hidden_layers": 8,
+    }  # fmt: skip
+    config = transformers.AlignConfig(
+        text_config={**BERT, "vocab_size": size}, vision_config=seen, projection_dim=16, temperature_init_value=0.3
+    )
+    model = randomised(transformers.AlignModel(config))
+    generator = torch.Generator().manual_seed(2)
+    for name, buffer in model.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
+    model.save_pretrained(folder)
+    settings = {
+        "image_processor_type": "EfficientNetImageProcessor", "size": {"height": 64, "width": 64},
+        "do_center_crop": False, "image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28],
+    }  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def naflex(folder: Path) -> Path:
+    """A SigLIP 2 that reads pictures as patches of their own shape."""
+    size = word_tokenizer(folder, model_input_names=["input_ids"])
+    words = {**SIZES, "max_position_embeddings": 64, "vocab_size": size}
+    seen = {**SIZES, "patch_size": 8, "num_patches": 25}
+    randomised(
+        transformers.Siglip2Model(transformers.Siglip2Config(text_config=words, vision_config=seen))
+    ).save_pretrained(folder)
+    settings = {"image_processor_type": "Siglip2ImageProcessor", "patch_size": 8, "max_num_patches": 36}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
 SOURCES = {
     "text-classification": lambda folder: bert(folder, transformers.BertForSequenceClassification, id2label=LABELS),
     "token-classification": lambda folder: bert(folder, transformers.BertForTokenClassification, id2label=ENTITIES),

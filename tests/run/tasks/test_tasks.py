@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 import transformers
 from PIL import Image
-from task_models import LABELS, SOURCES, bert, distilbert, sentence_files
+from task_models import LABELS, SOURCES, bert, distilbert, randomised, sentence_files, word_tokenizer
 
 import mlxport
 from checkpoints import edit_json
@@ -110,6 +111,43 @@ def test_a_sentence_transformers_folder_gives_vectors_whatever_head_its_config_n
     for name in (None, "passage"):
         assert np.abs(np.array(ours(TEXTS, prompt_name=name)) - theirs.encode(TEXTS, prompt_name=name)).max() < 1e-5
     assert np.abs(np.array(ours(TEXTS)) - np.array(ours(TEXTS, prompt_name="passage"))).max() > 1e-2
+
+
+DECODERS = {
+    "qwen3": (transformers.Qwen3Config, transformers.Qwen3Model, {"head_dim": 8}),
+    "gemma3": (
+        transformers.Gemma3TextConfig, transformers.Gemma3TextModel,
+        {"head_dim": 8, "use_bidirectional_attention": True, "sliding_window": 8, "query_pre_attn_scalar": 8},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_decoders_give_the_vectors_of_sentence_transformers(name, tmp_path, command):
+    """As Qwen3-Embedding is published: the state of the last token, padded on the left, with prompts."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    source = tmp_path / "source"
+    source.mkdir()
+    size = word_tokenizer(source, padding_side="left", model_input_names=["input_ids", "attention_mask"])
+    kind, model, more = DECODERS[name]
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "max_position_embeddings": 64}
+    config = kind(vocab_size=size, num_attention_heads=4, num_key_value_heads=2, **sizes, **more)
+    torch.manual_seed(0)
+    randomised(model(config)).save_pretrained(source)
+    if name == "qwen3":  # its config names the class with an output layer, and its weights have none
+        edit_json(source / "config.json", architectures=["Qwen3ForCausalLM"])
+    pooling = {"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": False, "include_prompt": True}
+    sentence_files(source, pooling, prompts={"query": "the cat : ", "document": ""}, similarity_fn_name="cosine")
+    report = mlxport.convert(source, tmp_path / "made", quiet=True)
+    assert report.layout == "generated" and report.parity.task.task == "sentence-similarity"
+    assert not report.parity.task.failures and not report.parity.task.missing and report.parity.task.error < 1e-5
+    theirs = sentence_transformers.SentenceTransformer(str(source), device="cpu")
+    ours = mlxport.pipeline(tmp_path / "made")
+    for prompt in (None, "query", "document"):
+        wanted = theirs.encode(TEXTS, prompt_name=prompt)
+        assert np.abs(np.array(ours(TEXTS, prompt_name=prompt)) - wanted).max() < 1e-5
+    code, out, _ = command(tmp_path / "made", *TEXTS, "--prompt-name", "query", "--similarity")
+    assert code == 0 and len(out.splitlines()) == 3
 
 
 def test_a_reranker_of_sentence_transformers_is_a_classifier(tmp_path):

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from task_models import siglip
+from PIL import Image
+from task_models import align, naflex, siglip
 from test_tasks import copied
 
 import mlxport
 from mlxport.errors import SourceError, UnsafeError, UnsupportedError
+from mlxport.layouts.generated.patched_pictures import resized_positions
 from mlxport.run.tasks.picture_inputs import example_pictures
 
 TASK = "zero-shot-image-classification"
@@ -64,6 +66,34 @@ def test_scores_of_padded_texts_are_those_of_transformers(converted, sigmoid, pi
             assert [entry["label"] for entry in mine] == [entry["label"] for entry in other]
             assert not ours.compare(mine, other).wrong and ours.compare(mine, other).error < 1e-5
     assert sum(entry["score"] for entry in got[0]) != pytest.approx(1)
+
+
+@pytest.mark.parametrize("make", [align, naflex])
+def test_align_and_pictures_of_any_shape_are_scored_as_transformers_scores_them(make, pictures, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    torch.manual_seed(0)
+    make(source)
+    report = mlxport.convert(source, tmp_path / "made", quiet=True)
+    assert all(row.passed and row.relative < 1e-5 for row in report.parity.comparisons)
+    assert not report.parity.task.missing and report.parity.task.error < 1e-5
+    pictures_of = transformers.AutoImageProcessor.from_pretrained(source, backend="pil")
+    theirs = transformers.pipeline(TASK, model=str(source), device="cpu", image_processor=pictures_of)
+    tall = tmp_path / "tall.png"
+    Image.open(pictures[0]).resize((40, 200)).save(tall)
+    shown = [*pictures, str(tall)]
+    ours = mlxport.pipeline(tmp_path / "made")
+    wanted = theirs(shown, candidate_labels=TEXTS, hypothesis_template="a {} .")
+    for mine, other in zip(ours(shown, text=TEXTS, hypothesis_template="a {} ."), wanted, strict=True):
+        assert not ours.compare(mine, other).wrong and ours.compare(mine, other).error < 1e-5
+
+
+@pytest.mark.parametrize("shapes", [[[3, 4], [5, 2]], [[1, 17], [9, 3]], [[7, 7], [4, 4]]])
+def test_positions_are_resized_as_torch_resizes_them(shapes):
+    table = torch.randn(7, 7, 5, generator=torch.Generator().manual_seed(0))
+    embeddings = transformers.models.siglip2.modeling_siglip2.Siglip2VisionEmbeddings
+    wanted = embeddings.resize_positional_embeddings(table, torch.tensor(shapes), 60)
+    torch.testing.assert_close(resized_positions(table, torch.tensor(shapes), 60), wanted, atol=1e-6, rtol=0)
 
 
 def test_parts_give_the_projected_features(converted, sigmoid):

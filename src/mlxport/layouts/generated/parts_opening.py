@@ -164,7 +164,10 @@ def _emitted(
 
 def _example(model: Any, part: Part, ports: Mapping[str, Port]) -> Example:
     """Inputs of a part: those of the model, and noise for what another part gives."""
-    inputs = hf_model.example_inputs(model, part.inputs) if len(part.of_parts) < len(part.inputs) else {}
+    if part.example is not None:
+        inputs = part.example(model)
+    else:
+        inputs = hf_model.example_inputs(model, part.inputs) if len(part.of_parts) < len(part.inputs) else {}
     generator = torch.Generator().manual_seed(0)
     for rows, (name, other) in enumerate(part.of_parts.items(), 2):  # as many of each as of no other
         (output,) = ports[other].captured.outputs

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxport.layouts.base import Layout, LayoutOptions, captured_only
+from mlxport.source.sentence_folder import VECTORS_WANTED
 
 if TYPE_CHECKING:
     from mlxport.layouts.conversion import Conversion, TracedModel
@@ -39,7 +40,7 @@ in `mlxport.json`."""
 def _claims(config: Mapping[str, Any], tensors: Collection[str]) -> bool:
     from mlxport.layouts.mlx_lm.opening import has_architecture
 
-    return has_architecture(config)
+    return not config.get(VECTORS_WANTED) and has_architecture(config)
 
 
 def _check(config: Mapping[str, Any], where: str) -> None:
