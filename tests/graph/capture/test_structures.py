@@ -140,3 +140,24 @@ def test_weights_that_are_no_plain_tensors_are_refused_by_name():
     with pytest.raises(UnsupportedError, match="a port of Linear cannot read its weights") as refused:
         mlxport.port(module.eval(), (torch.randn(2, 4),))
     assert "weight is a Packed" in refused.value.hint and "-q 4" in refused.value.hint
+    assert "dequantize" not in refused.value.hint
+
+
+class Grouped(Packed):
+    """One that even a copy of the module is too much for."""
+
+    def dequantize(self):
+        return self.packed.float()
+
+    def __deepcopy__(self, memo):
+        raise RuntimeError("no copies")
+
+
+def test_weights_that_have_their_values_again_are_told_so():
+    module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    module[1].weight = nn.Parameter(Grouped(torch.ones(3, 4, dtype=torch.int8)), requires_grad=False)
+    with pytest.raises(UnsupportedError, match="cannot read its weights") as refused:
+        mlxport.port(module.eval(), (torch.randn(2, 4),))
+    assert "1.weight is a Grouped" in refused.value.hint and "weight.dequantize()" in refused.value.hint
+    module[1].weight = nn.Parameter(module[1].weight.data.dequantize())
+    mlxport.port(module, (torch.randn(2, 4),))

@@ -82,9 +82,11 @@ def of_subclasses(tensors: Mapping[str, torch.Tensor]) -> str:
     for name, tensor in tensors.items():
         kind = type(tensor.data)
         if kind is not torch.Tensor and not isinstance(tensor, FakeTensor) and tensor.device.type != "meta":
+            own = kind.dequantize is not torch.Tensor.dequantize
+            again = ", or with nn.Parameter(weight.dequantize()) in the place of each" if own else ""
             return (
                 f"{name} is a {kind.__name__}, which is no plain tensor: port the module as it is before its weights "
-                "are quantized, and quantize the port (-q 4)"
+                f"are quantized{again}, and quantize the port (-q 4)"
             )
     return ""
 

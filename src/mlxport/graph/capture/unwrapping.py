@@ -9,6 +9,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from mlxport.errors import UnsupportedError, UsageError
+from mlxport.graph.capture.capture_errors import of_subclasses
 
 __all__ = ["check_module", "unwrapped"]
 
@@ -18,7 +19,7 @@ def check_module(module: Any, what: str) -> None:
 
     Raises:
         UsageError: It is no ``torch.nn.Module``, or has weights without values.
-        UnsupportedError: It is, or holds, a scripted or traced module.
+        UnsupportedError: It is, or holds, a scripted or traced module, or a weight that is no plain tensor.
     """
     if not isinstance(module, torch.nn.Module):
         raise UsageError(
@@ -26,6 +27,8 @@ def check_module(module: Any, what: str) -> None:
             hint="put what it computes into the forward of a torch.nn.Module",
         )
     _check_values(module, what)
+    if special := of_subclasses({**dict(module.named_parameters()), **dict(module.named_buffers())}):
+        raise UnsupportedError(f"a port of {type(module).__name__} cannot read its weights", hint=special)
     for path, part in module.named_modules():
         if isinstance(part, torch.jit.ScriptModule):
             where = f"its module {path} is" if path else "this is"
