@@ -100,7 +100,8 @@ def test_rows_are_those_of_a_plain_run(name: str, tmp_path: Path):
 
 
 def test_the_table_has_every_primitive():
-    assert {op for _, _, expected in PIPELINES.values() for op in expected.split()} == set(ROW_OPS)
+    ours = {"Dequantize"}  # of maps read backwards, which no pipeline has: tests/layouts/test_hugging_face.py
+    assert {op for _, _, expected in PIPELINES.values() for op in expected.split()} == set(ROW_OPS) - ours
 
 
 REFUSED = {
