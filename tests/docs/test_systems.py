@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from documents import ROOT, blocks, missing, session
 
 from command import Result
+from mlxport.run.media.sound import read_sound
 
 PICTURES = ROOT / "docs" / "systems" / "pictures.md"
 PICTURES_AND_TEXTS = ROOT / "docs" / "systems" / "clip.md"
@@ -19,6 +21,7 @@ EMBEDDINGS = ROOT / "docs" / "systems" / "embeddings.md"
 TRANSLATION = ROOT / "docs" / "systems" / "translation.md"
 TEXT_LABELS = ROOT / "docs" / "systems" / "text-labels.md"
 SPEECH = ROOT / "docs" / "systems" / "speech.md"
+CODECS = ROOT / "docs" / "systems" / "codecs.md"
 
 
 def shown_by(page: Path, folder: Path, mlxport: Callable[..., Result]) -> dict[str, Any]:
@@ -67,3 +70,12 @@ def test_labels_of_texts(folder, mlxport):
 
 def test_speech(folder, mlxport):
     assert shown_by(SPEECH, folder, mlxport)["found"] == "0613*7429#"
+
+
+def test_codecs(folder, mlxport):
+    found = shown_by(CODECS, folder, mlxport)
+    assert found["rate"] == 8000 and found["codes"].shape[:2] == (1, 4)
+    again, decoded, rough = (read_sound(folder / f"{name}.wav", 8000) for name in ("again", "decoded", "rough"))
+    assert np.array_equal(decoded[: len(again)], again) and np.array_equal(found["wave"][0], again)
+    assert len(rough) == len(again) and not np.array_equal(rough, again)
+    assert np.array_equal(np.load(folder / "codes.npy"), found["codes"])

@@ -68,7 +68,6 @@ def run(
     """Do what a converted model is for: label, embed, transcribe, translate, write."""
     from mlxport.run.tasks.opened_task import other_task
     from mlxport.run.tasks.opened_task import pipeline as opened
-    from mlxport.run.tasks.vectors import write_vectors
 
     spoken = task if task in SPEECH_TASKS else None
     pipeline = opened(path, None if spoken else task, trust_remote_code=trust_remote_code)
@@ -83,21 +82,26 @@ def run(
     given = {known.name: options[known.name] for known in TASK_OPTIONS if options[known.name] != _unset(known)}
     chosen = pipeline.checked(given)
     items = _items(inputs or [], pipeline, chosen, path)
+    needed = "" if as_json else pipeline.target_needed(chosen)
+    if needed and sys.stdout.isatty():
+        what = f"{pipeline.task} gives what a terminal cannot show"
+        raise UsageError(what, hint=f"add {needed}, or pipe it into another program")
     with _progress(len(items), pipeline.task, quiet or as_json) as on_done:
         results = pipeline.run(items, chosen, on_done)
     found: Any = results
     if len(items) == 1:
         found = pipeline.alone(results[0], chosen)
         results = [found]
-    if getattr(chosen, "output", None) is not None:
-        write_vectors(results, str(chosen.output))  # type: ignore[attr-defined]
-        typer.echo(f"written: {chosen.output}", err=True)  # type: ignore[attr-defined]
-        if not (as_json or getattr(chosen, "similarity", False)):
-            return
+    written = pipeline.write(results, chosen)
+    for name in written:
+        typer.echo(f"written: {name}", err=True)
     if as_json:
-        return print_json(found)
-    for line in pipeline.lines(items, results, chosen):
-        typer.echo(line)
+        print_json([pipeline.plain(one) for one in results] if len(items) > 1 else pipeline.plain(found))
+    elif needed:
+        typer.echo(pipeline.as_bytes(found), nl=False)
+    elif not written or getattr(chosen, "similarity", False):
+        for line in pipeline.lines(items, results, chosen):
+            typer.echo(line)
 
 
 def _items(given: list[str], pipeline: Pipeline, chosen: RunOptions, path: str) -> list[Any]:

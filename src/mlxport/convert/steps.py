@@ -306,7 +306,8 @@ def write_record(state: State) -> None:
     )
     task = state.task
     write_json(state.folder / RECORD, {**record, **state.record, **({"task": task} if task else {})})
-    usage = task_usage(task) + layout.usage if task and layout.not_generating and not layout.backwards else layout.usage
+    usage = layout.usage_of(state.checkpoint.config)
+    usage = task_usage(task) + usage if task and layout.not_generating and not layout.backwards else usage
     card = model_card(
         state.checkpoint, state.plan, parity, __version__, usage=usage, task=task or "", library=layout.library
     )

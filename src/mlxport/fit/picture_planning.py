@@ -75,7 +75,7 @@ def plan_pictures(checkpoint: Checkpoint, layout: Layout, dtype: str, size: tupl
         MlxportError: The checkpoint does not convert, or a picture of this size is not taken.
     """
     family = family_of(checkpoint.config)
-    assert family is not None and layout.task is not None
+    assert family is not None
     conversion = layout.opens(checkpoint, PlainOptions(dtype))
     model = weights_tree(family, conversion)
     tower = sum(value.nbytes for name, value in tree_flatten(model.parameters()) if family.is_tower(name))
@@ -87,7 +87,7 @@ def plan_pictures(checkpoint: Checkpoint, layout: Layout, dtype: str, size: tupl
         notes.append("what a tower holds while it reads is not counted without mlx-vlm: pip install 'mlxport[vlm]'")
     elif (workspace := _held(conversion.config, dtype, picture)) is None:
         notes.append("what the tower holds while it reads a picture could not be counted")
-    runs = task_command(layout.task, "DST")
+    runs = task_command(layout.task_of(checkpoint.config), "DST")
     return PlannedWhole(PicturePlan(picture, tower, workspace, runs, tuple(notes)), model, conversion.parameters)
 
 

@@ -130,8 +130,8 @@ class Layout:
             and code only where it is trusted.
         tokenizer: Whether the output is used with the source's tokenizer, which is then checked against the embeddings.
         task: What the model card says it is for unless the source's says so, as Hugging Face names tasks; "" for
-            nothing.
-        usage: The card's section on how the output is used.
+            nothing. It may depend on the config.
+        usage: The card's section on how the output is used. It may depend on the config.
         verification: What is compared with the original: ``logits`` of a language model, all ``outputs`` of the example
             that the conversion holds, ``sequences`` that are written in one call and in several, ``parts`` by
             themselves and together, logits of ``pictures`` and text, states and logits of ``speech``, the
@@ -164,8 +164,8 @@ class Layout:
     files: tuple[str, ...] = ()
     carries: Callable[[PurePath], bool] = _everything
     tokenizer: bool = True
-    task: str = ""
-    usage: str = ""
+    task: str | Callable[[Mapping[str, Any]], str] = ""
+    usage: str | Callable[[Mapping[str, Any]], str] = ""
     verification: Literal["logits", "outputs", "sequences", "parts", "pictures", "speech", "restored", ""] = ""
     verifies_generation: bool = False
     run_by: str = ""
@@ -175,6 +175,14 @@ class Layout:
     framework: str = "mlx"
     library: str = "mlx"
     not_generating: tuple[str, str] | None = None
+
+    def task_of(self, config: Mapping[str, Any]) -> str:
+        """``task`` of a model with this config."""
+        return self.task if isinstance(self.task, str) else self.task(config)
+
+    def usage_of(self, config: Mapping[str, Any]) -> str:
+        """``usage`` of a model with this config."""
+        return self.usage if isinstance(self.usage, str) else self.usage(config)
 
     @property
     def own_source(self) -> bool:

@@ -70,7 +70,7 @@ def _together(conversion: PartsConversion, parts: Any, dtype: str, bits: int | N
     found: dict[str, Any] = {}
     for made in conversion.parts:
         inputs = {
-            name: found[made.part.of_parts[name]] if name in made.part.of_parts else to_mlx(value)
+            name: _given(found[made.part.of_parts[name]], name) if name in made.part.of_parts else to_mlx(value)
             for name, value in made.example.kwargs.items()
         }
         last = found[made.part.name] = parts[made.part.name](**inputs)
@@ -80,6 +80,11 @@ def _together(conversion: PartsConversion, parts: Any, dtype: str, bits: int | N
         "all parts", made.part.name, tuple(last.shape), **figures._asdict(), passed=not figures.failure
     )
     return row if judged else replace(row, failure="", passed=True, warning=figures.failure)
+
+
+def _given(output: Any, name: str) -> Any:
+    """What a part gives for an input of another: its output, or of several the one of that name."""
+    return output[name] if isinstance(output, Mapping) else output
 
 
 def _joined(reports: Mapping[str, PortParity], dtype: str, bits: int | None) -> PortParity:

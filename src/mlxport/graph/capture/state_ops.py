@@ -6,32 +6,20 @@ A language model's loop over its tokens would be traced token by token. As an op
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from mlxport.graph.lower.whole_operator import whole_operator
+
 __all__ = ["all_tokens", "causal_conv1d", "gated_delta", "one_token", "selective_scan", "state_space", "wkv"]
-
-_Function = Callable[..., Any]
-
-
-def _operator(schema: str, sizes: _Function) -> Callable[[_Function], _Function]:
-    """Make an operator of the decorated function; ``sizes`` gives its results without their values."""
-
-    def register(meaning: _Function) -> _Function:
-        made: Any = torch.library.custom_op(f"mlxport::{meaning.__name__}", meaning, mutates_args=(), schema=schema)
-        made.register_fake(sizes)
-        return made  # type: ignore[no-any-return]
-
-    return register
 
 
 def _causal_conv1d_sizes(x: Any, weight: Any, bias: Any) -> Any:
     return torch.empty_like(x)
 
 
-@_operator("(Tensor x, Tensor weight, Tensor? bias) -> Tensor", _causal_conv1d_sizes)
+@whole_operator("(Tensor x, Tensor weight, Tensor? bias) -> Tensor", _causal_conv1d_sizes)
 def causal_conv1d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """Each channel of ``x`` [B, C, L] convolved with its own row of ``weight`` [C, width], zeros before the first."""
     padded = torch.nn.functional.pad(x, (weight.shape[-1] - 1, 0))
@@ -42,7 +30,7 @@ def _selective_scan_sizes(x: Any, dt: Any, A: Any, B: Any, C: Any, state: Any) -
     return torch.empty_like(x), x.new_empty((x.shape[0], x.shape[1], A.shape[-1]), dtype=torch.float32)
 
 
-@_operator(
+@whole_operator(
     "(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? state) -> (Tensor, Tensor)", _selective_scan_sizes
 )
 def selective_scan(x: Any, dt: Any, A: Any, B: Any, C: Any, state: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,7 +54,7 @@ def _state_space_sizes(
     return torch.empty_like(x), x.new_empty(sizes, dtype=torch.float32)
 
 
-@_operator(
+@whole_operator(
     "(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor D, Tensor dt_bias, float low, float high, "
     "Tensor? state) -> (Tensor, Tensor)",
     _state_space_sizes,
@@ -95,7 +83,7 @@ def _gated_delta_sizes(q: Any, k: Any, v: Any, g: Any, beta: Any, state: Any) ->
     return torch.empty_like(v, dtype=q.dtype), v.new_empty(made, dtype=torch.float32)
 
 
-@_operator(
+@whole_operator(
     "(Tensor q, Tensor k, Tensor v, Tensor g, Tensor beta, Tensor? state) -> (Tensor, Tensor)", _gated_delta_sizes
 )
 def gated_delta(q: Any, k: Any, v: Any, g: Any, beta: Any, state: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -121,7 +109,7 @@ def _wkv_sizes(decay: Any, first: Any, k: Any, v: Any, total: Any, weight: Any, 
     return torch.empty_like(k), state, torch.empty_like(state), torch.empty_like(state)
 
 
-@_operator(
+@whole_operator(
     "(Tensor decay, Tensor first, Tensor k, Tensor v, Tensor? total, Tensor? weight, Tensor? largest) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     _wkv_sizes,
@@ -151,7 +139,7 @@ def _one_token_sizes(x: Any, axis: int) -> Any:
     return x.new_empty([1 if index == axis else size for index, size in enumerate(x.shape)])
 
 
-@_operator("(Tensor x, int axis) -> Tensor", _one_token_sizes)
+@whole_operator("(Tensor x, int axis) -> Tensor", _one_token_sizes)
 def one_token(x: torch.Tensor, axis: int) -> torch.Tensor:
     """The first of the tokens along ``axis``, in the place of each: what a recurrent module is captured with."""
     return x.narrow(axis, 0, 1).clone()
@@ -161,7 +149,7 @@ def _all_tokens_sizes(x: Any, axis: int, like: Any, along: int) -> Any:
     return x.new_empty([like.shape[along] if index == axis else size for index, size in enumerate(x.shape)])
 
 
-@_operator("(Tensor x, int axis, Tensor like, int along) -> Tensor", _all_tokens_sizes)
+@whole_operator("(Tensor x, int axis, Tensor like, int along) -> Tensor", _all_tokens_sizes)
 def all_tokens(x: torch.Tensor, axis: int, like: torch.Tensor, along: int) -> torch.Tensor:
     """What was computed for one token, in the place of what each gives: as many as ``like`` has along ``along``."""
     return x.repeat_interleave(like.shape[along], dim=axis)

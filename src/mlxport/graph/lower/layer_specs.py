@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch.fx import Graph, Node
+from torch.fx.node import map_arg
 
 __all__ = ["DEFAULTS", "Fold", "LayerSpec", "Match", "Weight", "layer", "layer_itself"]
 
@@ -34,6 +35,19 @@ class Fold:
 
     sources: tuple[str, ...]
     graph: Graph
+
+    def spelled(self) -> list[Any]:
+        """What is computed, the same for the same expression: tensors by their names, what is computed by its place."""
+        tensors = iter(self.sources)
+        known: dict[Node, str] = {}
+        lines: list[Any] = []
+        for node in self.graph.nodes:
+            if node.op == "placeholder":
+                known[node] = next(tensors)
+                continue
+            known[node] = f"%{len(lines)}"
+            lines.append((str(node.target), repr(map_arg((node.args, node.kwargs), known.__getitem__))))
+        return lines
 
 
 @dataclass(frozen=True)

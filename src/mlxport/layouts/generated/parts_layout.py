@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlxport.layouts.base import LayoutOptions, Refusal
 from mlxport.layouts.generated.layout import GENERATED, claims_class
-from mlxport.layouts.generated.model_parts import IN_PARTS, parted
+from mlxport.layouts.generated.parts_table import IN_PARTS, parted
 from mlxport.source.written_code import PARTS
 
 if TYPE_CHECKING:
@@ -16,22 +16,6 @@ if TYPE_CHECKING:
     from mlxport.types import Checkpoint
 
 __all__ = ["GENERATED_PARTS"]
-
-_USAGE = """\
-## Use
-
-```python
-import mlxport
-
-model = mlxport.load("PATH")
-texts = model.text(input_ids=ids, attention_mask=mask)  # projected, not normalised
-images = model.image(pixel_values=pixels)
-logits = model.score(image_embeds=images, text_embeds=texts)  # [images, texts]
-```
-
-`PATH` is this folder. Each part is a file that needs nothing but `mlx`, with a `load` of its own: `text.py`,
-`image.py`, `score.py`. They share the weights. The exact options, versions and hashes of source and output are in
-`mlxport.json`."""
 
 
 def _claims(config: Mapping[str, Any], tensors: Collection[str]) -> bool:
@@ -44,6 +28,16 @@ def _opens(checkpoint: Checkpoint, options: LayoutOptions) -> Conversion:
     from mlxport.layouts.generated.parts_opening import open_in_parts
 
     return open_in_parts(checkpoint, options)
+
+
+def _task(config: Mapping[str, Any]) -> str:
+    known = parted(config)
+    return "" if known is None else known.task
+
+
+def _usage(config: Mapping[str, Any]) -> str:
+    known = parted(config)
+    return "" if known is None else known.usage
 
 
 def _files() -> tuple[str, ...]:
@@ -62,8 +56,8 @@ GENERATED_PARTS = replace(
         Refusal(("mlxfn",), "--mlxfn: for models with one entry point", "leave it out, or add --layout generated"),
     ),
     files=_files(),
-    task="zero-shot-image-classification",
-    usage=_USAGE,
+    task=_task,
+    usage=_usage,
     verification="parts",
     wrote=lambda config: PARTS in config,
     not_generating=(

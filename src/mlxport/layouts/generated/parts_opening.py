@@ -22,8 +22,9 @@ from mlxport.layouts.base import LayoutOptions
 from mlxport.layouts.conversion import Conversion, make_conversion
 from mlxport.layouts.generated import hf_model
 from mlxport.layouts.generated.emitting import emit
-from mlxport.layouts.generated.model_parts import Part, PartedModel, parted
+from mlxport.layouts.generated.model_parts import Part, PartedModel
 from mlxport.layouts.generated.opening import checked_dtype, names_differ, shared_maps, weight_sources
+from mlxport.layouts.generated.parts_table import parted
 from mlxport.layouts.generated.sequence_step import call_as
 from mlxport.layouts.generated.weights_trace import (
     TORCH_DTYPES,
@@ -140,6 +141,8 @@ def _emitted(
     problem: UnsupportedError | None = None
     for attention in ("sdpa", "eager"):
         model = hf_model.empty_model(checkpoint, dtype=TORCH_DTYPES[dtype], attention=attention)
+        if known.prepare is not None:
+            known.prepare(model)
         ports: dict[str, Port] = {}
         examples: list[Example] = []
         try:
@@ -165,15 +168,22 @@ def _emitted(
 def _example(model: Any, part: Part, ports: Mapping[str, Port]) -> Example:
     """Inputs of a part: those of the model, and noise for what another part gives."""
     if part.example is not None:
-        inputs = part.example(model)
+        inputs = {name: _as(model, value) for name, value in part.example(model).items()}
     else:
         inputs = hf_model.example_inputs(model, part.inputs) if len(part.of_parts) < len(part.inputs) else {}
     generator = torch.Generator().manual_seed(0)
     for rows, (name, other) in enumerate(part.of_parts.items(), 2):  # as many of each as of no other
+        if part.example is not None:
+            continue
         (output,) = ports[other].captured.outputs
         value = output.meta["val"]
         inputs[name] = torch.randn(rows, *map(int, value.shape[1:]), generator=generator).to(value.dtype)
     return Example("example", (), {name: inputs[name] for name in part.inputs if name in inputs})
+
+
+def _as(model: Any, value: torch.Tensor) -> torch.Tensor:
+    """A tensor in the model's dtype, where it is floating."""
+    return value.to(model.dtype) if value.is_floating_point() else value
 
 
 def _refuse_clashes(ports: Sequence[Port]) -> None:
@@ -181,10 +191,9 @@ def _refuse_clashes(ports: Sequence[Port]) -> None:
     found: dict[str, Any] = {}
     for port in ports:
         for path, weight in port.weights.items():
-            folded = any(name in port.folds for name in weight.sources)
-            if path in found and (folded or found[path] != weight):
+            made = weight, [port.folds[name].spelled() for name in weight.sources if name in port.folds]
+            if found.setdefault(path, made) != made:
                 raise UnsupportedError(f"two parts of the model keep different values at {path}")
-            found[path] = weight
 
 
 def _pipeline(
@@ -209,8 +218,11 @@ def _pipeline(
 
 def _joined(whole: Any, part: Any) -> Any:
     """A tree with all that two have, by path; what both have is the same."""
-    for name, value in part.items():
-        mine = whole.get(name)
-        both = isinstance(mine, nn.Module) and isinstance(value, nn.Module)
-        whole[name] = _joined(mine, value) if both else value
-    return whole
+    if isinstance(whole, nn.Module) and isinstance(part, nn.Module):
+        for name, value in part.items():
+            whole[name] = _joined(whole[name], value) if name in whole else value
+        return whole
+    if isinstance(whole, list) and isinstance(part, list):
+        both = [_joined(*pair) for pair in zip(whole, part, strict=False)]
+        return [*both, *whole[len(both) :], *part[len(both) :]]
+    return part

@@ -10,7 +10,7 @@ from mlxport.run.tasks.pipeline import Difference
 from mlxport.run.tasks.pooling import pooled
 from mlxport.run.tasks.task_options import FeatureOptions
 from mlxport.run.tasks.text_inputs import TextPipeline
-from mlxport.run.tasks.vectors import compare_vectors, mask_of, states_of, vector_lines
+from mlxport.run.tasks.vectors import compare_vectors, mask_of, states_of, vector_lines, write_vectors
 
 __all__ = ["FeatureExtraction"]
 
@@ -37,6 +37,10 @@ class FeatureExtraction(TextPipeline):
                     results[place] = pooled(states[index : index + 1], mask[index : index + 1], (options.pooling,))[0]
             on_done(len(batch.places))
         return [found.tolist() for found in results]
+
+    def write(self, results: Sequence[Any], options: Any) -> list[str]:
+        """The vectors."""
+        return write_vectors(results, options.output)
 
     def lines(self, inputs: Sequence[str], results: Sequence[Any], options: Any) -> Iterator[str]:
         """The size and first numbers of each vector, or how alike they are."""

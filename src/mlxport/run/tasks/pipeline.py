@@ -52,6 +52,7 @@ class Pipeline(ABC):
         options: The class of its options.
         also: Options without which a run says little, as an example of the command line.
         also_in_python: The same in Python.
+        returns: What a call from Python gives, in words.
         also_runs: Tasks of other folders that it runs too, since what it reads of their models is the same.
         folder: The model's.
         config: Its config.json.
@@ -66,6 +67,7 @@ class Pipeline(ABC):
     options: ClassVar[type[RunOptions]]
     also: ClassVar[str] = ""
     also_in_python: ClassVar[str] = ""
+    returns: ClassVar[str] = "what transformers'\npipeline of the same name does"
     also_runs: ClassVar[tuple[str, ...]] = ()
     shows: bool = False
     spelled: Mapping[str, str] = {}
@@ -88,9 +90,12 @@ class Pipeline(ABC):
             UsageError: An input cannot be read, or an option does not exist.
         """
         options = self.checked(given)
-        if isinstance(inputs, (list, tuple)):
-            return self.run(self.gathered(inputs, options), options, on_done)
-        return self.alone(self.run([inputs], options, on_done)[0], options)
+        several = isinstance(inputs, (list, tuple))
+        results = self.run(self.gathered(inputs, options) if several else [inputs], options, on_done)
+        if not several:
+            results = [self.alone(results[0], options)]
+        self.write(results, options)
+        return results if several else results[0]
 
     def gathered(self, inputs: Sequence[Any], options: Any) -> list[Any]:
         """All inputs, those that options name too."""
@@ -98,6 +103,22 @@ class Pipeline(ABC):
 
     def alone(self, result: Any, options: Any) -> Any:
         """What is returned for an input that is no list."""
+        return result
+
+    def write(self, results: Sequence[Any], options: Any) -> list[str]:
+        """Write results to the files that options name; the names of these."""
+        return []
+
+    def target_needed(self, options: Any) -> str:
+        """The option that is to name a file where standard output is a terminal; empty where results can be shown."""
+        return ""
+
+    def as_bytes(self, result: Any) -> bytes:
+        """What standard output gets of a result that is no text."""
+        raise NotImplementedError(f"{self.task} gives text")
+
+    def plain(self, result: Any) -> Any:
+        """A result as JSON can hold it."""
         return result
 
     @classmethod

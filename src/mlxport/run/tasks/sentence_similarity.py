@@ -12,7 +12,7 @@ from mlxport.run.tasks.pipeline import Array, Difference
 from mlxport.run.tasks.pooling import SentenceSettings, pooled, read_settings
 from mlxport.run.tasks.task_options import SentenceOptions
 from mlxport.run.tasks.text_inputs import Batch, TextPipeline
-from mlxport.run.tasks.vectors import compare_vectors, mask_of, states_of, vector_lines
+from mlxport.run.tasks.vectors import compare_vectors, mask_of, states_of, vector_lines, write_vectors
 
 __all__ = ["SentenceSimilarity"]
 
@@ -81,6 +81,10 @@ class SentenceSimilarity(TextPipeline):
         ids = self.tokenizer(prompt)["input_ids"]
         ends = [token for token in (self.tokenizer.sep_token_id, self.tokenizer.eos_token_id) if token is not None]
         return len(ids) - 1 if ids and ids[-1] in ends else len(ids)
+
+    def write(self, results: Sequence[Any], options: Any) -> list[str]:
+        """The vectors."""
+        return write_vectors(results, options.output)
 
     def lines(self, inputs: Sequence[str], results: Sequence[Any], options: Any) -> Iterator[str]:
         """The size and first numbers of each vector, or how alike they are."""

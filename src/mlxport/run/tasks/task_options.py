@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from mlxport.errors import UsageError
@@ -15,6 +15,7 @@ __all__ = [
     "SPEECH_TASKS",
     "SUBTITLES",
     "STRATEGIES",
+    "AudioOptions",
     "BatchOptions",
     "FeatureOptions",
     "FillMaskOptions",
@@ -180,6 +181,32 @@ class SpeechOptions(RunOptions):
     )
 
 
+def _positive(flag: str) -> Callable[[float], None]:
+    """The check of a number that is to be positive."""
+
+    def check(value: float) -> None:
+        if not value > 0:
+            raise UsageError(f"{flag} {value}: expected more than 0", hint="leave it out")
+
+    return check
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioOptions(RunOptions):
+    """Of ``audio-to-audio``."""
+
+    output: str | None = refined(VectorOptions, "output", help="File to write the sound to: .wav, .flac or .ogg.")
+    codes: str | None = option(None, "File to write a codec's codes to, as .npy; given as INPUT, it is decoded.")
+    bandwidth: float | None = option(
+        None, "Kilobits a second of a codec's codes, where it was trained for some [the least].",
+        check=_positive("--bandwidth"),
+    )  # fmt: skip
+    num_quantizers: int | None = option(
+        None, "Codebooks of a codec to use [all, or as many as the bandwidth takes].",
+        check=_positive("--num-quantizers"),
+    )  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class GenerationOptions(RunOptions):
     """Of ``text-generation``, as ``mlxport generate`` has them."""
@@ -225,6 +252,7 @@ OPTIONS: Mapping[str, type[RunOptions]] = {
     "image-classification": ImageClassificationOptions,
     "image-text-to-text": ImageTextOptions,
     "automatic-speech-recognition": SpeechOptions,
+    "audio-to-audio": AudioOptions,
     "sentence-similarity": SentenceOptions,
     "feature-extraction": FeatureOptions,
 }

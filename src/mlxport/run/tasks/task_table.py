@@ -32,6 +32,7 @@ _CLASSES: Mapping[str, str] = {
     "image-classification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
     "image-text-to-text": "",
     "automatic-speech-recognition": "MODEL_FOR_CTC_MAPPING_NAMES",
+    "audio-to-audio": "",
     "sentence-similarity": "",
     "feature-extraction": "MODEL_MAPPING_NAMES",
 }
@@ -73,8 +74,8 @@ def find_task(folder: Path, config: Mapping[str, Any], layout: Layout) -> str | 
         config: Its config.json.
         layout: What it was, or is to be, laid out for.
     """
-    if layout.task:
-        return layout.task
+    if task := layout.task_of(config):
+        return task
     names = ModelConfig(config).architectures
     if not names:
         return None
@@ -121,8 +122,7 @@ def task_usage(task: str) -> str:
 {task_command(task, "PATH")}
 ```
 
-From Python: `mlxport.pipeline("PATH")({said}{kind.also_in_python})` returns what transformers'
-pipeline of the same name does. `--json` prints it.
+From Python: `mlxport.pipeline("PATH")({said}{kind.also_in_python})` returns {kind.returns}. `--json` prints it.
 
 """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from mlxport.errors import UsageError
 from mlxport.output.atomic_files import replacing
 from mlxport.run.tasks.pipeline import Array, Difference, as_numpy
 from mlxport.run.tasks.text_inputs import Batch
+from mlxport.run.tasks.written_files import target_file
 
 __all__ = ["compare_vectors", "mask_of", "similarities", "states_of", "vector_lines", "write_vectors"]
 
@@ -61,16 +61,22 @@ def compare_vectors(ours: Any, theirs: Any) -> Difference:
     return Difference("vectors", float(np.abs(mine - other).max() / max(np.abs(other).max(), 1e-12)))
 
 
-def write_vectors(results: Sequence[Any], output: str) -> None:
+def write_vectors(results: Sequence[Any], output: str | None) -> list[str]:
     """Write vectors to a file that appears when it is whole: float32, [inputs, width], as NumPy's .npy.
+
+    Args:
+        results: A list of numbers for each input.
+        output: The file, None for none.
+
+    Returns:
+        The names of what was written.
 
     Raises:
         UsageError: It cannot be there, or the vectors have no common shape.
     """
-    path = Path(output).expanduser()
-    if path.is_dir() or not path.parent.is_dir():
-        what = "is a folder" if path.is_dir() else "lies in no folder that exists"
-        raise UsageError(f"--output {output} {what}", hint="give the name of a file, as vectors.npy")
+    if output is None:
+        return []
+    path = target_file("--output", output, "vectors.npy")
     try:
         array = np.array(results, np.float32)
     except ValueError as error:
@@ -78,3 +84,4 @@ def write_vectors(results: Sequence[Any], output: str) -> None:
         raise UsageError("--output: texts of several lengths have no common shape", hint=hint) from error
     with replacing(path) as file:
         np.save(file, array)
+    return [output]

@@ -16,7 +16,7 @@ from mlxport.run.tasks.pipeline import Array, Difference, as_numpy
 from mlxport.run.tasks.port_call import call_port
 from mlxport.run.tasks.task_options import ZeroShotImageOptions
 from mlxport.run.tasks.text_inputs import TEXTS
-from mlxport.run.tasks.vectors import vector_lines
+from mlxport.run.tasks.vectors import vector_lines, write_vectors
 from mlxport.run.text_encoding import encode_texts, longest_text
 from mlxport.source.tokenizer_loading import load_tokenizer
 
@@ -104,6 +104,10 @@ class ZeroShotImageClassification(PicturePipeline):
             found.append(as_numpy(vectors))
             on_done(len(rows["input_ids"]))
         return np.concatenate(found)
+
+    def write(self, results: Sequence[Any], options: Any) -> list[str]:
+        """Vectors, where there are no scores."""
+        return write_vectors(results, options.output)
 
     def lines(self, inputs: Sequence[Any], results: Sequence[Any], options: ZeroShotImageOptions) -> Iterator[str]:
         """A row for each picture: its score for each text, and the best text at the end."""
