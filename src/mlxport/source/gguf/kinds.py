@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["KINDS", "NAMES", "Codes", "Kind"]
+__all__ = ["KINDS", "NAMES", "BlockCodes", "Kind"]
 
 Blocks = npt.NDArray[np.uint8]
 Values = npt.NDArray[np.float32]
@@ -21,7 +21,7 @@ _Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Codes:
+class BlockCodes:
     """Blocks as MLX's affine groups: a weight is its code times the scale plus the bias.
 
     Attributes:
@@ -56,7 +56,7 @@ class Kind:
     nbytes: int
     dtype: str = ""
     values: Callable[[Blocks], Values] | None = None
-    codes: Callable[[Blocks], Codes] | None = None
+    codes: Callable[[Blocks], BlockCodes] | None = None
     bits: int = 0
 
 
@@ -79,23 +79,23 @@ def _fifth_bits(blocks: Blocks, start: int) -> _Array:
     return np.unpackbits(blocks[:, start : start + 4], axis=1, bitorder="little")
 
 
-def _symmetric(bits: int, read: Callable[[Blocks], _Array]) -> Callable[[Blocks], Codes]:
+def _symmetric(bits: int, read: Callable[[Blocks], _Array]) -> Callable[[Blocks], BlockCodes]:
     """Codes around the middle: ``d · (code − 2^(bits−1))``; the bias is d times a power of two, so exact."""
 
-    def codes(blocks: Blocks) -> Codes:
+    def codes(blocks: Blocks) -> BlockCodes:
         scales = _half(blocks, 0)[:, 0]
         with np.errstate(over="ignore"):  # what becomes infinite is counted by the writer
-            return Codes(bits, read(blocks), scales, scales * np.float16(-(1 << (bits - 1))))
+            return BlockCodes(bits, read(blocks), scales, scales * np.float16(-(1 << (bits - 1))))
 
     return codes
 
 
-def _shifted(bits: int, read: Callable[[Blocks], _Array]) -> Callable[[Blocks], Codes]:
+def _shifted(bits: int, read: Callable[[Blocks], _Array]) -> Callable[[Blocks], BlockCodes]:
     """Codes from a minimum on: ``d · code + m``."""
-    return lambda blocks: Codes(bits, read(blocks), _half(blocks, 0)[:, 0], _half(blocks, 2)[:, 0])
+    return lambda blocks: BlockCodes(bits, read(blocks), _half(blocks, 0)[:, 0], _half(blocks, 2)[:, 0])
 
 
-def _of_codes(codes: Callable[[Blocks], Codes]) -> Callable[[Blocks], Values]:
+def _of_codes(codes: Callable[[Blocks], BlockCodes]) -> Callable[[Blocks], Values]:
     def values(blocks: Blocks) -> Values:
         found = codes(blocks)
         scales, biases = (part.astype(np.float32)[:, None] for part in (found.scales, found.biases))
@@ -104,7 +104,7 @@ def _of_codes(codes: Callable[[Blocks], Codes]) -> Callable[[Blocks], Values]:
     return values
 
 
-_CODES: Mapping[str, Callable[[Blocks], Codes]] = {
+_CODES: Mapping[str, Callable[[Blocks], BlockCodes]] = {
     "Q4_0": _symmetric(4, lambda blocks: _nibbles(blocks[:, 2:18])),
     "Q4_1": _shifted(4, lambda blocks: _nibbles(blocks[:, 4:20])),
     "Q5_0": _symmetric(5, lambda blocks: _nibbles(blocks[:, 6:22]) | _fifth_bits(blocks, 2) << 4),

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlxport.source.gguf.header import GgufTensor
-from mlxport.source.gguf.kinds import Codes
+from mlxport.source.gguf.kinds import BlockCodes
 from mlxport.source.row_reader import read_rows
 from mlxport.types import TensorRef
 
@@ -99,7 +99,7 @@ def _bytes(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
-def _packed(found: Codes) -> npt.NDArray[np.uint8]:
+def _packed(found: BlockCodes) -> npt.NDArray[np.uint8]:
     """Codes as MLX packs them: one little-endian stream of bits, the lowest of the first code first."""
     codes = found.codes
     if found.bits == 8:
