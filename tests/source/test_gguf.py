@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from functools import partial
 from pathlib import Path
@@ -268,6 +269,11 @@ def test_llama_3_factors_become_the_settings_that_give_them(tmp_path):
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_inspect_says_what_it_is(tmp_path, mlxport):
+    told = mlxport("inspect", llama(tmp_path / "model.gguf", "Q8_0"))
+    assert told.code == 0 and re.search(r"format +GGUF", told.out)
 
 
 def test_a_file_in_parts_is_read_whole(tmp_path):

@@ -175,7 +175,7 @@ def _root(name: str, used: Collection[str]) -> str:
 
 
 def _is_extra(root: str, layers: int | None) -> bool:
-    """Whether a subtree predicts further tokens, stands for an output layer, or pools texts that nothing reads so."""
+    """Whether a subtree predicts further tokens, is an output layer that embeddings stand for, or pools unread."""
     pools = root.split(".")[-1] == "pooler" and not TOWER.search(root)  # ALIGN's class has one, and reads past it
     return pools or predicts_further(root, layers) or bool(_HEAD.fullmatch(root))
 

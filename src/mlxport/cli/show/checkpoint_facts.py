@@ -42,7 +42,7 @@ def _rows(it: Inspection) -> Iterator[tuple[str, str]]:
         yield "task", f"{it.task}, once converted: {it.runs}" if it.runs else it.task
     if it.way_out:
         yield "use" if it.port else "otherwise", it.way_out
-    yield "format", {True: "MLX", False: "PyTorch", None: "unknown (the weights are not here)"}[it.mlx_format]
+    yield "format", _format(it)
     yield "parameters", f"{it.parameters:,}"
     yield "size", f"{format_bytes(it.nbytes)} in {it.tensors} tensors, {len(it.files)} file(s)"
     yield "dtypes", ", ".join(f"{d}: {c.tensors} tensors, {format_bytes(c.nbytes)}" for d, c in it.dtypes.items())
@@ -69,6 +69,12 @@ def _rows(it: Inspection) -> Iterator[tuple[str, str]]:
         yield "code" if number == 0 else "", code
     for number, change in enumerate(it.config_changes):
         yield "convert writes" if number == 0 else "", change
+
+
+def _format(it: Inspection) -> str:
+    if any(file.endswith(".gguf") for file in it.files):
+        return "GGUF"
+    return {True: "MLX", False: "PyTorch", None: "unknown (the weights are not here)"}[it.mlx_format]
 
 
 def _processor(found: ProcessorInfo) -> str:
