@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -64,6 +65,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("cpu_only"):
             item.add_marker(pytest.mark.skip(reason="about MLX's CPU backend; MLXPORT_TEST_DEVICE=cpu runs it"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _settled() -> None:
+    """What modules and caches hold by now is not gone through again, file after file.
+
+    A verification collects garbage before it returns, which took 0.5 s and more among all that a worker has imported.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
