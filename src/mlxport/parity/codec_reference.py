@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mlxport.run.tasks.recognizer import feature_extractor
 from mlxport.run.tasks.sound_model import HeardExample
 from mlxport.types import Checkpoint
 
@@ -20,8 +21,10 @@ def original_codec(checkpoint: Checkpoint) -> Callable[[HeardExample], dict[str,
     import transformers
 
     folder = str(checkpoint.root)
-    extractor = transformers.AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
-    model = transformers.AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
+    extractor = feature_extractor(checkpoint.root)
+    model = transformers.AutoModel.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32
+    ).eval()
     chosen = _CHOSEN[str(model.config.model_type)]
 
     def heard(example: HeardExample) -> dict[str, Any]:
