@@ -196,21 +196,3 @@ def test_the_hint_of_a_file_of_classes(tmp_path):
     with pytest.raises(MlxportError) as caught:
         load_factory(f"{tmp_path / 'model.py'}:Tiny")
     assert "def make(): return Tiny(), (torch.randn(1, 3),)" in caught.value.hint
-
-
-def test_packed_sequences_are_named(file, tmp_path):
-    text = """
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-class Speller(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.cell = nn.GRU(4, 8, batch_first=True)
-    def forward(self, frames, lengths):
-        packed = pack_padded_sequence(frames, lengths, batch_first=True, enforce_sorted=False)
-        return pad_packed_sequence(self.cell(packed)[0], batch_first=True)[0]
-def make(): return Speller(), (torch.ones(3, 9, 4), LENGTHS)
-"""
-    for lengths in ("torch.tensor([9, 4, 7])", "[9, 4, 7]"):
-        with pytest.raises(MlxportError) as caught:
-            package.port_folder(f"{file(text.replace('LENGTHS', lengths))}:make", tmp_path / "out")
-        assert "packed sequences (pack_padded_sequence) depend on the values of the lengths" in caught.value.hint
