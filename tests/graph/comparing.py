@@ -36,3 +36,11 @@ def compared(module: nn.Module, ported: mnn.Module, args=(), kwargs=None, limit:
         else:
             assert a == b
     return got
+
+
+class LinearPair(nn.Module):
+    """Two linear layers for a forward to call."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from comparing import compared, randomised
+from comparing import LinearPair, compared, randomised
 from torch import nn
 from torch._higher_order_ops.out_dtype import out_dtype
 from torch._higher_order_ops.strict_mode import strict_mode
@@ -14,13 +14,7 @@ import mlxport
 from mlxport.errors import MlxportError
 
 
-class Linear(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
-
-
-class Switched(Linear):
+class Switched(LinearPair):
     """To the end of the forward: what torch.export itself does not follow."""
 
     def forward(self, x):
@@ -33,20 +27,20 @@ class Switched(Linear):
             return self.second(y).relu()
 
 
-class Decorated(Linear):
+class Decorated(LinearPair):
     @torch.enable_grad()
     def forward(self, x):
         return self.second(self.first(x).detach())
 
 
-class Inference(Linear):
+class Inference(LinearPair):
     def forward(self, x):
         with torch.inference_mode():
             y = self.first(x)
         return self.second(y)
 
 
-class Full(Linear):
+class Full(LinearPair):
     def forward(self, x):
         with torch.autocast(device_type=x.device.type, enabled=False):
             y = self.first(x.float())
@@ -54,13 +48,13 @@ class Full(Linear):
             return self.second(y).cos(), y.sin()
 
 
-class Half(Linear):
+class Half(LinearPair):
     def forward(self, x):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return self.first(x)
 
 
-class Checkpointed(Linear):
+class Checkpointed(LinearPair):
     def forward(self, x):
         y = checkpoint(self.first, x, use_reentrant=True)
         return checkpoint(lambda a, b: self.second(a) * b, y, x, use_reentrant=False)
@@ -77,17 +71,17 @@ class Rounded(torch.autograd.Function):
         return gradient, None
 
 
-class Straight(Linear):
+class Straight(LinearPair):
     def forward(self, x):
         return Rounded.apply(self.first(x), 3.0)
 
 
-class Strict(Linear):
+class Strict(LinearPair):
     def forward(self, x):
         return strict_mode(lambda x, y: (self.first(x), self.second(y) * 2), (x, x + 1))
 
 
-class Mapped(Linear):
+class Mapped(LinearPair):
     def forward(self, x):
         return torch.vmap(lambda row: torch.outer(self.first(row).softmax(-1), row))(x)
 
@@ -97,7 +91,7 @@ def scripted(x, count: int):
     return x * count if count > 2 else x
 
 
-class Scripted(Linear):
+class Scripted(LinearPair):
     def forward(self, x):
         return scripted(self.first(x), 3)
 
@@ -123,7 +117,7 @@ def test_products_of_integers_in_more_bits():
 
 
 def test_gradients_that_a_forward_asks_for_are_refused():
-    class Forces(Linear):
+    class Forces(LinearPair):
         def forward(self, x):
             with torch.enable_grad():
                 x = x.detach().requires_grad_(True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import pytest
 import torch
-from comparing import compared, randomised
+from comparing import LinearPair, compared, randomised
 from torch import nn
 from torch._higher_order_ops.associative_scan import associative_scan
 from torch._higher_order_ops.map import map as map_rows
@@ -17,13 +17,7 @@ import mlxport
 from mlxport.errors import MlxportError, UsageError
 
 
-class Linear(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
-
-
-class ByValue(Linear):
+class ByValue(LinearPair):
     def forward(self, x):
         return torch.cond(x.sum() > 0, lambda x: self.first(x), lambda x: self.second(x).relu(), (x,))
 
@@ -47,7 +41,7 @@ class Nested(nn.Module):
         return torch.cond(x.sum() > 0, positive, lambda x: x.cumsum(0) * 2, (x,))
 
 
-class While(Linear):
+class While(LinearPair):
     def forward(self, x):
         def goes_on(count, x):
             return (count < 5) & (x.abs().sum() < 40)
@@ -55,7 +49,7 @@ class While(Linear):
         return while_loop(goes_on, lambda count, x: (count + 1, x + self.first(x).tanh()), (torch.tensor(0), x))
 
 
-class Scan(Linear):
+class Scan(LinearPair):
     def forward(self, x):
         def step(state, row):
             state = torch.tanh(self.first(state) + row)
@@ -73,7 +67,7 @@ class Backwards(nn.Module):
         return scan(step, init, (x, x * 2), dim=1, reverse=True)
 
 
-class Rows(Linear):
+class Rows(LinearPair):
     def forward(self, rows, y):
         return map_rows(lambda row, y: self.first(row) + y, rows, y)
 

@@ -36,6 +36,7 @@ from mlxport.graph.capture.loops_over_chosen import loops_followed
 from mlxport.graph.capture.origin import whole_traces
 from mlxport.graph.capture.packed_sequences import PackedSequences
 from mlxport.graph.capture.quick_tables import quick_tables
+from mlxport.graph.capture.replaced_calls import forward_replaced
 from mlxport.graph.capture.reshaped_inputs import CallsInPlace
 from mlxport.graph.capture.spelled_out import SpelledOut
 from mlxport.graph.capture.time_loops.follow import Inputs, roll_up, shortened
@@ -202,9 +203,12 @@ class _Listening:
         self.numbers = None if written is None else KnownNumbers(module, written)
 
     @contextmanager
-    def entered(self) -> Iterator[None]:
-        """Look at the calls within."""
-        with self.calls, self.decisions, self.asserted, masks_as_given(), self.numbers or nullcontext():
+    def entered(self, module: torch.nn.Module) -> Iterator[None]:
+        """Look at the calls within, which are of ``module``."""
+        with (
+            self.calls, self.decisions, self.asserted, masks_as_given(), self.numbers or nullcontext(),
+            SpelledOut(), PackedSequences().entered(), self.caches.of(module),
+        ):  # fmt: skip
             yield
 
 
@@ -272,18 +276,16 @@ def _followed(
     """``export``; once more, on views of the inputs, where the forward gives a tensor another shape in place."""
     calls = listening.calls
     try:
-        with listening.entered(), SpelledOut(), PackedSequences().entered(), bounded_sizes(bounded):
-            with listening.caches.of(module):
-                program = export(module, args, kwargs, shapes)
+        with listening.entered(module), bounded_sizes(bounded):
+            program = export(module, args, kwargs, shapes)
     except Exception:
         if not calls.reshaping:
             raise
     else:
         if not calls.reshaping:
             return program
-    with listening.entered(), SpelledOut(), bounded_sizes(bounded), calls.views_of_inputs(module):
-        with listening.caches.of(module):
-            return export(module, args, kwargs, shapes)
+    with listening.entered(module), bounded_sizes(bounded), calls.views_of_inputs(module):
+        return export(module, args, kwargs, shapes)
 
 
 def _distinct(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -326,14 +328,5 @@ def _explicit(
         del parameters[caught or ""]
     spelled = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in extra]
     explicit = signature.replace(parameters=[*parameters.values(), *spelled])
-    forward = module.forward
-
-    def shim(*args: Any, **kwargs: Any) -> Any:
-        return forward(*args, **kwargs)
-
-    shim.__signature__ = explicit  # type: ignore[attr-defined]
-    module.__dict__["forward"] = shim
-    try:
+    with forward_replaced(module, lambda forward, *args, **kwargs: forward(*args, **kwargs), explicit):
         yield explicit
-    finally:
-        del module.__dict__["forward"]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
+
+from mlxport.graph.capture.replaced_calls import forward_replaced
 
 __all__ = ["LeftOutCaches"]
 
@@ -28,21 +28,8 @@ class LeftOutCaches:
     @contextmanager
     def of(self, module: torch.nn.Module) -> Iterator[None]:
         """Within, calls of ``module`` give none of those that torch.export knows no parts of."""
-        forward, own = module.forward, vars(module).get("forward")
-
-        @functools.wraps(forward)
-        def without(*args: Any, **kwargs: Any) -> Any:
-            return self._without(forward(*args, **kwargs))
-
-        without.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
-        module.__dict__["forward"] = without
-        try:
+        with forward_replaced(module, lambda forward, *args, **kwargs: self._without(forward(*args, **kwargs))):
             yield
-        finally:
-            if own is None:
-                del module.__dict__["forward"]
-            else:
-                module.__dict__["forward"] = own
 
     def note(self) -> str:
         """What is to be said of them; empty if there were none."""

@@ -7,8 +7,6 @@ asks for the expert's number, it is run for all: what it computes of no rows add
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -17,6 +15,8 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from mlxport.graph.capture.replaced_calls import forward_replaced
 
 __all__ = ["LoopsOverAll", "loops_followed"]
 
@@ -54,23 +54,13 @@ def loops_followed(module: torch.nn.Module, run: Callable[[], _T]) -> _T:
 @contextmanager
 def _within(module: torch.nn.Module, once: bool) -> Iterator[None]:
     """Within, calls of the module are followed: nothing that a caller does comes between."""
-    forward = module.forward
-    own = "forward" in vars(module)
 
-    @functools.wraps(forward)
-    def followed(*args: Any, **kwargs: Any) -> Any:
+    def followed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with LoopsOverAll(once):
             return forward(*args, **kwargs)
 
-    followed.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
-    module.forward = followed  # type: ignore[method-assign]
-    try:
+    with forward_replaced(module, followed):
         yield
-    finally:
-        if own:
-            module.forward = forward  # type: ignore[method-assign]
-        else:
-            del module.forward
 
 
 class LoopsOverAll(TorchFunctionMode):  # type: ignore[misc]

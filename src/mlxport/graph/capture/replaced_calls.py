@@ -1,13 +1,17 @@
-"""Functions of torch replaced for a while, under whatever name a user's file has imported them."""
+"""Functions replaced for a while: torch's, under whatever name a user's file has imported them, and a forward."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["OWN", "replaced"]
+import torch
+
+__all__ = ["OWN", "forward_replaced", "replaced"]
 
 _Function = Callable[..., Any]
 
@@ -44,3 +48,25 @@ def replaced(function: types.FunctionType, own: _Function) -> Iterator[None]:
         del OWN[function.__name__]
         if before is not None:
             OWN[function.__name__] = before
+
+
+@contextmanager
+def forward_replaced(
+    module: torch.nn.Module, own: _Function, signature: inspect.Signature | None = None
+) -> Iterator[None]:
+    """Within, a call of ``module`` is one of ``own``, which is given the forward first; ``signature``: None for its."""
+    forward, before = module.forward, vars(module).get("forward")
+
+    @functools.wraps(forward)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return own(forward, *args, **kwargs)
+
+    call.__signature__ = signature or inspect.signature(forward)  # type: ignore[attr-defined]
+    module.__dict__["forward"] = call
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = before

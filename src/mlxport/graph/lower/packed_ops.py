@@ -6,25 +6,14 @@ has known sizes; rows are taken from it only where somebody asks for them. Each 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from mlxport.graph.lower.whole_operator import whole_operator
+
 __all__ = ["network_of_lengths", "packed_rows", "padded_rows"]
-
-_Function = Callable[..., Any]
-
-
-def _operator(schema: str, sizes: _Function) -> Callable[[_Function], Any]:
-    """Make an operator of the decorated function; ``sizes`` gives its results without their values."""
-
-    def register(meaning: _Function) -> Any:
-        made: Any = torch.library.custom_op(f"mlxport::{meaning.__name__}", meaning, mutates_args=(), schema=schema)
-        made.register_fake(sizes)
-        return made
-
-    return register
 
 
 def _order(lengths: torch.Tensor, by_length: bool) -> torch.Tensor:
@@ -36,7 +25,7 @@ def _packed_rows_sizes(x: Any, lengths: Any, batch_first: bool, by_length: bool)
     return x.new_empty((torch.library.get_ctx().new_dynamic_size(), *x.shape[2:]))
 
 
-@_operator("(Tensor x, Tensor lengths, bool batch_first, bool by_length) -> Tensor", _packed_rows_sizes)
+@whole_operator("(Tensor x, Tensor lengths, bool batch_first, bool by_length) -> Tensor", _packed_rows_sizes)
 def packed_rows(x: torch.Tensor, lengths: torch.Tensor, batch_first: bool, by_length: bool) -> torch.Tensor:
     """The rows of ``x`` [T, B, …] within the lengths [B], step by step; ``by_length``: the longest sequence first."""
     x = x.transpose(0, 1) if batch_first else x
@@ -49,7 +38,7 @@ def _padded_rows_sizes(rows: Any, lengths: Any, length: Any, batch_first: bool, 
     return rows.new_empty((batch, length, *rows.shape[1:]) if batch_first else (length, batch, *rows.shape[1:]))
 
 
-@_operator(
+@whole_operator(
     "(Tensor rows, Tensor lengths, SymInt length, bool batch_first, bool by_length) -> Tensor", _padded_rows_sizes
 )
 def padded_rows(
@@ -71,7 +60,7 @@ def _network_sizes(
     return [x.new_empty((*x.shape[:2], width)), *(torch.empty_like(state) for state in hx)]
 
 
-@_operator(
+@whole_operator(
     "(str kind, Tensor x, Tensor lengths, Tensor[] hx, Tensor[] params, bool biases, int layers, float dropout, "
     "bool train, bool bidirectional, bool batch_first) -> Tensor[]",
     _network_sizes,

@@ -19,8 +19,6 @@ __all__ = ["arguments", "common_stack", "roll_loops"]
 
 _MOST = 100  # stretches that are looked at
 _FURTHEST = 8  # turns back that a value is carried
-
-
 _NUMBERS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 

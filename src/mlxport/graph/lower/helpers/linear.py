@@ -64,10 +64,8 @@ def embedding_bag(weight, indices, offsets, mode="sum", weights=None, include_la
 
 def largest_in_bags(weight, indices, offsets, padding_idx=None):
     """For each bag and feature the index whose row has the largest number, the first of several; 0 for no index."""
-    bag, largest = (
-        bag_of_each(indices, offsets),
-        embedding_bag(weight, indices, offsets, "max", None, False, padding_idx),
-    )
+    bag = bag_of_each(indices, offsets)
+    largest = embedding_bag(weight, indices, offsets, "max", padding_idx=padding_idx)
     hits = weight[indices] == largest[bag]
     hits = hits if padding_idx is None else hits & (indices != padding_idx)[:, None]
     count = indices.shape[0]
