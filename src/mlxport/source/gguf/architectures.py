@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mlxport.errors import UnsupportedError
-from mlxport.source.gguf.header import GgufHeader, GgufTensor
+from mlxport.source.gguf.header import ORIGINAL, GgufHeader, GgufTensor
 from mlxport.source.gguf.rows import as_values, slices
 from mlxport.types import TensorRef
 
@@ -169,7 +169,7 @@ def architecture_of(header: GgufHeader) -> GgufArchitecture:
         raise UnsupportedError(
             f"{header.path}: the architecture {name!r} is not read from GGUF; read are "
             f"{', '.join(sorted(ARCHITECTURES))}",
-            hint="convert from the original safetensors checkpoint instead",
+            hint=ORIGINAL,
         )
     return ARCHITECTURES[name]
 
@@ -206,7 +206,7 @@ def _named(tensor: GgufTensor, architecture: GgufArchitecture, header: GgufHeade
     if match is None or match["name"] not in table:
         raise UnsupportedError(
             f"{header.path}: the tensor {tensor.name} is none of {header.architecture}'s that are known",
-            hint="convert from the original safetensors checkpoint instead",
+            hint=ORIGINAL,
         )
     known = table[match["name"]]
     name = (f"model.layers.{match['layer']}.{known}" if match["layer"] else known) + match["end"]

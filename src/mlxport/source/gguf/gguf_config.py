@@ -10,7 +10,7 @@ import numpy as np
 
 from mlxport.errors import UnsupportedError, WeightsError
 from mlxport.source.gguf.architectures import GgufArchitecture
-from mlxport.source.gguf.header import GgufHeader, GgufTensor
+from mlxport.source.gguf.header import ORIGINAL, GgufHeader, GgufTensor
 from mlxport.source.gguf.rows import as_values
 from mlxport.source.row_reader import read_rows
 
@@ -25,7 +25,6 @@ _FIELDS: Mapping[str, str] = {
     "attention.head_count": "num_attention_heads",
     "attention.head_count_kv": "num_key_value_heads",
     "attention.key_length": "head_dim",
-    "vocab_size": "vocab_size",
 }
 _EPSILON = {"attention.layer_norm_rms_epsilon": "rms_norm_eps", "attention.layer_norm_epsilon": "norm_epsilon"}
 _TOKENS = {
@@ -34,7 +33,6 @@ _TOKENS = {
     "padding_token_id": "pad_token_id",
 }
 _NEEDED = ("block_count", "embedding_length", "attention.head_count")
-_ORIGINAL = "convert from the original safetensors checkpoint instead"
 # What llama's own configs have, of which files keep the resulting factors only.
 _LLAMA3_LOW, _LLAMA3_HIGH, _LLAMA3_ORIGINAL = (1.0,), (4.0,), (8192, 4096, 2048, 16384)
 _YARN = {"beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow", "attention_factor": "attn_factor"}
@@ -64,7 +62,7 @@ def config_of(header: GgufHeader, architecture: GgufArchitecture) -> dict[str, A
         config[field] = metadata.get(f"tokenizer.ggml.{key}")
     config.setdefault("num_key_value_heads", config["num_attention_heads"])
     config.setdefault("head_dim", _head_dim(metadata, prefix, config))
-    config["vocab_size"] = _vocabulary(header, config)
+    config["vocab_size"] = _vocabulary(header)
     config["tie_word_embeddings"] = "output.weight" not in names
     config |= architecture.more(metadata, names)
     config |= _rope(header, config)
@@ -80,7 +78,7 @@ def _head_dim(metadata: Mapping[str, Any], prefix: str, config: Mapping[str, Any
     return int(config["hidden_size"] // config["num_attention_heads"])
 
 
-def _vocabulary(header: GgufHeader, config: Mapping[str, Any]) -> int:
+def _vocabulary(header: GgufHeader) -> int:
     """Rows of the embeddings, which is what counts; the tokens may be fewer."""
     for tensor in header.tensors:
         if tensor.name == "token_embd.weight":
@@ -124,7 +122,7 @@ def _rope(header: GgufHeader, config: Mapping[str, Any]) -> dict[str, Any]:
         return fields
     if kind not in ("none", "linear", "yarn"):
         raise UnsupportedError(
-            f"{header.path}: {prefix}.rope.scaling.type is {kind!r}, which is not read", hint=_ORIGINAL
+            f"{header.path}: {prefix}.rope.scaling.type is {kind!r}, which is not read", hint=ORIGINAL
         )
     scaling = {"rope_type": "yarn" if kind == "yarn" else "linear", "factor": factor}
     if kind == "yarn":
@@ -139,7 +137,7 @@ def _rope(header: GgufHeader, config: Mapping[str, Any]) -> dict[str, Any]:
 def _numbers(tensor: GgufTensor) -> list[float]:
     ref = as_values(tensor.name, tensor)
     if ref.dtype != "F32":
-        raise UnsupportedError(f"{tensor.path}: {tensor.name} is {tensor.kind.name}, expected F32", hint=_ORIGINAL)
+        raise UnsupportedError(f"{tensor.path}: {tensor.name} is {tensor.kind.name}, expected F32", hint=ORIGINAL)
     return [float(value) for value in read_rows(ref).view(np.float32)]
 
 
@@ -159,7 +157,7 @@ def _llama3(factors: Sequence[float], header: GgufHeader, config: Mapping[str, A
     raise UnsupportedError(
         f"{header.path}: rope_freqs.weight has factors up to {largest:g} that are not llama 3's, and a config has no "
         "place for others",
-        hint=_ORIGINAL,
+        hint=ORIGINAL,
     )
 
 

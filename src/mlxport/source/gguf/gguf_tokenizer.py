@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxport.errors import TokenizerError, UnsupportedError
-from mlxport.source.gguf.header import GgufHeader
+from mlxport.source.gguf.header import ORIGINAL, GgufHeader
 from mlxport.source.tokenizer_loading import reason, refusing
 
 __all__ = ["write_tokenizer"]
@@ -19,7 +19,7 @@ _SPECIAL = {
     "unk_token": "unknown_token_id",
     "pad_token": "padding_token_id",
 }
-_HINT = "convert from the original safetensors checkpoint instead, whose tokenizer is a file"
+_HINT = f"{ORIGINAL}, whose tokenizer is a file"
 
 
 def write_tokenizer(header: GgufHeader, folder: Path) -> list[Path]:

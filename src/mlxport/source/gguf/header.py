@@ -14,7 +14,10 @@ from mlxport.errors import SourceError, UnsupportedError, WeightsError
 from mlxport.source.gguf.kinds import KINDS, NAMES, Kind
 from mlxport.source.safe_files import open_regular, refuse_placeholder
 
-__all__ = ["GgufHeader", "GgufTensor", "read_header"]
+__all__ = ["ORIGINAL", "GgufHeader", "GgufTensor", "read_header"]
+
+ORIGINAL = "convert from the original safetensors checkpoint instead"
+"""What to do about a file of which something is not read."""
 
 _VERSIONS = (2, 3)
 # Number of a type of metadata to its letter for struct; 7 is a boolean, 8 a text, 9 an array.

@@ -18,7 +18,7 @@ from mlxport.source.file_state import state_of
 from mlxport.source.gguf.architectures import architecture_of, named_tensors
 from mlxport.source.gguf.gguf_config import config_of
 from mlxport.source.gguf.gguf_tokenizer import write_tokenizer
-from mlxport.source.gguf.header import GgufHeader, read_header
+from mlxport.source.gguf.header import ORIGINAL, GgufHeader, read_header
 from mlxport.types import Checkpoint
 
 __all__ = ["one_file", "open_gguf"]
@@ -61,7 +61,7 @@ def open_gguf(path: Path, check_config: Callable[[Mapping[str, Any]], None] | No
     config = config_of(header, architecture)
     heads = (config["num_attention_heads"], config["num_key_value_heads"])
     if any(type(count) is not int or count < 1 for count in heads):
-        raise SourceError(f"{path}: numbers of heads are {heads}, expected one for all layers", hint=_ORIGINAL)
+        raise SourceError(f"{path}: numbers of heads are {heads}, expected one for all layers", hint=ORIGINAL)
     tensors = named_tensors(header, architecture, heads)
     check_counts(config, {name: ref.shape for name, ref in tensors.items()}, path)
     if check_config is not None:
@@ -80,9 +80,6 @@ def open_gguf(path: Path, check_config: Callable[[Mapping[str, Any]], None] | No
         file=files[0],
         keeps=made,
     )
-
-
-_ORIGINAL = "convert from the original safetensors checkpoint instead"
 
 
 class _Folder:
