@@ -62,6 +62,11 @@ class TensorRef:
     made: Callable[[int, int], npt.NDArray[np.uint8]] | None = field(default=None, compare=False, repr=False)
 
     @property
+    def as_stored(self) -> bool:
+        """Whether its elements lie one after the other, as they are read."""
+        return self.strides is None and self.made is None
+
+    @property
     def size(self) -> int:
         """Number of elements."""
         return prod(self.shape)

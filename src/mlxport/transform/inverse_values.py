@@ -238,7 +238,7 @@ def _reshaped(value: Value, shape: tuple[int, ...]) -> Value:
     """Another shape in the same order; of a tensor in one piece that piece, of a quantized one that of its parts."""
     if value.shape == shape:
         return value
-    if value.leaf is not None and value.leaf.strides is None and value.leaf.made is None:
+    if value.leaf is not None and value.leaf.as_stored:
         return stored_value(replace(value.leaf, shape=shape))
     call = value.call
     if call is not None and call.op == "Dequantize" and shape and shape[-1] == value.shape[-1]:
@@ -256,13 +256,7 @@ def _sliced(value: Value, ranges: Sequence[tuple[int, int, int]]) -> Value:
     shape = tuple(-(-(stop - start) // step) for start, stop, step in ranges)
     (start, stop, step), rest = ranges[0], ranges[1:]
     rows_only = step == 1 and all(bounds == (0, size, 1) for bounds, size in zip(rest, value.shape[1:], strict=True))
-    if (
-        rows_only
-        and value.leaf is not None
-        and value.leaf.strides is None
-        and value.leaf.held is None
-        and value.leaf.made is None
-    ):
+    if rows_only and value.leaf is not None and value.leaf.as_stored and value.leaf.held is None:
         ref = value.leaf
         row = prod(ref.shape[1:]) * DTYPE_BITS[ref.dtype] // 8
         part = replace(ref, name=f"{ref.name}[{start}:{stop}]", shape=shape, offset=ref.offset + start * row)

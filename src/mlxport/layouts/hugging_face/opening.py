@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -14,7 +15,7 @@ from mlxport.layouts.base import Layout, LayoutOptions, PlainOptions
 from mlxport.layouts.conversion import DTYPES, Conversion, main_dtype
 from mlxport.layouts.hugging_face.folder_weights import folder_weights
 from mlxport.progress import listed
-from mlxport.source.row_reader import same_bytes
+from mlxport.source.row_reader import read_rows, same_bytes
 from mlxport.transform import (
     Evaluator,
     NotInvertible,
@@ -25,7 +26,7 @@ from mlxport.transform import (
     inverse_values,
     stored_value,
 )
-from mlxport.types import Checkpoint
+from mlxport.types import Checkpoint, TensorRef
 
 __all__ = ["RestoredConversion", "open_restored"]
 
@@ -195,16 +196,22 @@ def _completed(
 
 def _copies(absent: list[str], values: Mapping[str, Value], original: Checkpoint) -> Iterator[tuple[str, str]]:
     """Tensors of the original that equal another one, which the MLX folder holds: tied heads and the like."""
+    wanted = {(ref.shape, ref.dtype) for ref in map(original.tensors.__getitem__, absent) if len(ref.shape) > 1}
+    begins: dict[bytes, list[TensorRef]] = {}
+    for key, ref in original.tensors.items():
+        if key in values and (ref.shape, ref.dtype) in wanted:
+            begins.setdefault(_first_row(ref), []).append(ref)
     for name in absent:
         ref = original.tensors[name]
-        alike = (
-            other
-            for key, other in original.tensors.items()
-            if key in values and (other.shape, other.dtype) == (ref.shape, ref.dtype) and len(ref.shape) > 1
-        )
+        alike = begins.get(_first_row(ref), ()) if (ref.shape, ref.dtype) in wanted else ()
         found = next((other for other in alike if same_bytes(ref, other)), None)
         if found is not None:
             yield name, found.name
+
+
+def _first_row(ref: TensorRef) -> bytes:
+    """A hash of it: experts of one shape are tens of thousands, and few begin alike."""
+    return hashlib.sha256(read_rows(ref, 0, 1).tobytes()).digest()
 
 
 def _said_of_names(original: Checkpoint | None) -> list[str]:
