@@ -11,7 +11,7 @@ from typing import Any
 
 from mlxport.layouts.generated.model_parts import Part, PartedModel
 
-__all__ = ["CODECS"]
+__all__ = ["CODECS", "codebooks"]
 
 _USAGE = """\
 ## Use
@@ -45,7 +45,7 @@ def _codes(model: Any) -> dict[str, Any]:
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    size = (3, _codebooks(model), _FRAMES[1])
+    size = (3, codebooks(model.config), _FRAMES[1])
     made = {"audio_codes": torch.randint(0, model.config.codebook_size, size, generator=generator)}
     if getattr(model.config, "normalize", False):
         made["audio_scales"] = torch.rand(3, 1, generator=generator) + 0.5
@@ -57,8 +57,8 @@ def _hop(config: Any) -> int:
     return int(prod(config.upsampling_ratios))
 
 
-def _codebooks(model: Any) -> int:
-    config = model.config
+def codebooks(config: Any) -> int:
+    """How many codebooks the codec of a config of transformers has."""
     return int(config.n_codebooks if hasattr(config, "n_codebooks") else config.num_quantizers)
 
 

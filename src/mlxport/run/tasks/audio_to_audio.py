@@ -47,7 +47,6 @@ class AudioToAudio(Pipeline):
 
     def run(self, inputs: Sequence[Any], options: AudioOptions, on_done: Callable[[int], object]) -> list[Any]:
         """``{"audio": …, "sampling_rate": …}`` for each input, and for a sound what is between."""
-        self.sounds.check(options)
         self._check_files(len(inputs), options)
         results = []
         for given in inputs:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlxport.errors import ConfigError, UsageError
+from mlxport.layouts.generated.codec_parts import codebooks
 from mlxport.layouts.generated.loading import load_parts
 from mlxport.run.media.sound import Samples
 from mlxport.run.tasks.pipeline import as_numpy
@@ -57,7 +58,7 @@ class Codec:
         self._config = _read_config(folder)
         config = self._config
         self.rate, self.channels = int(config.sampling_rate), int(getattr(config, "audio_channels", 1))
-        self.codebooks = int(config.n_codebooks if hasattr(config, "n_codebooks") else config.num_quantizers)
+        self.codebooks = codebooks(config)
         self.least = int(getattr(config, "num_semantic_quantizers", 1))
         bits = math.log2(config.codebook_size) * config.frame_rate
         self.each = bits / 1000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -38,26 +38,13 @@ class SoundModel(ABC):
 
     Attributes:
         between: What it makes of a sound on the way, under which name results have it and the option that writes it.
-        refused: Options that it has no use for, with why.
         rate: Samples a second.
         channels: Of its sounds.
     """
 
     between: ClassVar[str]
-    refused: ClassVar[Mapping[str, str]] = {}
     rate: int
     channels: int
-
-    def check(self, options: AudioOptions) -> None:
-        """Refuse what this model has no use for.
-
-        Raises:
-            UsageError: It was asked for.
-        """
-        for item in fields(options):
-            if item.name in self.refused and getattr(options, item.name) is not None:
-                given = f"--{item.name.replace('_', '-')}"
-                raise UsageError(f"{given}: {self.refused[item.name]}", hint=f"leave {given} out")
 
     def hear(self, given: Any, options: AudioOptions) -> dict[str, Any]:
         """The result for an input: ``audio`` and ``sampling_rate``, and for a sound what is between.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mlxport.errors import UsageError
-from mlxport.output.atomic_files import replacing
+from mlxport.run.tasks.array_files import write_arrays
 from mlxport.run.tasks.pipeline import Array, Difference, as_numpy
 from mlxport.run.tasks.text_inputs import Batch
 from mlxport.run.tasks.written_files import target_file
@@ -82,6 +82,5 @@ def write_vectors(results: Sequence[Any], output: str | None) -> list[str]:
     except ValueError as error:
         hint = "add --pooling mean, or give one text"
         raise UsageError("--output: texts of several lengths have no common shape", hint=hint) from error
-    with replacing(path) as file:
-        np.save(file, array)
+    write_arrays(path, [array])
     return [output]
