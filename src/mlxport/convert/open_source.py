@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from mlxport.convert.resolved_options import ResolvedOptions
 from mlxport.errors import UnsupportedError, UsageError
 from mlxport.layouts.left_out import left_out, refuse_left_out, refuse_whole
-from mlxport.layouts.mlx_lm.layout import MLX_LM
 from mlxport.layouts.table import chosen, is_other_model, refuse_unknown_code, way_out
 from mlxport.source import open_checkpoint
 from mlxport.types import Checkpoint, ModelPart
@@ -91,7 +90,7 @@ def as_stored(checkpoint: Checkpoint, layout: Layout, options: ResolvedOptions) 
         return checkpoint, ()
     if options.quant is not None or options.limit is not None:
         return checkpoint, ("the blocks of the GGUF file are quantized anew, which adds one error to another",)
-    if layout is not MLX_LM:
+    if not layout.keeps_groups:
         return checkpoint, (f"the blocks of the GGUF file come out as numbers: {layout.name} has no place for them",)
     grouped, said = in_mlx_groups(checkpoint)
     if options.dtype == "bfloat16" and grouped is not checkpoint:

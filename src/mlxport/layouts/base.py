@@ -141,6 +141,7 @@ class Layout:
         run_by: The commands that generate text with it, where that has to be said.
         whole: Whether its models have other parts than a text model, so that it is none for ``--text-only``.
         wrote: Whether a folder without a record is of this layout, by its config.
+        keeps_groups: Whether a source that is quantized in MLX's groups keeps them in the output.
         backwards: Whether it is what others are converted from, so that only ``--to`` names it.
         framework: What the metadata of its files say whose tensors they are.
         library: What the model card says that it is loaded by.
@@ -171,6 +172,7 @@ class Layout:
     run_by: str = ""
     whole: bool = False
     wrote: Callable[[Mapping[str, Any]], bool] = lambda config: False
+    keeps_groups: bool = False
     backwards: bool = False
     framework: str = "mlx"
     library: str = "mlx"

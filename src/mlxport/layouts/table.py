@@ -69,15 +69,19 @@ def layouts() -> tuple[Layout, ...]:
     return tuple(_table.values())
 
 
+def _chosen_by_name() -> list[Layout]:
+    return [layout for layout in layouts() if not layout.backwards]
+
+
 def names() -> tuple[str, ...]:
     """What ``--layout`` may be."""
-    return (AUTO, *(layout.name for layout in layouts() if not layout.backwards))
+    return (AUTO, *(layout.name for layout in _chosen_by_name()))
 
 
 def in_words() -> str:
     """The names as a sentence, with what is to be said of each."""
-    named_ones = [layout for layout in layouts() if not layout.backwards]
-    *some, last = [f"{layout.name}: {layout.summary}" if layout.summary else layout.name for layout in named_ones]
+    found = _chosen_by_name()
+    *some, last = [f"{layout.name}: {layout.summary}" if layout.summary else layout.name for layout in found]
     return f"{', '.join((AUTO, *some))}, or {last}."
 
 

@@ -171,14 +171,18 @@ def _example(model: Any, part: Part, ports: Mapping[str, Port]) -> Example:
         inputs = {name: _as(model, value) for name, value in part.example(model).items()}
     else:
         inputs = hf_model.example_inputs(model, part.inputs) if len(part.of_parts) < len(part.inputs) else {}
-    generator = torch.Generator().manual_seed(0)
+        inputs |= _given_by_parts(part, ports)
+    return Example("example", (), {name: inputs[name] for name in part.inputs if name in inputs})
+
+
+def _given_by_parts(part: Part, ports: Mapping[str, Port]) -> dict[str, torch.Tensor]:
+    """Noise like what other parts give."""
+    generator, made = torch.Generator().manual_seed(0), {}
     for rows, (name, other) in enumerate(part.of_parts.items(), 2):  # as many of each as of no other
-        if part.example is not None:
-            continue
         (output,) = ports[other].captured.outputs
         value = output.meta["val"]
-        inputs[name] = torch.randn(rows, *map(int, value.shape[1:]), generator=generator).to(value.dtype)
-    return Example("example", (), {name: inputs[name] for name in part.inputs if name in inputs})
+        made[name] = torch.randn(rows, *map(int, value.shape[1:]), generator=generator).to(value.dtype)
+    return made
 
 
 def _as(model: Any, value: torch.Tensor) -> torch.Tensor:

@@ -76,6 +76,7 @@ def _glance(config: Mapping[str, Any]) -> bool:
 
 MLX_LM = Layout(
     name="mlx-lm",
+    keeps_groups=True,
     claims=_claims,
     opens=_opens,
     foresees=_foresees,
