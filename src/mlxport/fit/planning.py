@@ -276,9 +276,8 @@ def _row(setting: Setting, weights: SettingWeights, case: _Case) -> FitRow:
         return FitRow(name, setting.quantize, problem=weights.problem)
     need = case.footprint.at(context)
     budget = case.machine.gpu_bytes - weights.nbytes
-    tower = (
-        0 if case.whole is None else case.whole.pictures.workspace_bytes or 0
-    )  # while it reads, there is no cache yet
+    # While a tower reads, there is no cache yet.
+    tower = 0 if case.whole is None else case.whole.pictures.workspace_bytes or 0
     need = replace(need, peak=max(need.peak, tower))
     longest = longest_context(case.footprint, budget, case.limit) if tower <= budget else 0
     return FitRow(
