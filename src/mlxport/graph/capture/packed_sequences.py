@@ -32,7 +32,7 @@ class FittingStates(TorchFunctionMode):  # type: ignore[misc]
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Look at the states of a network, and make the call."""
-        if getattr(func, "__name__", "") in _NETWORKS and len(args) == _ARGUMENTS and isinstance(args[1], torch.Tensor):
+        if getattr(func, "__name__", "") in _NETWORKS and len(args) == _ARGUMENTS and _are_sizes(args[1]):
             states = [args[2]] if isinstance(args[2], torch.Tensor) else args[2]
             _check_states(func.__name__, states, args[3], (args[5] * (2 if args[8] else 1), int(args[1][0])))
         return func(*args, **(kwargs or {}))
@@ -182,6 +182,11 @@ class PackedSequences(TorchFunctionMode):  # type: ignore[misc]
 
 def _is_in(item: Any, known: WeakTensorKeyDictionary) -> bool:
     return isinstance(item, torch.Tensor) and item in known
+
+
+def _are_sizes(item: Any) -> bool:
+    """Whether these are batch sizes: in calls for padded batches, states stand in their place."""
+    return isinstance(item, torch.Tensor) and not item.is_floating_point()
 
 
 def _check_states(kind: str, states: Any, params: Any, rows: tuple[Any, Any]) -> None:
