@@ -65,6 +65,11 @@ def emit_step(model: Any, *, model_type: str = "", fold_batchnorm: bool = False)
     parameter = cache_parameter(model.forward)
     if parameter is None:
         raise _not_cached(model, "its forward takes no cache")
+    with _known_caches(model):  # the graph is rewritten by what it is given and gives
+        return _emitted(model, parameter, model_type, fold_batchnorm)
+
+
+def _emitted(model: Any, parameter: str, model_type: str, fold_batchnorm: bool) -> Port:
     problem: Exception | None = None
     for capture_step in _ways(model):
         try:
@@ -103,10 +108,9 @@ def _captured_recurrent(
     model: Any, parameter: str, positioned: bool, each_token: bool = True
 ) -> tuple[Captured, RememberedExample]:
     """The same of a model that remembers in a way of its own, whose recurrent modules are captured for one token."""
-    from transformers.exporters.exporter_dynamo import register_cache_pytrees_for_model, reset_model_state
+    from transformers.exporters.exporter_dynamo import reset_model_state
     from transformers.exporters.utils import apply_patches
 
-    register_cache_pytrees_for_model(model)
     ids = _example_ids(model)
     kernels = nullcontext() if each_token else whole_kernels(model)
     with apply_patches("dynamo"), _experts_gathered(model), reset_model_state(model), kernels:
@@ -117,6 +121,21 @@ def _captured_recurrent(
     without_changes_of_weights(captured)
     captured.each_token = {path: axes[0] or 0 for path, axes in example.axes.items()}
     return captured, example
+
+
+@contextmanager
+def _known_caches(model: Any) -> Iterator[None]:
+    """Within, pytree sees into caches. For good it would in every module that is ported afterwards in the process."""
+    from transformers.exporters.exporter_dynamo import register_cache_pytrees_for_model
+
+    before = set(pytree.SUPPORTED_NODES)
+    register_cache_pytrees_for_model(model)
+    added = set(pytree.SUPPORTED_NODES) - before
+    try:
+        yield
+    finally:
+        for kind in added:
+            pytree._deregister_pytree_node(kind)
 
 
 def _example_ids(model: Any) -> torch.Tensor:
@@ -136,10 +155,9 @@ def _captured(
         positioned: Whether it is told positions.
         call: How one with an encoder is called.
     """
-    from transformers.exporters.exporter_dynamo import register_cache_pytrees_for_model, reset_model_state
+    from transformers.exporters.exporter_dynamo import reset_model_state
     from transformers.exporters.utils import apply_patches
 
-    register_cache_pytrees_for_model(model)
     generator, ids = torch.Generator().manual_seed(1), _example_ids(model)
     # With the patches a layer with a window keeps all tokens: their number is one symbol.
     with apply_patches("dynamo"), _experts_gathered(model), whole_kernels(model):
