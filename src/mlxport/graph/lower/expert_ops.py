@@ -13,8 +13,8 @@ import torch
 __all__ = ["bias_of_experts", "chosen", "is_sorted", "largest", "rows_by_expert", "rows_of_tokens", "shares"]
 
 
-def chosen(scores: torch.Tensor, k: int) -> torch.Tensor:
-    """Where the ``k`` largest of the last axis are, in no order."""
+def chosen(scores: torch.Tensor, k: int, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Where the ``k`` largest of the last axis of ``scores``, or of their sum with ``bias``, are, in no order."""
     raise NotImplementedError
 
 

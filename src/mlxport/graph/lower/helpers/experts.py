@@ -50,6 +50,12 @@ class SwitchLinear(nn.Module):
 
 
 @mx.compile
+def favoured(scores, bias, k):
+    """Where the ``k`` largest of ``scores + bias`` are, in no order."""
+    return mx.stop_gradient(mx.argpartition(-(scores + bias), kth=k - 1, axis=-1)[..., :k])
+
+
+@mx.compile
 def shares(x, least=0.0, scale=1.0):
     """``x`` by its sum over the last axis, to which ``least`` is added, times ``scale``."""
     return x / (x.sum(axis=-1, keepdims=True) + least) * scale
@@ -63,7 +69,8 @@ def rows_by_expert(x, experts):
     if experts.size < 64:
         return x[..., None, None, :], experts, None
     order = mx.argsort(experts.flatten())
-    return x.flatten(0, -2)[order // experts.shape[-1], None], experts.flatten()[order], order
+    rows = x.flatten(0, -2)[:, None]  # MLX multiplies many rows of an expert at once where these were taken so
+    return rows[order // experts.shape[-1]], experts.flatten()[order], order
 
 
 def rows_of_tokens(x, order, experts):

@@ -14,8 +14,11 @@ from mlxport.graph.lower.registry import helper as registered_helper
 
 
 @fused(targets.chosen)
-def chosen(scores: Expr, k: int) -> Expr:
-    """``mx.stop_gradient(mx.argpartition(-scores, kth=k - 1, axis=-1)[..., :k])``."""
+def chosen(scores: Expr, k: int, bias: Expr | None = None) -> Expr:
+    """``mx.stop_gradient(mx.argpartition(-scores, kth=k - 1, axis=-1)[..., :k])``; ``favoured(scores, bias, k)``."""
+    if bias is not None:
+        value = _mx.argpartition(-(scores.value + bias.value), kth=k - 1, axis=-1)[..., :k]
+        return registered_helper(helper.favoured).called(value, scores, bias, k)
     return mx.stop_gradient(mx.argpartition(-scores, kth=k - 1, axis=-1)[..., :k])
 
 

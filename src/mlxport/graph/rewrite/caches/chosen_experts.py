@@ -62,7 +62,7 @@ def _partition(captured: Captured, node: Node) -> None:
     as_places = all(_takes_places(user, place) for place in places for user in place.users)
     with fakes[1].fake_mode:
         fake = fakes[1].to(torch.uint32) if as_places else fakes[1]
-    chosen = edit.call(expert_ops.chosen, scores, k, val=fake)
+    chosen = edit.call(expert_ops.chosen, *_favoured(node, scores, k), val=fake)
     names = _names(captured, node)
     chosen.meta["variable"] = names[1]
     for place in places:
@@ -72,6 +72,15 @@ def _partition(captured: Captured, node: Node) -> None:
         taken.meta["variable"] = names[0]
         for user in values:
             user.replace_all_uses_with(taken)
+
+
+def _favoured(node: Node, scores: Any, k: Any) -> tuple[Any, ...]:
+    """The arguments of a choice, with the vector that its scores are favoured by where nothing else is made of both."""
+    if kind(scores) == "add" and not scores.kwargs and set(scores.users) == {node} and len(scores.args) == 2:
+        x, bias = scores.args
+        if ndim(bias) == 1 and ndim(x) > 1 and is_float(bias):
+            return x, k, bias
+    return scores, k
 
 
 def _takes_places(user: Node, place: Node) -> bool:

@@ -22,6 +22,7 @@ from mlxport.graph.rewrite.caches.gated_units import compile_gates
 from mlxport.graph.rewrite.caches.idle_masks import drop_idle_masks
 from mlxport.graph.rewrite.caches.index_keys import fetch_index_keys, find_index_keys
 from mlxport.graph.rewrite.caches.interleaved_rope import turn_pairs
+from mlxport.graph.rewrite.caches.kept_axes import keep_axes
 from mlxport.graph.rewrite.caches.keys_values import (
     common_scope,
     count_from_keys,
@@ -76,6 +77,7 @@ def use_caches(captured: Captured, folds: dict[str, Any], cache: Any) -> list[Ca
     sort_experts(captured, step.values)
     part_experts(captured, folds)
     choose_experts(captured)
+    keep_axes(captured)
     turn_pairs(captured)
     if step.source is not None:
         keep_encoder_output(step, fetched)
