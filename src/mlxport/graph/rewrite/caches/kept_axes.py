@@ -39,7 +39,7 @@ def keep_axes(captured: Captured) -> None:
         if _lays_in_a_row(node):
             groups.setdefault((shape(node)[0].node.expr, ndim(node.args[0])), []).append(node)
     for firsts in groups.values():
-        for region in _Rows(firsts).regions():
+        for region in _LaidTokens(firsts).regions():
             _keep(captured, firsts[0], region)
     captured.graph.eliminate_dead_code()
 
@@ -52,7 +52,7 @@ def _lays_in_a_row(node: Node) -> bool:
     return symbolic and same_size(shape(node)[-1], shape(node.args[0])[-1])  # type: ignore[arg-type]
 
 
-class _Rows:
+class _LaidTokens:
     """What is computed by rows of several tensors that have as many."""
 
     def __init__(self, firsts: list[Node]) -> None:
