@@ -83,6 +83,15 @@ def test_four_bits_leave_what_reads_pictures_alone(converted, tmp_path):
     assert any("embed_tokens" in path for path in plan.quantized)
 
 
+@pytest.mark.parametrize("converted", ["gemma3", "mistral3"], indirect=True)
+def test_a_mixed_recipe_is_of_the_layers_of_text(converted, tmp_path):
+    plan = mlxport.convert(converted.source, tmp_path / "out", recipe="mixed_4_6", q_group_size=32, dry_run=True).plan
+    bits = {path: spec.bits for path, spec in plan.quantized.items()}
+    assert bits and all(path.startswith("language_model.") for path in bits)
+    downs = [bits[path] for path in sorted(bits) if path.endswith("down_proj")]
+    assert downs[-1] == 6 and {bits[path] for path in bits if path.endswith("up_proj")} == {4}
+
+
 @pytest.mark.parametrize("converted", ["gemma3"], indirect=True)
 def test_a_large_original_is_read_where_it_is_used(converted, monkeypatch):
     monkeypatch.setattr("mlxport.parity.picture_parity._SMALL", 0)

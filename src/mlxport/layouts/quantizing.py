@@ -6,12 +6,14 @@ import contextlib
 import copy
 import io
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlxport.errors import QuantizationError
+from mlxport.model.block_paths import block_of, blocks
 from mlxport.quant import QuantRequest
 from mlxport.types import QuantSpec
 
@@ -30,7 +32,6 @@ class Built:
 
 def quantize(model: nn.Module, config: dict[str, Any], quant: QuantRequest, built: Built) -> dict[str, Any]:
     """``mlx_lm.utils.quantize_model`` with the requested rules; notes in ``built.kept`` what stays as it is."""
-    from mlx_lm.convert import mixed_quant_predicate_builder
     from mlx_lm.utils import quantize_model
 
     check_unquantized(model)
@@ -44,7 +45,7 @@ def quantize(model: nn.Module, config: dict[str, Any], quant: QuantRequest, buil
     predicate = None if own is None else _fitting(own, group)
     if quant.mixed is not None:
         try:
-            predicate = mixed_quant_predicate_builder(quant.mixed, model, group)
+            predicate = _mixed(model, quant.mixed, own, group)
         except (ValueError, AttributeError) as error:
             hint = "use a recipe file, or one setting for all"
             raise QuantizationError(f"{quant.mixed} does not fit this architecture: {error}", hint=hint) from error
@@ -80,6 +81,39 @@ def _fitting(own: Any, group: int) -> Any:
         if isinstance(chosen, dict) and module.weight.shape[-1] % chosen.get("group_size", group):
             return {**chosen, "group_size": group}
         return chosen
+
+    return predicate
+
+
+def _mixed(model: nn.Module, recipe: str, own: Any, group: int) -> Any:
+    """mlx-lm's mixed recipe; of modules that do not say which their layers are, on those that hold ``down_proj``.
+
+    Raises:
+        ValueError: It has no layers of that kind.
+    """
+    from mlx_lm.convert import mixed_quant_predicate_builder
+
+    if hasattr(model, "layers"):
+        return mixed_quant_predicate_builder(recipe, model, group)
+
+    def taken(path: str, module: nn.Module) -> bool:
+        return hasattr(module, "to_quantized") and (own is None or bool(own(path, module)))
+
+    # A tower's layers have such matrices as well, at another depth: only what is quantized counts.
+    found = {path: module for path, module in model.named_modules() if "down_proj" in path and taken(path, module)}
+    stack = next((block.rpartition(".")[0] for path in found if (block := block_of(path)) is not None), None)
+    if stack is None:
+        raise ValueError("no numbered layers with a down_proj are quantized")
+    count = sum(path.rpartition(".")[0] == stack for path, _ in blocks(model))
+    inside = {path: module for path, module in found.items() if path.startswith(f"{stack}.")}
+    layered = SimpleNamespace(layers=range(count), named_modules=lambda: list(inside.items()))
+    chosen = mixed_quant_predicate_builder(recipe, layered, group)  # type: ignore[arg-type]
+
+    def predicate(path: str, module: nn.Module) -> bool | dict[str, Any]:
+        if not taken(path, module):
+            return False
+        # Outside of the layers nothing has a number: by its name alone mlx-lm looks for none.
+        return chosen(path if path.startswith(f"{stack}.") else path.rpartition(".")[2], module)
 
     return predicate
 
