@@ -160,7 +160,7 @@ def _folder_parts(asked: _Asked) -> PortParity:
     trust = asked.trust_remote_code
     made = recorded(asked.folder, asked.layout, asked.revision, trust)
     checkpoint = open_source(asked.against, made.options)
-    report, conversion = compare_folder(asked.folder, asked.layout, checkpoint, made, trust)
+    report, conversion = compare_folder(asked.folder, asked.layout, checkpoint, made, trust, asked.mode)
     return with_task(report, asked.folder, asked.task, checkpoint, conversion, trust)
 
 

@@ -145,8 +145,7 @@ def _compared_outputs(work: Verifying, stored: Weights | None = None) -> tuple[P
 def _written_parts(work: Verifying) -> Verified:
     from mlxport.convert.verify_parts import compare_written
 
-    refuse_large(work.conversion)
-    report = compare_written(work.folder, work.conversion)
+    report = compare_written(work.folder, work.conversion, work.mode)
     report = with_task(report, work.folder, work.task, work.checkpoint, work.conversion)
     return Verified(_passed(report, work.folder, "model"))
 

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import mlx.core as mx
 import mlx.nn as nn
 import torch
 
 from mlxport.graph.write.port_weights import to_mlx
 from mlxport.layouts.generated.parts_opening import PartsConversion
+from mlxport.model.read_when_used import Unkept
 from mlxport.parity.lazy_reference import lazy_parameters
 from mlxport.parity.parity_report import WeightCheck
 from mlxport.parity.port_bisect import wrong_weights
@@ -23,7 +25,13 @@ __all__ = ["compare_parts", "wrong_part_weights"]
 
 
 def compare_parts(
-    conversion: PartsConversion, parts: Any, *, dtype: str, bits: int | None, unquantized: Callable[[str], nn.Module]
+    conversion: PartsConversion,
+    parts: Any,
+    *,
+    dtype: str,
+    bits: int | None,
+    unquantized: Callable[[str], nn.Module],
+    stored: Callable[[], Mapping[str, mx.array]] | None = None,
 ) -> PortParity:
     """Verify every part of a port, and all of them against the original's own forward.
 
@@ -33,13 +41,14 @@ def compare_parts(
         dtype: Their main dtype.
         bits: Fewest bits of a quantized module, or None.
         unquantized: Makes a part with nothing quantized, whatever its weights.
+        stored: As of ``compare_port``, of all parts: they have one set of weights.
     """
     reports: dict[str, PortParity] = {}
     for made in conversion.parts:
         name = made.part.name
         fewest = _fewest_bits(parts[name])
         reports[name] = compare_port(
-            made, parts[name], dtype=dtype, bits=fewest, unquantized=functools.partial(unquantized, name)
+            made, parts[name], dtype=dtype, bits=fewest, unquantized=functools.partial(unquantized, name), stored=stored
         )
     report = _joined(reports, dtype, bits)
     if not report.passed:
@@ -47,9 +56,13 @@ def compare_parts(
     return replace(report, comparisons=(*report.comparisons, _together(conversion, parts, dtype, bits)))
 
 
-def wrong_part_weights(conversion: PartsConversion, parts: Any) -> list[str]:
-    """The stored weights that are not what the original's become."""
-    return [name for made in conversion.parts for name in wrong_weights(parts[made.part.name], made.unquantized())]
+def wrong_part_weights(conversion: PartsConversion, parts: Any, *, unkept: bool = False) -> list[str]:
+    """The stored weights that are not what the original's become; ``unkept`` where none may stay in memory."""
+    wrong: list[str] = []
+    for made in conversion.parts:
+        expected = Unkept(made.unquantized) if unkept else made.unquantized()
+        wrong += wrong_weights(parts[made.part.name], expected)
+    return wrong
 
 
 def _fewest_bits(part: nn.Module) -> int | None:

@@ -24,8 +24,11 @@ TASK = "zero-shot-image-classification"
 )
 def test_both_parts_and_scores_are_those_of_the_published_formula(tmp_path, how):
     theirs = open_clip_folder(tmp_path / "model", **how)
-    report = mlxport.convert(tmp_path / "model", tmp_path / "out", quiet=True)
+    mode = "layerwise" if how else "full"
+    report = mlxport.convert(tmp_path / "model", tmp_path / "out", quiet=True, verify=mode)
     assert (report.layout, report.parity.passed, report.parity.task.task) == ("generated-parts", True, TASK)
+    assert any("read where it is used" in note for note in report.parity.notes) is bool(how)
+    assert mlxport.verify(tmp_path / "out", against=tmp_path / "model", mode=mode).passed
     assert report.parity.task.missing == "" and report.parity.task.error < 1e-5
     ours, generator = mlxport.load(tmp_path / "out"), torch.Generator().manual_seed(0)
     ids = torch.randint(0, 40, (3, 9), generator=generator)
