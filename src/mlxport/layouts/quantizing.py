@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -107,7 +108,7 @@ def _mixed(model: nn.Module, recipe: str, own: Any, group: int) -> Any:
     count = sum(path.rpartition(".")[0] == stack for path, _ in blocks(model))
     inside = {path: module for path, module in found.items() if path.startswith(f"{stack}.")}
     layered = SimpleNamespace(layers=range(count), named_modules=lambda: list(inside.items()))
-    chosen = mixed_quant_predicate_builder(recipe, layered, group)  # type: ignore[arg-type]
+    chosen: Callable[[str, nn.Module], bool | dict[str, Any]] = mixed_quant_predicate_builder(recipe, layered, group)
 
     def predicate(path: str, module: nn.Module) -> bool | dict[str, Any]:
         if not taken(path, module):
