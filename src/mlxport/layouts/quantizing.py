@@ -14,8 +14,8 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlxport.errors import QuantizationError
-from mlxport.model.block_paths import block_of, blocks
 from mlxport.quant import QuantRequest
+from mlxport.source.part_names import LAYER
 from mlxport.types import QuantSpec
 
 __all__ = ["Built", "check_unquantized", "count_parameters", "quantize", "spell"]
@@ -102,10 +102,12 @@ def _mixed(model: nn.Module, recipe: str, own: Any, group: int) -> Any:
 
     # A tower's layers have such matrices as well, at another depth: only what is quantized counts.
     found = {path: module for path, module in model.named_modules() if "down_proj" in path and taken(path, module)}
-    stack = next((block.rpartition(".")[0] for path in found if (block := block_of(path)) is not None), None)
-    if stack is None:
+    layers = [(layer["stack"], layer["number"]) for path in found if (layer := LAYER.match(path)) is not None]
+    if not layers:
         raise ValueError("no numbered layers with a down_proj are quantized")
-    count = sum(path.rpartition(".")[0] == stack for path, _ in blocks(model))
+    stack = layers[0][0]
+    numbers = {path.removeprefix(f"{stack}.") for path, _ in model.named_modules() if path.startswith(f"{stack}.")}
+    count = sum(number.isdigit() for number in numbers)
     inside = {path: module for path, module in found.items() if path.startswith(f"{stack}.")}
     layered = SimpleNamespace(layers=range(count), named_modules=lambda: list(inside.items()))
     chosen: Callable[[str, nn.Module], bool | dict[str, Any]] = mixed_quant_predicate_builder(recipe, layered, group)
