@@ -50,6 +50,7 @@ class TensorRef:
         strides: Element strides where the tensor is not contiguous (torch files only), else None.
         held: The bytes themselves, flat uint8, where they lie in memory and in no file.
         made: What makes the bytes of rows [start, stop), where those in the file are in another form.
+        key: Its name in the file, where the checkpoint has another for it; else empty.
     """
 
     name: str
@@ -60,6 +61,12 @@ class TensorRef:
     strides: tuple[int, ...] | None = None
     held: npt.NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
     made: Callable[[int, int], npt.NDArray[np.uint8]] | None = field(default=None, compare=False, repr=False)
+    key: str = ""
+
+    @property
+    def name_in_file(self) -> str:
+        """What the file calls it."""
+        return self.key or self.name
 
     @property
     def as_stored(self) -> bool:

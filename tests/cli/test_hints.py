@@ -106,7 +106,7 @@ def test_a_classifier(tmp_path: Path, mlxport: Run) -> None:
 def test_a_pipeline_of_diffusers_and_its_parts(bert: Path, linear: Path, tmp_path: Path, mlxport: Run) -> None:
     folder = tmp_path / "pipeline"
     (folder / "unet").mkdir(parents=True)
-    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    (folder / "model_index.json").write_text('{"_class_name": "AudioLDM2Pipeline"}')
     (folder / "unet" / "config.json").write_text('{"_class_name": "UNet2DConditionModel", "sample_size": 8}')
     (folder / "text_encoder").symlink_to(bert)
     hint = hint_of(mlxport("convert", folder, tmp_path / "x"))

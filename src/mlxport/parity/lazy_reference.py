@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch.utils._pytree import tree_map
-from transformers import PreTrainedModel
 
 from mlxport.errors import UnsupportedError
 from mlxport.parity.checkpoint_mapping import Recipe, parameter_recipes
@@ -218,9 +217,10 @@ def lazy_parameters(model: Any, checkpoint: Checkpoint, *, layout: NamedRows | N
 def _tell_parameters(model: Any) -> None:
     """Let models that ask their parameters for a device or a dtype while they compute see the lazy ones."""
     for module in model.modules():
-        if isinstance(module, PreTrainedModel) and next(module.parameters(), None) is None:
+        if next(module.parameters(), None) is None:
             lazy = [item for part in module.modules() for item in vars(part).values() if isinstance(item, LazyWeight)]
-            module.__dict__["parameters"] = lambda recurse=True, lazy=lazy: iter(lazy)
+            if lazy:
+                module.__dict__["parameters"] = lambda recurse=True, lazy=lazy: iter(lazy)
 
 
 def _load_buffers(model: Any, recipes: Mapping[str, Recipe]) -> None:

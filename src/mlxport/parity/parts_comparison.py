@@ -51,7 +51,7 @@ def compare_parts(
             made, parts[name], dtype=dtype, bits=fewest, unquantized=functools.partial(unquantized, name), stored=stored
         )
     report = _joined(reports, dtype, bits)
-    if not report.passed:
+    if not report.passed or conversion.known.whole is None:
         return report
     return replace(report, comparisons=(*report.comparisons, _together(conversion, parts, dtype, bits)))
 
@@ -77,6 +77,7 @@ def _together(conversion: PartsConversion, parts: Any, dtype: str, bits: int | N
     checkpoint = conversion.parts[0].weights_of
     original = lazy_parameters(conversion.original(), checkpoint)
     with torch.no_grad():
+        assert conversion.known.whole is not None, "without it there is nothing to compare with"
         wanted = conversion.known.whole(
             original, **{k: v.to(torch.float32) if v.is_floating_point() else v for k, v in given.items()}
         )

@@ -11,6 +11,7 @@ from typing import Any
 from mlxport.errors import MlxportError, SourceError, UnsupportedError, UsageError
 from mlxport.model.memory import refuse_large
 from mlxport.parity.codec_reference import original_codec
+from mlxport.parity.diffusion_reference import original_pipeline
 from mlxport.parity.task_report import TaskParity
 from mlxport.run.tasks.pipeline import Difference, Pipeline
 from mlxport.run.tasks.task_table import pipeline_class
@@ -91,6 +92,9 @@ def _reference(task: str, checkpoint: Checkpoint, ours: Pipeline) -> Callable[[A
     if task == "audio-to-audio":
         original = guarded(lambda: original_codec(checkpoint))
         return lambda example: guarded(lambda: original(example))
+    if task == "text-to-image":
+        drawn = guarded(lambda: original_pipeline(checkpoint))
+        return lambda example: guarded(lambda: drawn(example))
     pipe = guarded(lambda: _transformers_pipeline(task, checkpoint, ours.reads))
     return lambda example: guarded(lambda: ours.reference(pipe, example))
 

@@ -54,7 +54,7 @@ def read_tensor(ref: TensorRef) -> torch.Tensor:
     """One checkpoint tensor: by safetensors' own reader where it can, so that ours is not both sides' witness."""
     if ref.path.suffix == ".safetensors":
         with safe_open(ref.path, framework="pt") as file:
-            return file.get_tensor(ref.name)
+            return file.get_tensor(ref.name_in_file)
     data = torch.from_numpy(np.array(read_rows(ref), copy=True))
     return data.view(TORCH_DTYPES[ref.dtype]).reshape(ref.shape)
 

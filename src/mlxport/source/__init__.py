@@ -16,6 +16,7 @@ from typing import Any
 from mlxport.errors import SourceError, UnsupportedError
 from mlxport.source.config_file import check_consistency, needs_remote_code, refuse_remote_code
 from mlxport.source.local_folder import list_folder, open_folder
+from mlxport.source.pipeline_files import is_pipeline
 from mlxport.source.row_reader import hash_file, read_rows
 from mlxport.source.weight_files import OTHER_FRAMEWORKS, PORT, PORT_THE_ORIGINAL
 from mlxport.types import Checkpoint
@@ -52,7 +53,7 @@ def open_checkpoint(
     Raises:
         SourceError: Names the file, what is wrong with it and the remedy. ConfigError, WeightsError, UnsafeError,
             TokenizerError are the finer classes.
-        UnsupportedError: A format that is not read (the original Meta format, diffusers, ONNX).
+        UnsupportedError: A format that is not read (the original Meta format, a pipeline of diffusers of other models, ONNX).
     """
     path = Path(os.path.abspath(os.path.expanduser(source)))
     if _is(os.path.isdir, path):
@@ -64,6 +65,10 @@ def open_checkpoint(
             from mlxport.source.gguf.opening import one_file, open_gguf
 
             return open_gguf(one_file(path, files), check_config)
+        if is_pipeline(list_folder(path)):
+            from mlxport.source.diffusers_folder import open_pipeline
+
+            return open_pipeline(path, check_config=check_config, trust_remote_code=trust_remote_code)
         return open_folder(path, check_config=check_config, trust_remote_code=trust_remote_code)
     if path.suffix == ".gguf" and _is(os.path.isfile, path):
         from mlxport.source.gguf.opening import open_gguf

@@ -233,7 +233,7 @@ def _side_files(root: Path, present: Iterable[str], trust_remote_code: bool) -> 
             if _is_own_file(root, name):
                 paths.append(root / name)
         else:
-            paths.append(_checked_side_file(root, name))
+            paths.append(checked_side_file(root, name))
     return tuple(paths)
 
 
@@ -244,7 +244,7 @@ def _is_own_file(root: Path, name: str) -> bool:
         return False
 
 
-def _checked_side_file(root: Path, name: str) -> Path:
+def checked_side_file(root: Path, name: str) -> Path:
     """The path of a regular file inside the folder that is not a placeholder."""
     path = inside(root, name)
     with opened(path, SourceError) as (fd, size):

@@ -126,7 +126,7 @@ def lazy_arrays(refs: Mapping[str, TensorRef]) -> dict[str, mx.array]:
     for name, ref in refs.items():
         mx_dtype(ref)
         file = loaded[ref.path]
-        arrays[name] = file[ref.name] if file is not None else Evaluator.whole(ref)
+        arrays[name] = file[ref.name_in_file] if file is not None else Evaluator.whole(ref)
     return arrays
 
 

@@ -37,7 +37,8 @@ def _waves(model: Any) -> dict[str, Any]:
 
     hop, channels = _hop(model.config), getattr(model.config, "audio_channels", 1)
     length = _FRAMES[0] * hop + hop // 2 + 1
-    return {"input_values": torch.randn(2, channels, length, generator=torch.Generator().manual_seed(0))}
+    made = torch.randn(2, channels, length, generator=torch.Generator().manual_seed(0))
+    return {"input_values": made.to(model.dtype)}
 
 
 def _codes(model: Any) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def _codes(model: Any) -> dict[str, Any]:
     size = (3, codebooks(model.config), _FRAMES[1])
     made = {"audio_codes": torch.randint(0, model.config.codebook_size, size, generator=generator)}
     if getattr(model.config, "normalize", False):
-        made["audio_scales"] = torch.rand(3, 1, generator=generator) + 0.5
+        made["audio_scales"] = (torch.rand(3, 1, generator=generator) + 0.5).to(model.dtype)
     return made
 
 

@@ -88,8 +88,11 @@ def assign(model: Any, checkpoint: Checkpoint) -> Sources:
     """Where each parameter and buffer of ``model`` comes from; tensors that it does not have are left out.
 
     Where the checkpoint's names are not those of the model, because a wrapper has changed all of them, they are read
-    as the model's.
+    as the model's. A model of several libraries says it itself, by a method ``weight_sources``.
     """
+    if (own := getattr(model, "weight_sources", None)) is not None:
+        found: Sources = own(checkpoint)
+        return found
     known = model.state_dict()
     tried: dict[NameChange, Sources] = {}
 

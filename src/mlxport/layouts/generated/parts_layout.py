@@ -19,9 +19,9 @@ __all__ = ["GENERATED_PARTS"]
 
 
 def _claims(config: Mapping[str, Any], tensors: Collection[str]) -> bool:
-    """Whether the table has the model in parts, and torch is there to capture it."""
+    """Whether the table has the model in parts; where transformers has it too, torch is to be there to capture it."""
     known = parted(config)
-    return known is not None and claims_class(config, tensors, known.mapping)
+    return known is not None and (not known.mapping or claims_class(config, tensors, known.mapping))
 
 
 def _opens(checkpoint: Checkpoint, options: LayoutOptions) -> Conversion:

@@ -100,7 +100,7 @@ def open_in_parts(checkpoint: Checkpoint, options: LayoutOptions) -> PartsConver
     fields = {part.name: port.fields for part, port in zip(known.parts, ports, strict=True)}
     built, config = Built({}), {**checkpoint.config, PARTS: fields}
     try:
-        program = trace(_pipeline(ports, maps, config, options.quant, built), checkpoint.tensors)
+        program = trace(_pipeline(ports, known, maps, config, options.quant, built), checkpoint.tensors)
     except MissingWeights as error:
         raise names_differ(model, checkpoint, sources) from error
     changed = [] if sources.change is None else [str(sources.change)]
@@ -109,26 +109,34 @@ def open_in_parts(checkpoint: Checkpoint, options: LayoutOptions) -> PartsConver
     notes = list(dict.fromkeys([*changed, *(note for port in ports for note in port.notes)]))
     made = make_conversion(program, built, dtype, options.quant, notes, final_config)
     parts = tuple(
-        _ported(checkpoint, part, port, example, maps)
+        _ported(checkpoint, known, part, port, example, maps)
         for part, port, example in zip(known.parts, ports, examples, strict=True)
     )
     files = {f"{part.name}.py": port.source for part, port in zip(known.parts, ports, strict=True)}
     if is_open_clip(checkpoint.root):
         files["preprocessor_config.json"] = json.dumps(picture_processor_of(checkpoint.root), indent=2)
     return PartsConversion(
-        **{**vars(made), "source_files": files}, known=known, parts=parts, original=lambda: _original(checkpoint)
+        **{**vars(made), "source_files": files}, known=known, parts=parts, original=lambda: _original(checkpoint, known)
     )
 
 
-def _original(checkpoint: Checkpoint) -> Any:
-    return hf_model.empty_model(checkpoint, dtype=torch.float32, attention="eager")
+def _original(checkpoint: Checkpoint, known: PartedModel) -> Any:
+    return _empty(checkpoint, known, torch.float32, "eager")
 
 
-def _ported(checkpoint: Checkpoint, part: Part, port: Port, example: Example, maps: Mapping[str, Map]) -> PortedPart:
+def _empty(checkpoint: Checkpoint, known: PartedModel, dtype: torch.dtype, attention: str) -> Any:
+    if known.empty is not None:
+        return known.empty(checkpoint, dtype, attention)
+    return hf_model.empty_model(checkpoint, dtype=dtype, attention=attention)
+
+
+def _ported(
+    checkpoint: Checkpoint, known: PartedModel, part: Part, port: Port, example: Example, maps: Mapping[str, Map]
+) -> PortedPart:
     names = tuple(example.kwargs)
     return PortedPart(
         part, port, example,
-        original=lambda: call_as(_original(checkpoint), part.call, *names),
+        original=lambda: call_as(_original(checkpoint, known), part.call, *names),
         unquantized=lambda: weights_of_port(port, lazy_arrays(checkpoint.tensors), maps),
         weights_of=checkpoint,
     )  # fmt: skip
@@ -140,7 +148,7 @@ def _emitted(
     """The model, its parts emitted, and their examples; eager attention is the second choice."""
     problem: UnsupportedError | None = None
     for attention in ("sdpa", "eager"):
-        model = hf_model.empty_model(checkpoint, dtype=TORCH_DTYPES[dtype], attention=attention)
+        model = _empty(checkpoint, known, TORCH_DTYPES[dtype], attention)
         if known.prepare is not None:
             known.prepare(model)
         ports: dict[str, Port] = {}
@@ -150,7 +158,7 @@ def _emitted(
                 for part in known.parts:
                     example = _example(model, part, ports)
                     call_as(model, part.call, *example.kwargs)
-                    title = f"{part.name.capitalize()}, a part of {type(model).__name__}, in MLX."
+                    title = f"{part.name.capitalize()}, a part of {_class_name(checkpoint)}, in MLX."
                     ports[part.name] = emit(
                         model, example, dynamic=options.dynamic, fold_batchnorm=options.fold_batchnorm,
                         model_type=str(checkpoint.config.get("model_type", "")), title=title,
@@ -165,10 +173,15 @@ def _emitted(
     raise problem
 
 
+def _class_name(checkpoint: Checkpoint) -> str:
+    """The class that the config names first: without one, no model is claimed to be one in parts."""
+    return next(iter(checkpoint.model_config.architectures), "a model")
+
+
 def _example(model: Any, part: Part, ports: Mapping[str, Port]) -> Example:
     """Inputs of a part: those of the model, and noise for what another part gives."""
     if part.example is not None:
-        inputs = {name: _as(model, value) for name, value in part.example(model).items()}
+        inputs = part.example(model)
     else:
         inputs = hf_model.example_inputs(model, part.inputs) if len(part.of_parts) < len(part.inputs) else {}
         inputs |= _given_by_parts(part, ports)
@@ -185,11 +198,6 @@ def _given_by_parts(part: Part, ports: Mapping[str, Port]) -> dict[str, torch.Te
     return made
 
 
-def _as(model: Any, value: torch.Tensor) -> torch.Tensor:
-    """A tensor in the model's dtype, where it is floating."""
-    return value.to(model.dtype) if value.is_floating_point() else value
-
-
 def _refuse_clashes(ports: Sequence[Port]) -> None:
     """Refuse parts that keep different arrays under one path."""
     found: dict[str, Any] = {}
@@ -201,7 +209,12 @@ def _refuse_clashes(ports: Sequence[Port]) -> None:
 
 
 def _pipeline(
-    ports: Sequence[Port], maps: Mapping[str, Map], config: Mapping[str, Any], quant: QuantRequest | None, built: Built
+    ports: Sequence[Port],
+    known: PartedModel,
+    maps: Mapping[str, Map],
+    config: Mapping[str, Any],
+    quant: QuantRequest | None,
+    built: Built,
 ) -> Pipeline:
     """What makes the weights of all parts, quantized as asked."""
     sources = [execute(port.source) for port in ports]
@@ -213,11 +226,19 @@ def _pipeline(
         built.config = dict(config)
         built.parameters = sum(array.size for array in {k: v for made in weights for k, v in made.items()}.values())
         if quant is not None:
+            _keep_others(model, known.quantized)
             built.config = quantize(model, built.config, quant, built)
         built.model = model
         return dict(tree_flatten(model.parameters()))
 
     return pipeline
+
+
+def _keep_others(model: Any, quantized: Sequence[str]) -> None:
+    """Let only layers of these models be quantized, unless a recipe says otherwise."""
+    if quantized:
+        model.quant_predicate = lambda path, module: path.partition(".")[0] in quantized
+        model.why_kept = f"of this model only {', '.join(quantized)} is quantized; a recipe can name more"
 
 
 def _joined(whole: Any, part: Any) -> Any:

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlxport.layouts.generated.codec_parts import CODECS
+from mlxport.layouts.generated.diffusion_parts import DIFFUSION
 from mlxport.layouts.generated.dual_encoder_parts import DUAL_ENCODERS
 from mlxport.layouts.generated.model_parts import PartedModel
 from mlxport.model_config import ModelConfig
 
 __all__ = ["IN_PARTS", "parted"]
 
-IN_PARTS: tuple[PartedModel, ...] = (*DUAL_ENCODERS, *CODECS)
+IN_PARTS: tuple[PartedModel, ...] = (*DUAL_ENCODERS, *CODECS, *DIFFUSION)
 
 
 def parted(config: Mapping[str, Any]) -> PartedModel | None:

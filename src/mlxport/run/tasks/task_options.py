@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ __all__ = [
     "FUNCTIONS",
     "OPTIONS",
     "POOLINGS",
+    "SCHEDULERS",
     "SPEECH_TASKS",
     "SUBTITLES",
     "STRATEGIES",
@@ -23,6 +25,7 @@ __all__ = [
     "ImageClassificationOptions",
     "ImageTextOptions",
     "LabelOptions",
+    "PictureOptions",
     "RunOptions",
     "SentenceOptions",
     "SpeechOptions",
@@ -37,6 +40,7 @@ __all__ = [
 FUNCTIONS = ("default", "softmax", "sigmoid", "none")
 POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 """As sentence-transformers calls them, in the order in which it joins them."""
+SCHEDULERS = ("ddim", "euler", "euler-ancestral", "flow-euler")
 SPEECH_TASKS = ("transcribe", "translate")
 SUBTITLES = ("txt", "srt", "vtt", "json")
 STRATEGIES = ("none", "simple", "first", "average", "max")
@@ -242,6 +246,43 @@ class ImageTextOptions(GenerationOptions):
     prompt: str | None = option(None, 'What is asked; "-" reads it from standard input.')
 
 
+def _share(value: float) -> None:
+    if not 0 < value <= 1:
+        raise UsageError(f"--strength {value}: expected more than 0, and up to 1", hint="leave it out for 0.8")
+
+
+def _known_scheduler(value: str) -> None:
+    if value not in SCHEDULERS:
+        raise UsageError(f"--scheduler {value!r} does not exist", hint=f"choose one of {', '.join(SCHEDULERS)}")
+
+
+def _size(value: str) -> None:
+    if not re.fullmatch(r"\d{1,5}(?:x\d{1,5})?", value):
+        raise UsageError(f"--size {value!r} is no size", hint="write it as 512, or as HEIGHTxWIDTH: 512x768")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureOptions(RunOptions):
+    """Of ``text-to-image``."""
+
+    negative_prompt: str | None = option(None, "What is not to be seen.")
+    image: str | None = option(None, "A picture to start from, which is brought to --size.")
+    strength: float = option(0.8, "How much of the picture to start from is taken away first, up to 1.", check=_share)
+    steps: int = option(50, "Steps from noise to picture; of turbo models 1 to 4.", check=_positive("--steps"))
+    cfg: float | None = option(
+        None, "How much the prompt counts [7.5; 5 of SDXL]; up to 1 it is asked alone, as turbo models want it (0)."
+    )
+    scheduler: str | None = option(
+        None, f"What takes noise away, step by step: {', '.join(SCHEDULERS)} [the folder's].", check=_known_scheduler
+    )
+    size: str | None = option(None, "Height and width, as 512 or 512x768 [what it was trained for].", check=_size)
+    n_images: int = option(1, "Pictures of each prompt.", check=_positive("--n-images"))
+    n_rows: int = option(1, "Rows of the grid that several pictures are written as.", check=_positive("--n-rows"))
+    seed: int | None = option(None, "Of the noise, so that the same picture comes again; of the next picture one more.")
+    low_memory: bool = option(False, "Keep only that part of the model in memory which is computing.")
+    output: str | None = option(None, "File to write the pictures to: .png, with what made them, .jpg or .webp.")
+
+
 OPTIONS: Mapping[str, type[RunOptions]] = {
     "text-generation": GenerationOptions,
     "text2text-generation": TranslationOptions,
@@ -254,6 +295,7 @@ OPTIONS: Mapping[str, type[RunOptions]] = {
     "automatic-speech-recognition": SpeechOptions,
     "audio-to-audio": AudioOptions,
     "sentence-similarity": SentenceOptions,
+    "text-to-image": PictureOptions,
     "feature-extraction": FeatureOptions,
 }
 """By the name of the task."""

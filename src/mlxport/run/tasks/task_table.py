@@ -34,6 +34,7 @@ _CLASSES: Mapping[str, str] = {
     "automatic-speech-recognition": "MODEL_FOR_CTC_MAPPING_NAMES",
     "audio-to-audio": "",
     "sentence-similarity": "",
+    "text-to-image": "",
     "feature-extraction": "MODEL_MAPPING_NAMES",
 }
 TASKS = tuple(_CLASSES)
