@@ -96,7 +96,7 @@ class StoredTensor:
     def lazy(self) -> mx.array:
         """Read when it is needed."""
         files: Any = mx.load(str(self.ref.path))
-        array: mx.array = files[self.ref.name]
+        array: mx.array = files[self.ref.name_in_file]
         return array
 
 
