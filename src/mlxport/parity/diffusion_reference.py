@@ -24,8 +24,9 @@ def original_pipeline(checkpoint: Checkpoint) -> Callable[[DrawnExample], dict[s
     _, files = pipeline_config(checkpoint.root, list_pipeline(checkpoint.root))
     variant = next((item.variant for item in files if item.variant), None)
     plain = {} if "XL" in str(checkpoint.config["model_type"]) else {"safety_checker": None}
+    diffusers.utils.logging.disable_progress_bar()
     pipe = diffusers.DiffusionPipeline.from_pretrained(
-        str(checkpoint.root), torch_dtype=torch.float32, variant=variant, local_files_only=True,
+        str(checkpoint.root), dtype=torch.float32, variant=variant, local_files_only=True,
         trust_remote_code=False, **plain,
     )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)

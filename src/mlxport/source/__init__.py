@@ -53,7 +53,7 @@ def open_checkpoint(
     Raises:
         SourceError: Names the file, what is wrong with it and the remedy. ConfigError, WeightsError, UnsafeError,
             TokenizerError are the finer classes.
-        UnsupportedError: A format that is not read (the original Meta format, a pipeline of diffusers of other models, ONNX).
+        UnsupportedError: A format that is not read (the original Meta format, ONNX, other pipelines of diffusers).
     """
     path = Path(os.path.abspath(os.path.expanduser(source)))
     if _is(os.path.isdir, path):

@@ -29,7 +29,7 @@ _NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": 
 ``_convert_deprecated_attention_blocks``)."""
 
 
-class PipelineModel(nn.Module):
+class PipelineModel(nn.Module):  # type: ignore[misc]
     """Models side by side, each as the attribute of its name.
 
     Attributes:
@@ -72,7 +72,9 @@ def empty_pipeline(checkpoint: Checkpoint, *, dtype: torch.dtype, attention: str
             models[name] = _of_diffusers(checkpoint, name, wanted, attention)
         else:
             models[name] = hf_model.empty_model(component_of(checkpoint, name), dtype=wanted, attention=attention)
-    return PipelineModel(str(checkpoint.config["model_type"]), models).eval()
+    made = PipelineModel(str(checkpoint.config["model_type"]), models)
+    made.eval()
+    return made
 
 
 def _of_diffusers(checkpoint: Checkpoint, name: str, dtype: torch.dtype, attention: str) -> nn.Module:
@@ -83,7 +85,9 @@ def _of_diffusers(checkpoint: Checkpoint, name: str, dtype: torch.dtype, attenti
     kind = str(config["_class_name"])
     where = f"{checkpoint.location}/{name}/config.json"
     if kind not in _CLASSES:
-        hint = f"port it by a function that returns it: mlxport port FILE.py:FACTORY DST; read are {', '.join(_CLASSES)}"
+        hint = (
+            f"port it by a function that returns it: mlxport port FILE.py:FACTORY DST; read are {', '.join(_CLASSES)}"
+        )
         raise UnsupportedError(f"{where}: models of class {kind[:80]!r} are not read", hint=hint)
     try:
         with init_empty_weights(include_buffers=False):
@@ -92,9 +96,7 @@ def _of_diffusers(checkpoint: Checkpoint, name: str, dtype: torch.dtype, attenti
         what = f"{where}: diffusers cannot build the model that it describes: {type(error).__name__}: {error}"
         raise ConfigError(what, hint="get config.json again from where the weights are from") from error
     if attention == "eager":
-        from diffusers.models.attention_processor import AttnProcessor
-
-        model.set_attn_processor(AttnProcessor())
+        model.set_attn_processor(diffusers.models.attention_processor.AttnProcessor())
     return nn.Module.to(model, dtype)  # diffusers' own warns of what loading would keep in float32
 
 
@@ -106,7 +108,9 @@ def _sources(model: PipelineModel, checkpoint: Checkpoint) -> Sources:
         one = assign(part, own) if isinstance(part, PreTrainedModel) else _by_name(part, own)
         if one.groups:
             made = one.groups[0].first
-            raise UnsupportedError(f"{checkpoint.location}: {name}.{made} is made of several tensors, which is not read")
+            raise UnsupportedError(
+                f"{checkpoint.location}: {name}.{made} is made of several tensors, which is not read"
+            )
         found.plain |= {f"{name}.{key}": ref for key, ref in one.plain.items()}
         found.left += one.left
     return found

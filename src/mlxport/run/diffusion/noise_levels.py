@@ -50,7 +50,7 @@ def _betas(config: Mapping[str, Any]) -> Floats:
         case "linear":
             return np.linspace(first, last, count, dtype=np.float32)
         case "scaled_linear":
-            return np.linspace(first**0.5, last**0.5, count, dtype=np.float32) ** 2
+            return np.square(np.linspace(first**0.5, last**0.5, count, dtype=np.float32))
         case "squaredcos_cap_v2":
             left = [math.cos((i / count + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(count + 1)]
             return np.asarray([min(1 - left[i + 1] / left[i], 0.999) for i in range(count)], np.float32)
@@ -64,7 +64,7 @@ def _without_signal_at_the_end(kept: Floats) -> Floats:
     moved = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
     found = (moved**2).astype(np.float32)
     found[-1] = _ZERO_SNR
-    return found
+    return found  # type: ignore[no-any-return]
 
 
 def spaced_steps(config: Mapping[str, Any], count: int, spacing: str, whole: bool) -> Floats:

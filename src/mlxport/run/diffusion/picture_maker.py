@@ -93,7 +93,9 @@ class PictureMaker:
                 below = max(side // self.multiple * self.multiple, self.multiple)
                 found = " and ".join(str(each) for each in dict.fromkeys((below, below + self.multiple)))
                 what = f"--size {height}x{width}: {side} is not a multiple of {self.multiple}"
-                raise UsageError(what, hint=f"{found} are" if side >= self.multiple else f"{self.multiple} is the least")
+                raise UsageError(
+                    what, hint=f"{found} are" if side >= self.multiple else f"{self.multiple} is the least"
+                )
 
     def make(self, request: Request, on_step: Callable[[int], object] = lambda done: None) -> Pixels:
         """The pictures, [count, height, width, 3].
@@ -185,7 +187,7 @@ class PictureMaker:
         return latents
 
     def followed(self, prompt: str, noise: Floats, sampler: str, steps: int, cfg: float) -> dict[str, Any]:
-        """A picture, and what it was on the way: ``latents`` after each step, and ``picture`` [height, width, 3], 0 to 1.
+        """A picture and its way: ``latents`` after each step, ``picture`` [height, width, 3] from 0 to 1.
 
         Args:
             prompt: The prompt.
@@ -233,4 +235,4 @@ class PictureMaker:
         if not np.isfinite(picture).all():
             hint = "convert the original again: mlxport keeps the VAE in float32, in which it does not overflow"
             raise NumericsError("vae_decode gives what is not a number (NaN): a VAE in float16?", hint=hint)
-        return np.clip(picture / 2 + 0.5, 0, 1)
+        return np.asarray(np.clip(picture / 2 + 0.5, 0, 1), np.float32)

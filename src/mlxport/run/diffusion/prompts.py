@@ -41,7 +41,9 @@ class PromptReader:
         """
         self.cut = ""
         texts = [against or "", prompt]
-        found = [self._encoded(name, tokenizer, texts) for name, tokenizer in zip(self._names, self._tokenizers, strict=True)]
+        found = [
+            self._encoded(name, tokenizer, texts) for name, tokenizer in zip(self._names, self._tokenizers, strict=True)
+        ]
         states = mx.concatenate([each["hidden_states"] for each in found], axis=-1)
         made = {"encoder_hidden_states": states, **{k: v for k, v in found[-1].items() if k != "hidden_states"}}
         if not against and against is None and self._parts.config.get("force_zeros_for_empty_prompt", False):

@@ -75,7 +75,7 @@ class _Ddim(Sampler):
 
     def noised(self, latents: mx.array, noise: mx.array, index: int) -> mx.array:
         kept = self._kept[int(self.timesteps[index])]
-        return kept**0.5 * latents + (1 - kept) ** 0.5 * noise
+        return kept**0.5 * latents + (1 - kept) ** 0.5 * noise  # type: ignore[no-any-return]
 
     def step(self, said: mx.array, latents: mx.array, index: int, noise: mx.array | None) -> mx.array:
         now = int(self.timesteps[index])
@@ -84,7 +84,7 @@ class _Ddim(Sampler):
         picture, noise = self._parted(said, latents, kept)
         if self._clip is not None:
             picture = mx.clip(picture, -self._clip, self._clip)
-        return left**0.5 * picture + (1 - left) ** 0.5 * noise
+        return left**0.5 * picture + (1 - left) ** 0.5 * noise  # type: ignore[no-any-return]
 
     def _parted(self, said: mx.array, latents: mx.array, kept: float) -> tuple[mx.array, mx.array]:
         """The picture and the noise that latents are made of, as the model has it."""
@@ -120,14 +120,14 @@ class _Euler(Sampler):
         self.scale = most if whole else (most**2 + 1) ** 0.5
 
     def seen(self, latents: mx.array, index: int) -> mx.array:
-        return latents / (self._sigmas[index] ** 2 + 1) ** 0.5
+        return latents / (self._sigmas[index] ** 2 + 1) ** 0.5  # type: ignore[no-any-return]
 
     def noised(self, latents: mx.array, noise: mx.array, index: int) -> mx.array:
-        return latents + noise * self._sigmas[index]
+        return latents + noise * self._sigmas[index]  # type: ignore[no-any-return]
 
     def step(self, said: mx.array, latents: mx.array, index: int, noise: mx.array | None) -> mx.array:
         sigma, after = self._sigmas[index : index + 2]
-        return latents + self._slope(said, latents, sigma) * (after - sigma)
+        return latents + self._slope(said, latents, sigma) * (after - sigma)  # type: ignore[no-any-return]
 
     def _slope(self, said: mx.array, latents: mx.array, sigma: float) -> mx.array:
         match self._predicts:
@@ -139,7 +139,7 @@ class _Euler(Sampler):
                 picture = said
             case other:
                 raise refused(f"prediction_type {other!r}")
-        return (latents - picture) / sigma
+        return (latents - picture) / sigma  # type: ignore[no-any-return]
 
 
 class _EulerAncestral(_Euler):
@@ -151,7 +151,7 @@ class _EulerAncestral(_Euler):
         sigma, after = self._sigmas[index : index + 2]
         added = (after**2 * (sigma**2 - after**2) / sigma**2) ** 0.5
         left = (after**2 - added**2) ** 0.5
-        return latents + self._slope(said, latents, sigma) * (left - sigma) + noise * added
+        return latents + self._slope(said, latents, sigma) * (left - sigma) + noise * added  # type: ignore[no-any-return]
 
 
 class _FlowEuler(Sampler):
@@ -165,15 +165,15 @@ class _FlowEuler(Sampler):
             raise refused("shift_terminal, invert_sigmas or stochastic_sampling")
         trained, shift = int(config.get("num_train_timesteps", 1000)), float(config.get("shift", 1.0))
         ends = _shifted(np.asarray([1.0, 1 / trained]), shift)
-        sigmas = _shifted(np.linspace(*ends, count), shift).astype(np.float32)
+        sigmas = _shifted(np.linspace(ends[0], ends[1], count), shift).astype(np.float32)
         self.timesteps = (sigmas * trained).tolist()
         self._sigmas = [*sigmas.tolist(), 0.0]
 
     def noised(self, latents: mx.array, noise: mx.array, index: int) -> mx.array:
-        return self._sigmas[index] * noise + (1 - self._sigmas[index]) * latents
+        return self._sigmas[index] * noise + (1 - self._sigmas[index]) * latents  # type: ignore[no-any-return]
 
     def step(self, said: mx.array, latents: mx.array, index: int, noise: mx.array | None) -> mx.array:
-        return latents + (self._sigmas[index + 1] - self._sigmas[index]) * said
+        return latents + (self._sigmas[index + 1] - self._sigmas[index]) * said  # type: ignore[no-any-return]
 
 
 def _shifted(sigmas: Any, shift: float) -> Any:

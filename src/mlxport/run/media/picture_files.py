@@ -26,8 +26,10 @@ def grid(pictures: Pixels, rows: int) -> Pixels:
     count, height, width, channels = pictures.shape
     padded = np.zeros((rows * columns, height, width, channels), np.uint8)
     padded[:count] = pictures
-    return padded.reshape(rows, columns, height, width, channels).swapaxes(1, 2).reshape(
-        rows * height, columns * width, channels
+    return (
+        padded.reshape(rows, columns, height, width, channels)
+        .swapaxes(1, 2)
+        .reshape(rows * height, columns * width, channels)
     )
 
 

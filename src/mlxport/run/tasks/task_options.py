@@ -266,7 +266,7 @@ class PictureOptions(RunOptions):
     """Of ``text-to-image``."""
 
     negative_prompt: str | None = option(None, "What is not to be seen.")
-    image: str | None = option(None, "A picture to start from, which is brought to --size.")
+    image: list[str] | None = option(None, "A picture to start from, which is brought to --size.")
     strength: float = option(0.8, "How much of the picture to start from is taken away first, up to 1.", check=_share)
     steps: int = option(50, "Steps from noise to picture; of turbo models 1 to 4.", check=_positive("--steps"))
     cfg: float | None = option(

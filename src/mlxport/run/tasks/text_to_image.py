@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,7 +88,7 @@ class TextToImage(Pipeline):
         self.maker.check_size(height, width)
         name = options.scheduler or self.maker.sampler
         make_sampler(name, self.maker.scheduler, options.steps)  # refused before anything is computed
-        picture = None if options.image is None else fitted(read_picture(options.image), height, width)
+        picture = self._picture(options.image, height, width)
         if picture is not None and not int(options.steps * options.strength):
             what = f"--strength {options.strength:g} of --steps {options.steps} is less than a step"
             raise UsageError(what, hint="give more of either")
@@ -98,6 +97,14 @@ class TextToImage(Pipeline):
             seed=secrets.randbelow(2**32) if options.seed is None else options.seed, steps=options.steps,
             cfg=self._cfg(options), sampler=name, picture=picture, strength=options.strength,
         )  # fmt: skip
+
+    @staticmethod
+    def _picture(given: Any, height: int, width: int) -> Any:
+        """The picture to start from, as ``vae_encode`` reads it; None without one."""
+        pictures = given if isinstance(given, list | tuple) else [] if given is None else [given]
+        if len(pictures) > 1:
+            raise UsageError(f"--image: {len(pictures)} pictures, and one can be started from", hint="give one")
+        return fitted(read_picture(pictures[0]), height, width) if pictures else None
 
     def _cfg(self, options: PictureOptions) -> float:
         usual = _CFG.get(str(self.config.get("model_type")), _USUAL_CFG)
@@ -188,8 +195,8 @@ def _made_by(request: Request, options: PictureOptions) -> dict[str, Any]:
         "steps": request.steps, "cfg": request.cfg, "scheduler": request.sampler, "height": request.height,
         "width": request.width, "n_rows": options.n_rows,
     }  # fmt: skip
-    if options.image is not None:
-        made |= {"image": str(options.image), "strength": request.strength}
+    if request.picture is not None:
+        made |= {"strength": request.strength}
     return made
 
 
