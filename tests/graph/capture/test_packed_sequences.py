@@ -121,3 +121,12 @@ def test_batch_sizes_are_refused():
 
     with pytest.raises(MlxportError, match=r"batch_sizes of a packed sequence.*test_packed_sequences.py"):
         mlxport.port(Sizes().eval(), batch([5, 2], 5))
+
+
+def test_batch_sizes_that_are_returned_are_refused():
+    class Packed(nn.Module):
+        def forward(self, x, lengths):
+            return {"packed": pack_padded_sequence(x, lengths)}
+
+    with pytest.raises(MlxportError, match=r"batch_sizes of a packed sequence are returned.*pad_packed_sequence"):
+        mlxport.port(Packed().eval(), batch([5, 2], 5))

@@ -32,6 +32,7 @@ CASES = {
     "prims.broadcast_in_dim": (lambda x: prims.broadcast_in_dim(x, (2, 3, 4), (0, 2)), torch.randn(2, 1)),
     "prims of parts": (lambda x: prims.rev(prims.split_dim(prims.view_of(x), 0, 2), [0]), torch.randn(6, 2)),
     "prims of numbers": (lambda x: prims.fmod(prims.asinh(x), prims.exp2(x)) + prims.var(x, [0, 1], 1.0), X),
+    "gradients with two kernels": (lambda x: aten.silu_backward(x, x + 1) + aten.mish_backward.default(x, x - 1), X),
     "per tensor": (
         lambda x: quantized.dequantize_per_tensor(
             quantized.quantize_per_tensor(x, 0.1, 3, *TO_BYTES), 0.1, 3, *TO_BYTES),

@@ -207,7 +207,7 @@ class _Listening:
         """Look at the calls within, which are of ``module``."""
         with (
             self.calls, self.decisions, self.asserted, masks_as_given(), self.numbers or nullcontext(),
-            SpelledOut(), PackedSequences().entered(), self.caches.of(module),
+            SpelledOut(), PackedSequences().of(module), self.caches.of(module),
         ):  # fmt: skip
             yield
 

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch.nn.utils import rnn
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from mlxport.graph.capture.replaced_calls import replaced
+from mlxport.graph.capture.replaced_calls import forward_replaced, replaced
 from mlxport.graph.lower import packed_ops
 
 __all__ = ["FittingStates", "PackedSequences"]
@@ -67,9 +68,10 @@ class PackedSequences(TorchFunctionMode):  # type: ignore[misc]
         self._padded = WeakTensorKeyDictionary()  # of its rows
 
     @contextmanager
-    def entered(self) -> Iterator[None]:
-        """Follow the calls within."""
+    def of(self, module: torch.nn.Module) -> Iterator[None]:
+        """Follow the calls within; batch sizes among what ``module`` returns raise NotImplementedError."""
         with (
+            forward_replaced(module, lambda forward, *args, **kwargs: self._given(forward(*args, **kwargs))),
             replaced(rnn.pack_padded_sequence, self._pack),
             replaced(rnn.pad_packed_sequence, self._pad),
             replaced(torch.nn.RNNBase.get_expected_hidden_size, self._states_wanted),
@@ -165,6 +167,15 @@ class PackedSequences(TorchFunctionMode):  # type: ignore[misc]
         elif total_length is not batch.length:
             x = torch.constant_pad_nd(x, [0, 0] * (x.ndim - 1 - axis) + [0, total_length - batch.length], padding_value)
         return x, batch.lengths.clone()
+
+    def _given(self, output: Any) -> Any:
+        """What a forward returns, which may not hold what stands for batch sizes."""
+        if any(_is_in(leaf, self._batches) for leaf in pytree.tree_leaves(output)):
+            raise NotImplementedError(
+                "the batch_sizes of a packed sequence are returned, and no export knows them: "
+                "return what pad_packed_sequence gives, or only its data"
+            )
+        return output
 
     def _asked(self, func: Callable[..., Any], sizes: torch.Tensor, *args: Any) -> Any:
         """What is asked of the batch sizes of a packed sequence."""

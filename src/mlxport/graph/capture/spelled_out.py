@@ -1,8 +1,9 @@
 """Functions called as what they compute: those of torch's own dialects that are made of others, and some that ask.
 
 ``prims`` has its meaning beside it. What torch has for ``quantized_decomposed`` reads scales as numbers, and of fake
-quantization torch.export knows no shapes: both are spelled out here, for scales and zero points that are tensors. All
-are taken apart while the forward runs: that some give views stops a later decomposition.
+quantization torch.export knows no shapes: both are spelled out here, for scales and zero points that are tensors. Ops
+with two kernels are what torch's decompositions make of them. All are taken apart while the forward runs: that some
+give views stops a later decomposition.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+from mlxport.graph.lower.registry import LOWERINGS
 
 __all__ = ["SpelledOut"]
 
@@ -45,6 +48,8 @@ def _of_dialect(func: Any) -> Callable[..., Any] | None:
         namespace = func.namespace
     else:
         return None
+    if namespace == "aten":
+        return _of_two_kernels(func)
     if namespace == "prims":
         return getattr(func, "impl_aten", None)
     if namespace != "quantized_decomposed":
@@ -52,6 +57,18 @@ def _of_dialect(func: Any) -> Callable[..., Any] | None:
     from torch.ao.quantization.fx import _decomposed  # which is loaded: the operator is there
 
     return _QUANTIZERS.get(_name(func)) or getattr(_decomposed, _name(func), None)
+
+
+def _of_two_kernels(func: torch._ops.OpOverload) -> Callable[..., Any] | None:
+    """What torch takes an op apart into that has a composite kernel and one of the CPU; None for others.
+
+    ``run_decompositions`` replaces the composite kernel of such an op (``silu_backward``), and calls that of the CPU.
+    """
+    rule = torch._decomp.decomposition_table.get(func)
+    if rule is None or str(func) in LOWERINGS:
+        return None
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    return rule if all(has(func.name(), key) for key in ("CompositeImplicitAutograd", "CPU")) else None
 
 
 def _quantized(x: torch.Tensor, scale: Any, zero_point: Any, low: Any, high: Any, dtype: torch.dtype) -> torch.Tensor:
