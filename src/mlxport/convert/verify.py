@@ -71,7 +71,7 @@ def verify(
     Args:
         output: The converted folder, by mlxport in any layout or by ``mlx_lm.convert``.
         against: The original: a folder or a hub id; of a port of your own module, its ``FILE.py:FACTORY``.
-        mode: ``auto``, ``full`` or ``layerwise``; a port is always compared in full.
+        mode: ``auto``, ``full`` or ``layerwise``; a port in one part that writes no text is always compared in full.
         revision: Branch, tag or commit of a hub repository.
         trust_remote_code: Allow code of either folder to run; a port's source that this installation wrote runs anyway.
         quiet: Show no progress.
