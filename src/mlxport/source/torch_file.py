@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 from mlxport.errors import SourceError, UnsafeError, UnsupportedError, WeightsError
 from mlxport.source.safe_files import open_regular, refuse_placeholder
+from mlxport.source.zip_records import data_offset, is_stored
 from mlxport.types import DTYPE_BITS, TensorRef
 
 DTYPES = {  # of torch, to those of safetensors
@@ -45,7 +46,6 @@ DTYPES = {  # of torch, to those of safetensors
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 _TRAINING = re.compile(r"opt(?:im|_|$)|sched|scaler|rng|callbacks|loops|metric", re.IGNORECASE)
 _MAX_PICKLE_BYTES = 1 << 28
-_LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 _AGAIN = "get the file again, or save the model again with save_pretrained"
 
 
@@ -130,9 +130,9 @@ def _storages(file: BinaryIO, path: Path) -> dict[int, _Storage]:
             for entry in entries:
                 if not _is_storage(entry):
                     continue
-                if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+                if not is_stored(entry):
                     raise WeightsError(f"{path}: the record {entry.filename} is compressed", hint=_AGAIN)
-                offset = _data_offset(file, entry)
+                offset = data_offset(file, entry)
                 if offset + entry.file_size > end:
                     raise WeightsError(f"{path} is truncated in the record {entry.filename}", hint=_AGAIN)
                 found[offset] = _Storage(offset, entry.file_size)
@@ -166,14 +166,6 @@ def _check_records(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], pat
 
 def _is_storage(entry: zipfile.ZipInfo) -> bool:
     return entry.filename.split("/")[-2:-1] == ["data"]
-
-
-def _data_offset(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
-    file.seek(entry.header_offset)
-    fields = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
-    if fields[0] != b"PK\x03\x04":
-        raise zipfile.BadZipFile(f"no record at byte {entry.header_offset}")
-    return entry.header_offset + _LOCAL_HEADER.size + int(fields[-2]) + int(fields[-1])
 
 
 def _load(file: BinaryIO, path: Path) -> Any:

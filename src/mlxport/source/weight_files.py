@@ -15,7 +15,7 @@ from mlxport.errors import ConfigError, SourceError, UnsafeError, UnsupportedErr
 from mlxport.source.jsonfile import read_object
 from mlxport.source.safe_files import inside
 
-Kind = Literal["safetensors", "torch"]
+Kind = Literal["safetensors", "torch", "npz"]
 
 # safetensors before torch, as transformers looks for them, and of each the index first: it says what belongs to the
 # checkpoint (transformers prefers a single model.safetensors beside it, which may be one of its shards, or a stray).
@@ -24,8 +24,9 @@ _CANONICAL: tuple[tuple[Kind, str], ...] = (
     ("safetensors", "model.safetensors"),
     ("torch", "pytorch_model.bin.index.json"),
     ("torch", "pytorch_model.bin"),
+    ("npz", "weights.npz"),
 )
-_SUFFIXES: tuple[tuple[Kind, str], ...] = (("safetensors", ".safetensors"), ("torch", ".bin"))
+_SUFFIXES: tuple[tuple[Kind, str], ...] = (("safetensors", ".safetensors"), ("torch", ".bin"), ("npz", ".npz"))
 
 # Modules that sentence-transformers runs after the model, each in a folder with its number: pooling, a dense layer.
 _MODULES = "[0-9]_*"
@@ -75,6 +76,7 @@ OTHER_FRAMEWORKS = {
 }
 _TRAINER_FILES = re.compile(r"(optimizer|scheduler|scaler|rng_state\w*|training_args|random_states\w*)\.(pt|pth|bin)")
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.safetensors|\.bin)")
+_NUMBERED = re.compile(r"weights\.(?P<number>\d+)\.npz")
 _AGAIN = "get the index again from where the checkpoint comes from"
 
 
@@ -131,19 +133,19 @@ def _guess(present: list[str], kind: Kind, suffix: str, where: str) -> WeightFil
     for name in ("model.pt", "model.pth") if kind == "torch" else ():
         if name in present:
             return WeightFiles(kind, (name,))
-    suffixes = (suffix,) if kind == "safetensors" else (suffix, ".pt", ".pth")
+    suffixes = (suffix, ".pt", ".pth") if kind == "torch" else (suffix,)
     others = [name for name in present if name.endswith(suffixes) and _is_model_file(name)]
     if not others:
         return None
-    shards = _complete_set(others, where)
+    shards = _numbered(others, where) if kind == "npz" else _complete_set(others, where)
     if shards is not None:
         return WeightFiles(kind, shards)
     if len(others) == 1:
         return WeightFiles(kind, (others[0],))
-    single, index = (name for known, name in _CANONICAL if known == kind)
+    *_, single = (name for known, name in _CANONICAL if known == kind)
     raise WeightsError(
         f"{where} has {len(others)} weight files and no index to say which count: {', '.join(others[:5])}",
-        hint=f"keep one of them, as {single}, or add the index {index}",
+        hint=f"keep one of them, as {single}, or add the index {single}.index.json",
     )
 
 
@@ -166,6 +168,17 @@ def _complete_set(names: list[str], where: str) -> tuple[str, ...] | None:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise WeightsError(f"{where}: the shard {absent} is missing{more}", hint="download the missing files")
     return tuple(shards[number] for number in sorted(shards))
+
+
+def _numbered(names: list[str], where: str) -> tuple[str, ...] | None:
+    """The files ``weights.N.npz``, as MLX's examples wrote large models, None if they are not named so."""
+    found = {int(match["number"]): name for name in names if (match := _NUMBERED.fullmatch(name))}
+    if len(found) != len(names):
+        return None
+    missing = sorted({*range(max(found))} - {*found})
+    if missing:
+        raise WeightsError(f"{where}: the file weights.{missing[0]:02d}.npz is missing", hint="get the missing files")
+    return tuple(found[number] for number in sorted(found))
 
 
 def _nothing_to_read(present: list[str], where: str) -> SourceError | UnsupportedError:
