@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import mlx.core as mx
+import numpy as np
+import pytest
 import torch
 from torch import nn
 
 import mlxport
 from mlxport.graph.capture.examples import Example
+from mlxport.graph.write.port_weights import from_torch
 from mlxport.parity.port_calls import call_original
 
 
@@ -39,3 +42,15 @@ def test_where_torch_chooses_by_itself_is_said():
     assert "test_tied_choices.py" in found.ties and "in an order that torch leaves open" in found.ties
     apart = torch.arange(160.0).reshape(4, 40) + 1
     assert not call_original(lambda: Indexer().eval(), Example("example", (apart, rows), {})).ties
+
+
+@pytest.mark.parametrize("largest", [True, False])
+def test_unsorted_choices_are_compared_sorted(largest):
+    class Unsorted(nn.Module):
+        def forward(self, x):
+            return torch.topk(x, 3, largest=largest, sorted=False)
+
+    x = torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
+    values, places = mlxport.port(Unsorted(), (x,))(from_torch(x))  # which is compared
+    assert np.array_equal(np.array(values), x.topk(3, largest=largest).values.numpy())
+    assert np.array_equal(np.array(places), x.topk(3, largest=largest).indices.numpy())

@@ -1,4 +1,4 @@
-"""Choices among equal values, which torch does not define: ``topk`` after a ReLU, ``argsort`` of scores that are alike.
+"""Choices that torch does not define: ``topk`` after a ReLU or unsorted, ``argsort`` of scores that are alike.
 
 Which of some equal values comes first there depends on how many there are, and on the machine. A port takes the first;
 so does the original while it is compared, and where it would have done otherwise is said.
@@ -20,7 +20,7 @@ __all__ = ["TiedChoices"]
 
 
 class TiedChoices(TorchFunctionMode):  # type: ignore[misc]
-    """While it is entered, the first of equal values comes first.
+    """While it is entered, chosen values are sorted, and the first of equal ones comes first.
 
     Attributes:
         places: Where torch by itself chooses others.
@@ -50,13 +50,13 @@ class TiedChoices(TorchFunctionMode):  # type: ignore[misc]
         if not self.places:
             return ""
         return (
-            f"equal values are chosen among ({', '.join(self.places)}), in an order that torch leaves open: the first"
+            f"values are chosen in an order that torch leaves open ({', '.join(self.places)}): they are taken sorted, "
+            "and of equal ones the first"
         )
 
 
 def _topk(input: torch.Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
-    if not sorted:
-        return None
+    # Not sorted they come in any order, this one too.
     values, indices = torch.sort(input, dim=-1 if dim is None else dim, descending=largest, stable=True)
     axis = -1 if dim is None else dim
     return torch.return_types.topk((values.narrow(axis, 0, k), indices.narrow(axis, 0, k)))
