@@ -35,6 +35,7 @@ from mlxport.graph.capture.left_out_caches import LeftOutCaches
 from mlxport.graph.capture.loops_over_chosen import loops_followed
 from mlxport.graph.capture.origin import whole_traces
 from mlxport.graph.capture.packed_sequences import PackedSequences
+from mlxport.graph.capture.quick_sizes import quick_sizes
 from mlxport.graph.capture.quick_tables import quick_tables
 from mlxport.graph.capture.replaced_calls import forward_replaced
 from mlxport.graph.capture.reshaped_inputs import CallsInPlace
@@ -73,7 +74,15 @@ def export(
         kwargs: Keyword example inputs.
         dynamic: ``dynamic_shapes`` as torch.export takes them, or None for the example's sizes.
     """
-    with _quiet(), torch.no_grad(), known_shapes(), keyword_members(), control_flow_captured(), whole_traces():
+    with (
+        _quiet(),
+        torch.no_grad(),
+        known_shapes(),
+        quick_sizes(),
+        keyword_members(),
+        control_flow_captured(),
+        whole_traces(),
+    ):
         with gradient_switches_left_out():
             program = loops_followed(
                 module, lambda: torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
@@ -83,7 +92,7 @@ def export(
 
 def decompose(program: ExportedProgram) -> ExportedProgram:
     """``program`` functionalised, with the ops that the table lacks taken apart as far as torch can."""
-    with _quiet(), known_shapes(), quick_tables(), keyword_members(), whole_traces():
+    with _quiet(), known_shapes(), quick_sizes(), quick_tables(), keyword_members(), whole_traces():
         table = torch.export.default_decompositions()
         program = program.run_decompositions(_table(table))
         while found := {target: rule for target, rule in _rules(program) if target not in table}:
