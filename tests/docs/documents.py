@@ -12,6 +12,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 HOME = "/home/you"  # the folder in which the sessions were run, as the pages write it
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# Said where there is any, which is another matter on each processor.
+_ROUNDING = re.compile(r", within \d\.\de-\d\d of the scale")
 # What differs from one machine to another: rounding, memory, free space, seconds.
 _UNSTABLE = re.compile(
     r"\d+(\.\d+)?e[+-]\d+|\d+\.\d{4,}|\d+(\.\d+)?%|about [\d.]+ [kMG]B|[\d.]+ [kMGT]B free|[\d.]+ tokens per second"
@@ -45,7 +47,8 @@ def stable(text: str, folder: Path | None = None) -> list[str]:
     """The lines that must be the same everywhere: figures of rounding as ``#``, widths of columns ignored."""
     if folder is not None:
         text = text.replace(str(folder), HOME)
-    lines = re.sub("[━─]+", "─", _UNSTABLE.sub("#", text)).splitlines()
+    text = _UNSTABLE.sub("#", _ROUNDING.sub("", text))
+    lines = re.sub("[━─]+", "─", text).splitlines()
     return [line for line in (" ".join(line.split()) for line in lines) if line]
 
 
