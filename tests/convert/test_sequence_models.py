@@ -8,13 +8,14 @@ import shutil
 import mlx.core as mx
 import pytest
 import torch
+import transformers
 from mlx.utils import tree_flatten
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import trim_prompt_cache
 from transformers import NllbTokenizer
 
 import mlxport
-from mlxport.errors import UsageError
+from mlxport.errors import UnsupportedError, UsageError
 from mlxport.graph.capture.examples import Example
 from mlxport.graph.write.execute_source import execute
 from mlxport.graph.write.port_weights import from_torch, port_weights
@@ -22,7 +23,7 @@ from mlxport.layouts.generated.generation_step import emit_step
 from mlxport.parity.sequence_steps import check_steps
 from mlxport.run.beam_search import search_beams
 from mlxport.run.sequence_rules import SequenceRules
-from sequence_models import CONFIGS, make_sequence_model, save_sequence_model, written
+from sequence_models import CONFIGS, T5, make_sequence_model, randomised, save_sequence_model, written
 
 SOURCES = [[5, 40, 31, 7, 300, 22, 90, 14, 15, 16, 200], [9, 8, 7, 3]]
 TOKENS = 16
@@ -228,3 +229,17 @@ def test_a_decoder_that_forgets_how_many_tokens_came_before_is_found(emitted):
     assert not check_steps(ported, example, "float32", None, None).failures
     failures = check_steps(wrong, example, "float32", None, None).failures
     assert any("generated token 2 after a prompt of 11 tokens differs" in failure for failure in failures)
+
+
+def test_an_encoder_that_counts_blocks_is_refused_by_the_lengths_that_it_was_captured_at():
+    sizes = {
+        **T5,
+        "num_layers": 1,
+        "local_radius": 4,
+        "global_block_size": 4,
+        "encoder_attention_type": "transient-global",
+    }
+    model = randomised(transformers.LongT5Config(vocab_size=40, decoder_start_token_id=2, **sizes))
+    with pytest.raises(UnsupportedError, match="that of a text of 6 to 7 tokens") as refused:
+        emit_step(model)
+    assert "--no-cache" in str(refused.value.hint)

@@ -17,6 +17,7 @@ from mlxport.errors import UnsupportedError
 from mlxport.graph.build import Port, build
 from mlxport.graph.capture.captured import Captured
 from mlxport.graph.capture.export import CaptureError, capture
+from mlxport.graph.capture.guards import size_rules
 from mlxport.graph.capture.hub_kernels import has_kernels, whole_kernels
 from mlxport.graph.capture.loops_over_chosen import loops_followed
 from mlxport.graph.lower.one_function import MissingOps
@@ -38,6 +39,10 @@ _BATCH, _PAST, _NEW, _SOURCE = 2, 9, 3, 7
 
 class _UnknownCache(NotCached):
     """What is remembered is not in a cache of layers: it may be found all the same."""
+
+
+class _FixedLength(NotCached):
+    """A program came out that is of one length: what kept another way of calling from one is beside the point."""
 
 
 def cache_parameter(forward: Any) -> str | None:
@@ -82,7 +87,8 @@ def _emitted(model: Any, parameter: str, model_type: str, fold_batchnorm: bool) 
             captured, cache = capture_step(model, parameter, True)
             return build(captured, model_type=model_type, batchnorm=fold_batchnorm, cache=cache)
         except (NotCached, CaptureError) as error:
-            problem = error if problem is None or isinstance(problem, _UnknownCache) else problem
+            tells_more = isinstance(error, _FixedLength) or isinstance(problem, _UnknownCache)
+            problem = error if problem is None or tells_more else problem
         except MissingOps as error:
             raise missing(error.missing) from None
     raise _not_cached(model, str(problem)) from problem
@@ -165,7 +171,28 @@ def _captured(
         step = as_step(model, call) if is_encoder_decoder(model) else nullcontext()
         with step, reset_model_state(model), _as_generated(model, parameter, positioned):
             inputs = {**_new_tokens(model, ids, generator), parameter: cache}
-            return capture(model, (), inputs, loops=False), cache
+            captured = capture(model, (), inputs, loops=False)
+    if is_encoder_decoder(model):
+        _check_lengths(captured, captured.inputs[0])
+    return captured, cache
+
+
+def _check_lengths(captured: Captured, source: Any) -> None:
+    """Raise NotCached where an encoder's program is one of a few lengths, of what counts blocks; say an upper limit."""
+    sizes = [size.node.expr for size in source.meta["val"].shape if isinstance(size, torch.SymInt)]
+    rules = size_rules(captured, [size for size in sizes if size.is_Symbol]) if len(sizes) == 2 else {}
+    for rule in rules.values():
+        if rule.high is None:
+            continue
+        if rule.low > 1:
+            raise _FixedLength(
+                f"its encoder's program is that of a text of {rule.low} to {rule.high} tokens, as the example's: "
+                "others are computed in another way"
+            )
+        captured.notes.append(
+            f"texts that are read have at most {rule.high} tokens (not checked): longer ones the original computes in "
+            "another way"
+        )
 
 
 def _new_tokens(model: Any, ids: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
