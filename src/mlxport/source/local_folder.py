@@ -15,7 +15,6 @@ from mlxport.source.declared_counts import check_counts
 from mlxport.source.file_state import state_of, states_of
 from mlxport.source.jsonfile import read_object
 from mlxport.source.leftover_quantization import names_quantization, without_leftover_quantization
-from mlxport.source.npz_file import read_npz_file
 from mlxport.source.open_clip_config import OPEN_CLIP, clip_config, config_name
 from mlxport.source.safe_files import inside, opened, read_exactly, refuse_placeholder, refuse_special_files
 from mlxport.source.safetensors_file import read_safetensors
@@ -156,6 +155,8 @@ def _reader(layout: WeightFiles) -> ReadFile:
     if layout.kind == "safetensors":
         return lambda path: (read_safetensors(path), [])
     if layout.kind == "npz":
+        from mlxport.source.npz_file import read_npz_file
+
         return lambda path: (read_npz_file(path), [])
     from mlxport.source.torch_file import read_torch_file
 
