@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mlxport.errors import ConfigError, SourceError, WeightsError
+from mlxport.errors import ConfigError, WeightsError
 from mlxport.source.file_state import states_of
 from mlxport.source.jsonfile import read_object
-from mlxport.source.local_folder import checked_side_file
+from mlxport.source.local_folder import checked_side_file, entries
 from mlxport.source.pipeline_files import (
     PIPELINE_FILE,
     SCHEDULER,
@@ -33,13 +32,10 @@ COMPONENTS = "components"
 
 def list_pipeline(root: Path) -> list[str]:
     """Files of a pipeline's folder and of the folders in it, by their paths there, sorted."""
-    try:
-        with os.scandir(root) as entries:
-            folders = [entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name)]
-        found = [f"{folder}/{name}" for folder in folders for name in os.listdir(root / folder)]
-        return sorted(name for name in (*os.listdir(root), *found) if name.isprintable() and (root / name).is_file())
-    except OSError as error:
-        raise SourceError(f"{root} cannot be read: {error.strerror}", hint="check its permissions") from error
+    names = entries(root)
+    folders = [name for name in names if not is_hidden(name) and (root / name).is_dir()]
+    found = [f"{folder}/{name}" for folder in folders for name in entries(root / folder)]
+    return sorted(name for name in (*names, *found) if name.isprintable() and (root / name).is_file())
 
 
 def open_pipeline(

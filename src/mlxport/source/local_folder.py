@@ -102,16 +102,21 @@ def ignored(name: str) -> str:
 
 def list_folder(root: Path) -> list[str]:
     """Names of the files in ``root`` and, where side files lie there, one level below; sorted."""
-    names = _entries(root)
+    names = entries(root)
     folders = [name for name in names if any(fnmatchcase(name, pattern) for pattern in SIDE_FOLDERS)]
-    names += [f"{folder}/{name}" for folder in folders if (root / folder).is_dir() for name in _entries(root / folder)]
+    names += [f"{folder}/{name}" for folder in folders if (root / folder).is_dir() for name in entries(root / folder)]
     return sorted(name for name in names if _counts(root, name))
 
 
-def _entries(folder: Path) -> list[str]:
+def entries(folder: Path) -> list[str]:
+    """Names of what is in a folder.
+
+    Raises:
+        SourceError: It cannot be read.
+    """
     try:
-        with os.scandir(folder) as entries:
-            return [entry.name for entry in entries]
+        with os.scandir(folder) as found:
+            return [entry.name for entry in found]
     except OSError as error:
         raise SourceError(f"{folder} cannot be read: {error.strerror}", hint="check its permissions") from error
 
@@ -135,7 +140,7 @@ def load_config(
     """
     present = set(present)
     if (name := config_name(present)) not in present:
-        raise explain_no_config(_entries(root), str(root))
+        raise explain_no_config(entries(root), str(root))
     if name == OPEN_CLIP:
         given = read_object(inside(root, name), ConfigError, unique=False)
         config, problems = clip_config(given, str(root / name)), list[str]()
